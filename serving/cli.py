@@ -1,0 +1,95 @@
+"""The `serving` command."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from pydantic import ValidationError
+from pydantic_core import PydanticUndefined
+from rich.console import Console
+
+from serving.server import CannotStart, serve
+from serving.settings import Settings, read
+
+app = typer.Typer(
+    help="Serve a folder of ONNX models.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """Serve a folder of ONNX models."""
+
+
+def _flags() -> list[inspect.Parameter]:
+    """Make a flag of each setting: same name, help and type, and no default, so that the environment shows through."""
+    flags = []
+    for name, kind in get_type_hints(Settings).items():
+        field = Settings.model_fields.get(name)
+        if field is None:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        default = "" if field.default in (PydanticUndefined, ()) else f" [default: {field.default}]"
+        option = typer.Option(
+            f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+            help=f"{field.description}{default} (SERVING_{name.upper()})",
+            show_default=False,
+        )
+        kind = kind if kind in (bool, int, float, Path) else str  # noqa: PLW2901
+        flags.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+            )
+        )
+    return flags
+
+
+def run(config: Path | None, **given: Any) -> None:
+    """Serve the models of a folder over HTTP until SIGTERM or Ctrl-C."""
+    try:
+        settings = read(config, **{k: v for k, v in given.items() if v is not None})
+    except (ValidationError, ValueError) as error:
+        raise typer.Exit(_complain(error)) from None
+    console = Console(stderr=True, highlight=False)
+    try:
+        code = serve(settings)
+    except CannotStart as error:
+        console.print(f"serving: {error}", style="red", soft_wrap=True)
+        raise typer.Exit(1) from None
+    raise typer.Exit(code)
+
+
+def _complain(error: Exception) -> int:
+    console = Console(stderr=True, highlight=False)
+    if isinstance(error, ValidationError):
+        for found in error.errors():
+            name = str(found["loc"][0]) if found["loc"] else ""
+            console.print(f"serving: {name}: {found['msg'].lower()}", soft_wrap=True)
+    else:
+        console.print(f"serving: {error}", soft_wrap=True)
+    return 2
+
+
+_config = inspect.Parameter(
+    "config",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        Path | None,
+        typer.Option("--config", help="TOML file with any of these settings.", show_default=False),
+    ],
+)
+run.__signature__ = inspect.Signature([_config, *_flags()])  # type: ignore[attr-defined]
+app.command("run")(run)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

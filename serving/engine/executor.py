@@ -1,0 +1,119 @@
+"""Runs batches on dedicated threads: whole batches in, whole results out, one hop each way.
+
+A hop for each request would cost more than a small model's prediction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from serving.engine.request import Outcome, Request
+from serving.errors import InferenceFailed, ServingError
+from serving.tensors import Tensors
+
+log = logging.getLogger("serving.executor")
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Requests that run together, and what became of each. Times are monotonic seconds."""
+
+    requests: list[Request]
+    rows: int
+    outcomes: list[Outcome] = field(default_factory=list)
+    started: float = 0.0
+    ended: float = 0.0
+
+
+class Executor:
+    """`instances` threads that run batches of one model and post each result back to `loop`."""
+
+    def __init__(
+        self,
+        run: Callable[[Tensors], Tensors],
+        *,
+        name: str,
+        batched: bool,
+        instances: int,
+        loop: asyncio.AbstractEventLoop,
+        done: Callable[[Batch], None],
+    ) -> None:
+        self._run = run
+        self._batched = batched
+        self._loop = loop
+        self._done = done
+        self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self.submit = self._queue.put
+        self._threads = [threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True) for i in range(instances)]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Let the threads end after what they have."""
+        for _ in self._threads:
+            self._queue.put(None)
+
+    def _work(self) -> None:
+        while (batch := self._queue.get()) is not None:
+            batch.started = time.monotonic()
+            try:
+                batch.outcomes = self._outcomes(batch.requests)
+            except Exception:  # whatever it is, every caller gets an answer and the thread lives on
+                log.exception("a batch failed outside the model")
+                batch.outcomes = [InferenceFailed("the model could not run") for _ in batch.requests]
+            batch.ended = time.monotonic()
+            try:
+                self._loop.call_soon_threadsafe(self._done, batch)
+            except RuntimeError:
+                return  # the loop has closed: nobody waits any more
+
+    def _outcomes(self, requests: list[Request]) -> list[Outcome]:
+        """Run them together; on failure halve until only the culprits fail."""
+        try:
+            if len(requests) == 1:
+                return [self._alone(requests[0])]
+            outputs = self._run(
+                tuple(np.concatenate(columns) for columns in zip(*(r.inputs for r in requests), strict=True))
+            )
+            return _split(outputs, requests)
+        except ServingError as error:
+            if len(requests) == 1:
+                return [error]
+            middle = len(requests) // 2
+            return self._outcomes(requests[:middle]) + self._outcomes(requests[middle:])
+
+    def _alone(self, request: Request) -> Tensors:
+        if self._batched or request.rows == 1:
+            outputs = self._run(request.inputs)
+            if self._batched:
+                _check_rows(outputs, request.rows)
+            return outputs
+        rows = [self._run(tuple(array[i : i + 1] for array in request.inputs)) for i in range(request.rows)]
+        return tuple(np.concatenate(columns) for columns in zip(*rows, strict=True))
+
+
+def _split(outputs: Tensors, requests: list[Request]) -> list[Outcome]:
+    """Give each request its own rows: views, no copy."""
+    _check_rows(outputs, sum(r.rows for r in requests))
+    outcomes: list[Outcome] = []
+    at = 0
+    for request in requests:
+        end = at + request.rows
+        outcomes.append(tuple([output[at:end] for output in outputs]))
+        at = end
+    return outcomes
+
+
+def _check_rows(outputs: Tensors, rows: int) -> None:
+    for output in outputs:
+        # Rows that can't be told apart must never be handed to somebody.
+        if output.ndim == 0 or output.shape[0] != rows:
+            raise InferenceFailed("the model answered another number of rows than it was given")

@@ -1,0 +1,69 @@
+"""One live version of a model: its session, its batcher, its signature."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.engine.batcher import Batcher, Observer
+from serving.engine.request import Request
+from serving.engine.session import OnnxSession
+from serving.engine.signature import Signature
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one model may take; rows, seconds and threads."""
+
+    max_batch_rows: int = 64
+    max_queued_rows: int = 4096
+    max_delay: float = 0.0
+    instances: int = 1
+    threads: int = 1
+
+
+class Model:
+    """A loaded, warm version. Made by `load`, which is slow and runs off the event loop."""
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        session: OnnxSession,
+        *,
+        sha256: str,
+        limits: Limits,
+        loop: asyncio.AbstractEventLoop,
+        observer: Observer,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.sha256 = sha256
+        self.signature: Signature = session.signature
+        self.session = session
+        batched = self.signature.batch == "dynamic"
+        self.batcher = Batcher(
+            session.run,
+            name=f"{name}-{version}",
+            batched=batched,
+            uniform=all(-1 not in spec.shape[1:] for spec in self.signature.inputs),
+            max_rows=limits.max_batch_rows,
+            max_queued_rows=limits.max_queued_rows,
+            max_delay=limits.max_delay,
+            instances=limits.instances,
+            loop=loop,
+            observer=observer,
+        )
+
+    def submit(self, request: Request) -> None:
+        """Queue a request for this version. Raises QueueFull, PayloadTooLarge or NotReady."""
+        self.batcher.submit(request)
+
+
+def load(path: Path, *, limits: Limits) -> tuple[OnnxSession, str]:
+    """Read, check and warm one ONNX file; return its session and the SHA-256 of its bytes. Raises ModelInvalid."""
+    session = OnnxSession(path, threads=limits.threads, warm_rows=(1, limits.max_batch_rows))
+    with path.open("rb") as file:
+        return session, hashlib.file_digest(file, "sha256").hexdigest()

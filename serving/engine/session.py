@@ -1,0 +1,190 @@
+"""The only owner of onnxruntime: one loaded ONNX file, its signature, and `run`.
+
+Sequence-of-map outputs (ZipMap, the default of scikit-learn exporters) come out as one [batch, classes] tensor, so
+that nothing after this file knows of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from pydantic import ValidationError
+
+from serving.engine.bare import ZIPMAPS, Port, Probe, describe
+from serving.engine.signature import METADATA_KEY, Signature
+from serving.errors import InferenceFailed, ModelInvalid
+from serving.tensors import DATATYPE_OF, NUMPY, ONNX, Array, Tensors
+
+log = logging.getLogger("serving.session")
+
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    ort_errors.EPFail,
+    RuntimeError,
+    ValueError,
+    TypeError,
+)
+ort.set_default_logger_severity(4)  # its messages go to stderr with source paths; errors reach us as exceptions
+
+
+class OnnxSession:
+    """One ONNX file, ready to run.
+
+    `run` takes arrays in the order of `signature.inputs` and gives arrays in the order of `signature.outputs`.
+    Raises ModelInvalid where the file is no ONNX, is truncated, or is not what its own signature says.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 1, warm_rows: tuple[int, ...] = (1, 2)) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # A spinning thread holds a core that another worker could use, for microseconds at most.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 4
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except ORT_ERRORS as error:
+            raise ModelInvalid(f"not a model that onnxruntime can load: {_plain(error, path)}") from error
+        self._input_names = [port.name for port in self._session.get_inputs()]
+        self._output_names = [port.name for port in self._session.get_outputs()]
+        self._zipped: dict[int, tuple[Any, ...]] = {}
+        self.threads = threads
+        self.signature = self._own_signature() or self._bare_signature()
+        self._check_ports()
+        self._positions = [self._output_names.index(output.name) for output in self.signature.outputs]
+        self._ordered = self._positions == list(range(len(self._output_names)))
+        self._warm(warm_rows)
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Run the graph once. Raises InferenceFailed; its text says nothing of paths or node internals."""
+        feeds = dict(zip(self._input_names, inputs, strict=True))
+        try:
+            raw: list[Any] = list(self._session.run(None, feeds))
+        except ORT_ERRORS as error:
+            log.warning("inference failed: %s", _first_line(error))
+            raise InferenceFailed(
+                "the model could not run on these inputs: a value or shape is one it refuses"
+            ) from error
+        if self._zipped:
+            for index, keys in self._zipped.items():
+                raw[index] = _unzip(raw[index], keys)
+        return tuple(raw) if self._ordered else tuple(raw[position] for position in self._positions)
+
+    def _own_signature(self) -> Signature | None:
+        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        if text is None:
+            return None
+        try:
+            signature = Signature.model_validate_json(text)
+        except ValidationError as error:
+            raise ModelInvalid(f"its signature can't be read: {error.errors()[0]['msg']}") from error
+        for index, port in enumerate(self._session.get_outputs()):
+            if port.type in ZIPMAPS:
+                self._zipped[index] = signature.classes or ()
+        return signature
+
+    def _bare_signature(self) -> Signature:
+        inputs = [Port(p.name, p.type, tuple(p.shape)) for p in self._session.get_inputs()]
+        outputs = [Port(p.name, p.type, tuple(p.shape)) for p in self._session.get_outputs()]
+        signature, self._zipped = describe(inputs, outputs, self._probe)
+        return signature
+
+    def _probe(self, inputs: Tensors) -> Probe:
+        """Run on made-up inputs; None where the graph refuses them, which says nothing against it."""
+        try:
+            return list(self._session.run(None, dict(zip(self._input_names, inputs, strict=True))))
+        except ORT_ERRORS:
+            return None
+
+    def _check_ports(self) -> None:
+        declared = {spec.name: spec.datatype for spec in self.signature.inputs}
+        actual = {port.name: ONNX.get(port.type) for port in self._session.get_inputs()}
+        if declared != actual:
+            raise ModelInvalid(f"its signature declares inputs {declared}, and its graph has {actual}")
+        self._input_names = [spec.name for spec in self.signature.inputs]
+        missing = [spec.name for spec in self.signature.outputs if spec.name not in self._output_names]
+        if missing:
+            raise ModelInvalid(f"its signature declares outputs that its graph lacks: {', '.join(missing)}")
+
+    def _warm(self, warm_rows: tuple[int, ...]) -> None:
+        """Run at each batch size: the first run allocates, and a client would wait for it."""
+        sizes = warm_rows if self.signature.batch == "dynamic" else (1,)
+        for rows in sizes:
+            try:
+                outputs = self.run(self.sample(rows))
+            except InferenceFailed as error:
+                if self.signature.example is None:
+                    return  # a bare graph may well refuse made-up inputs
+                raise ModelInvalid("it fails on its own example") from error
+            self._check_outputs(outputs, rows)
+
+    def _check_outputs(self, outputs: Tensors, rows: int) -> None:
+        for spec, array in zip(self.signature.outputs, outputs, strict=True):
+            actual = DATATYPE_OF.get(array.dtype)
+            if actual != spec.datatype:
+                raise ModelInvalid(f"output {spec.name} is {actual}, and its signature declares {spec.datatype}")
+            fits = len(spec.shape) == array.ndim and all(
+                d in (-1, a) for d, a in zip(spec.shape, array.shape, strict=True)
+            )
+            if not fits:
+                declared, got = list(spec.shape), list(array.shape)
+                raise ModelInvalid(f"output {spec.name} has shape {got}, and its signature declares {declared}")
+            if self.signature.batch == "dynamic" and (array.ndim == 0 or array.shape[0] != rows):
+                raise ModelInvalid(f"output {spec.name} has {list(array.shape)} for {rows} rows: not one a row")
+
+    def sample(self, rows: int) -> Tensors:
+        """Make `rows` rows of valid input: the signature's example, or zeros and empty strings."""
+        signature = self.signature
+        values = signature.example or {}
+        if signature.layout == "matrix":
+            spec = signature.inputs[0]
+            blank: Any = "" if spec.datatype == "BYTES" else 0
+            row = [values.get(f.name, blank) for f in signature.features]
+            row = [_missing(spec.datatype) if v is None else v for v in row]
+            return (np.array([row] * rows, dtype=NUMPY[spec.datatype]),)
+        return tuple(
+            _filled(spec.datatype, _concrete(spec.shape, rows), values.get(feature.name))
+            for spec, feature in zip(signature.inputs, signature.features, strict=True)
+        )
+
+
+def _concrete(shape: tuple[int, ...], rows: int) -> tuple[int, ...]:
+    return tuple((rows if i == 0 else 1) if dim == -1 else dim for i, dim in enumerate(shape))
+
+
+def _filled(datatype: str, shape: tuple[int, ...], value: Any) -> Array:
+    if value is None:
+        value = _missing(datatype)
+    array = np.array(value, dtype=NUMPY[datatype])
+    if array.ndim and array.size != 1:
+        return np.ascontiguousarray(np.broadcast_to(array, (shape[0], *array.shape)))
+    full: Array = np.full(shape, array.item() if array.ndim == 0 else array.ravel()[0], dtype=NUMPY[datatype])
+    return full
+
+
+def _missing(datatype: str) -> Any:
+    return {"BYTES": "", "FP16": np.nan, "FP32": np.nan, "FP64": np.nan}.get(datatype, 0)
+
+
+def _unzip(maps: list[dict[Any, float]], keys: tuple[Any, ...]) -> Array:
+    return np.array([[row[key] for key in keys] for row in maps], dtype=np.float32)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
+def _plain(error: Exception, path: Path) -> str:
+    """Keep what helps (the reason) and drop the folder that it names."""
+    return _first_line(error).replace(str(path), path.name)[:300]

@@ -1,0 +1,79 @@
+"""The one error tree: facts about a request or a model; each transport owns a table from these to its statuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+DETAILS_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """One bad place in a request: where (a JSON pointer, RFC 6901) and what to do about it."""
+
+    path: str
+    message: str
+    feature: str | None = None
+
+
+class ServingError(Exception):
+    """Base of everything this server says no with. The text is for the caller: never a path, pid or trace."""
+
+    def __init__(self, message: str, details: Iterable[Detail] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = tuple(details)
+
+
+class InvalidRequest(ServingError):
+    """The request is malformed, whatever the model."""
+
+
+class SignatureMismatch(ServingError):
+    """The request is well formed, and its rows break the model's signature."""
+
+
+class PayloadTooLarge(ServingError):
+    """The body is larger than the limit, before or after inflation."""
+
+
+class UnsupportedMediaType(ServingError):
+    """The body's type or encoding is not one that this server reads."""
+
+
+class ModelNotFound(ServingError):
+    """No such model, version or label."""
+
+
+class NotReady(ServingError):
+    """The model or the server is known and can't answer now."""
+
+
+class QueueFull(ServingError):
+    """The model's queue is full; `retry_after` says in how many whole seconds to come back."""
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(ServingError):
+    """The request's deadline passed before its turn came."""
+
+
+class InferenceFailed(ServingError):
+    """The model itself refused these inputs, though they fit its signature."""
+
+
+class ModelInvalid(ServingError):
+    """A model file can't be served: not ONNX, truncated, or not as its signature declares."""
+
+
+def listed(problem: str, details: list[Detail], *, total: int | None = None) -> SignatureMismatch:
+    """Make the error that reports every bad cell: the first 20 and the count of all."""
+    count = len(details) if total is None else total
+    shown = details[:DETAILS_SHOWN]
+    first = f"{shown[0].path}: {shown[0].message}" if shown else ""
+    more = f" (and {count - 1} more)" if count > 1 else ""
+    return SignatureMismatch(f"{problem}: {first}{more}", shown)

@@ -1,0 +1,121 @@
+"""Statuses, error bodies and headers: the one table from errors to HTTP."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import re
+import secrets
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from serving.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    InvalidRequest,
+    ModelNotFound,
+    NotReady,
+    PayloadTooLarge,
+    QueueFull,
+    ServingError,
+    SignatureMismatch,
+    UnsupportedMediaType,
+)
+from serving.http_api.strict_json import dumps
+
+Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
+HeaderList: TypeAlias = list[tuple[bytes, bytes]]
+
+STATUS: dict[type[ServingError], int] = {
+    InvalidRequest: 400,
+    ModelNotFound: 404,
+    PayloadTooLarge: 413,
+    UnsupportedMediaType: 415,
+    SignatureMismatch: 422,
+    InferenceFailed: 422,
+    QueueFull: 429,
+    NotReady: 503,
+    DeadlineExceeded: 504,
+}
+# The Open Inference Protocol knows no 422: a request that does not fit the model is a bad request.
+OPEN_INFERENCE = {SignatureMismatch: 400, InferenceFailed: 400}
+
+OUTCOMES = {404: "invalid", 429: "rejected", 503: "rejected", 504: "expired", 500: "failed"}
+
+GZIP_FROM = 16 * 1024
+"""Bytes from which an answer is compressed for those who accept it: below, the processor costs more than the wire."""
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_ids = itertools.count()
+_prefix = secrets.token_hex(8)
+
+
+def status_of(error: ServingError, protocol: str = "v1") -> int:
+    """Return the HTTP status for an error."""
+    kind = type(error)
+    if protocol == "v2" and kind in OPEN_INFERENCE:
+        return OPEN_INFERENCE[kind]
+    return STATUS.get(kind, 500)
+
+
+def outcome_of(error: ServingError) -> str:
+    """Return the `outcome` label of an error: who is to blame, in one word."""
+    if isinstance(error, InferenceFailed):
+        return "failed"
+    return OUTCOMES.get(STATUS.get(type(error), 500), "invalid")
+
+
+def reason_of(error: ServingError) -> str:
+    """Return the `reason` label of a prediction that was not run."""
+    return {QueueFull: "queue_full", NotReady: "not_ready", DeadlineExceeded: "deadline"}.get(type(error), "other")
+
+
+def error_body(error: ServingError) -> bytes:
+    """Write `{"error": ..., "details": [{"path", "message"}]}`; details only where there are some."""
+    body: dict[str, object] = {"error": error.message}
+    if error.details:
+        body["details"] = [{"path": d.path, "message": d.message} for d in error.details]
+    return dumps(body)
+
+
+def error_headers(error: ServingError) -> HeaderList:
+    """Return the headers that an error adds."""
+    if isinstance(error, QueueFull):
+        return [(b"retry-after", b"%d" % error.retry_after)]
+    return []
+
+
+def request_id(given: bytes | None) -> bytes:
+    """Return the caller's request id where it is fit to be echoed and logged, else a new one."""
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given
+    return b"%b-%x" % (_prefix_bytes, next(_ids))
+
+
+_prefix_bytes = _prefix.encode()
+
+
+def header(headers: Headers, name: bytes) -> bytes | None:
+    """Return the first value of a header, by its lower-case name."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+def accepts_gzip(accept_encoding: bytes | None) -> bool:
+    """Tell whether an Accept-Encoding allows gzip (RFC 9110, 12.5.3).
+
+    >>> accepts_gzip(b"br, gzip;q=0.5"), accepts_gzip(b"gzip;q=0"), accepts_gzip(None)
+    (True, False, False)
+    """
+    for item in (accept_encoding or b"").lower().split(b","):
+        coding, _, parameters = item.partition(b";")
+        if coding.strip() in (b"gzip", b"x-gzip", b"*"):
+            return parameters.replace(b" ", b"") not in (b"q=0", b"q=0.0", b"q=0.00", b"q=0.000")
+    return False
+
+
+def compressed(body: bytes) -> bytes:
+    """Compress an answer; the level that costs least, since the wire is rarely the limit."""
+    return gzip.compress(body, compresslevel=1, mtime=0)

@@ -1,0 +1,221 @@
+"""`/docs` and `/openapi.json`: each loaded model with its own features, and no asset from the internet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from pydantic import TypeAdapter
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from swagger_ui_bundle import swagger_ui_path
+
+from serving.engine.model import Model
+from serving.engine.rows import Rows
+from serving.fleet.fleet import Fleet, Served
+from serving.http_api.strict_json import dumps
+
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {"type": "string"},
+        "details": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "path": {"type": "string", "description": "JSON pointer to the bad place"},
+                    "message": {"type": "string"},
+                },
+            },
+        },
+    },
+}
+
+
+def add(app: FastAPI) -> None:
+    """Add the documentation routes and their assets to the application."""
+    app.mount("/docs/assets", StaticFiles(directory=swagger_ui_path), name="docs-assets")
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi(request: Request) -> Response:
+        return Response(dumps(document(app)), media_type="application/json")
+
+    @app.get("/docs", include_in_schema=False)
+    async def page() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title="serving",
+            swagger_js_url="docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="docs/assets/swagger-ui.css",
+            swagger_favicon_url="docs/assets/favicon-32x32.png",
+            swagger_ui_parameters={"tryItOutEnabled": True, "defaultModelsExpandDepth": -1},
+        )
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """Make the OpenAPI document of the routes and of every live model."""
+    made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    made.setdefault("components", {}).setdefault("schemas", {})["Error"] = _ERROR
+    fleet: Fleet = app.state.fleet
+    paths: dict[str, Any] = {}
+    for served in fleet.models.values():
+        for path, operation in _operations(served):
+            paths[path] = {"post": operation}
+    made["paths"] = {**paths, **made["paths"]}
+    return made
+
+
+def _operations(served: Served) -> list[tuple[str, dict[str, Any]]]:
+    name, default = served.name, served.default
+    operations = [
+        (f"/v1/models/{name}:predict", _v1(default, f"Predict with {name}")),
+        (f"/v2/models/{name}/infer", _v2(default, f"Infer with {name} (tensors)")),
+    ]
+    for version, model in served.versions.items():
+        if len(served.versions) > 1:
+            path = f"/v1/models/{name}/versions/{version}:predict"
+            operations.append((path, _v1(model, f"Predict with version {version}")))
+            path = f"/v2/models/{name}/versions/{version}/infer"
+            operations.append((path, _v2(model, f"Infer with version {version} (tensors)")))
+    return operations
+
+
+def _operation(model: Model, summary: str, request: Any, example: Any, answer: Any) -> dict[str, Any]:
+    def content(schema: Any, **more: Any) -> dict[str, Any]:
+        return {"application/json": {"schema": schema, **more}}
+
+    def failure(text: str) -> dict[str, Any]:
+        return {"description": text, "content": content({"$ref": "#/components/schemas/Error"})}
+
+    return {
+        "tags": [model.name],
+        "summary": summary,
+        "description": model.signature.description,
+        "requestBody": {"required": True, "content": content(request, example=example)},
+        "responses": {
+            "200": {"description": "The answer, in row order", "content": content(answer)},
+            "400": failure("Malformed"),
+            "404": failure("No such model, version or label"),
+            "413": failure("Body over the limit"),
+            "415": failure("Unknown Content-Encoding"),
+            "422": failure("Rows break the signature; every bad cell is listed"),
+            "429": failure("Queue full; see Retry-After"),
+            "503": failure("Known, and not ready"),
+            "504": failure("Deadline passed"),
+        },
+    }
+
+
+def _v1(model: Model, summary: str) -> dict[str, Any]:
+    rows = Rows(model.signature, model.name)
+    named = _schema(rows.named)
+    forms = [named, {"type": "array", "description": "values in feature order", "items": {}}]
+    if rows.single is not None:
+        forms[1] = _schema(rows.single)
+    request = {
+        "type": "object",
+        "properties": {
+            "instances": {"type": "array", "minItems": 1, "items": {"anyOf": forms}},
+            "inputs": {
+                "description": "columns by feature name, instead of instances",
+                **_schema(rows.columns),
+            },
+        },
+        "additionalProperties": False,
+    }
+    answer = {
+        "type": "object",
+        "required": ["predictions"],
+        "properties": {
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "predictions": {"type": "array", "items": _prediction(model)},
+        },
+    }
+    return _operation(model, summary, request, {"instances": [example_row(model)]}, answer)
+
+
+def _prediction(model: Model) -> dict[str, Any]:
+    signature = model.signature
+    if signature.classes:
+        number = {"type": ["number", "null"]}
+        return {
+            "type": "object",
+            "properties": {
+                "label": {"enum": list(signature.classes)},
+                "probabilities": {
+                    "type": "object",
+                    "properties": {str(c): number for c in signature.classes},
+                },
+            },
+        }
+    return {"description": f"outputs: {', '.join(o.name for o in signature.outputs)}"}
+
+
+def _v2(model: Model, summary: str) -> dict[str, Any]:
+    signature = model.signature
+    sample = model.session.sample(1)
+    tensors = [
+        {
+            "name": spec.name,
+            "datatype": spec.datatype,
+            "shape": list(array.shape),
+            "data": array.ravel().tolist(),
+        }
+        for spec, array in zip(signature.inputs, sample, strict=True)
+    ]
+    tensor = {
+        "type": "object",
+        "required": ["name", "datatype", "shape", "data"],
+        "properties": {
+            "name": {"enum": [spec.name for spec in signature.inputs]},
+            "datatype": {"enum": sorted({spec.datatype for spec in signature.inputs})},
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
+            "data": {"type": "array", "items": {}},
+        },
+    }
+    request = {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {"id": {"type": "string"}, "inputs": {"type": "array", "items": tensor}},
+    }
+    answer = {
+        "type": "object",
+        "required": ["model_name", "outputs"],
+        "properties": {
+            "id": {"type": "string"},
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "outputs": {"type": "array", "items": {"type": "object"}},
+        },
+    }
+    return _operation(model, summary, request, {"inputs": tensors}, answer)
+
+
+def example_row(model: Model) -> dict[str, Any]:
+    """Return a row that the model accepts: the signature's own, or one of zeros and empty strings."""
+    signature = model.signature
+    if signature.example is not None:
+        return signature.example
+    sample = model.session.sample(1)
+    if signature.layout == "matrix":
+        return dict(zip((f.name for f in signature.features), sample[0][0].tolist(), strict=True))
+    row = {}
+    for feature, array in zip(signature.features, sample, strict=True):
+        value = array if signature.batch == "none" else array[0]
+        row[feature.name] = (
+            value.tolist()
+            if feature.shape
+            else value.reshape(-1)[0].item()
+            if value.dtype != object
+            else value.reshape(-1)[0]
+        )
+    return row
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    return TypeAdapter(kind).json_schema(ref_template="#/components/schemas/{model}")

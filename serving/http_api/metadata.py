@@ -1,0 +1,154 @@
+"""What can be asked about the server and its models: lists, metadata, health, metrics."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as package_version
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from serving.engine.model import Model
+from serving.errors import NotReady
+from serving.fleet.fleet import Fleet
+from serving.http_api import open_inference
+from serving.http_api.strict_json import dumps
+from serving.metrics import Metrics
+
+router = APIRouter()
+metrics_router = APIRouter()
+
+
+def live_fleet(request: Request) -> Fleet:
+    """Give the fleet of the application that got the request."""
+    fleet: Fleet = request.app.state.fleet
+    return fleet
+
+
+LiveFleet = Annotated[Fleet, Depends(live_fleet)]
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(dumps(value), status, media_type="application/json")
+
+
+@router.get("/v1/models", tags=["models"], summary="Every model and version, and what is not served and why")
+async def models(fleet: LiveFleet) -> Response:
+    """List the models by name, as KServe V1 does, with versions, labels and the problems of the folder."""
+    return _json(
+        {
+            "models": sorted(fleet.models),
+            "details": [
+                {
+                    "name": served.name,
+                    "default_version": served.default.version,
+                    "versions": list(served.versions),
+                    "labels": {label: model.version for label, model in served.labels.items()},
+                }
+                for served in fleet.models.values()
+            ],
+            "problems": [{"name": p.name, "version": p.version, "reason": p.reason} for p in fleet.problems],
+        }
+    )
+
+
+@router.get("/v1/models/{model}", tags=["models"], summary="One model: versions, state, features")
+async def model(model: str, fleet: LiveFleet) -> Response:
+    """Answer as KServe V1 (`name`, `ready`) and TF Serving (`model_version_status`) do, and with the signature."""
+    live = fleet.get(model)
+    versions = fleet.models[model].versions.values()
+    return _json(_described(live, [_status(version) for version in versions]))
+
+
+@router.get("/v1/models/{model}/versions/{version}", tags=["models"], summary="One version of a model")
+async def model_version(model: str, version: str, fleet: LiveFleet) -> Response:
+    """Answer for one version as for the model."""
+    live = fleet.get(model, version)
+    return _json(_described(live, [_status(live)]))
+
+
+def _status(model: Model) -> dict[str, Any]:
+    return {
+        "version": model.version,
+        "state": "AVAILABLE",
+        "status": {"error_code": "OK", "error_message": ""},
+    }
+
+
+def _described(model: Model, statuses: list[dict[str, Any]]) -> dict[str, Any]:
+    signature = model.signature
+    return {
+        "name": model.name,
+        "ready": True,
+        "version": model.version,
+        "sha256": model.sha256,
+        "model_version_status": statuses,
+        "task": signature.task,
+        "description": signature.description,
+        "features": [feature.model_dump(exclude={"histogram"}, exclude_none=True) for feature in signature.features],
+        "classes": signature.classes,
+        "metrics": signature.metrics,
+        "parity": signature.parity.model_dump() if signature.parity else None,
+        "example": signature.example,
+    }
+
+
+@router.get("/v2", tags=["open inference protocol"], summary="The server's name, version and extensions")
+async def server_metadata() -> Response:
+    """Describe the server (Open Inference Protocol)."""
+    return _json({"name": "serving", "version": package_version("serving"), "extensions": []})
+
+
+@router.get("/v2/health/live", tags=["open inference protocol"], summary="The process answers")
+async def live() -> Response:
+    """Answer 200 as long as the event loop turns."""
+    return _json({"live": True})
+
+
+@router.get("/v2/health/ready", tags=["open inference protocol"], summary="This worker should get requests")
+async def ready(fleet: LiveFleet) -> Response:
+    """Answer 200 once models are loaded and until draining; what could not be loaded is listed."""
+    problems = [f"{p.name} {p.version}".strip() for p in fleet.problems]
+    return _json({"ready": fleet.ready, "not_served": problems}, 200 if fleet.ready else 503)
+
+
+@router.get("/v2/models/{model}", tags=["open inference protocol"], summary="A model's tensors")
+async def model_metadata(model: str, fleet: LiveFleet) -> Response:
+    """Describe inputs and outputs (Open Inference Protocol)."""
+    live = fleet.get(model)
+    return _json(open_inference.metadata(model, list(fleet.models[model].versions), live))
+
+
+@router.get("/v2/models/{model}/versions/{version}", tags=["open inference protocol"], summary="A version's tensors")
+async def model_version_metadata(model: str, version: str, fleet: LiveFleet) -> Response:
+    """Describe one version's inputs and outputs."""
+    return _json(open_inference.metadata(model, [version], fleet.get(model, version)))
+
+
+@router.get("/v2/models/{model}/ready", tags=["open inference protocol"], summary="A model can answer")
+async def model_ready(model: str, fleet: LiveFleet) -> Response:
+    """Answer 200 where the model can predict, 503 with the reason where it can't, 404 where there is none."""
+    return _ready(fleet, fleet.get(model))
+
+
+@router.get(
+    "/v2/models/{model}/versions/{version}/ready",
+    tags=["open inference protocol"],
+    summary="A version can answer",
+)
+async def model_version_ready(model: str, version: str, fleet: LiveFleet) -> Response:
+    """Answer for one version as for the model."""
+    return _ready(fleet, fleet.get(model, version))
+
+
+def _ready(fleet: Fleet, model: Model) -> Response:
+    if fleet.draining:
+        raise NotReady("the server is draining")
+    return _json({"name": model.name, "version": model.version, "ready": True})
+
+
+@metrics_router.get("/metrics", tags=["operations"], summary="Prometheus metrics, summed over all workers")
+async def metrics(request: Request) -> Response:
+    """Expose the metrics in Prometheus's text format."""
+    registry: Metrics = request.app.state.metrics
+    body, content_type = registry.render()
+    return Response(body, headers={"content-type": content_type})

@@ -1,0 +1,90 @@
+"""JSON as RFC 8259 has it, and no more: no NaN, no duplicate keys, no numbers beyond a double."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import orjson
+
+from serving.errors import InvalidRequest
+
+
+def loads(body: bytes | bytearray | memoryview) -> Any:
+    """Parse, refusing what two parsers could read in two ways.
+
+    Raises InvalidRequest with the place of the fault.
+    """
+    if not body:
+        raise InvalidRequest('the body is empty: send a JSON object, for instance {"instances": [...]}')
+    try:
+        return json.loads(
+            bytes(body).decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_whole,
+        )
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the body is not UTF-8: byte {error.start} can't be decoded") from None
+    except json.JSONDecodeError as error:
+        raise InvalidRequest(
+            f"the body is not JSON: {error.msg.lower()} at line {error.lineno}, column {error.colno}"
+        ) from None
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
+
+
+def dumps(value: Any) -> bytes:
+    """Write JSON; numpy arrays are written as they are, and non-finite numbers as null."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def pointer(*parts: str | int) -> str:
+    """Write a JSON pointer (RFC 6901).
+
+    >>> pointer("instances", 3, "a/b")
+    '/instances/3/a~1b'
+    """
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+def kind(value: Any) -> str:
+    """Name a JSON value's type as a person would.
+
+    >>> kind([1]), kind(None), kind(True), kind(1.5)
+    ('an array', 'null', 'a boolean', 'a number')
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    names: dict[type, str] = {str: "a string", list: "an array", dict: "an object"}
+    return names.get(type(value), "a number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise InvalidRequest(f"the key {twice[:64]!r} stands twice in one object: send it once")
+    return made
+
+
+def _no_constant(token: str) -> Any:
+    raise InvalidRequest(f"{token} is not JSON: send null for a missing value, or a finite number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise InvalidRequest(f"the number {text[:32]} is too large for a double")
+    return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > 400:
+        raise InvalidRequest("a number has over 400 digits")
+    return int(text)

@@ -1,0 +1,340 @@
+"""What the server counts, summed over its workers; the sole owner of prometheus_client.
+
+Observing several histograms for each request would cost more than a small prediction, so a worker gathers in plain
+lists and ints and folds them in on a tick. After each fold it leaves a snapshot in the shared folder, named by its
+slot (never by pid, so the files stay bounded), and a scrape on any worker adds up all snapshots: the others' lag by a
+tick at most. A slot's next worker goes on from the counters of the one before, so that none goes back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import orjson
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+log = logging.getLogger("serving.metrics")
+
+SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+MOST_SERIES = 512
+"""Models, and routes, that get series of their own; further ones share the label value `other`."""
+
+_MODEL = ("model", "version")
+_COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "serving_predictions": ("Predictions by how they ended.", (*_MODEL, "protocol", "outcome")),
+    "serving_rows": ("Rows predicted.", _MODEL),
+    "serving_rejected": ("Predictions that were not run, by reason.", (*_MODEL, "reason")),
+    "serving_invalid_features": ("Bad cells by feature.", (*_MODEL, "feature")),
+    "serving_http_requests": ("HTTP requests by status class.", ("route", "method", "status")),
+}
+_HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
+    "serving_batch_rows": ("Rows that ran together.", _MODEL, ROWS),
+    "serving_queue_seconds": ("Seconds from accepted to running, each request.", _MODEL, SECONDS),
+    "serving_inference_seconds": ("Seconds in the model, each batch.", _MODEL, SECONDS),
+    "serving_prediction_seconds": ("Seconds from body to answer, each prediction.", _MODEL, SECONDS),
+    "serving_http_request_seconds": ("Seconds from request to answer.", ("route", "method"), SECONDS),
+}
+_GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "serving_queued_rows": ("Rows that wait, over all workers.", _MODEL),
+    "serving_http_in_flight": ("HTTP requests in progress, over all workers.", ()),
+    "serving_model_ready": ("1 where every worker serves the version.", _MODEL),
+    "serving_model_info": ("1; the labels describe the version.", (*_MODEL, "task", "sha256")),
+    "serving_worker_start_time_seconds": ("Unix time at which the worker in a slot started.", ("worker",)),
+    "serving_worker_resident_bytes": ("Resident memory of the worker in a slot.", ("worker",)),
+}
+_LEAST = frozenset({"serving_model_ready", "serving_model_info"})
+
+Labels: TypeAlias = tuple[str, ...]
+Key: TypeAlias = tuple[str, Labels]
+
+
+class _Store:
+    """Counters, histograms and gauges of one worker, as they go into its snapshot."""
+
+    def __init__(self) -> None:
+        self.counters: dict[Key, float] = defaultdict(float)
+        self.histograms: dict[Key, list[float]] = {}
+        """For each: a count a bucket, one beyond the last, and the sum."""
+        self.gauges: dict[Key, float] = {}
+
+    def observe(self, name: str, labels: Labels, values: list[float]) -> None:
+        bounds = _HISTOGRAMS[name][2]
+        cells = self.histograms.get((name, labels))
+        if cells is None:
+            cells = self.histograms[name, labels] = [0.0] * (len(bounds) + 2)
+        if values:
+            places = np.searchsorted(bounds, values)
+            for index, number in enumerate(np.bincount(places, minlength=len(bounds) + 1).tolist()):
+                cells[index] += number
+            cells[-1] += math.fsum(values)
+
+    def dump(self) -> bytes:
+        def rows(table: dict[Key, Any]) -> list[Any]:
+            return [[name, labels, value] for (name, labels), value in table.items()]
+
+        return orjson.dumps([rows(self.counters), rows(self.histograms), rows(self.gauges)])
+
+    def add(self, text: bytes, *, gauges: bool) -> None:
+        """Add a snapshot. Raises ValueError, and adds nothing, where it is not one."""
+        try:
+            counters, histograms, found = orjson.loads(text)
+            counted = [((str(n), tuple(map(str, ls))), float(v)) for n, ls, v in counters]
+            observed = [((str(n), tuple(map(str, ls))), [float(c) for c in v]) for n, ls, v in histograms]
+            measured = [((str(n), tuple(map(str, ls))), float(v)) for n, ls, v in found]
+        except (TypeError, ValueError) as error:
+            raise ValueError("not a snapshot") from error
+        for key, value in counted:
+            if key[0] in _COUNTERS:
+                self.counters[key] += value
+        for key, cells in observed:
+            if key[0] in _HISTOGRAMS and len(cells) == len(_HISTOGRAMS[key[0]][2]) + 2:
+                mine = self.histograms.setdefault(key, [0.0] * len(cells))
+                for index, cell in enumerate(cells):
+                    mine[index] += cell
+        for key, value in measured if gauges else ():
+            if key[0] in _LEAST:
+                self.gauges[key] = min(value, self.gauges.get(key, value))
+            elif key[0] in _GAUGES:
+                self.gauges[key] = self.gauges.get(key, 0.0) + value
+
+
+class ModelMetrics:
+    """What is counted of one version. The methods only append; `fold` does the rest."""
+
+    def __init__(self, labels: Labels) -> None:
+        self.labels = labels
+        self._outcomes: dict[tuple[str, str], int] = defaultdict(int)
+        self._rows = 0
+        self._seconds: list[float] = []
+        self._batch_rows: list[float] = []
+        self._queue: list[float] = []
+        self._inference: list[float] = []
+        self._rejected: dict[str, int] = defaultdict(int)
+        self._invalid: dict[str, int] = defaultdict(int)
+        self._queued = 0
+        self._ready = False
+        self._info: Labels | None = None
+
+    def predicted(self, protocol: str, outcome: str, rows: int, seconds: float) -> None:
+        """Count a prediction that ended: rows answered, seconds from body to answer."""
+        self._outcomes[protocol, outcome] += 1
+        self._rows += rows
+        self._seconds.append(seconds)
+
+    def ran(self, rows: int, queue_seconds: list[float], inference_seconds: float) -> None:
+        """Count a batch that ran, and how long each of its requests had waited."""
+        self._batch_rows.append(rows)
+        self._queue += queue_seconds
+        self._inference.append(inference_seconds)
+
+    def rejected(self, reason: str) -> None:
+        """Count a prediction that was not run."""
+        self._rejected[reason] += 1
+
+    def invalid(self, feature: str) -> None:
+        """Count a bad cell of a feature that the signature has."""
+        self._invalid[feature] += 1
+
+    def queued(self, rows: int) -> None:
+        """Say how many rows wait now."""
+        self._queued = rows
+
+    def ready(self, is_ready: bool) -> None:
+        """Say whether this worker serves the version."""
+        self._ready = is_ready
+
+    def info(self, *, task: str, sha256: str) -> None:
+        """Describe the version."""
+        self._info = (task, sha256)
+
+    def fold(self, store: _Store) -> None:
+        """Move what was gathered into the store."""
+        labels = self.labels
+        for (protocol, outcome), number in self._outcomes.items():
+            store.counters["serving_predictions", (*labels, protocol, outcome)] += number
+        self._outcomes.clear()
+        store.counters["serving_rows", labels] += self._rows
+        self._rows = 0
+        for name, table in (
+            ("serving_rejected", self._rejected),
+            ("serving_invalid_features", self._invalid),
+        ):
+            for value, number in table.items():
+                store.counters[name, (*labels, value)] += number
+            table.clear()
+        for name, values in (
+            ("serving_prediction_seconds", self._seconds),
+            ("serving_batch_rows", self._batch_rows),
+            ("serving_queue_seconds", self._queue),
+            ("serving_inference_seconds", self._inference),
+        ):
+            store.observe(name, labels, values)
+            values.clear()
+        store.gauges["serving_queued_rows", labels] = self._queued
+        store.gauges["serving_model_ready", labels] = float(self._ready)
+        if self._info is not None:
+            store.gauges["serving_model_info", (*labels, *self._info)] = 1.0
+
+
+class RouteMetrics:
+    """What is counted of one route and method."""
+
+    def __init__(self, labels: Labels) -> None:
+        self.labels = labels
+        self._statuses = [0] * 6
+        self._seconds: list[float] = []
+
+    def finished(self, status: int, seconds: float) -> None:
+        """Count its answer; a client that left before it counts as 499."""
+        self._statuses[status // 100] += 1
+        self._seconds.append(seconds)
+
+    def fold(self, store: _Store) -> None:
+        """Move what was gathered into the store."""
+        for index, number in enumerate(self._statuses):
+            if number:
+                store.counters["serving_http_requests", (*self.labels, f"{index}xx")] += number
+                self._statuses[index] = 0
+        store.observe("serving_http_request_seconds", self.labels, self._seconds)
+        self._seconds.clear()
+
+
+class Metrics:
+    """All counters of one worker, and the view over all workers that share `directory`.
+
+    directory: where the workers' snapshots lie; None keeps to this process. slot: this worker's number. All methods
+    are called on one thread, the event loop's.
+    """
+
+    def __init__(self, *, directory: Path | None = None, slot: int = 0) -> None:
+        self._directory = directory
+        self._slot = slot
+        self._store = _Store()
+        self.in_flight = 0
+        """HTTP requests in progress; the doors add and take away."""
+        self._models: dict[Labels, ModelMetrics] = {}
+        self._routes: dict[Labels, RouteMetrics] = {}
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        self._store.gauges["serving_worker_start_time_seconds", (str(slot),)] = time.time()
+        if directory is not None:
+            with contextlib.suppress(OSError):
+                self._add(self._store, self._file(), gauges=False)
+
+    def _file(self) -> Path:
+        assert self._directory is not None  # noqa: S101  asked for only with a folder
+        return self._directory / f"worker-{self._slot}.json"
+
+    def model(self, name: str, version: str) -> ModelMetrics:
+        """Return the counters of one version."""
+        labels = (name, version)
+        if labels not in self._models and len(self._models) >= MOST_SERIES:
+            labels = ("other", "")
+        return self._models.setdefault(labels, ModelMetrics(labels))
+
+    def route(self, template: str, method: str) -> RouteMetrics:
+        """Return the counters of one route template and method."""
+        labels = (template, method)
+        if labels not in self._routes and len(self._routes) >= MOST_SERIES:
+            labels = ("other", "other")
+        return self._routes.setdefault(labels, RouteMetrics(labels))
+
+    def fold(self) -> None:
+        """Fold what was gathered since the last time, and leave a snapshot for the other workers."""
+        for model in self._models.values():
+            model.fold(self._store)
+        for route in self._routes.values():
+            route.fold(self._store)
+        self._store.gauges["serving_http_in_flight", ()] = self.in_flight
+        self._store.gauges["serving_worker_resident_bytes", (str(self._slot),)] = _resident_bytes()
+        if self._directory is None:
+            return
+        file = self._file()
+        fresh = file.with_suffix(".new")
+        try:
+            fresh.write_bytes(self._store.dump())
+            fresh.replace(file)  # a reader sees the old snapshot or the new one, never half of one
+        except OSError as error:
+            log.error("metrics of this worker are not shared: %s", error.strerror)
+
+    def render(self) -> tuple[bytes, str]:
+        """Return the exposition of all workers together, and its content type."""
+        self.fold()
+        return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield metric families (prometheus_client's collector interface)."""
+        whole = _Store()
+        whole.add(self._store.dump(), gauges=True)
+        if self._directory is not None:
+            mine = self._file()
+            for file in sorted(self._directory.glob("worker-*.json")):
+                if file != mine:
+                    self._add(whole, file, gauges=True)
+        yield from _families(whole)
+
+    def _add(self, store: _Store, file: Path, *, gauges: bool) -> None:
+        try:
+            store.add(file.read_bytes(), gauges=gauges)
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError):
+            log.error("%s can't be read and is left out", file.name)
+
+
+def forget_gauges(directory: Path, slot: int) -> None:
+    """Drop the gauges of a worker that died: its queue and its requests went with it. For the parent process."""
+    file = directory / f"worker-{slot}.json"
+    store = _Store()
+    with contextlib.suppress(OSError, ValueError):
+        store.add(file.read_bytes(), gauges=False)
+        fresh = file.with_suffix(".dead")
+        fresh.write_bytes(store.dump())
+        fresh.replace(file)
+
+
+def _families(store: _Store) -> Iterator[Metric]:
+    for name, (text, label_names) in _COUNTERS.items():
+        counter = CounterMetricFamily(name, text, labels=label_names)
+        for (key, labels), value in store.counters.items():
+            if key == name:
+                counter.add_metric(labels, value)
+        yield counter
+    for name, (text, label_names, bounds) in _HISTOGRAMS.items():
+        histogram = HistogramMetricFamily(name, text, labels=label_names)
+        for (key, labels), cells in store.histograms.items():
+            if key == name:
+                histogram.add_metric(labels, list(_cumulative(bounds, cells)), cells[-1])
+        yield histogram
+    for name, (text, label_names) in _GAUGES.items():
+        gauge = GaugeMetricFamily(name, text, labels=label_names)
+        for (key, labels), value in store.gauges.items():
+            if key == name:
+                gauge.add_metric(labels, value)
+        yield gauge
+
+
+def _cumulative(bounds: tuple[float, ...], cells: list[float]) -> Iterator[tuple[str, float]]:
+    total = 0.0
+    for bound, cell in zip(bounds, cells, strict=False):
+        total += cell
+        yield f"{bound:g}", total
+    yield "+Inf", total + cells[len(bounds)]
+
+
+def _resident_bytes() -> float:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return float(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0.0

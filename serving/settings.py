@@ -1,0 +1,78 @@
+"""Every option, once: its name, default, help, environment variable (`SERVING_*`) and flag come from one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+
+class Settings(BaseSettings):
+    """What one server is told. Flags win over `SERVING_*`, which win over the TOML file given by `--config`."""
+
+    model_config = SettingsConfigDict(frozen=True, env_prefix="SERVING_", use_attribute_docstrings=True, extra="forbid")
+
+    models: Path = Path("models")
+    """Folder of models: <name>/<version>/model.onnx."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all."""
+    port: int = Field(8080, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    workers: int = Field(1, ge=1, le=256)
+    """Server processes; cores are shared out between them."""
+    strict: bool = False
+    """Refuse to start if any model can't be loaded."""
+    max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
+    """Largest request body, before and after inflation, in bytes."""
+    max_batch_rows: int = Field(64, ge=1)
+    """Rows that run together; a larger request runs alone."""
+    max_queued_rows: int = Field(4096, ge=1)
+    """Rows that may wait for one model; beyond it the answer is 429."""
+    max_delay_ms: float = Field(0.0, ge=0, le=1000)
+    """Milliseconds that an idle model waits for company; 0 never waits."""
+    instances: int = Field(1, ge=1, le=64)
+    """Threads that run one model at the same time."""
+    deadline_s: float = Field(30.0, gt=0)
+    """Seconds after which a request that still waits is answered 504."""
+    drain_s: float = Field(30.0, gt=0)
+    """Seconds that accepted requests get to finish after SIGTERM."""
+    keep_alive_s: float = Field(75.0, gt=0)
+    """Seconds that an idle connection is kept open."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call this server from a browser, as a JSON list."""
+    lane: bool = True
+    """Answer plain predictions on the short path; off sends every request through ASGI."""
+    metrics: bool = True
+    """Count and time, and answer GET /metrics."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe message to log."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the TOML file (`_toml_file` in the configuration) below the environment."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def read(config: Path | None, **given: Any) -> Settings:
+    """Make settings from flags, environment and an optional TOML file. Raises pydantic.ValidationError."""
+    if config is None:
+        return Settings(**given)
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(toml_file=config)
+
+    return Settings(**FromFile(**given).model_dump())

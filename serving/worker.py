@@ -1,0 +1,105 @@
+"""One worker process: builds the application and serves it from the socket that it shares with the others."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from serving.settings import Settings
+
+if TYPE_CHECKING:  # the parent imports this module, and must not load onnxruntime
+    from serving.fleet.fleet import Fleet
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
+REFUSED = 3
+"""Exit status of a worker that must not be replaced: it was told to be strict, and a model is bad."""
+
+
+def cores() -> int:
+    """Return how many cores this process may use: affinity and cgroup quota, at least 1."""
+    allowed = len(os.sched_getaffinity(0))
+    for file, read in (
+        ("/sys/fs/cgroup/cpu.max", _quota_v2),
+        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", _quota_v1),
+    ):
+        try:
+            quota = read(Path(file))
+        except (OSError, ValueError):
+            continue
+        if quota is not None:
+            allowed = min(allowed, max(1, math.floor(quota)))
+    return max(1, allowed)
+
+
+def _quota_v2(path: Path) -> float | None:
+    quota, period = path.read_text().split()[:2]
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _quota_v1(path: Path) -> float | None:
+    quota = int(path.read_text())
+    return None if quota <= 0 else quota / int(path.with_name("cpu.cfs_period_us").read_text())
+
+
+def work(settings: Settings, sock: socket.socket, slot: int, metrics_dir: Path, parent: int) -> None:
+    """Be one worker: build the application and serve it from the shared socket."""
+    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    logging.getLogger("uvicorn").setLevel("WARNING")
+    # uvicorn raises the signal once more when it has drained: by then it means nothing.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir)
+
+    # Imported here, so that the parent, which only watches, stays small.
+    from serving.http_api.app import create_app  # noqa: PLC0415
+    from serving.http_api.listener import Listener  # noqa: PLC0415
+    from serving.metrics import Metrics  # noqa: PLC0415
+
+    metrics = Metrics(directory=metrics_dir, slot=slot) if settings.metrics else None
+    app = create_app(settings, metrics=metrics, threads=max(1, cores() // settings.workers))
+    host, port = sock.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    listener = Listener(
+        app,
+        lane=settings.lane,
+        drain_s=settings.drain_s,
+        keep_alive_s=settings.keep_alive_s,
+        parent=parent,
+        announce=(lambda fleet: announce(fleet, url)) if slot == 0 else None,
+    )
+    try:
+        listener.listen(sock)
+    except SystemExit:
+        sys.exit(REFUSED)
+
+
+def announce(fleet: Fleet, url: str) -> None:
+    """Print what is served, what is not and why, and where the documentation is."""
+    table = Table(title=f"serving on {url}", title_justify="left", box=box.SIMPLE)
+    for column in ("model", "versions", "task", "features"):
+        table.add_column(column, overflow="fold")
+    for served in fleet.models.values():
+        names = [feature.name for feature in served.default.signature.features]
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        versions = ", ".join(f"[{v}]" if v == served.default.version else v for v in served.versions)
+        table.add_row(
+            served.name,
+            versions.replace("[", "\\["),
+            served.default.signature.task,
+            ", ".join(names[:4]) + more,
+        )
+    console = Console(stderr=True, highlight=False)
+    console.print(table)
+    for problem in fleet.problems:
+        console.print(f"not served: {problem.name} {problem.version}: {problem.reason}", markup=False, soft_wrap=True)
+    console.print(f"docs: {url}/docs   metrics: {url}/metrics", soft_wrap=True)

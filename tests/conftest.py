@@ -1,0 +1,108 @@
+"""What tests share: the shipped models, and the real command running on real sockets."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODELS = ROOT / "models"
+
+
+class Server:
+    """The real `serving run`, started on a free port; `url` answers once it is ready."""
+
+    def __init__(self, *flags: str, models: Path = MODELS) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in stop
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "serving.cli", "run", "--port", "0", "--models", str(models), *flags],
+            stderr=self._log,
+            stdout=self._log,
+            env={k: v for k, v in os.environ.items() if not k.startswith("SERVING_")} | {"COLUMNS": "200"},
+        )
+        self.port = 0
+        self._last = ""
+
+    def wait(self, seconds: float = 30) -> Server:
+        """Wait until it has said where it listens."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            found = re.search(r"serving on http://127\.0\.0\.1:(\d+)", self.output())
+            if found:
+                self.port = int(found[1])
+                return self
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.02)
+        raise AssertionError(f"the server did not start:\n{self.output()}")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def output(self) -> str:
+        """Return all that it has printed."""
+        if self._log.closed:
+            return self._last
+        self._log.seek(0)
+        return self._log.read().decode()
+
+    def stop(self) -> int:
+        """End it with SIGTERM and return its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(40)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        finally:
+            self._last = self.output()
+            self._log.close()
+
+
+@contextmanager
+def running(*flags: str, models: Path = MODELS) -> Iterator[Server]:
+    """Run the real command for a while."""
+    server = Server(*flags, models=models)
+    try:
+        yield server.wait()
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session", params=["lane", "asgi"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """The real command, once answering by the lane and once by plain ASGI."""
+    with running("--no-lane" if request.param == "asgi" else "--lane") as started:
+        yield started
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=20) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[[Callable[[], bool]], None]:
+    """Wait on a condition; fail if it does not come true."""
+
+    def wait(condition: Callable[[], bool], seconds: float = 15) -> None:
+        until = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < until, "the condition did not come true"
+            time.sleep(0.02)
+
+    return wait

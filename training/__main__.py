@@ -1,0 +1,57 @@
+"""`make train`: rebuild every model that ships, and show how each fared."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from training.models import TRAINERS, UNSHIPPED
+from training.parity import ParityError
+from training.publish import publish
+
+
+def main() -> int:
+    """Train, export, compare and publish the models named, or all; return the exit status."""
+    known = {**TRAINERS, **UNSHIPPED}
+    parser = argparse.ArgumentParser(prog="python -m training", description=main.__doc__)
+    parser.add_argument("names", nargs="*", help=f"models to train, of: {', '.join(known)}; all that ship if none")
+    parser.add_argument("--to", type=Path, default=Path("models"), help="folder to publish into (default: models)")
+    given = parser.parse_args()
+    unknown = set(given.names) - known.keys()
+    if unknown:
+        parser.error(f"no such model: {', '.join(sorted(unknown))}")
+    console = Console()
+    table = Table("model", "version", "rows", "metric", "parity", "KiB", "seconds", title="trained")
+    failed = False
+    for name in given.names or TRAINERS:
+        for train in known[name]:
+            console.print(f"{name}: training", highlight=False)
+            began = time.monotonic()
+            try:
+                exported = train()
+                version, fresh = publish(exported, name=name, root=given.to)
+            except ParityError as error:
+                failed = True
+                console.print(f"{name}: not published: {error}", markup=False)
+                continue
+            signature = exported.signature
+            parity = signature.parity
+            table.add_row(
+                name,
+                version if fresh else f"{version} (unchanged)",
+                str(parity.rows) if parity else "",
+                ", ".join(f"{k} {v:.3f}" for k, v in signature.metrics.items()),
+                f"{parity.max_difference:.1e}" if parity else "not compared",
+                f"{len(exported.content) / 1024:.0f}",
+                f"{time.monotonic() - began:.1f}",
+            )
+    console.print(table)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
