@@ -48,7 +48,7 @@ _HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
 }
 _GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_queued_rows": ("Rows that wait, over all workers.", _MODEL),
-    "serving_http_in_flight": ("HTTP requests in progress, over all workers.", ()),
+    "serving_http_in_flight": ("HTTP requests in progress, over all workers.", ("route", "method")),
     "serving_model_ready": ("1 where every worker serves the version.", _MODEL),
     "serving_model_info": ("1; the labels describe the version.", (*_MODEL, "task", "sha256")),
     "serving_worker_start_time_seconds": ("Unix time at which the worker in a slot started.", ("worker",)),
@@ -193,6 +193,8 @@ class RouteMetrics:
 
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
+        self.in_flight = 0
+        """Requests in progress; the doors add and take away."""
         self._statuses = [0] * 6
         self._seconds: list[float] = []
 
@@ -207,6 +209,7 @@ class RouteMetrics:
             if number:
                 store.counters["serving_http_requests", (*self.labels, f"{index}xx")] += number
                 self._statuses[index] = 0
+        store.gauges["serving_http_in_flight", self.labels] = self.in_flight
         store.observe("serving_http_request_seconds", self.labels, self._seconds)
         self._seconds.clear()
 
@@ -222,8 +225,6 @@ class Metrics:
         self._directory = directory
         self._slot = slot
         self._store = _Store()
-        self.in_flight = 0
-        """HTTP requests in progress; the doors add and take away."""
         self._models: dict[Labels, ModelMetrics] = {}
         self._routes: dict[Labels, RouteMetrics] = {}
         self._registry = CollectorRegistry(auto_describe=False)
@@ -257,7 +258,6 @@ class Metrics:
             model.fold(self._store)
         for route in self._routes.values():
             route.fold(self._store)
-        self._store.gauges["serving_http_in_flight", ()] = self.in_flight
         self._store.gauges["serving_worker_resident_bytes", (str(self._slot),)] = _resident_bytes()
         if self._directory is None:
             return

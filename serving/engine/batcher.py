@@ -190,4 +190,7 @@ class Batcher:
         for request, outcome in zip(batch.requests, batch.outcomes, strict=True):
             if not request.gone:
                 request.reply(outcome)
-        self._flush()
+        if not self._scheduled:
+            # Not at once: what has arrived at the sockets meanwhile joins, which makes batches five times as large.
+            self._scheduled = True
+            self._loop.call_soon(self._flush)

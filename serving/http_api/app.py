@@ -21,7 +21,7 @@ from serving.http_api.answer import error_body, error_headers, status_of
 from serving.http_api.lane import Door
 from serving.http_api.observed import Observed
 from serving.http_api.route import prediction_routes
-from serving.http_api.targets import Targets
+from serving.http_api.targets import TEMPLATES, Targets
 from serving.metrics import Metrics
 from serving.settings import Settings
 
@@ -55,9 +55,8 @@ def create_app(settings: Settings, *, metrics: Metrics | None = None, threads: i
     app.state.metrics = metrics
     app.state.fleet = Fleet(settings.models, limits=limits, metrics=metrics)
     app.state.targets = Targets(metrics, deadline=settings.deadline_s)
-    app.state.door = Door(
-        app.state.targets.paths, settings.max_body_bytes, metrics=metrics, idle_s=settings.keep_alive_s
-    )
+    routes = {t: metrics.route(t, "POST") for t in TEMPLATES.values()} if metrics is not None else {}
+    app.state.door = Door(app.state.targets.paths, settings.max_body_bytes, routes, idle_s=settings.keep_alive_s)
     app.router.routes.extend(
         prediction_routes(app.state.fleet, app.state.targets, max_body_bytes=settings.max_body_bytes)
     )
@@ -77,7 +76,7 @@ def create_app(settings: Settings, *, metrics: Metrics | None = None, threads: i
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    app.add_middleware(Observed, metrics=metrics)
+    app.add_middleware(Observed, metrics=metrics, paths=app.state.targets.paths, max_body_bytes=settings.max_body_bytes)
     return app
 
 

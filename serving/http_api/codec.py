@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from serving.tensors import Tensors
 
@@ -12,8 +11,7 @@ INLINE_BYTES = 64 * 1024
 """Bodies above it are decoded on a thread: decoding them in place would hold the event loop for milliseconds."""
 
 
-@dataclass(slots=True)
-class Decoded:
+class Decoded(NamedTuple):
     """Feeds in the order of the signature's inputs, how many rows, and what `encode` must remember."""
 
     inputs: Tensors
@@ -22,12 +20,12 @@ class Decoded:
 
 
 class Codec(Protocol):
-    """One dialect bound to one version of a model; pure functions, safe on any thread."""
+    """One dialect bound to one version of a model; `decode` may run on a thread, for bodies over INLINE_BYTES."""
 
     protocol: str
 
     def decode(self, headers: Sequence[tuple[bytes, bytes]], body: bytes | bytearray) -> Decoded:
         """Read a request. Raises a ServingError that names the fault."""
 
-    def encode(self, outputs: Tensors, decoded: Decoded) -> bytes:
-        """Write the answer as JSON."""
+    def encode(self, outputs: Tensors, context: Any) -> bytes:
+        """Write the answer as JSON; `context` is what `decode` returned with the feeds."""

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.http_api.answer import HeaderList, request_id
 from serving.http_api.prediction import Call, Target
-from serving.metrics import Metrics, RouteMetrics
+from serving.metrics import RouteMetrics
 
 # A header that asks for more than the lane does.
 _UNUSUAL = frozenset(
@@ -40,11 +40,13 @@ class Door:
     paths: dict[bytes, Target]
     """Raw request target to prediction target; replaced entry by entry as models come and go."""
     max_body_bytes: int
-    metrics: Metrics | None = None
+    routes: dict[str, RouteMetrics] = field(default_factory=dict)
+    """Counters by route template; empty where metrics are off."""
     idle_s: float = 5.0
     now: float = field(default_factory=time.monotonic)
     """A coarse clock, moved by `sweep`, so that an answer needs no timer of its own."""
-    routes: dict[str, RouteMetrics] = field(default_factory=dict)
+    defaults: list[tuple[bytes, bytes]] = field(default_factory=list)
+    heads: dict[int, bytes] = field(default_factory=dict)
 
     def sweep(self, connections: Any) -> None:
         """Close connections that have been idle too long; to be called about once a second."""
@@ -53,40 +55,40 @@ class Door:
             if isinstance(connection, Lane):
                 connection.close_if_idle(self.now - self.idle_s)
 
-    def route(self, template: str) -> RouteMetrics | None:
-        """Return the counters of a route template, or None where metrics are off."""
-        if self.metrics is None:
-            return None
-        if template not in self.routes:
-            self.routes[template] = self.metrics.route(template, "POST")
-        return self.routes[template]
+    def head(self, status: int, defaults: list[tuple[bytes, bytes]]) -> bytes:
+        """Return the status line and uvicorn's own headers; the list is a new one each second, for the date."""
+        if defaults is not self.defaults:
+            self.defaults = defaults
+            self.heads.clear()
+        made = self.heads.get(status)
+        if made is None:
+            lines = b"".join([b"%b: %b\r\n" % pair for pair in defaults])
+            made = self.heads[status] = STATUS_LINE[status] + lines + b"content-type: application/json\r\n"
+        return made
 
 
-class _Turn:
+class _Turn(Call):
     """One plain request on a connection; its answer is written when its turn has come."""
 
-    __slots__ = ("answer", "began", "call", "id", "lane", "route")
+    __slots__ = ("answer", "id", "lane", "route")
 
     def __init__(self, lane: Lane, identity: bytes, route: RouteMetrics | None) -> None:
         self.lane = lane
         self.id = identity
         self.route = route
-        self.call: Call | None = None
         self.answer: tuple[int, HeaderList, bytes] | None = None
-        self.began = time.monotonic()
-        if lane.door.metrics is not None:
-            lane.door.metrics.in_flight += 1
+        if route is not None:
+            route.in_flight += 1
 
     def finish(self, status: int, headers: HeaderList, body: bytes) -> None:
-        self.count(status)
-        self.call = None
+        if self.route is not None:
+            self.count(status)
         self.answer = (status, headers, body)
         self.lane.write_answers()
 
     def count(self, status: int) -> None:
-        metrics = self.lane.door.metrics
-        if metrics is not None and self.route is not None:
-            metrics.in_flight -= 1
+        if self.route is not None:
+            self.route.in_flight -= 1
             self.route.finished(status, time.monotonic() - self.began)
 
 
@@ -164,14 +166,12 @@ class Lane(HttpToolsProtocol):
             super().on_message_complete()
             return
         self._target = None
-        turn = _Turn(self, request_id(self._id), self.door.route(target.template))
+        turn = _Turn(self, request_id(self._id), self.door.routes.get(target.template))
         self._turns.append(turn)
         if len(self._turns) >= _MOST_PIPELINED:
             self.flow.pause_reading()
         body, self._body = self._body, b""
-        call = Call(target, self.headers, body, turn.finish)
-        if turn.answer is None:
-            turn.call = call
+        turn.start(target, self.headers, body)
 
     def write_answers(self) -> None:
         """Write every answer whose turn has come, in the order of the requests."""
@@ -194,16 +194,12 @@ class Lane(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def _head(self, status: int, extra: HeaderList, length: int, identity: bytes, last: bool) -> bytes:
-        lines = b"".join([b"%b: %b\r\n" % pair for pair in self.server_state.default_headers])
-        more = b"".join([b"%b: %b\r\n" % pair for pair in extra]) if extra else b""
-        return b"%b%bcontent-type: application/json\r\ncontent-length: %d\r\n%bx-request-id: %b\r\n%b\r\n" % (
-            STATUS_LINE[status],
-            lines,
-            length,
-            more,
-            identity,
-            b"connection: close\r\n" if last else b"",
-        )
+        head = self.door.head(status, self.server_state.default_headers)
+        if not extra and not last:
+            return b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n" % (head, length, identity)
+        more = b"".join([b"%b: %b\r\n" % pair for pair in extra])
+        close = b"connection: close\r\n" if last else b""
+        return b"%bcontent-length: %d\r\n%bx-request-id: %b\r\n%b\r\n" % (head, length, more, identity, close)
 
     def pause_writing(self) -> None:
         """Read no more requests from a client that does not read its answers."""
@@ -219,8 +215,8 @@ class Lane(HttpToolsProtocol):
         super().connection_lost(exc)
         turns, self._turns = self._turns, deque()
         for turn in turns:
-            if turn.call is not None:
-                turn.call.cancel()
+            if turn.answer is None:
+                turn.cancel()
                 turn.count(499)
 
     def shutdown(self) -> None:

@@ -71,9 +71,9 @@ class Codec:
                 pass
         return self._decode_slowly(strict_json.loads(body))
 
-    def encode(self, outputs: Tensors, decoded: Decoded) -> bytes:
+    def encode(self, outputs: Tensors, context: Any) -> bytes:
         """Write the answer to a decoded request: rows for `instances`, columns for `inputs`."""
-        if decoded.context:
+        if context:
             return self._answers.columns(outputs)
         return self._answers.rows(outputs)
 

@@ -18,8 +18,10 @@ from serving.http_api.answer import (
     header,
     status_of,
 )
-from serving.http_api.prediction import Call
+from serving.http_api.prediction import Call, Target
 from serving.http_api.targets import TEMPLATES, Targets
+
+WATCH_AFTER_S = 0.05
 
 
 class ClientLeft(Exception):
@@ -51,40 +53,67 @@ class PredictionRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Errors are answered here, so that no framework text reaches a client."""
-        headers: Headers = scope["headers"]
         try:
             parameters = scope["path_params"]
             model = self._fleet.get(parameters["model"], parameters.get("version"), parameters.get("label"))
-            version = parameters.get("version", model.version)
-            body = await read_body(headers, receive, self._max_body_bytes)
-            path = self._template.format(**{**parameters, "version": version})
+            path = self._template.format(**{**parameters, "model": model.name})
             target = self._targets.paths.get(path.encode())
-            if target is None:  # unloaded while the body was on its way
+            if target is None:
                 raise ModelNotFound(f"model {model.name!r} has just gone")
         except ServingError as error:
-            status = status_of(error, self._protocol)
-            await respond(send, status, error_headers(error), error_body(error))
+            await respond(send, status_of(error, self._protocol), error_headers(error), error_body(error))
             return
-        except ClientLeft:
-            return
-        answered: asyncio.Future[tuple[int, HeaderList, bytes]] = asyncio.get_running_loop().create_future()
-        call = Call(target, headers, body, lambda *answer: _resolve(answered, answer))
-        leaving = asyncio.ensure_future(_left(receive)) if not answered.done() else None
+        await answer(target, scope["headers"], receive, send, self._max_body_bytes)
+
+
+async def answer(target: Target, headers: Headers, receive: Receive, send: Send, max_body_bytes: int) -> None:
+    """Read a body under the limit and answer the prediction that it asks for."""
+    try:
+        body = await read_body(headers, receive, max_body_bytes)
+    except ServingError as error:
+        await respond(send, status_of(error, target.protocol), error_headers(error), error_body(error))
+    except ClientLeft:
+        return
+    else:
+        await predict(target, headers, body, receive, send)
+
+
+class _Awaited(Call):
+    """A prediction whose answer a coroutine waits for."""
+
+    __slots__ = ("answered",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.answered: asyncio.Future[tuple[int, HeaderList, bytes]] = loop.create_future()
+
+    def finish(self, status: int, headers: HeaderList, body: bytes) -> None:
+        if not self.answered.done():
+            self.answered.set_result((status, headers, body))
+
+
+async def predict(target: Target, headers: Headers, body: bytes, receive: Receive, send: Send) -> None:
+    """Answer one prediction whose body is read; drop its rows if the client leaves before they run."""
+    call = _Awaited(target.loop)
+    call.start(target, headers, body)
+    if not call.answered.done():
+        # A task that listens for the client's leaving costs as much as the rest: only slow answers get one.
+        watch = target.loop.call_later(WATCH_AFTER_S, _watch, call, receive)
         try:
-            if leaving is not None:
-                await asyncio.wait((answered, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not answered.done():
-                call.cancel()
-                return
+            await call.answered
+        except asyncio.CancelledError:
+            call.cancel()
+            if not call.answered.cancelled():
+                raise
+            return
         finally:
-            if leaving is not None:
-                leaving.cancel()
-        await respond(send, *answered.result())
+            watch.cancel()
+    await respond(send, *call.answered.result())
 
 
-def _resolve(future: asyncio.Future[tuple[int, HeaderList, bytes]], answer: tuple[int, HeaderList, bytes]) -> None:
-    if not future.done():
-        future.set_result(answer)
+def _watch(call: _Awaited, receive: Receive) -> None:
+    leaving = call.target.loop.create_task(_left(receive))
+    leaving.add_done_callback(lambda _: call.answered.cancel())
+    call.answered.add_done_callback(lambda _: leaving.cancel())
 
 
 async def _left(receive: Receive) -> None:
@@ -116,9 +145,14 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
     coding = (header(headers, b"content-encoding") or b"identity").strip().lower()
     if coding not in (b"identity", b"gzip", b"x-gzip", b"deflate"):
         raise UnsupportedMediaType("the body's Content-Encoding is not one of gzip, deflate, identity")
+    message = await receive()
+    if not message.get("more_body") and coding == b"identity" and len(message.get("body", b"")) <= limit:
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        whole: bytes = message["body"]
+        return whole
     body = bytearray()
     while True:
-        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientLeft
         body += message.get("body", b"")
@@ -126,6 +160,7 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
             raise PayloadTooLarge(f"the body has over {limit} bytes, which is the limit")
         if not message.get("more_body"):
             break
+        message = await receive()
     return bytes(body) if coding == b"identity" else inflate(bytes(body), coding, limit)
 
 
