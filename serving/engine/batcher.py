@@ -144,6 +144,9 @@ class Batcher:
             self._idle -= 1
             self._running += 1
             self._executor.submit(batch)
+        self._settled()
+
+    def _settled(self) -> None:
         self._observer.queued(self._queued_rows)
         if self._drained is not None and not self._waiting and not self._running:
             self._drained.set()
@@ -190,7 +193,9 @@ class Batcher:
         for request, outcome in zip(batch.requests, batch.outcomes, strict=True):
             if not request.gone:
                 request.reply(outcome)
-        if not self._scheduled:
+        if not self._waiting:
+            self._settled()
+        elif not self._scheduled:
             # Not at once: what has arrived at the sockets meanwhile joins, which makes batches five times as large.
             self._scheduled = True
             self._loop.call_soon(self._flush)

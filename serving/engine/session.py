@@ -22,6 +22,9 @@ from serving.tensors import DATATYPE_OF, NUMPY, ONNX, Array, Tensors
 
 log = logging.getLogger("serving.session")
 
+WARM_BYTES = 16 * 1024 * 1024
+"""Most that a warm-up feeds a model: images by the hundred would take memory that no client asked for."""
+
 ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,
@@ -119,7 +122,9 @@ class OnnxSession:
 
     def _warm(self, warm_rows: tuple[int, ...]) -> None:
         """Run at each batch size: the first run allocates, and a client would wait for it."""
-        sizes = warm_rows if self.signature.batch == "dynamic" else (1,)
+        size = sum(array.nbytes for array in self.sample(1))
+        most = max(1, WARM_BYTES // max(1, size))
+        sizes = sorted({min(rows, most) for rows in warm_rows}) if self.signature.batch == "dynamic" else [1]
         for rows in sizes:
             try:
                 outputs = self.run(self.sample(rows))

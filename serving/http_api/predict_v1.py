@@ -10,11 +10,14 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+import math
+import operator
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 from pydantic import TypeAdapter, ValidationError, with_config
 from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict
@@ -25,7 +28,7 @@ from serving.errors import Detail, InvalidRequest, SignatureMismatch, listed
 from serving.http_api import strict_json
 from serving.http_api.codec import Decoded
 from serving.http_api.predict_v1_answer import Answers
-from serving.tensors import Tensors
+from serving.tensors import FLOATS, NUMPY, Array, Tensors
 
 PROTOCOL = "v1"
 
@@ -50,11 +53,23 @@ class Codec:
         self._width = len(self.rows.names)
         self._names = set(self.rows.names)
         self._guard_finite = any(not f.allow_non_finite and f.datatype in ("FP16", "FP32") for f in signature.features)
+        self._numbers = (
+            signature.layout == "matrix"
+            and signature.batch == "dynamic"
+            and all(
+                f.datatype in FLOATS and f.categories is None and not f.nullable and not f.allow_non_finite
+                for f in signature.features
+            )
+        )
+        self._pick = operator.itemgetter(*self.rows.names)
+        self._dtype = NUMPY[signature.inputs[0].datatype]
         self._adapters: dict[str, TypeAdapter[Any]] = {}
         self._plain_names = not any(":" in name for name in self.rows.names)
 
     def decode(self, headers: Sequence[tuple[bytes, bytes]], body: bytes | bytearray) -> Decoded:
         """Read a body into feeds. Raises InvalidRequest, or SignatureMismatch with all the bad cells."""
+        if self._numbers and (decoded := self._decode_numbers(body)) is not None:
+            return decoded
         found = _FORM.match(body)
         if found and found[1] == b"instances":
             try:
@@ -70,6 +85,34 @@ class Codec:
             except ValidationError:
                 pass
         return self._decode_slowly(strict_json.loads(body))
+
+    def _decode_numbers(self, body: bytes | bytearray) -> Decoded | None:
+        """Read rows of plain numbers at twice Pydantic's speed; None for anything else, wrong or right.
+
+        Only for signatures where every feature is a float without conditions. Counting the marks tells, without a
+        walk, that no key stands twice and that no value is a string, a boolean or null.
+        """
+        try:
+            rows = orjson.loads(body)["instances"]
+            named = type(rows[0]) is dict
+            members = len(rows) * self._width if named else 0
+            if body.count(b":") != members + 1 or body.count(b'"') != 2 * members + 2:
+                return None
+            if b"true" in body or b"false" in body or b"null" in body:
+                return None
+            if named:
+                pick = self._pick
+                flat = list(itertools.chain.from_iterable([pick(row) for row in rows]))
+            else:
+                flat = list(itertools.chain.from_iterable(rows))
+                if any(len(row) != self._width for row in rows):
+                    return None
+            array: Array = np.array(flat, dtype=self._dtype)
+            if array.shape != (len(rows) * self._width,) or not math.isfinite(array.dot(array)):
+                return None
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError):
+            return None
+        return Decoded((array.reshape(len(rows), self._width),), len(rows))
 
     def encode(self, outputs: Tensors, context: Any) -> bytes:
         """Write the answer to a decoded request: rows for `instances`, columns for `inputs`."""
