@@ -33,6 +33,7 @@ from serving.tensors import FLOATS, NUMPY, Array, Tensors
 PROTOCOL = "v1"
 
 # Which form a body has can be told from its first value; a wrong guess only costs the slow path.
+_NUMBERS = frozenset({int, float})
 _FORM = re.compile(rb'\s*\{\s*"(instances|inputs)"\s*:\s*(?:\[\s*)?(.)', re.DOTALL)
 
 
@@ -89,16 +90,13 @@ class Codec:
     def _decode_numbers(self, body: bytes | bytearray) -> Decoded | None:
         """Read rows of plain numbers at twice Pydantic's speed; None for anything else, wrong or right.
 
-        Only for signatures where every feature is a float without conditions. Counting the marks tells, without a
-        walk, that no key stands twice and that no value is a string, a boolean or null.
+        Only for signatures where every feature is a float without conditions. Counting the colons tells, without a
+        walk, that no key stands twice.
         """
         try:
             rows = orjson.loads(body)["instances"]
             named = type(rows[0]) is dict
-            members = len(rows) * self._width if named else 0
-            if body.count(b":") != members + 1 or body.count(b'"') != 2 * members + 2:
-                return None
-            if b"true" in body or b"false" in body or b"null" in body:
+            if body.count(b":") != (len(rows) * self._width if named else 0) + 1:
                 return None
             if named:
                 pick = self._pick
@@ -107,6 +105,8 @@ class Codec:
                 flat = list(itertools.chain.from_iterable(rows))
                 if any(len(row) != self._width for row in rows):
                     return None
+            if not _NUMBERS.issuperset(map(type, flat)):
+                return None
             array: Array = np.array(flat, dtype=self._dtype)
             if array.shape != (len(rows) * self._width,) or not math.isfinite(array.dot(array)):
                 return None
