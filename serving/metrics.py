@@ -117,6 +117,7 @@ class ModelMetrics:
         self.labels = labels
         self._outcomes: dict[tuple[str, str], int] = defaultdict(int)
         self._rows = 0
+        self._answered: dict[str, list[float]] = defaultdict(list)
         self._seconds: list[float] = []
         self._batch_rows: list[float] = []
         self._queue: list[float] = []
@@ -127,10 +128,14 @@ class ModelMetrics:
         self._ready = False
         self._info: Labels | None = None
 
-    def predicted(self, protocol: str, outcome: str, rows: int, seconds: float) -> None:
-        """Count a prediction that ended: rows answered, seconds from body to answer."""
-        self._outcomes[protocol, outcome] += 1
+    def answered(self, protocol: str, rows: int, seconds: float) -> None:
+        """Count a prediction that was answered: its rows, seconds from body to answer."""
+        self._answered[protocol].append(seconds)
         self._rows += rows
+
+    def failed(self, protocol: str, outcome: str, seconds: float) -> None:
+        """Count a prediction that ended in another way."""
+        self._outcomes[protocol, outcome] += 1
         self._seconds.append(seconds)
 
     def ran(self, rows: int, queue_seconds: list[float], inference_seconds: float) -> None:
@@ -162,6 +167,10 @@ class ModelMetrics:
     def fold(self, store: _Store) -> None:
         """Move what was gathered into the store."""
         labels = self.labels
+        for protocol, seconds in self._answered.items():
+            self._outcomes[protocol, "ok"] += len(seconds)
+            self._seconds += seconds
+            seconds.clear()
         for (protocol, outcome), number in self._outcomes.items():
             store.counters["serving_predictions", (*labels, protocol, outcome)] += number
         self._outcomes.clear()

@@ -76,6 +76,7 @@ class Batcher:
         self._scheduled = False
         self._closing = False
         self._row_seconds = 0.0
+        self._lonely = True  # the last batch held one request: waiting for company would only cost time
         self._drained: asyncio.Event | None = None
         self._executor = Executor(run, name=name, batched=batched, instances=instances, loop=loop, done=self._finish)
 
@@ -101,6 +102,8 @@ class Batcher:
             self._scheduled = True
             if self._max_delay:
                 self._loop.call_later(self._max_delay, self._flush)
+            elif self._lonely:
+                self._flush()
             else:
                 self._loop.call_soon(self._flush)  # what else arrived in this turn of the loop joins
 
@@ -164,7 +167,7 @@ class Batcher:
             if taken and rows + request.rows > self._max_rows:
                 break
             waiting.popleft()
-            if not self._live(request, now):
+            if (request.gone or request.deadline <= now) and not self._live(request, now):
                 continue
             if not self._uniform and self._batched:
                 trailing = tuple(array.shape[1:] for array in request.inputs)
@@ -181,6 +184,7 @@ class Batcher:
         if not taken:
             return None
         self._queued_rows -= rows
+        self._lonely = len(taken) == 1
         return Batch(taken, rows)
 
     def _finish(self, batch: Batch) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from serving.http_api.answer import HeaderList, request_id
+from serving.http_api.answer import HeaderList, Headers, request_id
 from serving.http_api.prediction import Call, Target
 from serving.metrics import RouteMetrics
 
@@ -31,6 +31,17 @@ _UNUSUAL = frozenset(
     }
 )
 _MOST_PIPELINED = 32
+_MOST_HEADS = 1024
+_LONGEST_HEAD = 1024
+
+
+@dataclass(slots=True, frozen=True)
+class Known:
+    """What the parser read from the head of a plain request: parsing costs more than all else that the lane does."""
+
+    url: bytes
+    headers: Headers
+    length: int
 
 
 @dataclass(slots=True)
@@ -47,6 +58,16 @@ class Door:
     """A coarse clock, moved by `sweep`, so that an answer needs no timer of its own."""
     defaults: list[tuple[bytes, bytes]] = field(default_factory=list)
     heads: dict[int, bytes] = field(default_factory=dict)
+    known: dict[bytes, Known] = field(default_factory=dict)
+
+    def remember(self, data: bytes, url: bytes, headers: Headers, length: int) -> None:
+        """Keep the head of a plain request if `data` is all of it: the same bytes will mean the same again."""
+        end = data.find(b"\r\n\r\n") + 4
+        if len(data) - end != length or end > _LONGEST_HEAD:
+            return
+        if len(self.known) >= _MOST_HEADS:
+            self.known.clear()
+        self.known[data[:end]] = Known(url, headers, length)
 
     def sweep(self, connections: Any) -> None:
         """Close connections that have been idle too long; to be called about once a second."""
@@ -110,9 +131,28 @@ class Lane(HttpToolsProtocol):
         self._body: bytes | bytearray = b""
         self._id: bytes | None = None
         self._closing = False
+        self._midway = False  # the parser is inside a request
+        self._chunk = b""
         self._idle_since = self.door.now
 
+    def data_received(self, data: bytes) -> None:
+        """Answer at once where the head is one that was judged plain before; else let the parser look."""
+        if not self._midway and not self.pipeline and (self.cycle is None or self.cycle.response_complete):
+            end = data.find(b"\r\n\r\n") + 4
+            known = self.door.known.get(data[:end])
+            if known is not None and len(data) - end == known.length:
+                target = self.door.paths.get(known.url)
+                if target is not None:
+                    self._unset_keepalive_if_required()
+                    self._id = None
+                    self._begin(target, known.headers, data[end:])
+                    return
+        self._chunk = data
+        super().data_received(data)
+        self._chunk = b""
+
     def on_message_begin(self) -> None:  # noqa: D102
+        self._midway = True
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -161,17 +201,23 @@ class Lane(HttpToolsProtocol):
             self._body += body
 
     def on_message_complete(self) -> None:  # noqa: D102
+        self._midway = False
         target = self._target
         if target is None:
             super().on_message_complete()
             return
         self._target = None
+        body, self._body = self._body, b""
+        if self._id is None:
+            self.door.remember(self._chunk, self.url, self.headers, len(body))
+        self._begin(target, self.headers, body)
+
+    def _begin(self, target: Target, headers: Headers, body: bytes | bytearray) -> None:
         turn = _Turn(self, request_id(self._id), self.door.routes.get(target.template))
         self._turns.append(turn)
         if len(self._turns) >= _MOST_PIPELINED:
             self.flow.pause_reading()
-        body, self._body = self._body, b""
-        turn.start(target, self.headers, body)
+        turn.start(target, headers, body)
 
     def write_answers(self) -> None:
         """Write every answer whose turn has come, in the order of the requests."""

@@ -99,7 +99,7 @@ class Call(Request):
         if not self.gone:
             self.gone = True
             if self.target.metrics:
-                self.target.metrics.predicted(self.target.protocol, "gone", 0, time.monotonic() - self.began)
+                self.target.metrics.failed(self.target.protocol, "gone", time.monotonic() - self.began)
 
     def _submit(self, decoded: Decoded | ServingError) -> None:
         if self.gone:
@@ -127,7 +127,7 @@ class Call(Request):
             self._refuse(InferenceFailed("the model's answer could not be written"))
             return
         if target.metrics is not None:
-            target.metrics.predicted(target.protocol, "ok", self.rows, time.monotonic() - self.began)
+            target.metrics.answered(target.protocol, self.rows, time.monotonic() - self.began)
         if len(body) < GZIP_FROM:
             self.finish(200, NO_HEADERS, body)
             return
@@ -141,7 +141,7 @@ class Call(Request):
         target = self.target
         if target.metrics:
             outcome = outcome_of(error)
-            target.metrics.predicted(target.protocol, outcome, 0, time.monotonic() - self.began)
+            target.metrics.failed(target.protocol, outcome, time.monotonic() - self.began)
             if outcome in ("rejected", "expired"):
                 target.metrics.rejected(reason_of(error))
             if isinstance(error, SignatureMismatch):
