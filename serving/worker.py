@@ -55,6 +55,8 @@ def work(settings: Settings, sock: socket.socket, slot: int, metrics_dir: Path, 
     """Be one worker: build the application and serve it from the shared socket."""
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
     logging.getLogger("uvicorn").setLevel("WARNING")
+    # The fleet has said in a line which model is bad; the traceback of refusing to start with it says no more.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "errors.ModelInvalid" not in record.getMessage())
     # uvicorn raises the signal once more when it has drained: by then it means nothing.
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides
@@ -71,7 +73,6 @@ def work(settings: Settings, sock: socket.socket, slot: int, metrics_dir: Path, 
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     listener = Listener(
         app,
-        lane=settings.lane,
         drain_s=settings.drain_s,
         keep_alive_s=settings.keep_alive_s,
         parent=parent,

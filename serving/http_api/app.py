@@ -56,7 +56,8 @@ def create_app(settings: Settings, *, metrics: Metrics | None = None, threads: i
     app.state.fleet = Fleet(settings.models, limits=limits, metrics=metrics)
     app.state.targets = Targets(metrics, deadline=settings.deadline_s)
     routes = {t: metrics.route(t, "POST") for t in TEMPLATES.values()} if metrics is not None else {}
-    app.state.door = Door(app.state.targets.paths, settings.max_body_bytes, routes, idle_s=settings.keep_alive_s)
+    paths = app.state.targets.paths if settings.lane else {}
+    app.state.door = Door(paths, settings.max_body_bytes, routes, idle_s=settings.keep_alive_s)
     app.router.routes.extend(
         prediction_routes(app.state.fleet, app.state.targets, max_body_bytes=settings.max_body_bytes)
     )

@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.http_api.answer import HeaderList, Headers, request_id
@@ -30,7 +31,6 @@ _UNUSUAL = frozenset(
         b"inference-header-content-length",
     }
 )
-_MOST_PIPELINED = 32
 _MOST_HEADS = 1024
 _LONGEST_HEAD = 1024
 
@@ -49,7 +49,7 @@ class Door:
     """What all lane connections of one worker share."""
 
     paths: dict[bytes, Target]
-    """Raw request target to prediction target; replaced entry by entry as models come and go."""
+    """Raw request target to prediction target; replaced entry by entry as models come and go. Empty: no lane."""
     max_body_bytes: int
     routes: dict[str, RouteMetrics] = field(default_factory=dict)
     """Counters by route template; empty where metrics are off."""
@@ -89,23 +89,21 @@ class Door:
 
 
 class _Turn(Call):
-    """One plain request on a connection; its answer is written when its turn has come."""
+    """One plain request on a connection."""
 
-    __slots__ = ("answer", "id", "lane", "route")
+    __slots__ = ("id", "lane", "route")
 
     def __init__(self, lane: Lane, identity: bytes, route: RouteMetrics | None) -> None:
         self.lane = lane
         self.id = identity
         self.route = route
-        self.answer: tuple[int, HeaderList, bytes] | None = None
         if route is not None:
             route.in_flight += 1
 
     def finish(self, status: int, headers: HeaderList, body: bytes) -> None:
         if self.route is not None:
             self.count(status)
-        self.answer = (status, headers, body)
-        self.lane.write_answers()
+        self.lane.write_answer(self.id, status, headers, body)
 
     def count(self, status: int) -> None:
         if self.route is not None:
@@ -114,19 +112,37 @@ class _Turn(Call):
 
 
 class _Busy:
-    """Stands for the answers that the lane still owes, so that uvicorn queues what comes behind them."""
+    """Stands for the answer that the lane still owes, so that uvicorn queues what comes behind it."""
 
     response_complete = False
 
 
+class _Flow(FlowControl):
+    """Reads on only when no request waits in line.
+
+    uvicorn alone reads on with every answer, so that a client that pipelines and reads nothing fills the memory.
+    """
+
+    def __init__(self, transport: asyncio.Transport, line: deque[Any]) -> None:
+        super().__init__(transport)
+        self._line = line
+
+    def resume_reading(self) -> None:
+        if not self._line:
+            super().resume_reading()
+
+
 class Lane(HttpToolsProtocol):
-    """One connection. `door` is set on the subclass that `lane_for` makes."""
+    """One connection. `door` is set on the subclass that `lane_for` makes.
+
+    At most one plain request is in progress; what a client sends behind it waits in uvicorn's line, in order.
+    """
 
     door: Door
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._turns: deque[_Turn] = deque()
+        self._turn: _Turn | None = None  # the plain request that is being answered
         self._target: Target | None = None  # of the plain request that is being read
         self._body: bytes | bytearray = b""
         self._id: bytes | None = None
@@ -135,9 +151,13 @@ class Lane(HttpToolsProtocol):
         self._chunk = b""
         self._idle_since = self.door.now
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # noqa: D102
+        super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
+
     def data_received(self, data: bytes) -> None:
         """Answer at once where the head is one that was judged plain before; else let the parser look."""
-        if not self._midway and not self.pipeline and (self.cycle is None or self.cycle.response_complete):
+        if not self._midway and self._free():
             end = data.find(b"\r\n\r\n") + 4
             known = self.door.known.get(data[:end])
             if known is not None and len(data) - end == known.length:
@@ -150,6 +170,10 @@ class Lane(HttpToolsProtocol):
         self._chunk = data
         super().data_received(data)
         self._chunk = b""
+
+    def _free(self) -> bool:
+        """Tell whether no answer is owed on this connection."""
+        return self._turn is None and not self.pipeline and (self.cycle is None or self.cycle.response_complete)
 
     def on_message_begin(self) -> None:  # noqa: D102
         self._midway = True
@@ -168,16 +192,16 @@ class Lane(HttpToolsProtocol):
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expect
         self.headers.extend(headers)
-        if self._turns:
+        if self._turn is not None and not self.pipeline:
             self.cycle = _Busy()  # type: ignore[assignment]
         super().on_headers_complete()
 
     def _plain(self) -> bool:
         """Tell whether the lane may answer, from the method, the headers and what the connection is doing."""
-        if self.pipeline or not (self.cycle is None or self.cycle.response_complete):
-            return False
         parser = self.parser
-        if parser.get_method() != b"POST" or parser.get_http_version() != "1.1" or not parser.should_keep_alive():
+        if not self._free() or parser.get_method() != b"POST":
+            return False
+        if parser.get_http_version() != "1.1" or not parser.should_keep_alive():
             return False
         length = None
         self._id = None
@@ -213,39 +237,35 @@ class Lane(HttpToolsProtocol):
         self._begin(target, self.headers, body)
 
     def _begin(self, target: Target, headers: Headers, body: bytes | bytearray) -> None:
-        turn = _Turn(self, request_id(self._id), self.door.routes.get(target.template))
-        self._turns.append(turn)
-        if len(self._turns) >= _MOST_PIPELINED:
-            self.flow.pause_reading()
+        turn = self._turn = _Turn(self, request_id(self._id), self.door.routes.get(target.template))
         turn.start(target, headers, body)
 
-    def write_answers(self) -> None:
-        """Write every answer whose turn has come, in the order of the requests."""
-        turns = self._turns
-        while turns and (answer := turns[0].answer) is not None:
-            turn = turns.popleft()
-            status, extra, body = answer
-            last = self._closing and not turns and self._target is None
-            if not self.transport.is_closing():
-                self.transport.write(self._head(status, extra, len(body), turn.id, last) + body)
-            self.server_state.total_requests += 1
-        if turns:
+    def write_answer(self, identity: bytes, status: int, extra: HeaderList, body: bytes) -> None:
+        """Write the answer of the request in progress, and let what waits behind it begin."""
+        self._turn = None
+        if self.transport.is_closing():
             return
+        last = self._closing and not self.pipeline and not self._midway
+        head = self.door.head(status, self.server_state.default_headers)
+        if extra or last:
+            head += b"".join([b"%b: %b\r\n" % pair for pair in extra])
+            head += b"connection: close\r\n" if last else b""
+        self.transport.write(b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (head, len(body), identity, body))
         self._idle_since = self.door.now
-        if self._closing and self._target is None:
+        if last:
+            self.server_state.total_requests += 1
             self.transport.close()
         elif self.pipeline:
-            self.on_response_complete()  # what uvicorn queued behind us may start
-        elif self.flow.read_paused and not self.flow.write_paused:
-            self.flow.resume_reading()
+            self.on_response_complete()  # counts, and starts what uvicorn queued behind us
+        else:
+            self.server_state.total_requests += 1
 
-    def _head(self, status: int, extra: HeaderList, length: int, identity: bytes, last: bool) -> bytes:
-        head = self.door.head(status, self.server_state.default_headers)
-        if not extra and not last:
-            return b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n" % (head, length, identity)
-        more = b"".join([b"%b: %b\r\n" % pair for pair in extra])
-        close = b"connection: close\r\n" if last else b""
-        return b"%bcontent-length: %d\r\n%bx-request-id: %b\r\n%b\r\n" % (head, length, more, identity, close)
+    def on_response_complete(self) -> None:  # noqa: D102
+        super().on_response_complete()
+        if not self.flow.write_paused:
+            self.flow.resume_reading()
+        if self._closing and self._free() and not self._midway:
+            self.transport.close()
 
     def pause_writing(self) -> None:
         """Read no more requests from a client that does not read its answers."""
@@ -254,29 +274,25 @@ class Lane(HttpToolsProtocol):
 
     def resume_writing(self) -> None:  # noqa: D102
         super().resume_writing()
-        if not self.pipeline and not self._turns:
-            self.flow.resume_reading()
+        self.flow.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
         super().connection_lost(exc)
-        turns, self._turns = self._turns, deque()
-        for turn in turns:
-            if turn.answer is None:
-                turn.cancel()
-                turn.count(499)
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            turn.cancel()
+            turn.count(499)
 
     def shutdown(self) -> None:
         """Finish what was accepted, then close."""
         self._closing = True
-        if not self._turns and self._target is None:
+        if self._turn is None and self._target is None:
             super().shutdown()
 
     def close_if_idle(self, before: float) -> None:
         """Close if no request has been in progress since `before`, monotonic seconds."""
-        if self._turns or self._target is not None or self._idle_since > before:
-            return
-        busy = self.cycle is not None and not self.cycle.response_complete
-        if not busy and self.timeout_keep_alive_task is None and not self.transport.is_closing():
+        idle = self._free() and self._target is None and self._idle_since <= before
+        if idle and self.timeout_keep_alive_task is None and not self.transport.is_closing():
             self.transport.close()
 
 

@@ -18,7 +18,7 @@ class Listener(uvicorn.Server):
     """Serves one application from a socket that is bound already.
 
     parent: pid of the process that started this one; when it is no longer our parent, this server drains and ends.
-    drain_s, keep_alive_s: seconds. lane: whether plain predictions take the short path. announce: called once models
+    drain_s, keep_alive_s: seconds. announce: called once models
     are loaded and the socket answers.
     """
 
@@ -26,7 +26,6 @@ class Listener(uvicorn.Server):
         self,
         app: FastAPI,
         *,
-        lane: bool,
         drain_s: float,
         keep_alive_s: float,
         parent: int | None = None,
@@ -39,7 +38,7 @@ class Listener(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=lane_for(self._door) if lane else "httptools",
+                http=lane_for(self._door),
                 loop="uvloop",
                 ws="none",
                 lifespan="on",

@@ -20,7 +20,7 @@ from serving.errors import Detail, InvalidRequest, SignatureMismatch, listed
 from serving.http_api import strict_json
 from serving.http_api.codec import INLINE_BYTES, Decoded
 from serving.http_api.tensor_json import array_of
-from serving.tensors import NUMPY, Array, Tensors, count
+from serving.tensors import NUMPY, Array, Tensors
 
 PROTOCOL = "v2"
 _SHORT_BYTES = 2048

@@ -87,12 +87,7 @@ class Call(Request):
             decoding = target.loop.run_in_executor(_decoders, _decode, target.codec, headers, body)
             decoding.add_done_callback(lambda done: self._submit(done.result()))
             return
-        try:
-            decoded = target.codec.decode(headers, body)
-        except ServingError as error:
-            self._refuse(error)
-            return
-        self._submit(decoded)
+        self._submit(_decode(target.codec, headers, body))
 
     def cancel(self) -> None:
         """Tell that the caller has left: rows that still wait are not run, and `finish` is never called."""
@@ -156,3 +151,6 @@ def _decode(codec: Codec, headers: Headers, body: bytes | bytearray) -> Decoded 
         return codec.decode(headers, body)
     except ServingError as error:
         return error
+    except Exception:  # a fault of ours must be answered, or the caller hangs
+        log.exception("a request could not be decoded")
+        return ServingError("the server failed on this request; its log has the reason")

@@ -1,0 +1,267 @@
+"""Group commit: who runs with whom, who is dropped, who is told to come back."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.engine.batcher import Batcher, Unobserved
+from serving.engine.request import Outcome, Request
+from serving.errors import DeadlineExceeded, InferenceFailed, NotReady, PayloadTooLarge, QueueFull, ServingError
+from serving.tensors import Tensors
+
+
+class Model:
+    """A model that doubles its input; it can be held, and refuses rows that hold 13."""
+
+    def __init__(self) -> None:
+        self.batches: list[np.ndarray[Any, Any]] = []
+        self.open = threading.Event()
+        self.open.set()
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        assert self.open.wait(10)
+        self.batches.append(inputs[0])
+        if (inputs[0] == 13).any():
+            raise InferenceFailed("13")
+        return (inputs[0] * 2,)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(batch) for batch in self.batches]
+
+
+class Asked(Request):
+    """A request whose answer can be awaited."""
+
+    def __init__(self, *rows: float, width: int = 1, deadline: float = 60.0) -> None:
+        self.inputs = (np.repeat(np.array(rows, dtype=np.float32).reshape(-1, 1), width, axis=1),)
+        self.rows = len(rows)
+        self.deadline = time.monotonic() + deadline
+        self.gone = False
+        self.answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def reply(self, outcome: Outcome) -> None:
+        assert not self.answer.done(), "answered twice"
+        self.answer.set_result(outcome)
+
+    async def values(self) -> list[float]:
+        outcome = await asyncio.wait_for(self.answer, 10)
+        assert not isinstance(outcome, ServingError), outcome
+        return [float(v) for v in outcome[0][:, 0]]
+
+
+def batcher(model: Callable[[Tensors], Tensors], **changes: Any) -> Batcher:
+    settings: dict[str, Any] = {
+        "name": "test",
+        "batched": True,
+        "uniform": True,
+        "max_rows": 64,
+        "max_queued_rows": 100,
+        "max_delay": 0.0,
+        "instances": 1,
+        "loop": asyncio.get_running_loop(),
+        "observer": Unobserved(),
+        **changes,
+    }
+    return Batcher(model, **settings)
+
+
+async def held(model: Model, made: Batcher) -> Asked:
+    """Make the model busy with one request, so that what follows gathers."""
+    model.open.clear()
+    first = Asked(1)
+    made.submit(first)
+    while made.queued_rows:
+        await asyncio.sleep(0)
+    return first
+
+
+async def test_what_arrives_while_a_batch_runs_runs_together_next() -> None:
+    """Requests gather behind a running batch, run as one, and each gets its own rows."""
+    model = Model()
+    made = batcher(model)
+    first = await held(model, made)
+    others = [Asked(float(i), float(i) + 0.5) for i in range(10)]
+    for other in others:
+        made.submit(other)
+    model.open.set()
+    assert await first.values() == [2.0]
+    assert [await o.values() for o in others] == [[2.0 * i, 2.0 * i + 1] for i in range(10)]
+    assert model.sizes == [1, 20]
+
+
+async def test_a_batch_has_at_most_max_rows_and_a_larger_request_runs_alone() -> None:
+    """Rows are counted, not requests; one that is larger than a batch is not cut."""
+    model = Model()
+    made = batcher(model, max_rows=4)
+    await held(model, made)
+    asked = [Asked(1, 2, 3), Asked(4, 5), Asked(6), Asked(*range(9)), Asked(7)]
+    for request in asked:
+        made.submit(request)
+    model.open.set()
+    for request in asked:
+        await request.values()
+    assert model.sizes == [1, 3, 3, 9, 1]
+
+
+async def test_shapes_never_mix_and_order_is_kept_within_each() -> None:
+    """Requests of different trailing shapes run in batches of their own."""
+    model = Model()
+    made = batcher(model, uniform=False)
+    await held(model, made)
+    asked = [Asked(float(i), width=1 + i % 2) for i in range(6)]
+    for request in asked:
+        made.submit(request)
+    model.open.set()
+    assert [await r.values() for r in asked] == [[2.0 * i] for i in range(6)]
+    assert [b.shape for b in model.batches] == [(1, 1), (3, 1), (3, 2)]
+
+
+async def test_only_the_culprit_fails() -> None:
+    """A batch that fails is halved until only the requests that break it fail."""
+    model = Model()
+    made = batcher(model)
+    await held(model, made)
+    asked = [Asked(float(i)) for i in range(30)]
+    for request in asked:
+        made.submit(request)
+    model.open.set()
+    for i, request in enumerate(asked):
+        if i == 13:
+            assert isinstance(await request.answer, InferenceFailed)
+        else:
+            assert await request.values() == [2.0 * i]
+
+
+async def test_a_full_queue_says_when_to_come_back() -> None:
+    """Beyond max_queued_rows a request is refused at once, with whole seconds; what could never fit is told so."""
+    model = Model()
+    made = batcher(model, max_queued_rows=10)
+    await held(model, made)
+    waiting = Asked(*range(10))
+    made.submit(waiting)
+    with pytest.raises(QueueFull) as refused:
+        made.submit(Asked(1))
+    assert isinstance(refused.value.retry_after, int)
+    assert refused.value.retry_after >= 1
+    with pytest.raises(PayloadTooLarge, match="11 rows"):
+        made.submit(Asked(*range(11)))
+    model.open.set()
+    assert len(await waiting.values()) == 10
+    late = Asked(1)
+    made.submit(late)
+    assert await late.values() == [2.0]
+
+
+async def test_the_departed_and_the_late_are_not_run() -> None:
+    """Whoever has left costs no rows; whoever's deadline passed is told so, even while the model is busy."""
+    model = Model()
+    made = batcher(model)
+    await held(model, made)
+    left, late, live = Asked(5), Asked(6, deadline=0.001), Asked(7)
+    for request in (left, late, live):
+        made.submit(request)
+    left.gone = True
+    await asyncio.sleep(0.01)
+    made.expire(time.monotonic())
+    assert isinstance(late.answer.result(), DeadlineExceeded)
+    assert made.queued_rows == 1
+    model.open.set()
+    assert await live.values() == [14.0]
+    assert model.sizes == [1, 1]
+    assert not left.answer.done()
+
+
+async def test_a_model_without_a_batch_dimension_runs_one_by_one() -> None:
+    """Where the batch is fixed at 1, several rows of one request run one after the other and come back together."""
+    model = Model()
+    made = batcher(model, batched=False)
+    asked = [Asked(1, 2, 3), Asked(4)]
+    for request in asked:
+        made.submit(request)
+    assert await asked[0].values() == [2.0, 4.0, 6.0]
+    assert await asked[1].values() == [8.0]
+    assert model.sizes == [1, 1, 1, 1]
+
+
+async def test_waiting_for_company_is_a_choice() -> None:
+    """With max_delay an idle model waits, and requests from different turns of the loop run together."""
+    model = Model()
+    made = batcher(model, max_delay=0.05)
+    asked = [Asked(1), Asked(2)]
+    made.submit(asked[0])
+    await asyncio.sleep(0.001)
+    made.submit(asked[1])
+    for request in asked:
+        await request.values()
+    assert model.sizes == [2]
+
+
+async def test_rows_that_cannot_be_told_apart_are_given_to_nobody() -> None:
+    """A model that answers another number of rows than it got is an error, never another caller's rows."""
+    made = batcher(lambda inputs: (inputs[0][:1],))
+    asked = [Asked(1, 2), Asked(3, 4)]
+    for request in asked:
+        made.submit(request)
+    for request in asked:
+        assert isinstance(await asyncio.wait_for(request.answer, 10), InferenceFailed)
+
+
+async def test_a_fault_outside_the_model_is_answered_and_the_thread_lives() -> None:
+    """Whatever is raised on the executor's thread, callers get an answer and the next batch runs."""
+    broken = True
+
+    def model(inputs: Tensors) -> Tensors:
+        if broken:
+            raise ZeroDivisionError
+        return inputs
+
+    made = batcher(model)
+    first = Asked(1)
+    made.submit(first)
+    assert isinstance(await asyncio.wait_for(first.answer, 10), InferenceFailed)
+    broken = False
+    second = Asked(1)
+    made.submit(second)
+    assert await second.values() == [1.0]
+
+
+async def test_closing_finishes_what_was_accepted() -> None:
+    """close answers all that waits, then refuses."""
+    model = Model()
+    made = batcher(model)
+    first = await held(model, made)
+    second = Asked(2)
+    made.submit(second)
+    closing = asyncio.ensure_future(made.close())
+    await asyncio.sleep(0)
+    with pytest.raises(NotReady):
+        made.submit(Asked(3))
+    model.open.set()
+    await asyncio.wait_for(closing, 10)
+    assert await first.values() == [2.0]
+    assert await second.values() == [4.0]
+
+
+async def test_instances_run_side_by_side() -> None:
+    """With two instances a second batch starts while the first still runs."""
+    both = threading.Barrier(2, timeout=10)
+
+    def model(inputs: Tensors) -> Tensors:
+        both.wait()
+        return inputs
+
+    made = batcher(model, instances=2)
+    asked = [Asked(1), Asked(2)]
+    for request in asked:
+        made.submit(request)
+        await asyncio.sleep(0.001)
+    for request in asked:
+        await request.values()

@@ -1,0 +1,296 @@
+"""What a connection does, byte by byte, over the lane and over plain ASGI: raw sockets, no client library between."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from tests.conftest import Server, running
+
+ROW = [5.1, 3.5, 1.4, 0.2]
+BODY = json.dumps({"instances": [ROW]}).encode()
+PATH = "/v1/models/iris:predict"
+
+
+def post(body: bytes = BODY, *, path: str = PATH, version: str = "1.1", headers: tuple[str, ...] = ()) -> bytes:
+    lines = [f"POST {path} HTTP/{version}", "Host: test", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+class Connection:
+    """A client that sends bytes and reads whole answers."""
+
+    def __init__(self, server: Server) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        self._data = b""
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def send_all(self, parts: Iterable[bytes]) -> None:
+        for part in parts:
+            self.send(part)
+
+    def answer(self) -> tuple[int, dict[str, str], bytes]:
+        while b"\r\n\r\n" not in self._data:
+            self._more()
+        head, _, self._data = self._data.partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        length = int(headers.get("content-length", 0))
+        while len(self._data) < length:
+            self._more()
+        body, self._data = self._data[:length], self._data[length:]
+        return int(first.split()[1]), headers, body
+
+    def _more(self) -> None:
+        data = self.socket.recv(65536)
+        if not data:
+            raise EOFError
+        self._data += data
+
+    def is_closed(self) -> bool:
+        try:
+            return self._data == b"" and self.socket.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+@contextmanager
+def connected(server: Server) -> Iterator[Connection]:
+    connection = Connection(server)
+    with connection.socket:
+        yield connection
+
+
+def labels(body: bytes) -> list[str]:
+    return [p["label"] for p in json.loads(body)["predictions"]]
+
+
+def test_a_connection_is_kept_for_many_requests(server: Server) -> None:
+    """Requests of different paths, lengths and outcomes follow each other on one connection."""
+    with connected(server) as connection:
+        for _ in range(3):
+            connection.send(post())
+            assert labels(connection.answer()[2]) == ["setosa"]
+            connection.send(post(b"{"))
+            assert connection.answer()[0] == 400
+            connection.send(b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert connection.answer()[0] == 200
+            connection.send(post(json.dumps({"instances": [ROW] * 5}).encode()))
+            assert len(labels(connection.answer()[2])) == 5
+
+
+def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
+    """Many requests sent before any answer is read come back in their order, whoever answers them."""
+    with connected(server) as connection:
+        wanted: list[tuple[int, int]] = []
+        sent = b""
+        for index in range(120):
+            if index % 7 == 3:
+                sent += b"GET /v2/models/iris HTTP/1.1\r\nHost: test\r\n\r\n"
+                wanted.append((200, 0))
+            elif index % 7 == 5:
+                sent += post(b"[]")
+                wanted.append((400, 0))
+            elif index % 11 == 6:
+                sent += post(path="/v1/models/nope:predict")
+                wanted.append((404, 0))
+            else:
+                sent += post(json.dumps({"instances": [ROW] * (index + 1)}).encode())
+                wanted.append((200, index + 1))
+        connection.send(sent)
+        for status, rows in wanted:
+            got, _, body = connection.answer()
+            assert got == status
+            if rows:
+                assert len(labels(body)) == rows
+
+
+def test_a_request_may_come_byte_by_byte(server: Server) -> None:
+    """Where the network cuts a request does not matter."""
+    with connected(server) as connection:
+        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(2):
+            for byte in post():
+                connection.send(bytes([byte]))
+            assert labels(connection.answer()[2]) == ["setosa"]
+
+
+def test_two_requests_in_one_packet_and_a_half(server: Server) -> None:
+    """The end of one request and the beginning of the next may share a packet."""
+    with connected(server) as connection:
+        one = post()
+        connection.send(one)
+        connection.answer()
+        connection.send(one + one + one[:40])
+        assert [labels(connection.answer()[2]) for _ in range(2)] == [["setosa"]] * 2
+        connection.send(one[40:])
+        assert labels(connection.answer()[2]) == ["setosa"]
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "closes"),
+    [
+        (post(version="1.0"), True),
+        (post(headers=("Connection: close",)), True),
+        (
+            f"POST {PATH} HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+            + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY),
+            False,
+        ),
+        (post(headers=("Content-Encoding: identity",)), False),
+        (post(headers=("Upgrade: h2c",)), False),
+        (post(path=PATH + "?x=1"), False),
+        (post(path=PATH.replace("iris", "%69ris")), False),
+    ],
+    ids=["http-1.0", "connection-close", "chunked", "coding", "upgrade", "query", "quoted"],
+)
+def test_unusual_requests_are_answered_too(server: Server, request_bytes: bytes, closes: bool) -> None:
+    """What the lane does not take is answered by the ordinary path, on the same connection."""
+    with connected(server) as connection:
+        connection.send(post())
+        plain = connection.answer()
+        connection.send(request_bytes)
+        status, headers, body = connection.answer()
+        assert (status, body) == (200, plain[2])
+        assert headers["content-type"] == plain[1]["content-type"]
+        if closes:
+            assert connection.is_closed()
+        else:
+            connection.send(post())
+            assert connection.answer()[2] == plain[2]
+
+
+def test_expect_100_continue_is_answered_before_the_body(server: Server) -> None:
+    """A client that asks first is told to go on, and then answered."""
+    with connected(server) as connection:
+        head, _, body = post(headers=("Expect: 100-continue",)).partition(b"\r\n\r\n")
+        connection.send(head + b"\r\n\r\n")
+        assert connection.answer()[0] == 100
+        connection.send(body)
+        assert labels(connection.answer()[2]) == ["setosa"]
+
+
+def test_broken_http_is_a_400_and_closes(server: Server) -> None:
+    """What is no HTTP gets a 400, and others are not disturbed."""
+    with connected(server) as connection:
+        connection.send(b"PREDICT iris\r\n\r\n")
+        assert connection.answer()[0] == 400
+        assert connection.is_closed()
+    with connected(server) as connection:
+        connection.send(post())
+        assert connection.answer()[0] == 200
+
+
+def test_answers_without_a_head_of_their_own_differ_in_nothing(server: Server) -> None:
+    """A head that was seen before is answered as at the first time, whatever id it carries."""
+    with connected(server) as connection:
+        bodies = set()
+        for identity in ("a", "b", "a"):
+            connection.send(post(headers=(f"X-Request-ID: {identity}",)))
+            _, headers, body = connection.answer()
+            assert headers["x-request-id"] == identity
+            bodies.add(body)
+        ids = set()
+        for _ in range(3):
+            connection.send(post())
+            _, headers, body = connection.answer()
+            ids.add(headers["x-request-id"])
+            bodies.add(body)
+        assert len(bodies) == 1
+        assert len(ids) == 3
+
+
+def test_a_slow_reader_is_not_read_from(server: Server) -> None:
+    """A client that reads no answers can't send for ever; when it reads, it gets them in order."""
+    with connected(server) as connection:
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        connection.socket.settimeout(1.5)
+        endless = (post(json.dumps({"instances": [ROW] * (i % 100 + 1000)}).encode()) for i in range(1, 100_000))
+        with pytest.raises(TimeoutError):  # the socket buffers on the way hold far less
+            connection.send_all(endless)
+        connection.socket.settimeout(20)
+        for rows in range(1, 40):
+            assert len(labels(connection.answer()[2])) == rows % 100 + 1000
+
+
+def test_clients_that_leave_leave_nothing(server: Server, eventually: Callable[[Callable[[], bool]], None]) -> None:
+    """Connections dropped before their answer leave no request in flight and no row in the queue."""
+    for _ in range(100):
+        with connected(server) as connection:
+            connection.send(post(json.dumps({"instances": [ROW] * 50}).encode()) * 3)
+
+    def quiet() -> bool:
+        text = httpx.get(f"{server.url}/metrics").text
+        lines = [
+            line
+            for line in text.splitlines()
+            if line.startswith(("serving_queued_rows{", "serving_http_in_flight{")) and "/metrics" not in line
+        ]
+        return bool(lines) and all(line.endswith(" 0.0") for line in lines)
+
+    eventually(quiet)
+
+
+@pytest.mark.parametrize("lane", ["--lane", "--no-lane"])
+def test_a_request_that_is_half_sent_at_sigterm_is_answered(lane: str) -> None:
+    """SIGTERM in the middle of a request: it is answered, the connection closed, the process ends with 0."""
+    with running(lane) as server, connected(server) as connection:
+        request = post()
+        connection.send(post())
+        connection.answer()
+        connection.send(request[:-10])
+        time.sleep(0.2)  # the half must have arrived: nothing that can be asked tells that it has
+        server.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:  # draining closes the listening socket
+            try:
+                socket.create_connection(("127.0.0.1", server.port), timeout=1).close()
+            except OSError:
+                break
+        connection.send(request[-10:])
+        status, headers, body = connection.answer()
+        assert status == 200
+        assert labels(body) == ["setosa"]
+        assert headers.get("connection") == "close"
+        assert connection.is_closed()
+        assert server.process.wait(20) == 0
+
+
+def test_lane_and_asgi_answer_with_the_same_bytes() -> None:
+    """For the same request both paths give the same status, body and headers, but for date and id."""
+    requests = [
+        post(),
+        post(b""),
+        post(b"{"),
+        post(b'{"instances":[]}'),
+        post(json.dumps({"instances": [ROW] * 1000}).encode()),
+        post(json.dumps({"instances": [ROW] * 1000}).encode(), headers=("Accept-Encoding: gzip",)),
+        post(json.dumps({"instances": [[1]]}).encode(), headers=("X-Request-ID: a",)),
+        post(path="/v1/models/iris/versions/1:predict"),
+        post(b'{"inputs":[]}', path="/v2/models/iris/infer"),
+        post(b"{}", path="/v2/models/penguins/infer"),
+        post(b"{}", path="/v1/models/none:predict"),
+    ]
+
+    def answers(*flags: str) -> list[tuple[int, dict[str, str], bytes]]:
+        with running(*flags) as server, connected(server) as connection:
+            got = []
+            for request in requests:
+                connection.send(request)
+                status, headers, body = connection.answer()
+                del headers["date"]
+                if b"X-Request-ID" not in request:
+                    del headers["x-request-id"]
+                got.append((status, headers, body))
+            return got
+
+    assert answers("--lane") == answers("--no-lane")
