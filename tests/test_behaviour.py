@@ -6,7 +6,7 @@ import gzip
 import json
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 IRIS = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}

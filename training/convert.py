@@ -27,7 +27,8 @@ def to_onnx(
     wanted = ["features"] if len(names) == 1 and len(train.columns) > 1 else [str(name) for name in train.columns]
     renames = dict(zip(names, wanted, strict=True))
     outputs = [port.name for port in proto.graph.output]
-    renames |= dict(zip(outputs, ["label", "probabilities"] if len(outputs) == 2 else ["prediction"], strict=True))
+    scores = "probabilities" if hasattr(model, "predict_proba") else "scores"  # outlier detectors, margins
+    renames |= dict(zip(outputs, ["label", scores] if len(outputs) == 2 else ["prediction"], strict=True))
     rename(proto, renames)
     if image is not None:
         _accept_image(proto, *image)

@@ -78,7 +78,7 @@ def export(
     golden = min(GOLDEN_ROWS, len(held_out))
     rows = [{image[0]: feeds[0][i].tolist()} if image else plain_row(held_out, i) for i in range(golden)]
     signature = Signature(
-        task="classification" if base.label else "regression",
+        task="classification" if base.label else "regression" if len(base.outputs) == 1 else "other",
         description=description,
         inputs=base.inputs,
         outputs=base.outputs,
@@ -158,13 +158,13 @@ def _parity(  # noqa: PLR0917  all of what one comparison needs
     tolerance: float,
     reference: Callable[[pd.DataFrame], Array] | None,
 ) -> Parity | None:
-    name = base.scores or base.outputs[0].name
+    name = base.scores or ("scores" if "scores" in outputs else base.outputs[0].name)
     if reference is None and isinstance(model, str | Path):
         return None
     if reference is None:
         rows = convert.original_rows(model, held_out)
-        own = model.predict_proba if base.scores and hasattr(model, "predict_proba") else model.predict
-        expected = np.asarray(own(rows))
+        own = "decision_function" if name == "scores" else "predict_proba" if base.scores else "predict"
+        expected = np.asarray(getattr(model, own)(rows))
     else:
         expected = np.asarray(reference(held_out))
     return compare(expected, outputs[name], rows=held_out, feeds=feeds, tolerance=tolerance, labels=bool(base.scores))

@@ -147,7 +147,7 @@ def _prediction(model: Model) -> dict[str, Any]:
             "type": "object",
             "properties": {
                 "label": {"enum": list(signature.classes)},
-                "probabilities": {
+                "scores" if signature.scores == "scores" else "probabilities": {
                     "type": "object",
                     "properties": {str(c): number for c in signature.classes},
                 },

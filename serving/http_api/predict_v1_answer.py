@@ -30,7 +30,9 @@ class Answers:
             and isinstance(signature.classes[0], str)  # type: ignore[index]
         )
         if self._named:
-            self._template = _template(signature.classes or ())
+            # Margins are no probabilities, and are not called so.
+            self._key = "scores" if signature.scores == "scores" else "probabilities"
+            self._template = _template(self._key, signature.classes or ())
         self._label_texts = {c: orjson.dumps(c) for c in (signature.classes or ())}
 
     def rows(self, outputs: Tensors) -> bytes:
@@ -59,7 +61,7 @@ class Answers:
             by_class = orjson.loads(dumps(scores))
             value = {
                 "label": [orjson.loads(text) for text in self._labels(labels)],
-                "probabilities": {str(c): [row[i] for row in by_class] for i, c in enumerate(self._classes or ())},
+                self._key: {str(c): [row[i] for row in by_class] for i, c in enumerate(self._classes or ())},
             }
         elif len(outputs) == 1:
             value = _plain(outputs[0])
@@ -76,9 +78,9 @@ class Answers:
         return [texts[v] if v in texts else orjson.dumps(v) for v in values]
 
 
-def _template(classes: tuple[Any, ...]) -> bytes:
+def _template(key: str, classes: tuple[Any, ...]) -> bytes:
     keys = [orjson.dumps(str(c)).replace(b"%", b"%%") for c in classes]
-    return b'{"label":%b,"probabilities":{' + b",".join(key + b":%b" for key in keys) + b"}}"
+    return b'{"label":%b,"' + key.encode() + b'":{' + b",".join(name + b":%b" for name in keys) + b"}}"
 
 
 def _plain(output: Array) -> Any:

@@ -1,0 +1,233 @@
+"""A user's own `.onnx`, without a signature, serves: whatever its inputs and outputs look like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from fastapi.testclient import TestClient
+from onnx import TensorProto, helper
+from skl2onnx import to_onnx
+from skl2onnx.common.data_types import FloatTensorType, StringTensorType
+from sklearn.compose import make_column_transformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+
+from serving.http_api.app import create_app
+from serving.settings import Settings
+
+Put = Callable[[onnx.ModelProto], TestClient]
+FLOAT, INT64, STRING, BOOL, DOUBLE = (
+    TensorProto.FLOAT,
+    TensorProto.INT64,
+    TensorProto.STRING,
+    TensorProto.BOOL,
+    TensorProto.DOUBLE,
+)
+
+
+@pytest.fixture
+def put(tmp_path: Path) -> Any:
+    """Serve one graph as the model `m`."""
+    open_clients = []
+
+    def serve(proto: onnx.ModelProto) -> TestClient:
+        folder = tmp_path / "m" / "1"
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").write_bytes(proto.SerializeToString())
+        client = TestClient(create_app(Settings(models=tmp_path)))
+        client.__enter__()
+        open_clients.append(client)
+        problems = client.get("/v1/models").json()["problems"]
+        assert not problems, problems
+        return client
+
+    yield serve
+    for client in open_clients:
+        client.__exit__()
+
+
+def graph(nodes: list[Any], inputs: list[tuple[str, int, Any]], outputs: list[tuple[str, int, Any]]) -> onnx.ModelProto:
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(*port) for port in inputs],
+        [helper.make_tensor_value_info(*port) for port in outputs],
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def node(kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> Any:
+    return helper.make_node(kind, inputs, outputs, **attributes)
+
+
+def v1(client: TestClient, body: dict[str, Any]) -> Any:
+    answer = client.post("/v1/models/m:predict", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def v2(client: TestClient, *inputs: dict[str, Any]) -> dict[str, Any]:
+    answer = client.post("/v2/models/m/infer", json={"inputs": list(inputs)})
+    assert answer.status_code == 200, answer.text
+    return {o["name"]: o for o in answer.json()["outputs"]}
+
+
+def test_one_matrix(put: Put) -> None:
+    """One [batch, n] input: rows by position or by made-up names f0, f1."""
+    client = put(graph([node("Mul", ["x", "x"], ["y"])], [("x", FLOAT, ["n", 3])], [("y", FLOAT, ["n", 3])]))
+    assert v1(client, {"instances": [[1, 2, 3]]})["predictions"] == [[1, 4, 9]]
+    assert v1(client, {"instances": [{"f0": 1, "f1": 2, "f2": 3}]})["predictions"] == [[1, 4, 9]]
+    out = v2(client, {"name": "x", "datatype": "FP32", "shape": [2, 3], "data": [1, 2, 3, 4, 5, 6]})
+    assert out["y"]["data"] == [1, 4, 9, 16, 25, 36]
+
+
+def test_one_input_a_column_with_strings(put: Put) -> None:
+    """Several [batch, 1] inputs are the features, by their names, strings among them."""
+    columns = {"colour": np.array([["red"], ["blue"]] * 20, dtype=object), "size": np.arange(40.0).reshape(-1, 1)}
+    import pandas as pd
+
+    table = pd.DataFrame({k: v.ravel() for k, v in columns.items()})
+    model = make_pipeline(
+        make_column_transformer((OneHotEncoder(), ["colour"]), ("passthrough", ["size"])), LogisticRegression()
+    )
+    model.fit(table, [0, 1] * 20)
+    types = [("colour", StringTensorType([None, 1])), ("size", FloatTensorType([None, 1]))]
+    client = put(to_onnx(model, initial_types=types, options={"zipmap": False}, target_opset={"": 17, "ai.onnx.ml": 3}))
+    rows = [{"colour": "red", "size": 3}, {"size": 3, "colour": "blue"}]
+    assert [p["label"] for p in v1(client, {"instances": rows})["predictions"]] == [0, 1]
+    assert v1(client, {"inputs": {"colour": ["blue"], "size": [1]}})["outputs"]["label"] == [1]
+    refused = client.post("/v1/models/m:predict", json={"instances": [{"colour": 1, "size": "x"}]})
+    assert refused.status_code == 422
+    assert [d["path"] for d in refused.json()["details"]] == ["/instances/0/colour", "/instances/0/size"]
+
+
+@pytest.mark.parametrize("classes", [["no", "yes"], [3, 7]], ids=["string", "integer"])
+def test_sequences_of_maps(put: Put, classes: list[Any]) -> None:
+    """ZipMap, the exporters' default, answers label and probabilities by class, in V1 and as a tensor in v2."""
+    rows = np.arange(20.0, dtype=np.float32).reshape(-1, 1)
+    model = LogisticRegression().fit(rows, [classes[int(i > 9)] for i in range(20)])
+    client = put(to_onnx(model, rows[:1], target_opset={"": 17, "ai.onnx.ml": 3}))
+    low, high = v1(client, {"instances": [0, 19]})["predictions"]
+    assert (low["label"], high["label"]) == (classes[0], classes[1])
+    assert high["probabilities"][str(classes[1])] > 0.9
+    out = v2(client, {"name": "X", "datatype": "FP32", "shape": [2, 1], "data": [0, 19]})
+    assert out["output_probability"]["shape"] == [2, 2]
+
+
+def test_several_inputs_and_outputs_of_several_types(put: Put) -> None:
+    """Inputs and outputs of different types and shapes keep their names and types."""
+    client = put(
+        graph(
+            [
+                node("Cast", ["count"], ["c"], to=FLOAT),
+                node("Mul", ["c", "price"], ["total"]),
+                node("Not", ["flag"], ["unflag"]),
+                node("Identity", ["word"], ["echo"]),
+            ],
+            [
+                ("count", INT64, ["n", 1]),
+                ("price", FLOAT, ["n", 1]),
+                ("flag", BOOL, ["n"]),
+                ("word", STRING, ["n", 2]),
+            ],
+            [
+                ("total", FLOAT, ["n", 1]),
+                ("unflag", BOOL, ["n"]),
+                ("echo", STRING, ["n", 2]),
+            ],
+        )
+    )
+    row = {"count": 2, "price": 1.5, "flag": True, "word": ["a", "ü"]}
+    assert v1(client, {"instances": [row]})["predictions"] == [{"total": 3.0, "unflag": False, "echo": ["a", "ü"]}]
+    out = v2(
+        client,
+        {"name": "word", "datatype": "BYTES", "shape": [1, 2], "data": ["x", ""]},
+        {"name": "flag", "datatype": "BOOL", "shape": [1], "data": [False]},
+        {"name": "price", "datatype": "FP32", "shape": [1, 1], "data": [2]},
+        {"name": "count", "datatype": "INT64", "shape": [1, 1], "data": [9007199254740993]},
+    )
+    assert out["echo"]["data"] == ["x", ""]
+    assert out["unflag"]["data"] == [True]
+    for bad in (2.5, True, "2", 2**63):
+        assert client.post("/v1/models/m:predict", json={"instances": [{**row, "count": bad}]}).status_code == 422
+
+
+def test_dynamic_inner_dimensions(put: Put) -> None:
+    """A free inner dimension takes any length; requests of different lengths are answered each for itself."""
+    client = put(graph([node("Neg", ["x"], ["y"])], [("x", FLOAT, ["n", "m"])], [("y", FLOAT, ["n", "m"])]))
+    assert v1(client, {"instances": [[1, 2, 3]]})["predictions"] == [[-1, -2, -3]]
+    assert v1(client, {"instances": [[1, 2]]})["predictions"] == [[-1, -2]]
+    ragged = client.post("/v1/models/m:predict", json={"instances": [[1, 2], [1]]})
+    assert ragged.status_code == 422
+    assert "different shapes" in ragged.json()["error"]
+
+
+def test_a_batch_fixed_at_one(put: Put) -> None:
+    """A graph whose batch is 1 still takes many rows in V1; in v2 its shape is what it is."""
+    client = put(graph([node("Neg", ["x"], ["y"])], [("x", FLOAT, [1, 2])], [("y", FLOAT, [1, 2])]))
+    assert v1(client, {"instances": [[1, 2], [3, 4], [5, 6]]})["predictions"] == [[-1, -2], [-3, -4], [-5, -6]]
+    out = v2(client, {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]})
+    assert out["y"]["data"] == [-1, -2]
+    two = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [2, 2], "data": [1, 2, 3, 4]}]}
+    assert client.post("/v2/models/m/infer", json=two).status_code == 400
+
+
+def test_no_batch_dimension(put: Put) -> None:
+    """A graph without a batch takes one example at a time, as the tensors that it has."""
+    client = put(
+        graph(
+            [node("ReduceMean", ["x"], ["mean"], keepdims=0), node("Add", ["x", "b"], ["y"])],
+            [("x", FLOAT, [3]), ("b", FLOAT, [])],
+            [("mean", FLOAT, []), ("y", FLOAT, [3])],
+        )
+    )
+    out = v2(
+        client,
+        {"name": "x", "datatype": "FP32", "shape": [3], "data": [1, 2, 3]},
+        {"name": "b", "datatype": "FP32", "shape": [], "data": [1]},
+    )
+    assert (out["mean"]["shape"], out["mean"]["data"]) == ([], [2.0])
+    assert out["y"]["data"] == [2, 3, 4]
+
+
+def test_one_scalar_a_row_and_doubles(put: Put) -> None:
+    """A [batch] input is one value a row; doubles keep their precision."""
+    client = put(graph([node("Neg", ["x"], ["y"])], [("x", DOUBLE, ["n"])], [("y", DOUBLE, ["n"])]))
+    exact = 1700000000.123456
+    assert v1(client, {"instances": [exact, 2]})["predictions"] == [-exact, -2]
+
+
+def test_a_graph_that_mixes_its_rows_is_never_batched(put: Put) -> None:
+    """Where outputs are not one a row, strangers' rows never meet in the graph."""
+    client = put(
+        graph(
+            [node("ReduceSum", ["x"], ["y"], keepdims=0)],
+            [("x", FLOAT, ["n", 2])],
+            [("y", FLOAT, [])],
+        )
+    )
+    out = v2(client, {"name": "x", "datatype": "FP32", "shape": [2, 2], "data": [1, 2, 3, 4]})
+    assert out["y"]["data"] == [10.0]
+
+
+def test_values_that_the_graph_refuses_are_the_callers_to_mend(put: Put) -> None:
+    """A row that fits the signature and breaks the graph is a 4xx without a trace, and the next one is answered."""
+    table = helper.make_tensor("table", FLOAT, [2, 1], [10.0, 20.0])
+    proto = graph(
+        [node("Gather", ["table", "i"], ["y"], axis=0)],
+        [("i", INT64, ["n"])],
+        [("y", FLOAT, ["n", 1])],
+    )
+    proto.graph.initializer.append(table)
+    client = put(proto)
+    bad = client.post("/v1/models/m:predict", json={"instances": [7]})
+    assert bad.status_code == 422
+    assert "Gather" not in bad.text
+    assert "/" not in bad.json()["error"].replace("value or shape", "")
+    assert v1(client, {"instances": [1]})["predictions"] == [20.0]

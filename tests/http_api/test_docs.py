@@ -1,0 +1,75 @@
+"""The documentation of the live models: it works without internet, and its examples work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from serving.http_api.app import create_app
+from serving.settings import Settings
+from tests.conftest import MODELS
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[TestClient]:
+    """The application in this process, with a page of another origin allowed."""
+    with TestClient(create_app(Settings(models=MODELS, cors_origins=("https://app.example",)))) as client:
+        yield client
+
+
+def test_every_example_is_answered(client: httpx.Client) -> None:
+    """Each prediction path in /openapi.json has an example, and sending it gives a 200."""
+    document = client.get("/openapi.json").json()
+    tried = 0
+    for path, operations in document["paths"].items():
+        if "requestBody" in operations.get("post", {}):
+            example = operations["post"]["requestBody"]["content"]["application/json"]["example"]
+            answer = client.post(path, json=example)
+            assert answer.status_code == 200, (path, answer.text)
+            tried += 1
+    assert tried >= 12
+
+
+def test_features_are_described(live: TestClient) -> None:
+    """A model's schema has its own feature names, types, ranges and categories."""
+
+    def row(model: str) -> Any:
+        document = live.get("/openapi.json").json()
+        body = document["paths"][f"/v1/models/{model}:predict"]["post"]["requestBody"]
+        return body["content"]["application/json"]["schema"]["properties"]["instances"]["items"]["anyOf"][0]
+
+    iris = row("iris")["properties"]
+    assert list(iris) == ["sepal_length", "sepal_width", "petal_length", "petal_width"]
+    assert iris["petal_width"]["type"] == "number"
+    assert re.search(r"training saw 0\.1 to 2\.[0-9]", iris["petal_width"]["description"])
+    island = row("penguins")["properties"]["island"]
+    assert "Biscoe, Dream, Torgersen" in island["description"]
+    assert {"type": "null"} in row("penguins")["properties"]["sex"]["anyOf"]
+
+
+def test_the_page_fetches_nothing_from_elsewhere(client: httpx.Client) -> None:
+    """/docs names only assets of this server, and they are there."""
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assets = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert assets
+    for asset in assets:
+        assert not asset.startswith(("http", "//")), asset
+        assert client.get(f"/{asset}").status_code == 200
+
+
+def test_pages_of_allowed_origins_may_call(live: TestClient) -> None:
+    """A browser page of an allowed origin gets its CORS headers; another gets none."""
+    row = {"instances": [[5.1, 3.5, 1.4, 0.2]]}
+    allowed = live.post("/v1/models/iris:predict", json=row, headers={"origin": "https://app.example"})
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] == "https://app.example"
+    other = live.post("/v1/models/iris:predict", json=row, headers={"origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in other.headers
+    asked = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    assert live.options("/v1/models/iris:predict", headers=asked).status_code == 200

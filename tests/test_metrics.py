@@ -1,0 +1,150 @@
+"""What a scrape shows: names, sums over workers, bounds, and what a broken file does."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.metrics import MOST_SERIES, Metrics, forget_gauges
+from tests.conftest import Server
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+IRIS = {"instances": [[5.1, 3.5, 1.4, 0.2]]}
+
+
+def parsed(text: str) -> Samples:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def scraped(metrics: Metrics) -> Samples:
+    return parsed(metrics.render()[0].decode())
+
+
+def of(samples: Samples, name: str, **labels: str) -> float:
+    """Add up the samples of a name that carry these labels."""
+    return sum(v for (n, ls), v in samples.items() if n == name and labels.items() <= dict(ls).items())
+
+
+def test_every_metric_that_is_promised_is_there(client: httpx.Client, server: Server) -> None:
+    """After a few requests each metric has a sample with the labels that dashboards use."""
+    before = parsed(client.get("/metrics").text)
+    for _ in range(3):
+        client.post("/v1/models/iris:predict", json={"instances": IRIS["instances"] * 2})
+    bad = {"instances": [{"sepal_length": 1, "sepal_width": 1, "petal_length": 1, "petal_width": "x"}]}
+    client.post("/v1/models/iris:predict", json=bad)
+    client.post("/v2/models/iris/infer", json={})
+    after = parsed(client.get("/metrics").text)
+
+    def grew(name: str, **labels: str) -> float:
+        return of(after, name, **labels) - of(before, name, **labels)
+
+    iris = {"model": "iris", "version": "2"}
+    assert grew("serving_predictions_total", **iris, protocol="v1", outcome="ok") == 3
+    assert grew("serving_predictions_total", **iris, protocol="v1", outcome="invalid") == 1
+    assert grew("serving_predictions_total", **iris, protocol="v2", outcome="invalid") == 1
+    assert grew("serving_rows_total", **iris) == 6
+    assert grew("serving_batch_rows_sum", **iris) == 6
+    assert grew("serving_invalid_features_total", **iris, feature="petal_width") == 1
+    for name in ("queue", "inference"):
+        assert grew(f"serving_{name}_seconds_count", **iris) == 3
+        assert of(after, f"serving_{name}_seconds_bucket", **iris, le="0.00025") >= 0
+    assert grew("serving_prediction_seconds_count", **iris) == 5
+    route = "/v1/models/{model}:predict"
+    assert grew("serving_http_requests_total", route=route, method="POST", status="2xx") == 3
+    assert grew("serving_http_requests_total", route=route, method="POST", status="4xx") == 1
+    assert grew("serving_http_request_seconds_count", route=route, method="POST") == 4
+    assert of(after, "serving_model_ready", **iris) == 1
+    assert of(after, "serving_model_info", **iris, task="classification") == 1
+    assert of(after, "serving_queued_rows", **iris) == 0
+
+
+def test_unknown_models_and_paths_add_no_series(client: httpx.Client) -> None:
+    """Junk names, paths and methods collapse into one series each."""
+    client.get("/junk")
+    client.post("/v1/models/junk:predict", json=IRIS)
+    before = len(client.get("/metrics").text.splitlines())
+    for i in range(50):
+        client.get(f"/junk/{i}")
+        client.post(f"/v1/models/junk{i}:predict", json=IRIS)
+        client.request(f"JUNK{i}" if i < 3 else "PROPFIND", "/v1/models")
+    text = client.get("/metrics").text
+    assert "junk" not in text.lower()
+    assert len(text.splitlines()) - before <= 60
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="Debian's prometheus is not installed")
+def test_promtool_finds_nothing_to_say(client: httpx.Client) -> None:
+    """The exposition passes Prometheus's own linter."""
+    client.post("/v1/models/iris:predict", json=IRIS)
+    text = client.get("/metrics").content
+    ended = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stderr == b""
+
+
+def test_metrics_can_be_switched_off(tmp_path: Path) -> None:
+    """With metrics off there is no /metrics, and predictions are answered as before."""
+    from fastapi.testclient import TestClient
+
+    from serving.http_api.app import create_app
+    from serving.settings import Settings
+    from tests.conftest import MODELS
+
+    with TestClient(create_app(Settings(models=MODELS, metrics=False))) as client:
+        assert client.post("/v1/models/iris:predict", json=IRIS).status_code == 200
+        assert client.get("/metrics").status_code == 404
+
+
+def test_the_sum_is_of_all_workers_and_survives_a_restart(tmp_path: Path) -> None:
+    """Counters of all slots add up; a slot's next worker goes on from where the last one stopped."""
+    one, two = Metrics(directory=tmp_path, slot=0), Metrics(directory=tmp_path, slot=1)
+    for worker in (one, two):
+        worker.model("m", "1").answered("v1", 5, 0.001)
+        worker.model("m", "1").queued(3)
+        worker.fold()
+    assert of(scraped(one), "serving_rows_total", model="m") == 10
+    assert of(scraped(two), "serving_queued_rows", model="m") == 6
+    forget_gauges(tmp_path, 0)
+    assert of(scraped(two), "serving_queued_rows", model="m") == 3
+    again = Metrics(directory=tmp_path, slot=0)
+    assert of(scraped(again), "serving_rows_total", model="m") == 10
+    again.model("m", "1").answered("v1", 1, 0.001)
+    assert of(scraped(again), "serving_rows_total", model="m") == 11
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[[],[],[]", b'[[["x"]],[],[]]', b"[1,2,3]", b"\xff" * 100])
+def test_a_corrupt_snapshot_is_left_out(tmp_path: Path, content: bytes) -> None:
+    """A file that can't be read costs that worker's figures, and nobody the scrape."""
+    metrics = Metrics(directory=tmp_path, slot=0)
+    metrics.model("m", "1").answered("v1", 5, 0.001)
+    (tmp_path / "worker-1.json").write_bytes(content)
+    assert of(scraped(metrics), "serving_rows_total", model="m") == 5
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    """Without the folder a worker still shows its own figures."""
+    metrics = Metrics(directory=tmp_path / "gone", slot=0)
+    metrics.model("m", "1").answered("v1", 5, 0.001)
+    assert of(scraped(metrics), "serving_rows_total", model="m") == 5
+
+
+def test_series_are_bounded() -> None:
+    """Beyond a bound further models and routes share the label value `other`."""
+    metrics = Metrics()
+    for i in range(MOST_SERIES + 100):
+        metrics.model(f"m{i}", "1").answered("v1", 1, 0.001)
+        metrics.route(f"/r{i}", "GET").finished(200, 0.001)
+    samples = scraped(metrics)
+    assert of(samples, "serving_rows_total") == MOST_SERIES + 100
+    assert of(samples, "serving_rows_total", model="other") == 100
+    assert sum(1 for name, _ in samples if name == "serving_http_requests_total") == MOST_SERIES + 1
