@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     """Refuse to start if any model can't be loaded."""
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
     """Largest request body, before and after inflation, in bytes."""
-    max_batch_rows: int = Field(256, ge=1)
+    max_batch_rows: int = Field(512, ge=1)
     """Rows that run together; a larger request runs alone."""
     max_queued_rows: int = Field(4096, ge=1)
     """Rows that may wait for one model; beyond it the answer is 429."""

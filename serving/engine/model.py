@@ -17,7 +17,7 @@ from serving.engine.signature import Signature
 class Limits:
     """How much one model may take; rows, seconds and threads."""
 
-    max_batch_rows: int = 256
+    max_batch_rows: int = 512
     max_queued_rows: int = 4096
     max_delay: float = 0.0
     instances: int = 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
@@ -40,9 +41,16 @@ def add(app: FastAPI) -> None:
     """Add the documentation routes and their assets to the application."""
     app.mount("/docs/assets", StaticFiles(directory=swagger_ui_path), name="docs-assets")
 
+    made: tuple[object, bytes] = (None, b"")
+
     @app.get("/openapi.json", include_in_schema=False)
-    async def openapi(request: Request) -> Response:
-        return Response(dumps(document(app)), media_type="application/json")
+    async def openapi() -> Response:
+        nonlocal made
+        models = app.state.fleet.models
+        if made[0] is not models:
+            # On a thread: it takes as long as hundreds of predictions.
+            made = models, await asyncio.to_thread(lambda: dumps(document(app)))
+        return Response(made[1], media_type="application/json")
 
     @app.get("/docs", include_in_schema=False)
     async def page() -> Response:

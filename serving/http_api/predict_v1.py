@@ -10,9 +10,9 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
-import math
 import operator
 import re
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +28,7 @@ from serving.errors import Detail, InvalidRequest, SignatureMismatch, listed
 from serving.http_api import strict_json
 from serving.http_api.codec import Decoded
 from serving.http_api.predict_v1_answer import Answers
-from serving.tensors import FLOATS, NUMPY, Array, Tensors
+from serving.tensors import FLOATS, NUMPY, Tensors
 
 PROTOCOL = "v1"
 
@@ -107,12 +107,11 @@ class Codec:
                     return None
             if not _NUMBERS.issuperset(map(type, flat)):
                 return None
-            array: Array = np.array(flat, dtype=self._dtype)
-            if array.shape != (len(rows) * self._width,) or not math.isfinite(array.dot(array)):
-                return None
-        except (ValueError, TypeError, KeyError, IndexError, OverflowError):
+            # Standard mode refuses what is too large for the model's float; native mode would make it an infinity.
+            packed = struct.pack(f"<{len(rows) * self._width}{self._dtype.char}", *flat)
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error):
             return None
-        return Decoded((array.reshape(len(rows), self._width),), len(rows))
+        return Decoded((np.ndarray((len(rows), self._width), self._dtype, packed),), len(rows))
 
     def encode(self, outputs: Tensors, context: Any) -> bytes:
         """Write the answer to a decoded request: rows for `instances`, columns for `inputs`."""
