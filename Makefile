@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-LOCK := uv pip compile --quiet --universal --generate-hashes --extra dev --python-version 3.11 \
+COMPILE := uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 	--custom-compile-command "make lock" pyproject.toml
+# requirements.lock is for development; requirements-serve.lock, a part of it, is what an image installs.
 
 .PHONY: install serve test check train bench lock
 install: $(STAMP)
@@ -25,8 +26,11 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@cp requirements.lock .venv/lock && $(BIN)/$(LOCK) --output-file .venv/lock && diff requirements.lock .venv/lock \
-		|| { echo "requirements.lock does not match pyproject.toml: make lock"; exit 1; }
+	@for lock in requirements requirements-serve; do cp $$lock.lock .venv/$$lock.lock; done
+	@$(BIN)/$(COMPILE) --extra dev --output-file .venv/requirements.lock
+	@$(BIN)/$(COMPILE) --constraint requirements.lock --output-file .venv/requirements-serve.lock
+	@for lock in requirements requirements-serve; do diff $$lock.lock .venv/$$lock.lock \
+		|| { echo "$$lock.lock does not match pyproject.toml: make lock"; exit 1; }; done
 
 train: install
 	# skl2onnx orders nodes by hash; a fixed seed makes the same bytes every time.
@@ -35,5 +39,6 @@ train: install
 bench: install
 	$(BIN)/python -m benchmarks
 
-lock:
-	$(BIN)/$(LOCK) --upgrade --output-file requirements.lock
+lock: install
+	$(BIN)/$(COMPILE) --extra dev --upgrade --output-file requirements.lock
+	$(BIN)/$(COMPILE) --constraint requirements.lock --output-file requirements-serve.lock
