@@ -11,7 +11,6 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
-from swagger_ui_bundle import swagger_ui_path
 
 from serving.engine.model import Model
 from serving.engine.rows import Rows
@@ -39,7 +38,7 @@ _ERROR = {
 
 def add(app: FastAPI) -> None:
     """Add the documentation routes and their assets to the application."""
-    app.mount("/docs/assets", StaticFiles(directory=swagger_ui_path), name="docs-assets")
+    app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]), name="docs-assets")
 
     made: tuple[object, bytes] = (None, b"")
 
