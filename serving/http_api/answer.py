@@ -6,6 +6,7 @@ import gzip
 import itertools
 import re
 import secrets
+import zlib
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -42,7 +43,9 @@ OPEN_INFERENCE = {SignatureMismatch: 400, InferenceFailed: 400}
 
 OUTCOMES = {404: "invalid", 429: "rejected", 503: "rejected", 504: "expired", 500: "failed"}
 
-GZIP_FROM = 16 * 1024
+JSON = b"application/json"
+BINARY = b"application/octet-stream"
+COMPRESS_FROM = 16 * 1024
 """Bytes from which an answer is compressed for those who accept it: below, the processor costs more than the wire."""
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -103,19 +106,26 @@ def header(headers: Headers, name: bytes) -> bytes | None:
     return None
 
 
-def accepts_gzip(accept_encoding: bytes | None) -> bool:
-    """Tell whether an Accept-Encoding allows gzip (RFC 9110, 12.5.3).
+def accepted_coding(accept_encoding: bytes | None) -> bytes | None:
+    """Return gzip or deflate where an Accept-Encoding allows it (RFC 9110, 12.5.3); gzip where it allows both.
 
-    >>> accepts_gzip(b"br, gzip;q=0.5"), accepts_gzip(b"gzip;q=0"), accepts_gzip(None)
-    (True, False, False)
+    >>> accepted_coding(b"br, gzip;q=0.5"), accepted_coding(b"gzip;q=0, deflate"), accepted_coding(None)
+    (b'gzip', b'deflate', None)
     """
-    for item in (accept_encoding or b"").lower().split(b","):
+    if not accept_encoding:
+        return None
+    allowed = {}
+    for item in accept_encoding.lower().split(b","):
         coding, _, parameters = item.partition(b";")
-        if coding.strip() in (b"gzip", b"x-gzip", b"*"):
-            return parameters.replace(b" ", b"") not in (b"q=0", b"q=0.0", b"q=0.00", b"q=0.000")
-    return False
+        allowed[coding.strip()] = parameters.replace(b" ", b"") not in (b"q=0", b"q=0.0", b"q=0.00", b"q=0.000")
+    for coding in (b"gzip", b"deflate"):
+        if allowed.get(coding, allowed.get(b"x-gzip" if coding == b"gzip" else b"", allowed.get(b"*", False))):
+            return coding
+    return None
 
 
-def compressed(body: bytes) -> bytes:
+def compressed(body: bytes, coding: bytes) -> bytes:
     """Compress an answer; the level that costs least, since the wire is rarely the limit."""
+    if coding == b"deflate":
+        return zlib.compress(body, level=1)
     return gzip.compress(body, compresslevel=1, mtime=0)

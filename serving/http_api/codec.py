@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+from serving.tensor_bytes import Buffer
 from serving.tensors import Tensors
+
+LENGTH = b"inference-header-content-length"
+"""Says how much of a body is JSON: bytes, before any Content-Encoding."""
 
 INLINE_BYTES = 64 * 1024
 """Bodies above it are decoded on a thread: decoding them in place would hold the event loop for milliseconds."""
@@ -17,15 +21,26 @@ class Decoded(NamedTuple):
     inputs: Tensors
     rows: int
     context: Any = None
+    timeout: float | None = None
+    """Seconds from its arrival that the request itself allows."""
+
+
+class Mixed(NamedTuple):
+    """An answer of JSON, `length` bytes, with raw tensors behind it."""
+
+    length: int
+    body: bytes
 
 
 class Codec(Protocol):
     """One dialect bound to one version of a model; `decode` may run on a thread, for bodies over INLINE_BYTES."""
 
     protocol: str
+    slow_bytes: bool
+    """Whether raw tensors take time to read too, as strings do."""
 
-    def decode(self, headers: Sequence[tuple[bytes, bytes]], body: bytes | bytearray) -> Decoded:
+    def decode(self, headers: Sequence[tuple[bytes, bytes]], body: Buffer) -> Decoded:
         """Read a request. Raises a ServingError that names the fault."""
 
-    def encode(self, outputs: Tensors, context: Any) -> bytes:
-        """Write the answer as JSON; `context` is what `decode` returned with the feeds."""
+    def encode(self, outputs: Tensors, context: Any) -> bytes | Mixed:
+        """Write the answer; `context` is what `decode` returned with the feeds."""

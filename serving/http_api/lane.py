@@ -16,7 +16,7 @@ from typing import Any
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from serving.http_api.answer import HeaderList, Headers, request_id
+from serving.http_api.answer import JSON, HeaderList, Headers, request_id
 from serving.http_api.prediction import Call, Target
 from serving.metrics import RouteMetrics
 
@@ -28,7 +28,6 @@ _UNUSUAL = frozenset(
         b"content-encoding",
         b"upgrade",
         b"origin",
-        b"inference-header-content-length",
     }
 )
 _MOST_HEADS = 1024
@@ -57,7 +56,7 @@ class Door:
     now: float = field(default_factory=time.monotonic)
     """A coarse clock, moved by `sweep`, so that an answer needs no timer of its own."""
     defaults: list[tuple[bytes, bytes]] = field(default_factory=list)
-    heads: dict[int, bytes] = field(default_factory=dict)
+    heads: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
     known: dict[bytes, Known] = field(default_factory=dict)
 
     def remember(self, data: bytes, url: bytes, headers: Headers, length: int) -> None:
@@ -76,15 +75,15 @@ class Door:
             if isinstance(connection, Lane):
                 connection.close_if_idle(self.now - self.idle_s)
 
-    def head(self, status: int, defaults: list[tuple[bytes, bytes]]) -> bytes:
-        """Return the status line and uvicorn's own headers; the list is a new one each second, for the date."""
+    def head(self, status: int, kind: bytes, defaults: list[tuple[bytes, bytes]]) -> bytes:
+        """Return status line, uvicorn's own headers and content type; the list is new each second, for the date."""
         if defaults is not self.defaults:
             self.defaults = defaults
             self.heads.clear()
-        made = self.heads.get(status)
+        made = self.heads.get((status, kind))
         if made is None:
             lines = b"".join([b"%b: %b\r\n" % pair for pair in defaults])
-            made = self.heads[status] = STATUS_LINE[status] + lines + b"content-type: application/json\r\n"
+            made = self.heads[status, kind] = b"%b%bcontent-type: %b\r\n" % (STATUS_LINE[status], lines, kind)
         return made
 
 
@@ -100,10 +99,10 @@ class _Turn(Call):
         if route is not None:
             route.in_flight += 1
 
-    def finish(self, status: int, headers: HeaderList, body: bytes) -> None:
+    def finish(self, status: int, headers: HeaderList, body: bytes, kind: bytes = JSON) -> None:
         if self.route is not None:
             self.count(status)
-        self.lane.write_answer(self.id, status, headers, body)
+        self.lane.write_answer(self.id, status, headers, body, kind)
 
     def count(self, status: int) -> None:
         if self.route is not None:
@@ -240,13 +239,13 @@ class Lane(HttpToolsProtocol):
         turn = self._turn = _Turn(self, request_id(self._id), self.door.routes.get(target.template))
         turn.start(target, headers, body)
 
-    def write_answer(self, identity: bytes, status: int, extra: HeaderList, body: bytes) -> None:
+    def write_answer(self, identity: bytes, status: int, extra: HeaderList, body: bytes, kind: bytes) -> None:
         """Write the answer of the request in progress, and let what waits behind it begin."""
         self._turn = None
         if self.transport.is_closing():
             return
         last = self._closing and not self.pipeline and not self._midway
-        head = self.door.head(status, self.server_state.default_headers)
+        head = self.door.head(status, kind, self.server_state.default_headers)
         if extra or last:
             head += b"".join([b"%b: %b\r\n" % pair for pair in extra])
             head += b"connection: close\r\n" if last else b""

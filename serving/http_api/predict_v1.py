@@ -28,6 +28,7 @@ from serving.errors import Detail, InvalidRequest, SignatureMismatch, listed
 from serving.http_api import strict_json
 from serving.http_api.codec import Decoded
 from serving.http_api.predict_v1_answer import Answers
+from serving.tensor_bytes import Buffer
 from serving.tensors import FLOATS, NUMPY, Tensors
 
 PROTOCOL = "v1"
@@ -41,6 +42,7 @@ class Codec:
     """Decodes and encodes V1 for one version of a model; everything that can be decided at load is."""
 
     protocol = PROTOCOL
+    slow_bytes = True
 
     def __init__(self, model: Model) -> None:
         signature = model.signature
@@ -67,7 +69,7 @@ class Codec:
         self._adapters: dict[str, TypeAdapter[Any]] = {}
         self._plain_names = not any(":" in name for name in self.rows.names)
 
-    def decode(self, headers: Sequence[tuple[bytes, bytes]], body: bytes | bytearray) -> Decoded:
+    def decode(self, headers: Sequence[tuple[bytes, bytes]], body: Buffer) -> Decoded:
         """Read a body into feeds. Raises InvalidRequest, or SignatureMismatch with all the bad cells."""
         if self._numbers and (decoded := self._decode_numbers(body)) is not None:
             return decoded

@@ -16,10 +16,12 @@ from serving.engine.model import Model
 from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed, ServingError, SignatureMismatch
 from serving.http_api.answer import (
-    GZIP_FROM,
+    BINARY,
+    COMPRESS_FROM,
+    JSON,
     HeaderList,
     Headers,
-    accepts_gzip,
+    accepted_coding,
     compressed,
     error_body,
     error_headers,
@@ -28,7 +30,7 @@ from serving.http_api.answer import (
     reason_of,
     status_of,
 )
-from serving.http_api.codec import INLINE_BYTES, Codec, Decoded
+from serving.http_api.codec import INLINE_BYTES, LENGTH, Codec, Decoded, Mixed
 from serving.metrics import ModelMetrics
 
 log = logging.getLogger("serving.prediction")
@@ -73,8 +75,8 @@ class Call(Request):
     began: float
     context: Any
 
-    def finish(self, status: int, headers: HeaderList, body: bytes) -> None:
-        """Send the answer; called exactly once, on the event loop, unless `cancel` came before."""
+    def finish(self, status: int, headers: HeaderList, body: bytes, kind: bytes = JSON) -> None:
+        """Send the answer of content type `kind`; called once, on the event loop, unless `cancel` came before."""
         raise NotImplementedError
 
     def start(self, target: Target, headers: Headers, body: bytes | bytearray) -> None:
@@ -83,7 +85,7 @@ class Call(Request):
         self.headers = headers
         self.gone = False
         self.began = time.monotonic()
-        if len(body) > INLINE_BYTES:
+        if len(body) > INLINE_BYTES and (target.codec.slow_bytes or header(headers, LENGTH) is None):
             decoding = target.loop.run_in_executor(_decoders, _decode, target.codec, headers, body)
             decoding.add_done_callback(lambda done: self._submit(done.result()))
             return
@@ -102,8 +104,9 @@ class Call(Request):
         if isinstance(decoded, ServingError):
             self._refuse(decoded)
             return
-        self.inputs, self.rows, self.context = decoded
-        self.deadline = self.began + self.target.deadline
+        self.inputs, self.rows, self.context, timeout = decoded
+        seconds = self.target.deadline
+        self.deadline = self.began + (seconds if timeout is None else min(timeout, seconds))
         try:
             self.target.submit(self)
         except ServingError as error:
@@ -123,14 +126,21 @@ class Call(Request):
             return
         if target.metrics is not None:
             target.metrics.answered(target.protocol, self.rows, time.monotonic() - self.began)
-        if len(body) < GZIP_FROM:
+        if type(body) is bytes and len(body) < COMPRESS_FROM:
             self.finish(200, NO_HEADERS, body)
             return
-        headers: HeaderList = [(b"vary", b"accept-encoding")]
-        if accepts_gzip(header(self.headers, b"accept-encoding")):
-            body = compressed(body)
-            headers.append((b"content-encoding", b"gzip"))
-        self.finish(200, headers, body)
+        headers: HeaderList = []
+        kind = JSON
+        if isinstance(body, Mixed):
+            headers.append((LENGTH, b"%d" % body.length))
+            kind, body = BINARY, body.body
+        if len(body) >= COMPRESS_FROM:
+            headers.append((b"vary", b"accept-encoding"))
+            coding = accepted_coding(header(self.headers, b"accept-encoding"))
+            if coding is not None:
+                body = compressed(body, coding)
+                headers.append((b"content-encoding", coding))
+        self.finish(200, headers, body, kind)
 
     def _refuse(self, error: ServingError) -> None:
         target = self.target

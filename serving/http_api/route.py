@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from serving.errors import InvalidRequest, ModelNotFound, PayloadTooLarge, ServingError, UnsupportedMediaType
 from serving.fleet.fleet import Fleet
 from serving.http_api.answer import (
+    JSON,
     HeaderList,
     Headers,
     error_body,
@@ -84,11 +85,11 @@ class _Awaited(Call):
     __slots__ = ("answered",)
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.answered: asyncio.Future[tuple[int, HeaderList, bytes]] = loop.create_future()
+        self.answered: asyncio.Future[tuple[int, HeaderList, bytes, bytes]] = loop.create_future()
 
-    def finish(self, status: int, headers: HeaderList, body: bytes) -> None:
+    def finish(self, status: int, headers: HeaderList, body: bytes, kind: bytes = JSON) -> None:
         if not self.answered.done():
-            self.answered.set_result((status, headers, body))
+            self.answered.set_result((status, headers, body, kind))
 
 
 async def predict(target: Target, headers: Headers, body: bytes, receive: Receive, send: Send) -> None:
@@ -122,10 +123,10 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def respond(send: Send, status: int, extra: HeaderList, body: bytes) -> None:
-    """Send a whole JSON answer."""
+async def respond(send: Send, status: int, extra: HeaderList, body: bytes, kind: bytes = JSON) -> None:
+    """Send a whole answer."""
     headers = [
-        (b"content-type", b"application/json"),
+        (b"content-type", kind),
         (b"content-length", b"%d" % len(body)),
         *extra,
     ]

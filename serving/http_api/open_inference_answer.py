@@ -1,0 +1,75 @@
+"""Writes Open Inference Protocol v2 answers: JSON, and the raw tensors that a request asked for behind it."""
+
+from __future__ import annotations
+
+import orjson
+
+from serving.engine.model import Model
+from serving.engine.ports import Ports
+from serving.http_api.codec import Mixed
+from serving.http_api.open_inference_request import Context
+from serving.tensor_bytes import write
+from serving.tensors import Array, Tensors
+
+_MOST_SHAPES = 256
+
+
+class Writer:
+    """Writes the answers of one version of a model."""
+
+    def __init__(self, model: Model, ports: Ports) -> None:
+        self._ports = ports
+        self._head = b'"model_name":%b,"model_version":%b,"outputs":[' % (
+            orjson.dumps(model.name),
+            orjson.dumps(model.version),
+        )
+        self._names = [orjson.dumps(spec.name) for spec in ports.outputs]
+        self._datatypes = [spec.datatype.encode() for spec in ports.outputs]
+        self._heads: list[dict[tuple[int, ...], bytes]] = [{} for _ in ports.outputs]
+
+    def write(self, outputs: Tensors, context: Context) -> bytes | Mixed:
+        """Write the answer; in JSON, numbers that are not finite become null, as in every JSON answer here."""
+        identity, wanted = context
+        opening = b"{" if identity is None else b'{"id":%b,' % orjson.dumps(identity)
+        if wanted is not None:
+            return self._chosen(opening, outputs, context)
+        parts = [self._as_json(position, array) for position, array in enumerate(outputs)]
+        return b"%b%b%b]}" % (opening, self._head, b",".join(parts))
+
+    def _as_json(self, position: int, array: Array) -> bytes:
+        head = self._heads[position].get(array.shape) or self._output_head(position, array.shape)
+        data = array.ravel().tolist() if array.dtype.hasobject else array.ravel()
+        return b'%b,"data":%b}' % (head, orjson.dumps(data, None, orjson.OPT_SERIALIZE_NUMPY))
+
+    def _chosen(self, opening: bytes, outputs: Tensors, context: Context) -> bytes | Mixed:
+        """Write the outputs that a request lists, each as it wants it."""
+        parts, blobs = [], []
+        for position, binary, classes in context.wanted or ():
+            array = outputs[position]
+            if classes:
+                array = self._ports.classified(position, array, classes)
+                head = b'{"name":%b,"datatype":"BYTES","shape":%b' % (self._names[position], orjson.dumps(array.shape))
+            elif not binary:
+                parts.append(self._as_json(position, array))
+                continue
+            else:
+                head = self._heads[position].get(array.shape) or self._output_head(position, array.shape)
+            if binary:
+                blob = write(array)
+                parts.append(b'%b,"parameters":{"binary_data_size":%d}}' % (head, len(blob)))
+                blobs.append(blob)
+            else:
+                parts.append(b'%b,"data":%b}' % (head, orjson.dumps(array.ravel().tolist())))
+        body = b"%b%b%b]}" % (opening, self._head, b",".join(parts))
+        return Mixed(len(body), b"".join((body, *blobs))) if blobs else body
+
+    def _output_head(self, position: int, shape: tuple[int, ...]) -> bytes:
+        heads = self._heads[position]
+        if len(heads) >= _MOST_SHAPES:
+            heads.clear()
+        made = heads[shape] = b'{"name":%b,"datatype":"%b","shape":%b' % (
+            self._names[position],
+            self._datatypes[position],
+            orjson.dumps(shape),
+        )
+        return made
