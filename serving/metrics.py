@@ -24,6 +24,18 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from serving.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    NotReady,
+    PayloadTooLarge,
+    QueueFull,
+    ServingError,
+    SignatureMismatch,
+    UnsupportedMediaType,
+)
+
 log = logging.getLogger("serving.metrics")
 
 SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -50,11 +62,25 @@ _GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_queued_rows": ("Rows that wait, over all workers.", _MODEL),
     "serving_http_in_flight": ("HTTP requests in progress, over all workers.", ("route", "method")),
     "serving_model_ready": ("1 where every worker serves the version.", _MODEL),
+    "serving_last_prediction_timestamp_seconds": ("Unix time of the last answered prediction.", _MODEL),
     "serving_model_info": ("1; the labels describe the version.", (*_MODEL, "task", "sha256")),
     "serving_worker_start_time_seconds": ("Unix time at which the worker in a slot started.", ("worker",)),
     "serving_worker_resident_bytes": ("Resident memory of the worker in a slot.", ("worker",)),
 }
 _LEAST = frozenset({"serving_model_ready", "serving_model_info"})
+_GREATEST = frozenset({"serving_last_prediction_timestamp_seconds"})
+
+# Outcome, and the reason where the prediction was not run; what is not here failed by a fault of ours or the model's.
+_OUTCOMES: dict[type[ServingError], tuple[str, str]] = {
+    InvalidRequest: ("invalid", ""),
+    SignatureMismatch: ("invalid", ""),
+    UnsupportedMediaType: ("invalid", ""),
+    ModelNotFound: ("invalid", ""),
+    PayloadTooLarge: ("invalid", ""),
+    QueueFull: ("rejected", "queue_full"),
+    NotReady: ("rejected", "not_ready"),
+    DeadlineExceeded: ("expired", "deadline"),
+}
 
 Labels: TypeAlias = tuple[str, ...]
 Key: TypeAlias = tuple[str, Labels]
@@ -106,6 +132,8 @@ class _Store:
         for key, value in measured if gauges else ():
             if key[0] in _LEAST:
                 self.gauges[key] = min(value, self.gauges.get(key, value))
+            elif key[0] in _GREATEST:
+                self.gauges[key] = max(value, self.gauges.get(key, value))
             elif key[0] in _GAUGES:
                 self.gauges[key] = self.gauges.get(key, 0.0) + value
 
@@ -138,19 +166,22 @@ class ModelMetrics:
         self._outcomes[protocol, outcome] += 1
         self._seconds.append(seconds)
 
+    def refused(self, protocol: str, error: ServingError, seconds: float) -> None:
+        """Count a prediction that ended in an error, by who is to blame and, where it was not run, why."""
+        outcome, reason = _OUTCOMES.get(type(error), ("failed", ""))
+        self.failed(protocol, outcome, seconds)
+        if reason:
+            self._rejected[reason] += 1
+        if isinstance(error, SignatureMismatch):
+            for detail in error.details:
+                if detail.feature:
+                    self._invalid[detail.feature] += 1
+
     def ran(self, rows: int, queue_seconds: list[float], inference_seconds: float) -> None:
         """Count a batch that ran, and how long each of its requests had waited."""
         self._batch_rows.append(rows)
         self._queue += queue_seconds
         self._inference.append(inference_seconds)
-
-    def rejected(self, reason: str) -> None:
-        """Count a prediction that was not run."""
-        self._rejected[reason] += 1
-
-    def invalid(self, feature: str) -> None:
-        """Count a bad cell of a feature that the signature has."""
-        self._invalid[feature] += 1
 
     def queued(self, rows: int) -> None:
         """Say how many rows wait now."""
@@ -175,6 +206,8 @@ class ModelMetrics:
             store.counters["serving_predictions", (*labels, protocol, outcome)] += number
         self._outcomes.clear()
         store.counters["serving_rows", labels] += self._rows
+        if self._rows:
+            store.gauges["serving_last_prediction_timestamp_seconds", labels] = time.time()
         self._rows = 0
         for name, table in (
             ("serving_rejected", self._rejected),
@@ -278,6 +311,23 @@ class Metrics:
         except OSError as error:
             log.error("metrics of this worker are not shared: %s", error.strerror)
 
+    def totals(self, models: list[Labels]) -> dict[Labels, dict[str, float]]:
+        """Sum what versions, given as (name, version), did over all workers; times in seconds, `last` in Unix time."""
+        self.fold()
+        whole = self._whole()
+        found = {}
+        for labels in models:
+            total = {"rows": whole.counters.get(("serving_rows", labels), 0.0), "ok": 0.0, "failed": 0.0}
+            for (name, of), value in whole.counters.items():
+                if name == "serving_predictions" and of[:2] == labels:
+                    total["ok" if of[-1] == "ok" else "failed"] += value
+            for short in ("queue", "inference", "prediction"):
+                cells = whole.histograms.get((f"serving_{short}_seconds", labels), [0.0])
+                total[f"{short}_count"], total[f"{short}_sum"] = sum(cells[:-1]), cells[-1]
+            total["last"] = whole.gauges.get(("serving_last_prediction_timestamp_seconds", labels), 0.0)
+            found[labels] = total
+        return found
+
     def render(self) -> tuple[bytes, str]:
         """Return the exposition of all workers together, and its content type."""
         self.fold()
@@ -285,6 +335,10 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield metric families (prometheus_client's collector interface)."""
+        yield from _families(self._whole())
+
+    def _whole(self) -> _Store:
+        """Add up the snapshots of all workers."""
         whole = _Store()
         whole.add(self._store.dump(), gauges=True)
         if self._directory is not None:
@@ -292,7 +346,7 @@ class Metrics:
             for file in sorted(self._directory.glob("worker-*.json")):
                 if file != mine:
                     self._add(whole, file, gauges=True)
-        yield from _families(whole)
+        return whole
 
     def _add(self, store: _Store, file: Path, *, gauges: bool) -> None:
         try:

@@ -35,23 +35,46 @@ def bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _bind(sock, host, port, "--port")
+    sock.listen(2048)
+    sock.set_inheritable(True)
+    return sock
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """Keep an address for the workers' gRPC servers, each of which binds it for itself (SO_REUSEPORT).
+
+    Bound and not listening, it takes no connections. Raises CannotStart where the address is taken or not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Of two servers that share a port by mistake, each would get half of the calls: so ask first for it alone.
+    with socket.socket(family, socket.SOCK_STREAM) as alone:
+        alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _bind(alone, host, port, "--grpc-port")
+        port = alone.getsockname()[1]
+    shared = socket.socket(family, socket.SOCK_STREAM)
+    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    _bind(shared, host, port, "--grpc-port")
+    shared.set_inheritable(True)
+    return shared
+
+
+def _bind(sock: socket.socket, host: str, port: int, option: str) -> None:
     try:
         sock.bind((host, port))
-        sock.listen(2048)
     except OSError as error:
         sock.close()
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise CannotStart(f"can't listen on {host}:{port}: {reason.lower()}; choose another with --port") from None
-    sock.set_inheritable(True)
-    return sock
+        raise CannotStart(f"can't listen on {host}:{port}: {reason.lower()}; choose another with {option}") from None
 
 
 class Supervisor:
     """Starts the workers, replaces those that die, and drains them all when told to end."""
 
-    def __init__(self, settings: Settings, sock: socket.socket) -> None:
+    def __init__(self, settings: Settings, sock: socket.socket, grpc: socket.socket | None) -> None:
         self._settings = settings
         self._sock = sock
+        self._grpc = grpc
         self._context = multiprocessing.get_context("spawn")  # onnxruntime sessions do not survive fork
         self._workers: dict[int, BaseProcess] = {}
         self._born: dict[int, float] = {}
@@ -79,7 +102,7 @@ class Supervisor:
     def _spawn(self, slot: int) -> None:
         worker = self._context.Process(
             target=work,
-            args=(self._settings, self._sock, slot, self._metrics_dir, os.getpid()),
+            args=(self._settings, self._sock, self._grpc, slot, self._metrics_dir, os.getpid()),
             name=f"worker-{slot}",
         )
         worker.start()
@@ -134,4 +157,5 @@ def serve(settings: Settings) -> int:
     """Serve until SIGTERM or Ctrl-C; return the exit status. Raises CannotStart."""
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
     sock = bind(settings.host, settings.port)
-    return Supervisor(settings, sock).run()
+    grpc = reserve(settings.host, settings.grpc_port) if settings.grpc_port is not None else None
+    return Supervisor(settings, sock, grpc).run()

@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     """Address to listen on; 0.0.0.0 for all."""
     port: int = Field(8080, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
+    grpc_port: int | None = Field(None, ge=0, le=65535)
+    """Port to answer gRPC on too; 0 takes a free one; leave it out for none."""
     workers: int = Field(1, ge=1, le=256)
     """Server processes; cores are shared out between them."""
     strict: bool = False

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from serving.settings import Settings
 
 if TYPE_CHECKING:  # the parent imports this module, and must not load onnxruntime
     from serving.fleet.fleet import Fleet
+    from serving.http_api.app import Companion
+    from serving.metrics import Metrics
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
 REFUSED = 3
@@ -51,8 +54,10 @@ def _quota_v1(path: Path) -> float | None:
     return None if quota <= 0 else quota / int(path.with_name("cpu.cfs_period_us").read_text())
 
 
-def work(settings: Settings, sock: socket.socket, slot: int, metrics_dir: Path, parent: int) -> None:
-    """Be one worker: build the application and serve it from the shared socket."""
+def work(  # noqa: PLR0917  what a spawned process gets is positional
+    settings: Settings, sock: socket.socket, grpc: socket.socket | None, slot: int, metrics_dir: Path, parent: int
+) -> None:
+    """Be one worker: build the application and serve it from the shared socket, and gRPC at the address of another."""
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
     logging.getLogger("uvicorn").setLevel("WARNING")
     # The fleet has said in a line which model is bad; the traceback of refusing to start with it says no more.
@@ -68,15 +73,16 @@ def work(settings: Settings, sock: socket.socket, slot: int, metrics_dir: Path, 
     from serving.metrics import Metrics  # noqa: PLC0415
 
     metrics = Metrics(directory=metrics_dir, slot=slot) if settings.metrics else None
-    app = create_app(settings, metrics=metrics, threads=max(1, cores() // settings.workers))
-    host, port = sock.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    companion = _grpc(settings, address(grpc)) if grpc is not None else None
+    app = create_app(settings, metrics=metrics, threads=max(1, cores() // settings.workers), companion=companion)
+    url = f"http://{address(sock)}"
+    beside = f"   gRPC: {address(grpc)}" if grpc is not None else ""
     listener = Listener(
         app,
         drain_s=settings.drain_s,
         keep_alive_s=settings.keep_alive_s,
         parent=parent,
-        announce=(lambda fleet: announce(fleet, url)) if slot == 0 else None,
+        announce=(lambda fleet: announce(fleet, url, beside)) if slot == 0 else None,
     )
     try:
         listener.listen(sock)
@@ -84,7 +90,26 @@ def work(settings: Settings, sock: socket.socket, slot: int, metrics_dir: Path, 
         sys.exit(REFUSED)
 
 
-def announce(fleet: Fleet, url: str) -> None:
+def address(sock: socket.socket) -> str:
+    """Return host:port as URLs have it."""
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _grpc(settings: Settings, where: str) -> Callable[[Fleet, Metrics | None], Companion]:
+    from serving.grpc_api.service import GrpcServer  # noqa: PLC0415  only where gRPC is wanted
+
+    return lambda fleet, metrics: GrpcServer(
+        fleet,
+        metrics,
+        address=where,
+        deadline=settings.deadline_s,
+        grace=settings.drain_s,
+        max_bytes=settings.max_body_bytes,
+    )
+
+
+def announce(fleet: Fleet, url: str, beside: str) -> None:
     """Print what is served, what is not and why, and where the documentation is."""
     table = Table(title=f"serving on {url}", title_justify="left", box=box.SIMPLE)
     for column in ("model", "versions", "task", "features"):
@@ -103,4 +128,4 @@ def announce(fleet: Fleet, url: str) -> None:
     console.print(table)
     for problem in fleet.problems:
         console.print(f"not served: {problem.name} {problem.version}: {problem.reason}", markup=False, soft_wrap=True)
-    console.print(f"docs: {url}/docs   metrics: {url}/metrics", soft_wrap=True)
+    console.print(f"docs: {url}/docs   metrics: {url}/metrics{beside}", soft_wrap=True)

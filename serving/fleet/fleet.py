@@ -16,6 +16,8 @@ from serving.metrics import Metrics
 
 log = logging.getLogger("serving.fleet")
 
+REPOSITORY_IS_FIXED = "models are loaded at start and stay: this server changes none while it runs"
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -32,7 +34,7 @@ class Fleet:
 
     def __init__(self, root: Path, *, limits: Limits, metrics: Metrics | None) -> None:
         self._root = root
-        self._limits = limits
+        self.limits = limits
         self._metrics = metrics
         self._tick: asyncio.TimerHandle | None = None
         self.models: dict[str, Served] = {}
@@ -65,7 +67,7 @@ class Fleet:
         self._expire()
 
     async def _load(self, item: Found) -> Model:
-        session, sha256 = await asyncio.to_thread(load, item.path, limits=self._limits)
+        session, sha256 = await asyncio.to_thread(load, item.path, limits=self.limits)
         observer: Observer = Unobserved()
         if self._metrics is not None:
             observer = metrics = self._metrics.model(item.name, item.version)
@@ -76,7 +78,7 @@ class Fleet:
             item.version,
             session,
             sha256=sha256,
-            limits=self._limits,
+            limits=self.limits,
             loop=asyncio.get_running_loop(),
             observer=observer,
         )
@@ -87,6 +89,14 @@ class Fleet:
             self._tick.cancel()
         versions = [model for served in self.models.values() for model in served.versions.values()]
         await asyncio.gather(*(model.batcher.close() for model in versions))
+
+    async def load_model(self, name: str) -> None:
+        """Load a model's versions from the folder, in place of those that serve. Raises NotReady."""
+        raise NotReady(REPOSITORY_IS_FIXED)
+
+    async def unload_model(self, name: str) -> None:
+        """Stop serving a model after its last request. Raises NotReady."""
+        raise NotReady(REPOSITORY_IS_FIXED)
 
     @property
     def ready(self) -> bool:

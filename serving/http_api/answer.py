@@ -41,8 +41,6 @@ STATUS: dict[type[ServingError], int] = {
 # The Open Inference Protocol knows no 422: a request that does not fit the model is a bad request.
 OPEN_INFERENCE = {SignatureMismatch: 400, InferenceFailed: 400}
 
-OUTCOMES = {404: "invalid", 429: "rejected", 503: "rejected", 504: "expired", 500: "failed"}
-
 JSON = b"application/json"
 BINARY = b"application/octet-stream"
 COMPRESS_FROM = 16 * 1024
@@ -59,18 +57,6 @@ def status_of(error: ServingError, protocol: str = "v1") -> int:
     if protocol == "v2" and kind in OPEN_INFERENCE:
         return OPEN_INFERENCE[kind]
     return STATUS.get(kind, 500)
-
-
-def outcome_of(error: ServingError) -> str:
-    """Return the `outcome` label of an error: who is to blame, in one word."""
-    if isinstance(error, InferenceFailed):
-        return "failed"
-    return OUTCOMES.get(STATUS.get(type(error), 500), "invalid")
-
-
-def reason_of(error: ServingError) -> str:
-    """Return the `reason` label of a prediction that was not run."""
-    return {QueueFull: "queue_full", NotReady: "not_ready", DeadlineExceeded: "deadline"}.get(type(error), "other")
 
 
 def error_body(error: ServingError) -> bytes:

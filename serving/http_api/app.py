@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version as package_version
+from typing import Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,7 +17,7 @@ from starlette.responses import Response
 from serving.engine.model import Limits
 from serving.errors import InvalidRequest, ServingError
 from serving.fleet.fleet import Fleet
-from serving.http_api import docs, metadata
+from serving.http_api import docs, metadata, triton
 from serving.http_api.answer import error_body, error_headers, status_of
 from serving.http_api.lane import Door
 from serving.http_api.observed import Observed
@@ -26,12 +27,28 @@ from serving.metrics import Metrics
 from serving.settings import Settings
 
 
-def create_app(settings: Settings, *, metrics: Metrics | None = None, threads: int = 1) -> FastAPI:
+class Companion(Protocol):
+    """Another server over the same fleet, with the application's life: gRPC."""
+
+    async def start(self) -> None:
+        """Take calls; models are loaded by then."""
+
+    async def stop(self) -> None:
+        """Take no more calls and finish those in progress; a second call waits for the same end."""
+
+
+def create_app(
+    settings: Settings,
+    *,
+    metrics: Metrics | None = None,
+    threads: int = 1,
+    companion: Callable[[Fleet, Metrics | None], Companion] | None = None,
+) -> FastAPI:
     """Make the application that serves `settings.models`.
 
     metrics: where to count; None makes a registry of this application's own, unless settings turn metrics off.
-    threads: onnxruntime threads for each model. The lifespan loads the models and raises ModelInvalid where
-    `settings.strict` and one can't be.
+    threads: onnxruntime threads for each model. companion: makes what serves beside HTTP. The lifespan loads the
+    models and raises ModelInvalid where `settings.strict` and one can't be.
     """
     if metrics is None and settings.metrics:
         metrics = Metrics()
@@ -54,6 +71,7 @@ def create_app(settings: Settings, *, metrics: Metrics | None = None, threads: i
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.fleet = Fleet(settings.models, limits=limits, metrics=metrics)
+    app.state.companion = companion(app.state.fleet, metrics) if companion is not None else None
     app.state.targets = Targets(metrics, deadline=settings.deadline_s)
     routes = {t: metrics.route(t, "POST") for t in TEMPLATES.values()} if metrics is not None else {}
     paths = app.state.targets.paths if settings.lane else {}
@@ -62,6 +80,7 @@ def create_app(settings: Settings, *, metrics: Metrics | None = None, threads: i
         prediction_routes(app.state.fleet, app.state.targets, max_body_bytes=settings.max_body_bytes)
     )
     app.include_router(metadata.router)
+    app.include_router(triton.router)
     if metrics is not None:
         app.include_router(metadata.metrics_router)
     docs.add(app)
@@ -86,11 +105,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     fleet: Fleet = app.state.fleet
     await fleet.start(strict=app.state.settings.strict)
     app.state.targets.bind(fleet, asyncio.get_running_loop())
+    companion: Companion | None = app.state.companion
+    if companion is not None:
+        await companion.start()
     folding = asyncio.create_task(_fold(app.state.metrics)) if app.state.metrics is not None else None
     try:
         yield
     finally:
         fleet.draining = True
+        if companion is not None:
+            await companion.stop()
         await fleet.close()
         if folding is not None:
             folding.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable
@@ -55,6 +56,14 @@ class Listener(uvicorn.Server):
         await super().startup(sockets)
         if self._announce is not None and self.started:
             self._announce(self._app.state.fleet)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain both servers at the same time; the lifespan then closes the fleet."""
+        companion = self._app.state.companion
+        stopping = asyncio.ensure_future(companion.stop()) if companion is not None else None
+        await super().shutdown(sockets)
+        if stopping is not None:
+            await stopping
 
     async def on_tick(self, counter: int) -> bool:
         """Do the once-a-second work; return whether to end."""

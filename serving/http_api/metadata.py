@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version as package_version
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
 from serving.engine.model import Model
 from serving.errors import NotReady
+from serving.fleet import description
 from serving.fleet.fleet import Fleet
-from serving.http_api import open_inference
 from serving.http_api.strict_json import dumps
 from serving.metrics import Metrics
 
@@ -27,14 +26,15 @@ def live_fleet(request: Request) -> Fleet:
 LiveFleet = Annotated[Fleet, Depends(live_fleet)]
 
 
-def _json(value: Any, status: int = 200) -> Response:
+def json_answer(value: Any, status: int = 200) -> Response:
+    """Answer with JSON as every answer here is written."""
     return Response(dumps(value), status, media_type="application/json")
 
 
 @router.get("/v1/models", tags=["models"], summary="Every model and version, and what is not served and why")
 async def models(fleet: LiveFleet) -> Response:
     """List the models by name, as KServe V1 does, with versions, labels and the problems of the folder."""
-    return _json(
+    return json_answer(
         {
             "models": sorted(fleet.models),
             "details": [
@@ -56,14 +56,14 @@ async def model(model: str, fleet: LiveFleet) -> Response:
     """Answer as KServe V1 (`name`, `ready`) and TF Serving (`model_version_status`) do, and with the signature."""
     live = fleet.get(model)
     versions = fleet.models[model].versions.values()
-    return _json(_described(live, [_status(version) for version in versions]))
+    return json_answer(_described(live, [_status(version) for version in versions]))
 
 
 @router.get("/v1/models/{model}/versions/{version}", tags=["models"], summary="One version of a model")
 async def model_version(model: str, version: str, fleet: LiveFleet) -> Response:
     """Answer for one version as for the model."""
     live = fleet.get(model, version)
-    return _json(_described(live, [_status(live)]))
+    return json_answer(_described(live, [_status(live)]))
 
 
 def _status(model: Model) -> dict[str, Any]:
@@ -95,33 +95,32 @@ def _described(model: Model, statuses: list[dict[str, Any]]) -> dict[str, Any]:
 @router.get("/v2", tags=["open inference protocol"], summary="The server's name, version and extensions")
 async def server_metadata() -> Response:
     """Describe the server (Open Inference Protocol)."""
-    return _json({"name": "serving", "version": package_version("serving"), "extensions": []})
+    return json_answer(description.server())
 
 
 @router.get("/v2/health/live", tags=["open inference protocol"], summary="The process answers")
 async def live() -> Response:
     """Answer 200 as long as the event loop turns."""
-    return _json({"live": True})
+    return json_answer({"live": True})
 
 
 @router.get("/v2/health/ready", tags=["open inference protocol"], summary="This worker should get requests")
 async def ready(fleet: LiveFleet) -> Response:
     """Answer 200 once models are loaded and until draining; what could not be loaded is listed."""
     problems = [f"{p.name} {p.version}".strip() for p in fleet.problems]
-    return _json({"ready": fleet.ready, "not_served": problems}, 200 if fleet.ready else 503)
+    return json_answer({"ready": fleet.ready, "not_served": problems}, 200 if fleet.ready else 503)
 
 
 @router.get("/v2/models/{model}", tags=["open inference protocol"], summary="A model's tensors")
 async def model_metadata(model: str, fleet: LiveFleet) -> Response:
     """Describe inputs and outputs (Open Inference Protocol)."""
-    live = fleet.get(model)
-    return _json(open_inference.metadata(model, list(fleet.models[model].versions), live))
+    return json_answer(description.metadata(fleet, model))
 
 
 @router.get("/v2/models/{model}/versions/{version}", tags=["open inference protocol"], summary="A version's tensors")
 async def model_version_metadata(model: str, version: str, fleet: LiveFleet) -> Response:
     """Describe one version's inputs and outputs."""
-    return _json(open_inference.metadata(model, [version], fleet.get(model, version)))
+    return json_answer(description.metadata(fleet, model, version))
 
 
 @router.get("/v2/models/{model}/ready", tags=["open inference protocol"], summary="A model can answer")
@@ -143,7 +142,7 @@ async def model_version_ready(model: str, version: str, fleet: LiveFleet) -> Res
 def _ready(fleet: Fleet, model: Model) -> Response:
     if fleet.draining:
         raise NotReady("the server is draining")
-    return _json({"name": model.name, "version": model.version, "ready": True})
+    return json_answer({"name": model.name, "version": model.version, "ready": True})
 
 
 @metrics_router.get("/metrics", tags=["operations"], summary="Prometheus metrics, summed over all workers")

@@ -16,7 +16,6 @@ import simdjson
 
 from serving.engine.model import Model
 from serving.engine.ports import Ports
-from serving.engine.signature import TensorSpec
 from serving.http_api.answer import header
 from serving.http_api.codec import INLINE_BYTES, LENGTH, Decoded, Mixed
 from serving.http_api.open_inference_answer import Writer
@@ -148,18 +147,3 @@ class Codec:
     def encode(self, outputs: Tensors, context: Any) -> bytes | Mixed:
         """Write the answer to a decoded request."""
         return self._writer.write(outputs, context)
-
-
-def metadata(name: str, versions: Sequence[str], model: Model) -> dict[str, Any]:
-    """Describe a model as `GET /v2/models/{name}` does."""
-
-    def ports(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
-        return [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in specs]
-
-    return {
-        "name": name,
-        "versions": list(versions),
-        "platform": "onnxruntime_onnx",
-        "inputs": ports(model.signature.inputs),
-        "outputs": ports(model.signature.outputs),
-    }

@@ -14,7 +14,7 @@ from typing import Any
 
 from serving.engine.model import Model
 from serving.engine.request import Outcome, Request
-from serving.errors import InferenceFailed, ServingError, SignatureMismatch
+from serving.errors import InferenceFailed, ServingError
 from serving.http_api.answer import (
     BINARY,
     COMPRESS_FROM,
@@ -26,8 +26,6 @@ from serving.http_api.answer import (
     error_body,
     error_headers,
     header,
-    outcome_of,
-    reason_of,
     status_of,
 )
 from serving.http_api.codec import INLINE_BYTES, LENGTH, Codec, Decoded, Mixed
@@ -145,14 +143,7 @@ class Call(Request):
     def _refuse(self, error: ServingError) -> None:
         target = self.target
         if target.metrics:
-            outcome = outcome_of(error)
-            target.metrics.failed(target.protocol, outcome, time.monotonic() - self.began)
-            if outcome in ("rejected", "expired"):
-                target.metrics.rejected(reason_of(error))
-            if isinstance(error, SignatureMismatch):
-                for detail in error.details:
-                    if detail.feature:
-                        target.metrics.invalid(detail.feature)
+            target.metrics.refused(target.protocol, error, time.monotonic() - self.began)
         self.finish(status_of(error, target.protocol), error_headers(error), error_body(error))
 
 

@@ -1,0 +1,148 @@
+"""What the fleet says of itself in the words of the Open Inference Protocol and Triton's extensions of it.
+
+Plain dictionaries in the protocol's JSON form, for every transport: HTTP writes them as they are, gRPC makes messages.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version as package_version
+from typing import Any
+
+from serving.engine.model import Model
+from serving.engine.signature import TensorSpec
+from serving.errors import ModelNotFound, NotReady
+from serving.fleet.fleet import Fleet
+from serving.fleet.repository import MODEL_FILE
+from serving.metrics import Metrics
+
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "statistics",
+)
+
+
+def server() -> dict[str, Any]:
+    """Describe the server: `GET /v2`, ServerMetadata."""
+    return {"name": "serving", "version": package_version("serving"), "extensions": list(EXTENSIONS)}
+
+
+def metadata(fleet: Fleet, name: str, version: str | None = None) -> dict[str, Any]:
+    """Describe a model's tensors: `GET /v2/models/{name}`, ModelMetadata. Raises ModelNotFound or NotReady."""
+    model = fleet.get(name, version)
+
+    def ports(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
+        return [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in specs]
+
+    return {
+        "name": name,
+        "versions": list(fleet.models[name].versions) if version is None else [version],
+        "platform": "onnxruntime_onnx",
+        "inputs": ports(model.signature.inputs),
+        "outputs": ports(model.signature.outputs),
+    }
+
+
+def config(fleet: Fleet, name: str, version: str | None = None) -> dict[str, Any]:
+    """Describe how a model is run, as Triton's model configuration: dims without the batch where it has one.
+
+    Raises ModelNotFound or NotReady.
+    """
+    model = fleet.get(name, version)
+    batched = model.signature.batch == "dynamic"
+
+    def ports(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": spec.name,
+                "data_type": "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}",
+                "dims": list(spec.shape[1:] if batched else spec.shape),
+            }
+            for spec in specs
+        ]
+
+    made: dict[str, Any] = {
+        "name": name,
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "version_policy": {"all": {}},
+        "max_batch_size": fleet.limits.max_batch_rows if batched else 0,
+        "input": ports(model.signature.inputs),
+        "output": ports(model.signature.outputs),
+        "instance_group": [{"name": name, "count": fleet.limits.instances, "kind": "KIND_CPU"}],
+        "default_model_filename": MODEL_FILE,
+        "model_transaction_policy": {"decoupled": False},
+    }
+    if batched:
+        made["dynamic_batching"] = {"max_queue_delay_microseconds": round(fleet.limits.max_delay * 1e6)}
+    return made
+
+
+def index(fleet: Fleet, *, ready: bool = False) -> list[dict[str, str]]:
+    """List every version in the repository with its state; `ready` leaves out what can't answer."""
+    found = [
+        {"name": model.name, "version": model.version, "state": "READY", "reason": ""}
+        for served in fleet.models.values()
+        for model in served.versions.values()
+    ]
+    if not ready:
+        found += [
+            {"name": p.name, "version": p.version, "state": "UNAVAILABLE", "reason": p.reason} for p in fleet.problems
+        ]
+    return found
+
+
+def statistics(
+    fleet: Fleet, metrics: Metrics | None, name: str | None = None, version: str | None = None
+) -> list[dict[str, Any]]:
+    """Count and time what models did, over all workers, as Triton's statistics: for all, for a name, for a version.
+
+    Raises ModelNotFound, or NotReady where nothing is counted.
+    """
+    if metrics is None:
+        raise NotReady("nothing is counted here: the server runs with --no-metrics")
+    models: list[Model]
+    if name:
+        only = fleet.get(name, version)
+        models = [only] if version else list(fleet.models[name].versions.values())
+    elif version:
+        raise ModelNotFound("a version needs the name of its model")
+    else:
+        models = [model for served in fleet.models.values() for model in served.versions.values()]
+    totals = metrics.totals([(model.name, model.version) for model in models])
+    return [_statistics(model, totals[model.name, model.version]) for model in models]
+
+
+def _statistics(model: Model, total: dict[str, float]) -> dict[str, Any]:
+    def duration(count: float, seconds: float) -> dict[str, int]:
+        return {"count": round(count), "ns": round(seconds * 1e9)}
+
+    queued, batches = total["queue_count"], total["inference_count"]
+    # Each request of a batch takes as long as its batch, which is how Triton counts.
+    infer = total["inference_sum"] / batches * queued if batches else 0.0
+    answered = total["ok"] + total["failed"]
+    spent = total["prediction_sum"] / answered if answered else 0.0
+    around = max(0.0, total["prediction_sum"] - total["queue_sum"] - infer) / 2
+    return {
+        "name": model.name,
+        "version": model.version,
+        "last_inference": round(total["last"] * 1000),
+        "inference_count": round(total["rows"]),
+        "execution_count": round(batches),
+        "inference_stats": {
+            "success": duration(total["ok"], spent * total["ok"]),
+            "fail": duration(total["failed"], spent * total["failed"]),
+            "queue": duration(queued, total["queue_sum"]),
+            "compute_input": duration(queued, around),
+            "compute_infer": duration(queued, infer),
+            "compute_output": duration(queued, around),
+            "cache_hit": duration(0, 0),
+            "cache_miss": duration(0, 0),
+        },
+        "batch_stats": [],
+        "memory_usage": [],
+        "response_stats": {},
+    }

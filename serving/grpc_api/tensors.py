@@ -1,0 +1,152 @@
+"""Reads ModelInferRequest into feeds and writes ModelInferResponse from outputs.
+
+Raw and typed contents are both read, never mixed in one request; an answer has the kind that its request had.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from serving.engine.model import Model
+from serving.engine.ports import Ports, Wanted
+from serving.errors import InvalidRequest
+from serving.grpc_api.messages import message
+from serving.tensor_bytes import read, strings, text, write
+from serving.tensors import INTEGERS, NUMPY, Array, Tensors, count, limits
+
+Response = message("ModelInferResponse")
+
+CONTENTS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+class Decoded(NamedTuple):
+    """Feeds, rows, and what the answer must know: its id, outputs, kind of contents; timeout in seconds."""
+
+    inputs: Tensors
+    rows: int
+    wanted: tuple[Wanted, ...]
+    raw: bool
+    timeout: float | None
+
+
+class Codec:
+    """Decodes and encodes gRPC for one version of a model."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._ports = Ports(model.signature)
+
+    def decode(self, request: Any) -> Decoded:
+        """Read a request. Raises InvalidRequest or SignatureMismatch."""
+        raws = list(request.raw_input_contents)
+        timeout = _options(request.parameters)
+        arrays: list[Array | None] = [None] * len(self._ports.inputs)
+        if raws and len(raws) != len(request.inputs):
+            raise InvalidRequest(f"raw_input_contents: has {len(raws)} tensors, and inputs has {len(request.inputs)}")
+        for index, tensor in enumerate(request.inputs):
+            at = f"/inputs/{index}"
+            _refuse_shared(tensor.parameters, at)
+            position = self._ports.input(tensor.name, tensor.datatype, at)
+            if arrays[position] is not None:
+                raise InvalidRequest(f"{at}/name: input {tensor.name!r} stands twice")
+            shape = self._ports.shape(position, list(tensor.shape), at)
+            if raws:
+                if tensor.HasField("contents"):
+                    raise InvalidRequest(f"{at}/contents: raw_input_contents is there too: send one of them")
+                array = read(raws[index], tensor.datatype, shape, f"/raw_input_contents/{index}")
+            else:
+                array = _typed(tensor, shape, f"{at}/contents")
+            self._ports.check(position, array, at)
+            arrays[position] = array
+        inputs, rows = self._ports.whole(arrays)
+        wanted = self._wanted(request.outputs) if request.outputs else self._ports.every(binary=True)
+        return Decoded(inputs, rows, wanted, bool(raws), timeout)
+
+    def _wanted(self, outputs: Any) -> tuple[Wanted, ...]:
+        asked = []
+        for index, output in enumerate(outputs):
+            _refuse_shared(output.parameters, f"/outputs/{index}")
+            asked.append((output.name, True, _whole(output.parameters, "classification", f"/outputs/{index}")))
+        return self._ports.wanted(asked)
+
+    def encode(self, outputs: Tensors, identity: str, decoded: Decoded) -> Any:
+        """Write the answer."""
+        response = Response(model_name=self._model.name, model_version=self._model.version, id=identity)
+        specs = self._ports.outputs
+        # FP16 has no typed contents, and the two kinds are never mixed.
+        raw = decoded.raw or any(specs[w.position].datatype == "FP16" and not w.classes for w in decoded.wanted)
+        for position, _, classes in decoded.wanted:
+            array = outputs[position]
+            datatype: str = specs[position].datatype
+            if classes:
+                array, datatype = self._ports.classified(position, array, classes), "BYTES"
+            tensor = response.outputs.add(name=specs[position].name, datatype=datatype, shape=array.shape)
+            if raw:
+                response.raw_output_contents.append(write(array))
+                continue
+            values = array.ravel().tolist()
+            if datatype == "BYTES":
+                values = [value.encode() for value in values]
+            getattr(tensor.contents, CONTENTS[datatype]).extend(values)
+        return response
+
+
+def _typed(tensor: Any, shape: tuple[int, ...], at: str) -> Array:
+    field = CONTENTS.get(tensor.datatype)
+    if field is None:
+        raise InvalidRequest(f"{at}: {tensor.datatype} has no typed contents: send raw_input_contents")
+    others = [found.name for found, _ in tensor.contents.ListFields() if found.name != field]
+    if others:
+        raise InvalidRequest(f"{at}/{others[0]}: {tensor.datatype} goes into {field}")
+    values = list(getattr(tensor.contents, field))
+    if len(values) != count(shape):
+        raise InvalidRequest(f"{at}: has {len(values)} elements, and shape {list(shape)} holds {count(shape)}")
+    if tensor.datatype == "BYTES":
+        return strings([text(value, f"{at}: element {i}") for i, value in enumerate(values)], shape)
+    if tensor.datatype in INTEGERS and values:
+        least, greatest = limits(tensor.datatype)
+        if min(values) < least or max(values) > greatest:
+            raise InvalidRequest(f"{at}: an element does not fit {tensor.datatype} ({least} to {greatest})")
+    array: Array = np.array(values, dtype=NUMPY[tensor.datatype])
+    return array.reshape(shape)
+
+
+def _value(parameters: Any, name: str) -> Any:
+    """Return a parameter's value whatever its kind, or None."""
+    if name not in parameters:
+        return None
+    kind = parameters[name].WhichOneof("parameter_choice")
+    return getattr(parameters[name], kind) if kind else None
+
+
+def _whole(parameters: Any, name: str, at: str) -> int:
+    value = _value(parameters, name)
+    if value is None:
+        return 0
+    if type(value) is not int or value < 0:
+        raise InvalidRequest(f"{at}/parameters/{name}: should be a whole number, 0 or more")
+    return value
+
+
+def _options(parameters: Any) -> float | None:
+    for name, meaning in (("priority", "requests are served in their order"), ("sequence_id", "models keep no state")):
+        if _value(parameters, name) not in (None, 0, ""):
+            raise InvalidRequest(f"/parameters/{name}: is not offered, {meaning}: leave it out")
+    timeout = _whole(parameters, "timeout", "")
+    return timeout / 1e6 if timeout else None
+
+
+def _refuse_shared(parameters: Any, at: str) -> None:
+    if "shared_memory_region" in parameters:
+        raise InvalidRequest(f"{at}/parameters/shared_memory_region: shared memory is not offered: send the data")
