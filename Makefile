@@ -6,7 +6,7 @@ COMPILE := uv pip compile --quiet --universal --generate-hashes --python-version
 	--custom-compile-command "make lock" pyproject.toml
 # requirements.lock is for development; requirements-serve.lock, a part of it, is what an image installs.
 
-.PHONY: install serve test check train bench lock
+.PHONY: install serve test check train bench drill lock
 install: $(STAMP)
 
 $(STAMP): requirements.lock pyproject.toml
@@ -38,6 +38,10 @@ train: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+# make drill ONLY="overload mutation" runs some.
+drill: install
+	$(BIN)/python -m tests.drills $(ONLY)
 
 lock: install
 	$(BIN)/$(COMPILE) --extra dev --upgrade --output-file requirements.lock
