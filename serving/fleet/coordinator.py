@@ -254,9 +254,7 @@ class Coordinator:
                 return
         else:
             known.missing_since = None
-        traffic = contents.traffic.get(name) or (
-            known.served.traffic if known.served and problems else Traffic(labels={})
-        )
+        traffic = contents.traffic.get(name) or (known.served.traffic if known.served else Traffic())
         good, refused, pending = self._judged(name, found, traffic, known)
         known.problems = (*problems, *refused)
         known.asked, known.pending = traffic.generation, pending

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from serving.fleet.coordinator import Coordinator
+from serving.fleet.ledger import Ledger
 from serving.fleet.repository import Found, Repository
 from serving.fleet.state import state_folder
 from serving.fleet.watch import watch
@@ -37,7 +38,7 @@ class Deployment:
         self._root = root
         self._status = _Status(root)
         self._ended = threading.Event()
-        self.coordinator = Coordinator(Repository(root), _Anything(), report=self._status.write)
+        self.coordinator = Coordinator(Repository(root, Ledger(root).adopt), _Anything(), report=self._status.write)
 
     def start(self) -> None:
         """Look at the folder, and watch it from now on."""

@@ -13,6 +13,8 @@ from multiprocessing.connection import Connection
 from serving.engine.batcher import Observer, Unobserved
 from serving.engine.model import Limits, Model, load
 from serving.errors import ModelInvalid, ModelNotFound, NotReady
+from serving.fleet.changes import Changes
+from serving.fleet.ledger import Ledger
 from serving.fleet.member import Member, Standing
 from serving.fleet.plan import Plan
 from serving.fleet.repository import Found, Problem, shown
@@ -43,7 +45,7 @@ class Fleet:
     right after `models` was replaced.
     """
 
-    def __init__(self, link: Connection, *, limits: Limits, metrics: Metrics | None) -> None:
+    def __init__(self, link: Connection, *, ledger: Ledger, limits: Limits, metrics: Metrics | None) -> None:
         self.limits = limits
         self._metrics = metrics
         self._tick: asyncio.TimerHandle | None = None
@@ -59,6 +61,7 @@ class Fleet:
         self.changed: list[Callable[[], None]] = []
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self.member = Member(link, load=self._load, live=self._live, swap=self._swap, told=self._told)
+        self.changes = Changes(ledger, self.member)
 
     async def start(self, *, strict: bool = False) -> None:
         """Load all that is to be served. Raises ModelInvalid where `strict` and something can't be."""
@@ -135,14 +138,6 @@ class Fleet:
         self._loader.shutdown(wait=False, cancel_futures=True)
         versions = [model for served in self.models.values() for model in served.versions.values()]
         await asyncio.gather(*(model.batcher.close() for model in versions))
-
-    async def load_model(self, name: str) -> None:
-        """Load a model's versions from the folder, in place of those that serve. Raises NotReady."""
-        raise NotReady("to come")
-
-    async def unload_model(self, name: str) -> None:
-        """Stop serving a model after its last request. Raises NotReady."""
-        raise NotReady("to come")
 
     @property
     def ready(self) -> bool:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.errors import InvalidRequest
-from serving.fleet.traffic import Traffic, parse
+from serving.errors import ServingError
+from serving.fleet.traffic import Traffic
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -53,7 +54,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What one look at the folder found. `traffic[name]` is there where the model has a readable traffic.json."""
+    """What one look at the folder found. `traffic[name]` is there unless it can't be read."""
 
     found: tuple[Found, ...]
     problems: tuple[Problem, ...]
@@ -63,10 +64,14 @@ class Contents:
 
 
 class Repository:
-    """A models folder. Looking again costs little: files that have not changed are not read again."""
+    """A models folder. Looking again costs little: files that have not changed are not read again.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    document: returns a model's traffic document; raises a ServingError where it can't be read.
+    """
+
+    def __init__(self, root: Path, document: Callable[[str], Traffic]) -> None:
+        self._root = root
+        self._document = document
         self._unfit: dict[tuple[Path, str], str | None] = {}
 
     def look(self) -> Contents:
@@ -75,7 +80,7 @@ class Repository:
         problems: list[Problem] = []
         traffic: dict[str, Traffic] = {}
         try:
-            entries = sorted(self.root.iterdir())
+            entries = sorted(self._root.iterdir())
         except OSError as error:
             reason = f"the models folder can't be read: {error.strerror}"
             return Contents((), (Problem("", "", reason),), {}, unreadable=True)
@@ -113,10 +118,8 @@ class Repository:
             else:
                 problems.append(Problem(name, version.name, reason))
         try:
-            traffic[name] = parse((folder / "traffic.json").read_bytes())
-        except FileNotFoundError:
-            pass
-        except InvalidRequest as error:
+            traffic[name] = self._document(name)
+        except ServingError as error:
             problems.append(Problem(name, "", error.message))
 
 

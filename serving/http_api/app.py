@@ -20,6 +20,7 @@ from serving.engine.model import Limits
 from serving.errors import InvalidRequest, ServingError
 from serving.fleet.deployment import Deployment
 from serving.fleet.fleet import Fleet
+from serving.fleet.ledger import Ledger
 from serving.http_api import docs, metadata, triton
 from serving.http_api.answer import error_body, error_headers, status_of
 from serving.http_api.lane import Door
@@ -80,7 +81,7 @@ def create_app(
         ours, link = Pipe()
         app.state.deployment = Deployment(settings.models)
         app.state.deployment.attach(ours)
-    app.state.fleet = Fleet(link, limits=limits, metrics=metrics)
+    app.state.fleet = Fleet(link, ledger=Ledger(settings.models), limits=limits, metrics=metrics)
     app.state.fleet.prepare.append(prepare)
     app.state.companion = companion(app.state.fleet, metrics) if companion is not None else None
     app.state.targets = Targets(metrics, deadline=settings.deadline_s)

@@ -127,3 +127,19 @@ def test_a_worker_that_restarts_serves_the_current_state(live: Server, folder: P
     os.kill(min(before), 9)
     eventually(lambda: len(children(live.process.pid) - before) == 1)
     eventually(lambda: versions(live.url, 30) == {"1"})
+
+
+def test_tritons_client_unloads_and_loads(live: Server, folder: Path) -> None:
+    """What Triton's own client asks of the repository is done in every worker when the call returns."""
+    import tritonclient.http
+
+    client = tritonclient.http.InferenceServerClient(live.url.removeprefix("http://"))
+    for _ in range(2):
+        client.unload_model("iris")
+        assert not client.is_model_ready("iris")
+        (entry,) = client.get_model_repository_index()
+        assert entry == {"name": "iris", "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"}
+        client.load_model("iris")
+        assert versions(live.url, 6) == {"1"}
+    history = [json.loads(line) for line in (folder / "iris" / "history.jsonl").read_text().splitlines()]
+    assert [entry["what"] for entry in history] == ["unload", "load"] * 2

@@ -10,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.errors import ModelInvalid
+from serving.fleet.ledger import Ledger
 from serving.fleet.repository import Repository
 from serving.http_api.app import create_app
 from serving.settings import Settings
@@ -72,7 +73,7 @@ def test_labels_come_from_traffic_json(folder: Path) -> None:
         assert client.post("/v1/models/iris:predict", json=ROW).json()["model_version"] == "1"
         assert client.post("/v1/models/iris/labels/next:predict", json=ROW).json()["model_version"] == "2"
     write(folder / "iris" / "traffic.json", b"{")
-    contents = Repository(folder).look()
+    contents = Repository(folder, Ledger(folder).adopt).look()
     assert [p.name for p in contents.problems] == ["iris"]
     assert len(contents.found) == 2
 
