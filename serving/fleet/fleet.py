@@ -10,8 +10,12 @@ from pathlib import Path
 
 from serving.engine.batcher import Observer, Unobserved
 from serving.engine.model import Limits, Model, load
-from serving.errors import ModelInvalid, ModelNotFound, NotReady
-from serving.fleet.repository import Contents, Found, Problem, scan, shown
+from serving.errors import ModelInvalid, ModelNotFound, NotReady, ServingError
+from serving.fleet.ledger import Ledger
+from serving.fleet.repository import Found, Problem, scan, shown
+from serving.fleet.shadow import Shadow
+from serving.fleet.split import Split
+from serving.fleet.traffic import Traffic, plan
 from serving.metrics import Metrics
 
 log = logging.getLogger("serving.fleet")
@@ -21,12 +25,18 @@ REPOSITORY_IS_FIXED = "models are loaded at start and stay: this server changes 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One name: its live versions, the one that unversioned requests get, and its labels."""
+    """One name: its live versions, the one that unversioned requests get, and its labels.
+
+    canary: decides which unversioned requests another version gets. shadow: gets copies of those that `default`
+    answers.
+    """
 
     name: str
     versions: dict[str, Model]
     default: Model
     labels: dict[str, Model]
+    canary: Split | None = None
+    shadow: Shadow | None = None
 
 
 class Fleet:
@@ -61,7 +71,7 @@ class Fleet:
         if strict and problems:
             first = problems[0]
             raise ModelInvalid(f"{' '.join(filter(None, (first.name, first.version)))}: {first.reason}")
-        self.models = _serve(live, contents)
+        self.models = self._serve(live)
         self.started = True
         log.info("%d models, %d versions in %.2f s", len(self.models), len(live), time.monotonic() - began)
         self._expire()
@@ -87,6 +97,9 @@ class Fleet:
         """Finish what was accepted and stop the models' threads."""
         if self._tick:
             self._tick.cancel()
+        for served in self.models.values():
+            if served.shadow is not None:
+                served.shadow.close()
         versions = [model for served in self.models.values() for model in served.versions.values()]
         await asyncio.gather(*(model.batcher.close() for model in versions))
 
@@ -132,24 +145,31 @@ class Fleet:
                 of = f" version {problem.version}" if problem.version else ""
                 raise NotReady(f"model {name!r}{of} is not served: {problem.reason}")
 
+    def _serve(self, live: list[Model]) -> dict[str, Served]:
+        names: dict[str, dict[str, Model]] = {}
+        for model in sorted(live, key=lambda m: int(m.version)):
+            names.setdefault(model.name, {})[model.version] = model
+        served = {}
+        for name, versions in names.items():
+            try:
+                roles = plan(Ledger(self._root).read(name), versions)
+            except ServingError as error:
+                self.problems = (*self.problems, Problem(name, "", error.message))
+                roles = plan(Traffic(), versions)
+            if roles.stable is None:
+                continue
+            stable, canary, shadow = versions[roles.stable], None, None
+            if roles.canary is not None:
+                canary = Split(stable, versions[roles.canary.version], roles.canary.percent, roles.canary.sticky)
+            if roles.shadow is not None:
+                shadow = Shadow(stable, versions[roles.shadow.version], roles.shadow.percent, self._metrics)
+            labels = {label: versions[version] for label, version in roles.labels.items()}
+            served[name] = Served(name, versions, stable, labels, canary, shadow)
+        return served
+
     def _expire(self) -> None:
         now = time.monotonic()
         for served in self.models.values():
             for model in served.versions.values():
                 model.batcher.expire(now)
         self._tick = asyncio.get_running_loop().call_later(0.1, self._expire)
-
-
-def _serve(live: list[Model], contents: Contents) -> dict[str, Served]:
-    names: dict[str, dict[str, Model]] = {}
-    for model in sorted(live, key=lambda m: int(m.version)):
-        names.setdefault(model.name, {})[model.version] = model
-    served = {}
-    for name, versions in names.items():
-        newest = list(versions.values())[-1]
-        labels = {
-            label: versions[version] for label, version in contents.labels.get(name, {}).items() if version in versions
-        }
-        labels.setdefault("latest", newest)
-        served[name] = Served(name, versions, labels.get("stable", newest), labels)
-    return served

@@ -2,7 +2,6 @@
 
 <name>/<version>/model.onnx      as Triton and TF Serving lay it out
 <name>/<version>/manifest.json   optional: SHA-256 and size of each file; without a match the version waits
-<name>/traffic.json              optional: {"labels": {"<label>": "<version>"}}
 """
 
 from __future__ import annotations
@@ -39,22 +38,20 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What one look at the folder found. `labels[name][label]` is a version."""
+    """What one look at the folder found."""
 
     found: tuple[Found, ...]
     problems: tuple[Problem, ...]
-    labels: dict[str, dict[str, str]]
 
 
 def scan(root: Path) -> Contents:
     """Look at the folder once; never raises for what lies in it. A missing folder is an empty one with a problem."""
     found: list[Found] = []
     problems: list[Problem] = []
-    labels: dict[str, dict[str, str]] = {}
     try:
         entries = sorted(root.iterdir())
     except OSError as error:
-        return Contents((), (Problem("", "", f"the models folder can't be read: {error.strerror}"),), {})
+        return Contents((), (Problem("", "", f"the models folder can't be read: {error.strerror}"),))
     for entry in entries:
         if entry.name.startswith("."):
             continue
@@ -67,11 +64,11 @@ def scan(root: Path) -> Contents:
             reason = "not a model name: letters, digits, dot, dash, underscore; 128 at most"
             problems.append(Problem(shown(entry.name), "", reason))
             continue
-        _scan_model(entry, found, problems, labels)
-    return Contents(tuple(found), tuple(problems), labels)
+        _scan_model(entry, found, problems)
+    return Contents(tuple(found), tuple(problems))
 
 
-def _scan_model(folder: Path, found: list[Found], problems: list[Problem], labels: dict[str, dict[str, str]]) -> None:
+def _scan_model(folder: Path, found: list[Found], problems: list[Problem]) -> None:
     name = folder.name
     versions = [p for p in folder.iterdir() if p.is_dir() and VERSION.fullmatch(p.name)]
     if not versions:
@@ -82,14 +79,6 @@ def _scan_model(folder: Path, found: list[Found], problems: list[Problem], label
             found.append(Found(name, version.name, version / MODEL_FILE))
         else:
             problems.append(Problem(name, version.name, reason))
-    traffic = folder / "traffic.json"
-    if traffic.exists():
-        given = _json(traffic)
-        declared = given.get("labels", {}) if isinstance(given, dict) else None
-        if isinstance(declared, dict) and all(isinstance(v, str) for v in declared.values()):
-            labels[name] = {str(k): v for k, v in declared.items()}
-        else:
-            problems.append(Problem(name, "", 'traffic.json is not {"labels": {"<label>": "<version>"}}'))
 
 
 def _unfit(version: Path) -> str | None:
