@@ -248,7 +248,7 @@ def plan(traffic: Traffic, available: Collection[str]) -> Roles:
     loaded = {stable, *labels.values(), *kept}
     loaded |= {role.version for role in (share, copy) if role is not None}
     whole = tuple(sorted(loaded, key=int))
-    labels |= {"stable": stable, "latest": whole[-1]}
+    labels |= {"latest": whole[-1], "stable": stable}
     if share is not None:
         labels["canary"] = share.version
     return Roles(stable, share, copy, labels, whole, tuple(problems))

@@ -95,18 +95,20 @@ class Service:
 
     async def model_infer(self, request: Any, context: Any) -> Any:
         """Predict."""
-        return await self._predictor.answer(request, context.time_remaining())
+        return await self._predictor.answer(request, context.time_remaining(), context.invocation_metadata())
 
     async def stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         """Predict for each request of a stream, several at a time; answers carry the ids and come as they are done."""
         answers: asyncio.Queue[Any] = asyncio.Queue()
         running: set[asyncio.Task[None]] = set()
         room = asyncio.Semaphore(MOST_IN_FLIGHT)
+        metadata = context.invocation_metadata()
 
         async def one(request: Any) -> None:
             response = self._stream_response()
             try:
-                response.infer_response.CopyFrom(await self._predictor.answer(request, context.time_remaining()))
+                answer = await self._predictor.answer(request, context.time_remaining(), metadata)
+                response.infer_response.CopyFrom(answer)
             except ServingError as error:
                 response.error_message = error.message
                 response.infer_response.id = request.id

@@ -9,7 +9,7 @@ from serving.engine.model import Model
 from serving.fleet.fleet import Fleet, Served
 from serving.http_api import open_inference, predict_v1
 from serving.http_api.codec import Codec
-from serving.http_api.prediction import Target
+from serving.http_api.prediction import Fork, Target
 from serving.metrics import Metrics
 
 TEMPLATES = {
@@ -19,6 +19,8 @@ TEMPLATES = {
     ("v2", "name"): "/v2/models/{model}/infer",
     ("v2", "version"): "/v2/models/{model}/versions/{version}/infer",
 }
+
+_UNVERSIONED = frozenset(template for (_, kind), template in TEMPLATES.items() if kind == "name")
 
 
 class Targets:
@@ -34,19 +36,28 @@ class Targets:
         fresh: dict[bytes, Target] = {}
         for served in fleet.models.values():
             for path, template, model in _paths(served):
-                protocol = "v1" if path.startswith("/v1") else "v2"
-                metrics = self._metrics.model(model.name, model.version) if self._metrics else None
-                fresh[path.encode()] = Target(
-                    model,
-                    codec(model, protocol),
-                    template=template,
-                    metrics=metrics,
-                    deadline=self._deadline,
-                    loop=loop,
-                )
+                target = self._target(path, template, model, loop)
+                if template in _UNVERSIONED:
+                    target.shadow = served.shadow
+                    if served.canary is not None:
+                        candidate = self._target(path, template, served.canary.candidate, loop)
+                        fork = Fork(served.canary, target, candidate)
+                        target = self._target(path, template, model, loop)
+                        target.fork = fork
+                fresh[path.encode()] = target
         self.paths.update(fresh)
         for gone in self.paths.keys() - fresh.keys():
             del self.paths[gone]
+
+    def _target(self, path: str, template: str, model: Model, loop: asyncio.AbstractEventLoop) -> Target:
+        return Target(
+            model,
+            codec(model, "v1" if path.startswith("/v1") else "v2"),
+            template=template,
+            metrics=self._metrics.model(model.name, model.version) if self._metrics else None,
+            deadline=self._deadline,
+            loop=loop,
+        )
 
 
 def prepare(model: Model) -> None:
