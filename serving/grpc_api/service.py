@@ -12,11 +12,13 @@ from google.protobuf.json_format import ParseDict
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from serving.access.access import Access
 from serving.errors import InvalidRequest, NotReady, ServingError
 from serving.fleet import description
 from serving.fleet.fleet import Fleet
 from serving.grpc_api.messages import SERVICE, STREAM, UNARY, message, pool
 from serving.grpc_api.prediction import Predictor
+from serving.grpc_api.security import Guard
 from serving.grpc_api.status import status_of, trailers
 from serving.metrics import Metrics
 
@@ -172,8 +174,17 @@ class GrpcServer:
     """
 
     def __init__(
-        self, fleet: Fleet, metrics: Metrics | None, *, address: str, deadline: float, grace: float, max_bytes: int
+        self,
+        fleet: Fleet,
+        metrics: Metrics | None,
+        *,
+        access: Access,
+        address: str,
+        deadline: float,
+        grace: float,
+        max_bytes: int,
     ) -> None:
+        self._access = access
         self._service = Service(fleet, metrics, deadline=deadline)
         self._address = address
         self._grace = grace
@@ -205,7 +216,8 @@ class GrpcServer:
             message("ModelInferRequest").FromString,
             message(f"{STREAM}Response").SerializeToString,
         )
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        generic = grpc.method_handlers_generic_handler(SERVICE, handlers)
+        server.add_generic_rpc_handlers((Guard(generic, self._access),))
         self._health = health.aio.HealthServicer()
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

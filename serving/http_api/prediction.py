@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from serving.access.access import Access
 from serving.engine.model import Model
 from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed, ServingError
@@ -29,6 +30,7 @@ from serving.http_api.answer import (
     status_of,
 )
 from serving.http_api.codec import INLINE_BYTES, LENGTH, Codec, Decoded, Mixed
+from serving.http_api.security import admit
 from serving.metrics import ModelMetrics
 
 log = logging.getLogger("serving.prediction")
@@ -39,9 +41,12 @@ _decoders = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
 
 class Target:
-    """A prediction path, with all that can be decided at load: model, dialect, metrics, deadline in seconds."""
+    """A prediction path, with all that can be decided at load: model, dialect, metrics, deadline in seconds.
 
-    __slots__ = ("codec", "deadline", "loop", "metrics", "model", "protocol", "submit", "template")
+    access: who may predict; None where anyone may, whatever becomes of the keys.
+    """
+
+    __slots__ = ("access", "codec", "deadline", "loop", "metrics", "model", "protocol", "submit", "template")
 
     def __init__(
         self,
@@ -50,6 +55,7 @@ class Target:
         *,
         template: str,
         metrics: ModelMetrics | None,
+        access: Access | None,
         deadline: float,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
@@ -59,6 +65,7 @@ class Target:
         self.protocol = codec.protocol
         self.template = template
         self.metrics = metrics
+        self.access = access
         self.deadline = deadline
         self.loop = loop
 
@@ -78,11 +85,17 @@ class Call(Request):
         raise NotImplementedError
 
     def start(self, target: Target, headers: Headers, body: bytes | bytearray) -> None:
-        """Decode and submit. A bad request is answered before this returns."""
+        """Decode and submit. A bad request, or a stranger's, is answered before this returns."""
         self.target = target
         self.headers = headers
         self.gone = False
         self.began = time.monotonic()
+        if target.access is not None:
+            try:
+                admit(target.access, headers, "predict")
+            except ServingError as error:  # a stranger's: no count of the model's moves
+                self.finish(status_of(error, target.protocol), error_headers(error), error_body(error))
+                return
         if len(body) > INLINE_BYTES and (target.codec.slow_bytes or header(headers, LENGTH) is None):
             decoding = target.loop.run_in_executor(_decoders, _decode, target.codec, headers, body)
             decoding.add_done_callback(lambda done: self._submit(done.result()))

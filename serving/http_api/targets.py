@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+from serving.access.access import Access
 from serving.engine.model import Model
 from serving.fleet.fleet import Fleet, Served
 from serving.http_api import open_inference, predict_v1
@@ -24,8 +25,9 @@ TEMPLATES = {
 class Targets:
     """Prediction targets by raw path, and by model for the ASGI routes."""
 
-    def __init__(self, metrics: Metrics | None, *, deadline: float) -> None:
+    def __init__(self, metrics: Metrics | None, access: Access, *, deadline: float) -> None:
         self._metrics = metrics
+        self._access = access if access.configured else None
         self._deadline = deadline
         self._codecs: dict[tuple[Model, str], Codec] = {}
         self.paths: dict[bytes, Target] = {}
@@ -42,6 +44,7 @@ class Targets:
                     self._codec(model, protocol),
                     template=template,
                     metrics=metrics,
+                    access=self._access,
                     deadline=self._deadline,
                     loop=loop,
                 )
