@@ -86,9 +86,10 @@ class Access:
         """Whether there is any key: without one, nothing but deploying is or can become closed."""
         return bool(self._entries or self._key_file or self._jwks_file)
 
-    def closed(self, scope: Scope) -> bool:
-        """Tell whether a scope needs a credential now."""
-        return scope in self._state.closed
+    @property
+    def closed(self) -> frozenset[Scope]:
+        """The scopes that need a credential now."""
+        return self._state.closed
 
     def decide(self, authorization: bytes | str | None, scope: Scope) -> Caller:
         """Return who asks. Raises Unauthenticated without a good credential, Forbidden where it lacks the scope."""
