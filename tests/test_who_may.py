@@ -114,7 +114,7 @@ def credentials(store: KeyStore) -> Iterator[Credential]:
     yield Credential("token without scopes", f"Bearer {issuer.token()}", frozenset())
     yield Credential("token of odd scopes", f"Bearer {issuer.token(scope='Deploy *', scp=[1, {}, None])}", frozenset())
     everything = frozenset({PREDICT, DEPLOY, METRICS})
-    hashed = store.keys()[-1].digest.hex()
+    hashed = store.read()[-1].digest.hex()
     for name, header in {
         "empty": "",
         "scheme alone": "Bearer",

@@ -22,7 +22,7 @@ class KeyStore:
     def __init__(self, path: Path) -> None:
         self._path = Path(os.path.realpath(path))  # a link stays a link
 
-    def keys(self) -> tuple[Key, ...]:
+    def read(self) -> tuple[Key, ...]:
         """Return the keys of the file; none where there is no file yet."""
         return parse(self._text())
 

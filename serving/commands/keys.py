@@ -60,7 +60,7 @@ def create(
 def list_keys(file: KeysFile = "serving.keys") -> None:
     """List names, scopes and times; the keys themselves are nowhere."""
     with _explained():
-        found = KeyStore(_path(file)).keys()
+        found = KeyStore(_path(file)).read()
     table = Table(box=box.SIMPLE)
     for column in ("name", "scopes", "state", "created", "expires"):
         table.add_column(column, overflow="fold")
