@@ -66,6 +66,10 @@ class InferenceFailed(ServingError):
     """The model itself refused these inputs, though they fit its signature."""
 
 
+class Conflict(ServingError):
+    """What was asked for contradicts what is there."""
+
+
 class ModelInvalid(ServingError):
     """A model file can't be served: not ONNX, truncated, or not as its signature declares."""
 

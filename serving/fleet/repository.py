@@ -1,31 +1,35 @@
 """The model repository on disk: which versions are there, and what is wrong with the rest.
 
 <name>/<version>/model.onnx      as Triton and TF Serving lay it out
-<name>/<version>/manifest.json   optional: SHA-256 and size of each file; without a match the version waits
+<name>/<version>/manifest.json   optional: SHA-256 and size of each file; while they do not match, the version waits
 <name>/traffic.json              optional: {"labels": {"<label>": "<version>"}}
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serving.errors import ModelInvalid
+from serving.fleet import manifest, settling
+from serving.fleet.manifest import MANIFEST_FILE, MODEL_FILE, Hashes, Manifest
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
-MODEL_FILE = "model.onnx"
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A version that can be loaded."""
+    """A version that is whole; its content (`manifest.content`) is the same as long as its files are."""
 
     name: str
     version: str
     path: Path
+    manifest: Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class Problem:
     name: str
     version: str
     reason: str
+    waits: bool = False
+    """It may become whole by itself: it is still being copied, or looks so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +52,28 @@ class Contents:
     labels: dict[str, dict[str, str]]
 
 
-def scan(root: Path) -> Contents:
-    """Look at the folder once; never raises for what lies in it. A missing folder is an empty one with a problem."""
+class Memory:
+    """What earlier looks learnt: hashes of files that have not changed, and since when plain folders are as they are.
+
+    With one, a folder without a manifest is found only when it has been the same for `settle_s` seconds, and no file is
+    read twice.
+    """
+
+    def __init__(self, settle_s: float = settling.SETTLE_S) -> None:
+        self.hashes = Hashes()
+        self.settling = settling.Memory(settle_s)
+
+    def keep(self, folders: set[Path]) -> None:
+        """Forget all other version folders."""
+        self.hashes.keep(folders)
+        self.settling.keep(folders)
+
+
+def scan(root: Path, memory: Memory | None = None) -> Contents:
+    """Look at the folder once; never raises for what lies in it. A missing folder is an empty one with a problem.
+
+    A watcher passes the same `memory` every time, and looks again after a problem that has `waits`.
+    """
     found: list[Found] = []
     problems: list[Problem] = []
     labels: dict[str, dict[str, str]] = {}
@@ -67,21 +93,33 @@ def scan(root: Path) -> Contents:
             reason = "not a model name: letters, digits, dot, dash, underscore; 128 at most"
             problems.append(Problem(shown(entry.name), "", reason))
             continue
-        _scan_model(entry, found, problems, labels)
+        _scan_model(entry, found, problems, labels, memory)
+    if memory is not None:
+        memory.keep({item.path.parent for item in found} | {root / p.name / p.version for p in problems if p.version})
     return Contents(tuple(found), tuple(problems), labels)
 
 
-def _scan_model(folder: Path, found: list[Found], problems: list[Problem], labels: dict[str, dict[str, str]]) -> None:
+def _scan_model(
+    folder: Path,
+    found: list[Found],
+    problems: list[Problem],
+    labels: dict[str, dict[str, str]],
+    memory: Memory | None,
+) -> None:
     name = folder.name
-    versions = [p for p in folder.iterdir() if p.is_dir() and VERSION.fullmatch(p.name)]
+    try:
+        versions = [p for p in folder.iterdir() if p.is_dir() and VERSION.fullmatch(p.name)]
+    except OSError as error:
+        problems.append(Problem(name, "", f"its folder can't be read: {error.strerror}"))
+        return
     if not versions:
         problems.append(Problem(name, "", f"no version in it: expected {name}/1/{MODEL_FILE}"))
     for version in sorted(versions, key=lambda p: int(p.name)):
-        reason = _unfit(version)
-        if reason is None:
-            found.append(Found(name, version.name, version / MODEL_FILE))
+        whole = _whole(version, memory)
+        if isinstance(whole, Manifest):
+            found.append(Found(name, version.name, version / MODEL_FILE, whole))
         else:
-            problems.append(Problem(name, version.name, reason))
+            problems.append(Problem(name, version.name, whole, waits=True))
     traffic = folder / "traffic.json"
     if traffic.exists():
         given = _json(traffic)
@@ -92,28 +130,19 @@ def _scan_model(folder: Path, found: list[Found], problems: list[Problem], label
             problems.append(Problem(name, "", 'traffic.json is not {"labels": {"<label>": "<version>"}}'))
 
 
-def _unfit(version: Path) -> str | None:
-    """Say why a version folder can't be loaded now, or None."""
-    model = version / MODEL_FILE
-    if not model.is_file():
-        return f"no {MODEL_FILE} in it"
-    manifest = version / "manifest.json"
-    if not manifest.exists():
-        return None
-    declared = _json(manifest)
-    files = declared.get("files") if isinstance(declared, dict) else None
-    if not isinstance(files, dict) or MODEL_FILE not in files:
-        return "manifest.json can't be read"
-    for file_name, facts in files.items():
-        file = version / file_name
-        if "/" in file_name or not file.is_file() or not isinstance(facts, dict):
-            return f"manifest.json names {shown(file_name)}, which is not there"
-        if file.stat().st_size != facts.get("size"):
-            return f"{shown(file_name)} has another size than manifest.json says: half copied?"
-        with file.open("rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != facts.get("sha256"):
-                return f"{shown(file_name)} has another SHA-256 than manifest.json says"
-    return None
+def _whole(version: Path, memory: Memory | None) -> Manifest | str:
+    """Return what a version folder consists of, or say why it can't be loaded now."""
+    hashes = memory.hashes if memory is not None else Hashes()
+    try:
+        declared = manifest.read(version)
+        if declared is not None:
+            manifest.check(version, declared, hashes)
+            return declared
+        if memory is not None and not memory.settling.settled(version, time.monotonic()):
+            return f"without a {MANIFEST_FILE}, it waits until no file in it changes any more"
+        return manifest.of(version, hashes)
+    except ModelInvalid as error:
+        return error.message
 
 
 def _json(path: Path) -> Any:
