@@ -197,13 +197,13 @@ def examine(folder: Path, *, serving: Path | None = None, limits: Limits | None 
         return gate.examine(folder, serving=serving)
 
 
-def verdict(state_dir: Path, found: Manifest) -> Report | None:
+def verdict(state_dir: Path, content: str) -> Report | None:
     """Return the kept verdict on a version's content with this onnxruntime; None where there is none to trust."""
     try:
-        report = Report.model_validate_json(_place(state_dir, found.content).read_bytes())
+        report = Report.model_validate_json(_place(state_dir, content).read_bytes())
     except (OSError, ValueError):
         return None
-    return report if report.content == found.content and report.runtime == runtime() else None
+    return report if report.content == content and report.runtime == runtime() else None
 
 
 def keep(state_dir: Path, report: Report) -> None:

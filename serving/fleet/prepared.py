@@ -11,6 +11,7 @@ import hashlib
 import platform
 import secrets
 import shutil
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -25,10 +26,18 @@ FROM_BYTES = 4 * 1024 * 1024
 """Smaller models skip it: they load in milliseconds, and a copy for each worker costs nothing."""
 
 _INDEX = "index.json"
+_STALE_S = 24 * 3600
+
+
+class _Made(Entry):
+    """A file of the form as it was when it was hashed."""
+
+    inode: int
+    changed_ns: int
 
 
 class _Index(BaseModel):
-    files: dict[str, Entry]
+    files: dict[str, _Made]
 
 
 def worthwhile(manifest: Manifest) -> bool:
@@ -36,24 +45,50 @@ def worthwhile(manifest: Manifest) -> bool:
     return manifest.size >= FROM_BYTES
 
 
-def locate(state_dir: Path, manifest: Manifest, hashes: Hashes | None = None) -> Path | None:
+def locate(state_dir: Path, content: str) -> Path | None:
     """Return the model file that workers load instead of `model.onnx`, or None.
 
-    Reads and hashes all of it, so that one that was damaged or swapped is never used.
+    It is the file that was hashed when it was made: the system notes every change of a file. Costs microseconds.
     """
-    if not worthwhile(manifest):
+    folder = state_dir / "cache" / key(content)
+    index = _index(folder)
+    if index is None or not all(_facts(folder / name) == _noted(made) for name, made in index.files.items()):
         return None
-    folder = state_dir / "cache" / key(manifest)
-    hashes = hashes or Hashes()
+    return folder / MODEL_FILE
+
+
+def verify(state_dir: Path, content: str) -> bool:
+    """Hash a prepared form, once for each server that starts, and remove one that is not as it was written."""
+    folder = state_dir / "cache" / key(content)
+    hashes = Hashes()
+    index = _index(folder)
+    try:
+        if index is not None and all(hashes.of(folder / n) == made.sha256 for n, made in index.files.items()):
+            return locate(state_dir, content) is not None
+    except OSError:
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    return False
+
+
+def _index(folder: Path) -> _Index | None:
     try:
         index = _Index.model_validate_json((folder / _INDEX).read_bytes())
-        for name, entry in index.files.items():
-            path = folder / name
-            if path.is_symlink() or path.stat().st_size != entry.size or hashes.of(path) != entry.sha256:
-                return None
     except (OSError, ValueError):
         return None
-    return folder / MODEL_FILE if MODEL_FILE in index.files else None
+    return index if MODEL_FILE in index.files else None
+
+
+def _facts(path: Path) -> tuple[int, ...]:
+    try:
+        facts = path.lstat()
+    except OSError:
+        return ()
+    return facts.st_ino, facts.st_size, facts.st_ctime_ns
+
+
+def _noted(made: _Made) -> tuple[int, ...]:
+    return made.inode, made.size, made.changed_ns
 
 
 @contextmanager
@@ -62,7 +97,7 @@ def written(state_dir: Path, manifest: Manifest) -> Iterator[Path | None]:
 
     None where the version is too small, or has its form already. Disk trouble costs the form, and nothing else.
     """
-    if not worthwhile(manifest) or locate(state_dir, manifest) is not None:
+    if not worthwhile(manifest) or locate(state_dir, manifest.content) is not None:
         yield None
         return
     folder = state_dir / "cache" / f".{secrets.token_hex(8)}"
@@ -74,7 +109,7 @@ def written(state_dir: Path, manifest: Manifest) -> Iterator[Path | None]:
     try:
         yield folder
         with contextlib.suppress(OSError):
-            _take(folder, state_dir / "cache" / key(manifest))
+            _take(folder, state_dir / "cache" / key(manifest.content))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -83,26 +118,32 @@ def _take(folder: Path, to: Path) -> None:
     names = [path.name for path in folder.iterdir() if path.is_file() and not path.is_symlink()]
     if MODEL_FILE not in names:
         return
-    hashes = Hashes()
-    files = {name: Entry(sha256=hashes.of(folder / name), size=(folder / name).stat().st_size) for name in names}
+    files = {}
+    for name in names:
+        sha256 = Hashes().of(folder / name)
+        inode, size, changed_ns = _facts(folder / name)
+        files[name] = _Made(sha256=sha256, size=size, inode=inode, changed_ns=changed_ns)
     (folder / _INDEX).write_text(_Index(files=files).model_dump_json())
     shutil.rmtree(to, ignore_errors=True)  # one that is there is not to be trusted, or it would have been located
     folder.rename(to)
 
 
-def sweep(state_dir: Path, wanted: Collection[Manifest]) -> None:
-    """Remove the forms of versions that are not on disk any more, or are for another processor or onnxruntime."""
-    keys = {key(manifest) for manifest in wanted}
+def sweep(state_dir: Path, contents: Collection[str]) -> None:
+    """Remove the forms of contents that are not on disk any more, or are for another processor or onnxruntime.
+
+    A form in the making is removed when it is a day old: its maker has died.
+    """
+    keys = {key(content) for content in contents}
     with contextlib.suppress(OSError):
         for folder in (state_dir / "cache").iterdir():
-            if folder.name not in keys and not folder.name.startswith("."):
+            making = folder.name.startswith(".") and time.time() - folder.lstat().st_mtime < _STALE_S
+            if folder.name not in keys and not making:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def key(manifest: Manifest) -> str:
+def key(content: str) -> str:
     """Name the prepared form of this content for this onnxruntime and processor."""
-    text = f"{manifest.content} {runtime()} {processor()}"
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(f"{content} {runtime()} {processor()}".encode()).hexdigest()
 
 
 @cache

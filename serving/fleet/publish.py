@@ -150,7 +150,7 @@ def _taken(version: str) -> Conflict:
 
 def _judged(place: Path, folder: Path, found: Manifest, serving: Path | None, examiner: Gate | None) -> Report:
     """Examine a version, and keep the verdict and the prepared form where it passed."""
-    if serving is None and (known := gate.verdict(place, found)) is not None:
+    if serving is None and (known := gate.verdict(place, found.content)) is not None:
         return known
     with prepared.written(place, found) as prepare_in, contextlib.ExitStack() as stack:
         examiner = examiner or stack.enter_context(Gate())

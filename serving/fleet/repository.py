@@ -2,21 +2,20 @@
 
 <name>/<version>/model.onnx      as Triton and TF Serving lay it out
 <name>/<version>/manifest.json   optional: SHA-256 and size of each file; while they do not match, the version waits
-<name>/traffic.json              optional: {"labels": {"<label>": "<version>"}}
+<name>/traffic.json              optional: who gets the requests (`serving.fleet.traffic`)
 """
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from serving.errors import ModelInvalid
+from serving.errors import InvalidRequest, ModelInvalid
 from serving.fleet import manifest, settling
 from serving.fleet.manifest import MANIFEST_FILE, MODEL_FILE, Hashes, Manifest
+from serving.fleet.traffic import Traffic, parse
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -24,12 +23,22 @@ VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A version that is whole; its content (`manifest.content`) is the same as long as its files are."""
+    """A version that is whole. `content` is the hash of its files (`Manifest.content`); `path` is the model file."""
 
     name: str
     version: str
     path: Path
-    manifest: Manifest
+    content: str
+
+    def dump(self) -> list[str]:
+        """Return it as JSON values."""
+        return [self.name, self.version, str(self.path), self.content]
+
+    @classmethod
+    def read(cls, given: list[str]) -> Found:
+        """Return what `dump` wrote."""
+        name, version, path, content = given
+        return cls(name, version, Path(path), content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,117 +48,115 @@ class Problem:
     name: str
     version: str
     reason: str
-    waits: bool = False
-    """It may become whole by itself: it is still being copied, or looks so."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What one look at the folder found. `labels[name][label]` is a version."""
+    """What one look at the folder found. `traffic[name]` is there where the model has a readable traffic.json."""
 
     found: tuple[Found, ...]
     problems: tuple[Problem, ...]
-    labels: dict[str, dict[str, str]]
+    traffic: dict[str, Traffic]
+    unreadable: bool = False
+    """Whether the folder itself could not be read: nothing is known of what is in it."""
 
 
-class Memory:
-    """What earlier looks learnt: hashes of files that have not changed, and since when plain folders are as they are.
+class Repository:
+    """A models folder. Looking again costs little: files that have not changed are not read again.
 
-    With one, a folder without a manifest is found only when it has been the same for `settle_s` seconds, and no file is
-    read twice.
+    A folder without a manifest is found once nothing in it has changed for `settle_s` seconds; the first look takes
+    all that is whole, so that a server that starts does not wait.
     """
 
-    def __init__(self, settle_s: float = settling.SETTLE_S) -> None:
-        self.hashes = Hashes()
-        self.settling = settling.Memory(settle_s)
+    def __init__(self, root: Path, settle_s: float = settling.SETTLE_S) -> None:
+        self.root = root
+        self._hashes = Hashes()
+        self._settling = settling.Memory(settle_s)
+        self._started = False
+        self._seen: dict[Path, tuple[settling.Files, Manifest | str]] = {}
 
-    def keep(self, folders: set[Path]) -> None:
-        """Forget all other version folders."""
-        self.hashes.keep(folders)
-        self.settling.keep(folders)
+    def look(self) -> Contents:
+        """Look at the folder once; never raises for what lies in it. A missing folder is unreadable, and a problem."""
+        found: list[Found] = []
+        problems: list[Problem] = []
+        traffic: dict[str, Traffic] = {}
+        try:
+            entries = sorted(self.root.iterdir())
+        except OSError as error:
+            reason = f"the models folder can't be read: {error.strerror}"
+            return Contents((), (Problem("", "", reason),), {}, unreadable=True)
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                if entry.suffix == ".onnx":
+                    better = f"{entry.stem}/1/{MODEL_FILE}"
+                    problems.append(Problem(shown(entry.name), "", f"not served here: move it to {better}"))
+                continue
+            if not NAME.fullmatch(entry.name):
+                reason = "not a model name: letters, digits, dot, dash, underscore; 128 at most"
+                problems.append(Problem(shown(entry.name), "", reason))
+                continue
+            try:
+                self._look_at(entry, found, problems, traffic)
+            except OSError as error:  # it goes while we look
+                problems.append(Problem(entry.name, "", f"can't be read: {error.strerror}"))
+        self._forget({item.path.parent for item in found} | {self.root / p.name / p.version for p in problems})
+        self._started = True
+        return Contents(tuple(found), tuple(problems), traffic)
 
-
-def scan(root: Path, memory: Memory | None = None) -> Contents:
-    """Look at the folder once; never raises for what lies in it. A missing folder is an empty one with a problem.
-
-    A watcher passes the same `memory` every time, and looks again after a problem that has `waits`.
-    """
-    found: list[Found] = []
-    problems: list[Problem] = []
-    labels: dict[str, dict[str, str]] = {}
-    try:
-        entries = sorted(root.iterdir())
-    except OSError as error:
-        return Contents((), (Problem("", "", f"the models folder can't be read: {error.strerror}"),), {})
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if not entry.is_dir():
-            if entry.suffix == ".onnx":
-                better = f"{entry.stem}/1/{MODEL_FILE}"
-                problems.append(Problem(shown(entry.name), "", f"not served here: move it to {better}"))
-            continue
-        if not NAME.fullmatch(entry.name):
-            reason = "not a model name: letters, digits, dot, dash, underscore; 128 at most"
-            problems.append(Problem(shown(entry.name), "", reason))
-            continue
-        _scan_model(entry, found, problems, labels, memory)
-    if memory is not None:
-        memory.keep({item.path.parent for item in found} | {root / p.name / p.version for p in problems if p.version})
-    return Contents(tuple(found), tuple(problems), labels)
-
-
-def _scan_model(
-    folder: Path,
-    found: list[Found],
-    problems: list[Problem],
-    labels: dict[str, dict[str, str]],
-    memory: Memory | None,
-) -> None:
-    name = folder.name
-    try:
+    def _look_at(self, folder: Path, found: list[Found], problems: list[Problem], traffic: dict[str, Traffic]) -> None:
+        name = folder.name
         versions = [p for p in folder.iterdir() if p.is_dir() and VERSION.fullmatch(p.name)]
-    except OSError as error:
-        problems.append(Problem(name, "", f"its folder can't be read: {error.strerror}"))
-        return
-    if not versions:
-        problems.append(Problem(name, "", f"no version in it: expected {name}/1/{MODEL_FILE}"))
-    for version in sorted(versions, key=lambda p: int(p.name)):
-        whole = _whole(version, memory)
-        if isinstance(whole, Manifest):
-            found.append(Found(name, version.name, version / MODEL_FILE, whole))
-        else:
-            problems.append(Problem(name, version.name, whole, waits=True))
-    traffic = folder / "traffic.json"
-    if traffic.exists():
-        given = _json(traffic)
-        declared = given.get("labels", {}) if isinstance(given, dict) else None
-        if isinstance(declared, dict) and all(isinstance(v, str) for v in declared.values()):
-            labels[name] = {str(k): v for k, v in declared.items()}
-        else:
-            problems.append(Problem(name, "", 'traffic.json is not {"labels": {"<label>": "<version>"}}'))
+        if not versions:
+            problems.append(Problem(name, "", f"no version in it: expected {name}/1/{MODEL_FILE}"))
+        for version in sorted(versions, key=lambda p: int(p.name)):
+            whole = self._whole(version)
+            if isinstance(whole, Manifest):
+                found.append(Found(name, version.name, version / MODEL_FILE, whole.content))
+            else:
+                problems.append(Problem(name, version.name, whole))
+        try:
+            traffic[name] = parse((folder / "traffic.json").read_bytes())
+        except FileNotFoundError:
+            pass
+        except InvalidRequest as error:
+            problems.append(Problem(name, "", error.message))
 
+    def manifest(self, found: Found) -> Manifest:
+        """Return what a version that a look has found consists of. Raises ModelInvalid where it has changed since."""
+        seen = self._seen.get(found.path.parent)
+        if seen is None or not isinstance(seen[1], Manifest) or seen[1].content != found.content:
+            raise ModelInvalid("it has changed on disk")
+        return seen[1]
 
-def _whole(version: Path, memory: Memory | None) -> Manifest | str:
-    """Return what a version folder consists of, or say why it can't be loaded now."""
-    hashes = memory.hashes if memory is not None else Hashes()
-    try:
-        declared = manifest.read(version)
-        if declared is not None:
-            manifest.check(version, declared, hashes)
-            return declared
-        if memory is not None and not memory.settling.settled(version, time.monotonic()):
-            return f"without a {MANIFEST_FILE}, it waits until no file in it changes any more"
-        return manifest.of(version, hashes)
-    except ModelInvalid as error:
-        return error.message
+    def _whole(self, version: Path) -> Manifest | str:
+        """Return what a version folder consists of, or say why it can't be loaded now."""
+        now = settling.look(version, time.monotonic())
+        seen = self._seen.get(version)
+        if seen is not None and seen[0] == now.files:
+            return seen[1]
+        settled = self._settling.settled(version, now) or not self._started
+        try:
+            declared = manifest.read(version)
+            if declared is not None:
+                manifest.check(version, declared, self._hashes)
+            elif settled:
+                declared = manifest.of(version, self._hashes)
+            elif seen is not None and isinstance(seen[1], Manifest):
+                return seen[1]  # what was loaded of it serves until the folder is whole again
+            else:
+                return f"it has no {MANIFEST_FILE}, so it waits until nothing in it changes any more"
+            whole: Manifest | str = declared
+        except ModelInvalid as error:
+            whole = error.message
+        self._seen[version] = (now.files, whole)
+        return whole
 
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
+    def _forget(self, but: set[Path]) -> None:
+        self._hashes.keep(but)
+        self._settling.keep(but)
+        self._seen = {folder: seen for folder, seen in self._seen.items() if folder in but}
 
 
 def shown(name: str) -> str:

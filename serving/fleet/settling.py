@@ -10,6 +10,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 SETTLE_S = 1.0
 
@@ -17,12 +18,16 @@ TEMPORARY = re.compile(r"\..*|.*~|.*\.(part|partial|filepart|tmp|crdownload)")
 """Names under which copying tools write until they are done: rsync's .model.onnx.Ab3x, browsers' .part."""
 
 
+Files: TypeAlias = tuple[tuple[str, int, int, int, int], ...]
+"""Path, size, times of modification and change in ns, and inode of each."""
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A folder at one time (monotonic seconds): its files with size, times and inode."""
+    """A folder at one time (monotonic seconds)."""
 
     at: float
-    files: tuple[tuple[str, int, int, int, int], ...]
+    files: Files
 
 
 def look(folder: Path, at: float) -> Look:
@@ -54,9 +59,8 @@ class Memory:
         self._settle_s = settle_s
         self._first: dict[Path, Look] = {}
 
-    def settled(self, folder: Path, at: float) -> bool:
-        """Look at a folder, and tell whether it has been the same for long enough."""
-        now = look(folder, at)
+    def settled(self, folder: Path, now: Look) -> bool:
+        """Tell whether a folder has been for long enough as it is `now`."""
         first = self._first.get(folder)
         if first is None or first.files != now.files:
             self._first[folder] = first = now

@@ -1,4 +1,4 @@
-"""The server's own state beside the models: `models/.serving/`, which no scan looks into."""
+"""The server's own folder beside the models: staging, verdicts, prepared forms, who serves what."""
 
 from __future__ import annotations
 
@@ -10,35 +10,34 @@ import tempfile
 import time
 from pathlib import Path
 
-FOLDER = ".serving"
+NAME = ".serving"
 _STALE_S = 24 * 3600
 
 
 def state_folder(root: Path) -> Path:
-    """Return the folder of the server's own state for a models folder, made if need be.
+    """Return the folder for state that belongs to a models folder: inside it, or where that is read-only, elsewhere.
 
-    It lies in the models folder, so that a rename from it is atomic; where that can't be written to, in the system's
-    temporary folder, one for each user and models folder. Raises OSError where neither can be written to.
+    Raises OSError where neither can be had.
     """
-    own = root / FOLDER
+    inside = root / NAME
     try:
-        own.mkdir(exist_ok=True)
-        if os.access(own, os.W_OK | os.X_OK):
-            return own
+        inside.mkdir(exist_ok=True)
+        if os.access(inside, os.W_OK):
+            return inside
     except OSError:
         pass
-    digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    away = Path(tempfile.gettempdir()) / f"serving-{os.getuid()}-{digest}"
-    away.mkdir(mode=0o700, exist_ok=True)
-    facts = away.lstat()
-    # Verdicts in it are trusted: it must not be one that somebody else has laid there.
-    if facts.st_uid != os.getuid() or facts.st_mode & 0o022 or away.is_symlink():
-        raise PermissionError(f"{away} belongs to somebody else")
-    return away
+    digest = hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]
+    elsewhere = Path(tempfile.gettempdir()) / f"serving-{os.getuid()}-{digest}"
+    elsewhere.mkdir(mode=0o700, exist_ok=True)
+    # A folder with a name that can be guessed may have been put there by somebody else, to be trusted by us.
+    facts = elsewhere.lstat()
+    if facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        raise PermissionError(f"{elsewhere} belongs to another user")
+    return elsewhere
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

@@ -18,10 +18,14 @@ from serving.fleet import gate, manifest, state
 from serving.fleet.gate import Gate
 from serving.fleet.publish import publish
 from serving.fleet.report import GateRefused
-from serving.fleet.repository import scan
+from serving.fleet.repository import Contents, Repository
 from tests.conftest import MODELS
 
 IRIS_1, IRIS_2 = MODELS / "iris" / "1" / "model.onnx", MODELS / "iris" / "2" / "model.onnx"
+
+
+def scan(root: Path) -> Contents:
+    return Repository(root).look()
 
 
 def with_external_data(folder: Path, location: str = "weights/w.bin", rows: int = 4) -> Path:
@@ -62,7 +66,7 @@ def test_publish_makes_a_version_that_the_scan_finds(tmp_path: Path, examiner: G
     assert json.loads((tmp_path / "iris" / "2" / "gate.json").read_text())["ok"] is True
     assert second.report.beside is not None, "it is measured beside the version that served before"
     place = state.state_folder(tmp_path)
-    assert gate.verdict(place, declared) == first.report
+    assert gate.verdict(place, declared.content) == first.report
     assert list((place / "staging").iterdir()) == []
 
 
