@@ -83,7 +83,7 @@ def create_app(
         ours, link = Pipe()
         app.state.deployment = Deployment(settings.models)
         app.state.deployment.attach(ours)
-    app.state.fleet = Fleet(link, ledger=Ledger(settings.models), limits=limits, metrics=metrics)
+    app.state.fleet = Fleet(settings.models, link, ledger=Ledger(settings.models), limits=limits, metrics=metrics)
     app.state.fleet.prepare.append(prepare)
     app.state.access = access
     app.state.companion = companion(app.state.fleet, metrics, access) if companion is not None else None
