@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from serving.fleet import transitions as to
-from serving.fleet.judge import Clerk, Trial, decide, trial_of
 from serving.fleet.ledger import Ledger
 from serving.fleet.traffic import Judge, Traffic
+from serving.fleet.trial import Clerk, Trial, decide, trial_of
 
 HERE = ("1", "2", "3")
 

@@ -12,7 +12,7 @@ from serving.fleet import transitions
 from serving.fleet.ledger import Ledger
 from serving.fleet.traffic import Judge, Traffic
 
-log = logging.getLogger("serving.judge")
+log = logging.getLogger("serving.trial")
 
 LEAST = 20
 """Predictions of a version before its rates say anything."""
