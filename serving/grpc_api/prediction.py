@@ -44,6 +44,14 @@ class _Awaited(Request):
             self.answered.set_result(outcome)
 
 
+def codec_of(model: Model) -> Codec:
+    """Return the codec of a model; made once."""
+    made: Codec | None = model.codecs.get(PROTOCOL)
+    if made is None:
+        made = model.codecs[PROTOCOL] = Codec(model)
+    return made
+
+
 class Predictor:
     """Answers ModelInfer for all models of a fleet; deadline in seconds."""
 
@@ -51,15 +59,6 @@ class Predictor:
         self._fleet = fleet
         self._metrics = metrics
         self._deadline = deadline
-        self._codecs: dict[Model, Codec] = {}
-
-    def _codec(self, model: Model) -> Codec:
-        made = self._codecs.get(model)
-        if made is None:
-            live = {m for served in self._fleet.models.values() for m in served.versions.values()}
-            self._codecs = {m: codec for m, codec in self._codecs.items() if m in live}
-            made = self._codecs[model] = Codec(model)
-        return made
 
     async def answer(self, request: Any, remaining: float | None, metadata: Metadata = ()) -> Any:
         """Return the ModelInferResponse; `remaining` is the client's own deadline in seconds.
@@ -106,7 +105,7 @@ class Predictor:
         return split.takes(given.encode() if isinstance(given, str) else given)
 
     async def _decode(self, model: Model, request: Any) -> Decoded:
-        codec = self._codec(model)
+        codec = codec_of(model)
         # Raw numbers are views and cost nothing; anything else is read element by element.
         if not request.raw_input_contents and request.ByteSize() > INLINE_BYTES:
             return await asyncio.get_running_loop().run_in_executor(_decoders, codec.decode, request)
@@ -115,7 +114,7 @@ class Predictor:
     async def _run(
         self, model: Model, request: Any, began: float, remaining: float | None
     ) -> tuple[Any, Decoded, Tensors]:
-        codec = self._codec(model)
+        codec = codec_of(model)
         loop = asyncio.get_running_loop()
         decoded = await self._decode(model, request)
         seconds = min(s for s in (self._deadline, remaining, decoded.timeout) if s is not None)

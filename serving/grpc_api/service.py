@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from serving.errors import InvalidRequest, NotReady, ServingError
-from serving.fleet import description
+from serving.fleet import description, transitions
 from serving.fleet.fleet import Fleet
 from serving.grpc_api.messages import SERVICE, STREAM, UNARY, message, pool
 from serving.grpc_api.prediction import Predictor
@@ -85,12 +85,12 @@ class Service:
         """Load a model, or load it anew from the folder."""
         if request.parameters:
             raise InvalidRequest("/parameters: files and configurations are not taken from requests: leave them out")
-        await self._fleet.load_model(request.model_name)
+        await self._fleet.changes.make(request.model_name, transitions.load, who="network", what="load")
         return self._responses["RepositoryModelLoad"]()
 
     async def repository_model_unload(self, request: Any, context: Any) -> Any:
         """Unload a model after its last request."""
-        await self._fleet.unload_model(request.model_name)
+        await self._fleet.changes.make(request.model_name, transitions.unload, who="network", what="unload")
         return self._responses["RepositoryModelUnload"]()
 
     async def model_infer(self, request: Any, context: Any) -> Any:

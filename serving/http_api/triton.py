@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from serving.errors import InvalidRequest, ModelNotFound
-from serving.fleet import description
+from serving.fleet import description, transitions
 from serving.http_api import strict_json
 from serving.http_api.metadata import LiveFleet, json_answer
 from serving.http_api.route import read_body
@@ -73,7 +73,7 @@ async def repository_index(request: Request, fleet: LiveFleet) -> Response:
 async def load(request: Request, model: str, fleet: LiveFleet) -> Response:
     """Load the versions of a model that the folder holds."""
     await _no_parameters(request, ())
-    await fleet.load_model(model)
+    await fleet.changes.make(model, transitions.load, who="network", what="load")
     return json_answer({})
 
 
@@ -81,7 +81,7 @@ async def load(request: Request, model: str, fleet: LiveFleet) -> Response:
 async def unload(request: Request, model: str, fleet: LiveFleet) -> Response:
     """Stop serving a model after its last request; its files stay."""
     await _no_parameters(request, ("unload_dependents",))
-    await fleet.unload_model(model)
+    await fleet.changes.make(model, transitions.unload, who="network", what="unload")
     return json_answer({})
 
 
