@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from serving.errors import GenerationConflict, ServingError
 from serving.fleet import transitions
@@ -225,3 +225,33 @@ class Clerk:
             return False
         log.info("%s: %s, because %s", name, what, verdict.reason)
         return True
+
+
+def figures(totals: Totals) -> dict[str, Any]:
+    """Put what one version did since the server started in words and units that a person reads."""
+    live = _live(totals, {})
+    found: dict[str, Any] = {
+        "predictions": round(live.predictions),
+        "rows": round(live.rows),
+        "errors": round(live.errors),
+        "error_rate": _ratio(live.errors, live.predictions),
+        "mean_seconds": _ratio(live.seconds, live.timed),
+    }
+    if any(totals.get(f"shadow_{outcome}") for outcome in ("compared", "failed", "busy", "incompatible")):
+        edges = [
+            (key.rsplit("_", 1)[1], count) for key, count in totals.items() if key.startswith("shadow_difference_le")
+        ]
+        found["shadow"] = {
+            **{o: round(totals[f"shadow_{o}"]) for o in ("compared", "failed", "busy", "incompatible")},
+            "agreement": _ratio(totals["shadow_agreeing_rows"], totals["shadow_rows"]),
+            "score_difference": {
+                "mean": _ratio(totals["shadow_difference_sum"], totals["shadow_difference_count"]),
+                "rows_up_to": {edge: round(count) for edge, count in edges},
+            },
+            "mean_seconds": _ratio(totals["shadow_sum"], totals["shadow_count"]),
+        }
+    return found
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return round(part / whole, 6) if whole else None

@@ -17,11 +17,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from serving.engine.model import Limits
-from serving.errors import InvalidRequest, ServingError
+from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError
 from serving.fleet.deployment import Deployment
 from serving.fleet.fleet import Fleet
 from serving.fleet.ledger import Ledger
-from serving.http_api import docs, metadata, triton
+from serving.fleet.traffic import sentence
+from serving.http_api import docs, metadata, strict_json, triton
 from serving.http_api.answer import error_body, error_headers, status_of
 from serving.http_api.lane import Door
 from serving.http_api.observed import Observed
@@ -167,7 +168,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
-    return _answer(InvalidRequest("the request's parameters are not valid: see /docs"), 400)
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    details = []
+    for found in error.errors()[:DETAILS_SHOWN]:
+        place = found["loc"] if found["type"] != "json_invalid" else ()
+        below = 1 if place[:1] == ("body",) else 0
+        details.append(Detail(strict_json.pointer(*place[below:]), sentence(found, below=below)))
+    return _answer(InvalidRequest(f"the request is not valid: {details[0].message}; see /docs", details), 400)
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
