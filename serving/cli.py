@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 
-from serving.commands import status, traffic
+from serving.commands import keys, status, traffic
 from serving.server import CannotStart, serve
 from serving.settings import Settings, read
 
@@ -87,6 +87,7 @@ run.__signature__ = inspect.Signature([_config, *_flags()])  # type: ignore[attr
 app.command("run")(run)
 traffic.register(app)
 status.register(app)
+keys.register(app)
 
 
 def main() -> None:

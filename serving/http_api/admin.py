@@ -9,75 +9,65 @@ import asyncio
 import inspect
 import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import ValidationError
 
 from serving.errors import InvalidRequest, ModelNotFound, ServingError
-from serving.fleet.changes import Changes
 from serving.fleet.fleet import Fleet
 from serving.fleet.orders import ORDERS, Order
-from serving.fleet.repository import VERSION
-from serving.fleet.traffic import Traffic
+from serving.fleet.traffic import Traffic, sentence
 from serving.fleet.trial import figures, trial_of
 from serving.http_api.metadata import LiveFleet, json_answer
+from serving.http_api.route import read_body
+from serving.http_api.security import Deployer, requires
 from serving.metrics import Metrics
 
 PREFIX = "/v1/repository/models/{model}"
+_MOST_BYTES = 64 * 1024
 _TAG = re.compile(r'\s*(?:W/)?"?(\d{1,18})"?\s*')
 
 
-class Named(Protocol):
-    """Who sends a request, as far as the history is concerned."""
-
-    @property
-    def name(self) -> str:
-        """A name for the history."""
-
-
-def router(
-    root: Path,
-    changes: Changes,
-    metrics: Metrics | None,
-    *,
-    deployer: Callable[..., Named | Awaitable[Named]],
-    reader: Sequence[Any] = (),
-) -> APIRouter:
-    """Make the routes.
-
-    deployer: the dependency that lets only those in who may deploy, and names them. reader: dependencies of what only
-    reads.
-    """
+def router(root: Path, metrics: Metrics | None) -> APIRouter:
+    """Make the routes. root: the models folder."""
     made = APIRouter(prefix=PREFIX, tags=["deploy"])
-    ledger = changes.ledger
+    readers = [Depends(requires("predict"))]
 
-    @made.get("", summary="Who gets a model's traffic, and how it goes", dependencies=list(reader))
+    @made.get("", summary="Who gets a model's traffic, and how it goes", dependencies=readers)
     async def state(model: str, fleet: LiveFleet) -> Response:
         """Answer with what is asked for, what this server serves, and figures of a trial. ETag: the generation."""
+        ledger = fleet.changes.ledger
         traffic = await asyncio.to_thread(ledger.read, model)
         versions = await asyncio.to_thread(ledger.versions, model)
         return _answer(traffic, {"name": model, "versions": versions, **_served(fleet, metrics, model)})
 
-    @made.get("/history", summary="Who changed it, when, how and why", dependencies=list(reader))
-    async def history(model: str, limit: int = Query(100, ge=1, le=10_000)) -> Response:
+    @made.get("/history", summary="Who changed it, when, how and why")
+    async def history(model: str, fleet: LiveFleet, _: Deployer, limit: int = Query(100, ge=1, le=10_000)) -> Response:
         """Answer with the last changes, oldest first: when, who, what, why, generation, before, after."""
-        return json_answer({"name": model, "history": await asyncio.to_thread(ledger.history, model, limit)})
+        entries = await asyncio.to_thread(fleet.changes.ledger.history, model, limit)
+        return json_answer({"name": model, "history": entries})
 
-    @made.get("/report/{version}", summary="What the gate found out about a version", dependencies=list(reader))
-    async def report(model: str, version: str) -> Response:
+    @made.get("/report/{version}", summary="What the gate found out about a version", dependencies=readers)
+    async def report(model: str, version: str, fleet: LiveFleet) -> Response:
         """Answer with the report that is kept with a version."""
-        if version not in await asyncio.to_thread(ledger.versions, model) or not VERSION.fullmatch(version):
+        if version not in await asyncio.to_thread(fleet.changes.ledger.versions, model):
             raise ModelNotFound(f"model {model!r} has no version {version[:16]!a} in the folder")
         return json_answer(await asyncio.to_thread(_report, root / model / version / "gate.json"))
 
     for order in ORDERS:
+        does = inspect.getdoc(order) or ""
         made.add_api_route(
             f"/{order.verb}",
-            _endpoint(order, changes, deployer),
+            _endpoint(order),
             methods=["POST"],
-            summary=(inspect.getdoc(order) or "").rstrip("."),
+            name=order.verb,
+            summary=does.rstrip("."),
+            description=f"{does} Answers when every worker serves it. With `If-Match`, only if nobody has changed the "
+            "model since that generation.",
+            openapi_extra={"requestBody": {"content": {"application/json": {"schema": _schema(order)}}}},
             responses={
                 412: {"description": "Somebody's change came first: `current` has the state"},
                 503: {"description": "A worker could not serve it: nothing is changed, and the error says why"},
@@ -86,37 +76,46 @@ def router(
     return made
 
 
-def _endpoint(
-    kind: type[Order], changes: Changes, deployer: Callable[..., Named | Awaitable[Named]]
-) -> Callable[..., Awaitable[Response]]:
-    async def change(model: str, order: Order, caller: Named, if_match: str | None) -> Response:
-        step = await asyncio.to_thread(order.step, changes.ledger, model)
-        after = await changes.make(
-            model, step, who=caller.name, what=order.what, why=order.why, if_generation=_generation(if_match)
+def _endpoint(kind: type[Order]) -> Callable[..., Awaitable[Response]]:
+    async def change(
+        request: Request,
+        model: str,
+        fleet: LiveFleet,
+        caller: Deployer,
+        if_match: str | None = Header(None, description='The generation that you have seen: the ETag, such as "7".'),
+    ) -> Response:
+        generation = _generation(if_match)
+        # Not as a parameter: FastAPI would read a body of any size before it asks who sends it.
+        body = await read_body(request.scope["headers"], request.receive, _MOST_BYTES)
+        try:
+            order = kind.model_validate_json(body if body.strip() else b"{}")
+        except ValidationError as error:
+            found = dict.fromkeys(sentence(e) for e in error.errors(include_url=False))
+            raise InvalidRequest("; ".join(found)[:1000]) from None
+        step = await asyncio.to_thread(order.step, fleet.changes.ledger, model)
+        after = await fleet.changes.make(
+            model, step, who=caller.name, what=order.what, why=order.why, if_generation=generation
         )
         return _answer(after, {"name": model})
 
-    # FastAPI reads a signature; that of a closure over `kind` can't be written down with it.
-    change.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter("model", inspect.Parameter.KEYWORD_ONLY, annotation=str),
-            inspect.Parameter("order", inspect.Parameter.KEYWORD_ONLY, annotation=kind),
-            inspect.Parameter("caller", inspect.Parameter.KEYWORD_ONLY, default=Depends(deployer), annotation=Any),
-            inspect.Parameter(
-                "if_match",
-                inspect.Parameter.KEYWORD_ONLY,
-                default=Header(None, description='Generation that you have seen, such as "7": the ETag of the state'),
-                annotation=str | None,
-            ),
-        ]
-    )
-    change.__name__ = kind.__name__
-    change.__doc__ = (
-        f"{inspect.getdoc(kind)} Answers when every worker serves it. With `If-Match`, only if nobody has changed the "
-        f"model since that generation."
-    )
-    change.__annotations__ = {}
     return change
+
+
+def _schema(kind: type[Order]) -> dict[str, Any]:
+    """Return the JSON schema of a body, whole: OpenAPI has no place for definitions inside of one."""
+    whole = kind.model_json_schema()
+    definitions = whole.pop("$defs", {})
+
+    def inlined(part: Any) -> Any:
+        if isinstance(part, dict):
+            if "$ref" in part:
+                return inlined(
+                    {**definitions[part["$ref"].rsplit("/", 1)[1]], **{k: v for k, v in part.items() if k != "$ref"}}
+                )
+            return {key: inlined(value) for key, value in part.items()}
+        return [inlined(value) for value in part] if isinstance(part, list) else part
+
+    return dict(inlined(whole))
 
 
 def _generation(if_match: str | None) -> int | None:

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from serving.errors import (
     DeadlineExceeded,
+    Forbidden,
     GenerationConflict,
     InferenceFailed,
     InvalidRequest,
@@ -21,6 +22,7 @@ from serving.errors import (
     QueueFull,
     ServingError,
     SignatureMismatch,
+    Unauthenticated,
     UnsupportedMediaType,
 )
 from serving.http_api.strict_json import dumps
@@ -30,6 +32,8 @@ HeaderList: TypeAlias = list[tuple[bytes, bytes]]
 
 STATUS: dict[type[ServingError], int] = {
     InvalidRequest: 400,
+    Unauthenticated: 401,
+    Forbidden: 403,
     ModelNotFound: 404,
     GenerationConflict: 412,
     PayloadTooLarge: 413,
@@ -75,6 +79,13 @@ def error_headers(error: ServingError) -> HeaderList:
     """Return the headers that an error adds."""
     if isinstance(error, QueueFull):
         return [(b"retry-after", b"%d" % error.retry_after)]
+    if isinstance(error, Unauthenticated):  # RFC 6750, 3
+        return [
+            (b"www-authenticate", b'Bearer realm="serving"' + (b', error="invalid_token"' if error.invalid else b""))
+        ]
+    if isinstance(error, Forbidden) and error.scope is not None:
+        challenge = f'Bearer realm="serving", error="insufficient_scope", scope="{error.scope}"'
+        return [(b"www-authenticate", challenge.encode())]
     return []
 
 

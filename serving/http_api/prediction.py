@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from serving.access.access import Access
 from serving.engine.model import Model
 from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed, ServingError
@@ -31,6 +32,7 @@ from serving.http_api.answer import (
     status_of,
 )
 from serving.http_api.codec import INLINE_BYTES, LENGTH, Codec, Decoded, Mixed
+from serving.http_api.security import admit
 from serving.metrics import ModelMetrics
 
 log = logging.getLogger("serving.prediction")
@@ -51,10 +53,12 @@ class Fork(NamedTuple):
 class Target:
     """A prediction path, with all that can be decided at load: model, dialect, metrics, deadline in seconds.
 
-    fork: two versions share the path. shadow: gets copies of what is answered here.
+    fork: two versions share the path. shadow: gets copies of what is answered here. access: who
+    may predict; None where anyone may, whatever becomes of the keys.
     """
 
     __slots__ = (
+        "access",
         "codec",
         "deadline",
         "fork",
@@ -74,6 +78,7 @@ class Target:
         *,
         template: str,
         metrics: ModelMetrics | None,
+        access: Access | None,
         deadline: float,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
@@ -85,6 +90,7 @@ class Target:
         self.protocol = codec.protocol
         self.template = template
         self.metrics = metrics
+        self.access = access
         self.deadline = deadline
         self.loop = loop
 
@@ -104,11 +110,17 @@ class Call(Request):
         raise NotImplementedError
 
     def start(self, target: Target, headers: Headers, body: bytes | bytearray) -> None:
-        """Decode and submit. A bad request is answered before this returns."""
+        """Decode and submit. A bad request, or a stranger's, is answered before this returns."""
         self.target = target
         self.headers = headers
         self.gone = False
         self.began = time.monotonic()
+        if target.access is not None:
+            try:
+                admit(target.access, headers, "predict")
+            except ServingError as error:  # a stranger's: no count of the model's moves
+                self.finish(status_of(error, target.protocol), error_headers(error), error_body(error))
+                return
         if target.fork is not None:
             self._choose(target.fork, headers, body)
             return

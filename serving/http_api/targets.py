@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+from serving.access.access import Access
 from serving.engine.model import Model
 from serving.fleet.fleet import Fleet, Served
 from serving.http_api import open_inference, predict_v1
@@ -26,8 +27,9 @@ _UNVERSIONED = frozenset(template for (_, kind), template in TEMPLATES.items() i
 class Targets:
     """Prediction targets by raw path, and by model for the ASGI routes."""
 
-    def __init__(self, metrics: Metrics | None, *, deadline: float) -> None:
+    def __init__(self, metrics: Metrics | None, access: Access, *, deadline: float) -> None:
         self._metrics = metrics
+        self._access = access if access.configured else None
         self._deadline = deadline
         self.paths: dict[bytes, Target] = {}
 
@@ -40,8 +42,10 @@ class Targets:
                 if template in _UNVERSIONED:
                     target.shadow = served.shadow
                     if served.canary is not None:
+                        # Who may is asked once, before it is decided which version answers.
                         candidate = self._target(path, template, served.canary.candidate, loop)
                         fork = Fork(served.canary, target, candidate)
+                        target.access = candidate.access = None
                         target = self._target(path, template, model, loop)
                         target.fork = fork
                 fresh[path.encode()] = target
@@ -55,6 +59,7 @@ class Targets:
             codec(model, "v1" if path.startswith("/v1") else "v2"),
             template=template,
             metrics=self._metrics.model(model.name, model.version) if self._metrics else None,
+            access=self._access,
             deadline=self._deadline,
             loop=loop,
         )

@@ -5,28 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
-from serving.http_api import admin
+from serving.access.key_store import KeyStore
 from serving.http_api.app import create_app
 from serving.settings import Settings
 from tests.conftest import MODELS
 
 AT = "/v1/repository/models/iris"
 ROW = {"instances": [[5.1, 3.5, 1.4, 0.2]]}
-
-
-@dataclass
-class Caller:
-    name: str
-
-
-def ann() -> Caller:
-    return Caller("ann")
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +28,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def running(folder: Path) -> Iterator[TestClient]:
-    app = create_app(Settings(models=folder))
-    app.include_router(admin.router(folder, app.state.fleet.changes, app.state.metrics, deployer=ann))
-    with TestClient(app) as client:
+    keys = folder.parent / f"{folder.name}.keys"
+    key = KeyStore(keys).create("ann", frozenset({"deploy"}))
+    with TestClient(create_app(Settings(models=folder, keys=str(keys)))) as client:
+        client.headers["authorization"] = f"Bearer {key}"
         yield client
 
 
@@ -119,6 +110,7 @@ def test_the_loser_of_a_race_gets_412_and_the_state(client: TestClient) -> None:
         (f"{AT}/promote", {"version": "9"}, 404, "no version '9'"),
         (f"{AT}/promote", {"version": 1}, 400, 'version: should be a version such as "3"'),
         (f"{AT}/promote", {}, 400, "version: is missing"),
+        (f"{AT}/promote", [], 400, "should be an object"),
         (f"{AT}/promote", {"version": "1", "force": True}, 400, "force: there is no such field"),
         (f"{AT}/canary", {"version": "1", "percent": 0}, 400, "percent: should be greater than 0"),
         (f"{AT}/canary", {"version": "2"}, 400, "already is stable"),
@@ -136,6 +128,21 @@ def test_what_is_refused_is_said(client: TestClient, path: str, body: object, st
     assert {k: v for k, v in after.items() if k not in ("generation", "since")} == {
         k: v for k, v in before.items() if k not in ("generation", "since")
     }
+
+
+def test_only_deployers_may(client: TestClient) -> None:
+    """Without a key that may deploy nothing changes, nothing of a body is looked at, and the history stays closed."""
+    before = client.get(AT).headers["etag"]
+    for verb in ("promote", "rollback", "unload", "nonsense"):
+        answer = client.post(f"{AT}/{verb}", content=b"{" * 100, headers={"authorization": ""})
+        assert answer.status_code in ((401, 403) if verb != "nonsense" else (404,)), answer.text
+    assert client.get(f"{AT}/history", headers={"authorization": ""}).status_code in (401, 403)
+    assert client.get(AT).headers["etag"] == before
+
+
+def test_a_body_is_bounded(client: TestClient) -> None:
+    """A body that no order needs is refused by its size."""
+    assert client.post(f"{AT}/promote", content=b" " * 100_000).status_code == 413
 
 
 def test_a_bad_if_match_is_named(client: TestClient) -> None:
@@ -176,3 +183,6 @@ def test_the_documentation_shows_the_verbs(client: TestClient) -> None:
         assert operation["summary"]
         assert {"200", "412", "503"} <= operation["responses"].keys()
         assert "if-match" in [p["name"] for p in operation["parameters"]]
+        assert operation["security"]
+        assert operation["requestBody"]["content"]["application/json"]["schema"]["properties"]["why"]
+    assert "$defs" not in json.dumps(paths)
