@@ -56,6 +56,13 @@ HTTP: dict[str, dict[str, str | None]] = {
     # changes
     "/v2/repository/models/{model}/load": {"POST": DEPLOY},
     "/v2/repository/models/{model}/unload": {"POST": DEPLOY},
+    "/v1/repository/models/{model}": {"GET": PREDICT},
+    "/v1/repository/models/{model}/report/{version}": {"GET": PREDICT},
+    "/v1/repository/models/{model}/history": {"GET": DEPLOY},
+    **{
+        f"/v1/repository/models/{{model}}/{verb}": {"POST": DEPLOY}
+        for verb in ("promote", "canary", "shadow", "label", "rollback", "unload", "load", "keep")
+    },
     # what Triton has and this server refuses to all
     "/v2/systemsharedmemory/{rest:path}": {"GET": PREDICT, "POST": PREDICT},
     "/v2/cudasharedmemory/{rest:path}": {"GET": PREDICT, "POST": PREDICT},

@@ -18,11 +18,12 @@ from starlette.responses import Response
 
 from serving.access.access import Access
 from serving.engine.model import Limits
-from serving.errors import InvalidRequest, ServingError
+from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError
 from serving.fleet.deployment import Deployment
 from serving.fleet.fleet import Fleet
 from serving.fleet.ledger import Ledger
-from serving.http_api import docs, metadata, triton
+from serving.fleet.traffic import sentence
+from serving.http_api import admin, docs, metadata, strict_json, triton
 from serving.http_api.answer import error_body, error_headers, status_of
 from serving.http_api.lane import Door
 from serving.http_api.observed import Observed
@@ -98,6 +99,7 @@ def create_app(
     app.include_router(metadata.router)
     app.include_router(triton.router)
     app.include_router(triton.changes_router)
+    app.include_router(admin.router(settings.models, metrics))
     if metrics is not None:
         app.include_router(metadata.metrics_router)
     docs.add(app)
@@ -181,7 +183,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
-    return _answer(InvalidRequest("the request's parameters are not valid: see /docs"), 400)
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    details = []
+    for found in error.errors()[:DETAILS_SHOWN]:
+        place = found["loc"] if found["type"] != "json_invalid" else ()
+        below = 1 if place[:1] == ("body",) else 0
+        details.append(Detail(strict_json.pointer(*place[below:]), sentence(found, below=below)))
+    return _answer(InvalidRequest(f"the request is not valid: {details[0].message}; see /docs", details), 400)
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
