@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,13 @@ def _quota_v1(path: Path) -> float | None:
 
 
 def work(  # noqa: PLR0917  what a spawned process gets is positional
-    settings: Settings, sock: socket.socket, grpc: socket.socket | None, slot: int, metrics_dir: Path, parent: int
+    settings: Settings,
+    sock: socket.socket,
+    grpc: socket.socket | None,
+    slot: int,
+    metrics_dir: Path,
+    parent: int,
+    link: Connection,
 ) -> None:
     """Be one worker: build the application and serve it from the shared socket, and gRPC at the address of another."""
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
@@ -75,7 +82,9 @@ def work(  # noqa: PLR0917  what a spawned process gets is positional
 
     metrics = Metrics(directory=metrics_dir, slot=slot) if settings.metrics else None
     companion = _grpc(settings, address(grpc)) if grpc is not None else None
-    app = create_app(settings, metrics=metrics, threads=max(1, cores() // settings.workers), companion=companion)
+    app = create_app(
+        settings, metrics=metrics, threads=max(1, cores() // settings.workers), companion=companion, link=link
+    )
     url = f"http://{address(sock)}"
     beside = f"   gRPC: {address(grpc)}" if grpc is not None else ""
     listener = Listener(

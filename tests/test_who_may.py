@@ -5,6 +5,7 @@ Routes come from the application, methods from the gRPC descriptors: what is new
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,6 +56,13 @@ HTTP: dict[str, dict[str, str | None]] = {
     # changes
     "/v2/repository/models/{model}/load": {"POST": DEPLOY},
     "/v2/repository/models/{model}/unload": {"POST": DEPLOY},
+    "/v1/repository/models/{model}": {"GET": PREDICT},
+    "/v1/repository/models/{model}/report/{version}": {"GET": PREDICT},
+    "/v1/repository/models/{model}/history": {"GET": DEPLOY},
+    **{
+        f"/v1/repository/models/{{model}}/{verb}": {"POST": DEPLOY}
+        for verb in ("promote", "canary", "shadow", "label", "rollback", "unload", "load", "keep")
+    },
     # what Triton has and this server refuses to all
     "/v2/systemsharedmemory/{rest:path}": {"GET": PREDICT, "POST": PREDICT},
     "/v2/cudasharedmemory/{rest:path}": {"GET": PREDICT, "POST": PREDICT},
@@ -135,10 +143,12 @@ def credentials(store: KeyStore) -> Iterator[Credential]:
     store.revoke("gone")
 
 
-def application(**settings: Any) -> FastAPI:
-    """Make the application, with gRPC beside it on a free port."""
+def application(folder: Path, **settings: Any) -> FastAPI:
+    """Make the application over models of its own, with gRPC beside it on a free port."""
+    for name in ("iris", "diabetes"):  # one is unloaded and loaded, the other stays
+        shutil.copytree(MODELS / name, folder / "models" / name)
     return create_app(
-        Settings(models=MODELS, **settings),
+        Settings(models=folder / "models", **settings),
         companion=lambda fleet, metrics, access: GrpcServer(
             fleet, metrics, access=access, address="127.0.0.1:0", deadline=10, grace=0.2, max_bytes=1 << 20
         ),
@@ -161,6 +171,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Closed]:
     made = list(credentials(store))
     (folder / "jwks.json").write_text(issuer.jwks())
     app = application(
+        folder,
         keys=str(folder / "serving.keys"),
         jwks=folder / "jwks.json",
         jwt_audience=issuer.AUDIENCE,
@@ -246,7 +257,7 @@ def test_without_a_key_for_it_prediction_is_open_and_deploying_is_not(keys: str,
     store = KeyStore(tmp_path / "serving.keys")
     key = store.create("ci", frozenset({DEPLOY})) if keys == "deploy" else "serving_none"
     given = {"keys": str(tmp_path / "serving.keys")} if keys == "deploy" else {}
-    with TestClient(application(**given)) as client:
+    with TestClient(application(tmp_path, **given)) as client:
         for template, scopes in HTTP.items():
             for method, scope in scopes.items():
                 status = ask(client, method, template, None).status_code
@@ -333,5 +344,5 @@ def test_a_stranger_learns_no_model(closed: Closed) -> None:
         assert there.status_code == missing.status_code == 401
         assert there.content == missing.content
     key = next(c.header for c in closed.credentials if c.scopes == {PREDICT}) or ""
-    assert "/v1/models/iris:predict" in client.get("/openapi.json", headers={"authorization": key}).json()["paths"]
+    assert "/v1/models/diabetes:predict" in client.get("/openapi.json", headers={"authorization": key}).json()["paths"]
     assert client.get("/v2/health/ready", headers={"authorization": key}).json()["not_served"] == []

@@ -86,6 +86,12 @@ class Guard(grpc.GenericRpcHandler):
         return grpc.stream_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
 
 
+def deployer(access: Access, metadata: Any) -> str:
+    """Return the name of who makes a call that requires `deploy`. Raises Unauthenticated or Forbidden."""
+    given = _authorizations(metadata)
+    return access.decide(given[0] if given else None, "deploy").name
+
+
 def _authorizations(metadata: Any) -> list[Any]:
     return [value for name, value in metadata or () if name == "authorization"]
 

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from serving.errors import (
     DeadlineExceeded,
     Forbidden,
+    GenerationConflict,
     InferenceFailed,
     InvalidRequest,
     ModelNotFound,
@@ -34,6 +35,7 @@ STATUS: dict[type[ServingError], int] = {
     Unauthenticated: 401,
     Forbidden: 403,
     ModelNotFound: 404,
+    GenerationConflict: 412,
     PayloadTooLarge: 413,
     UnsupportedMediaType: 415,
     SignatureMismatch: 422,
@@ -64,8 +66,10 @@ def status_of(error: ServingError, protocol: str = "v1") -> int:
 
 
 def error_body(error: ServingError) -> bytes:
-    """Write `{"error": ..., "details": [{"path", "message"}]}`; details only where there are some."""
+    """Write `{"error": ..., "details": [{"path", "message"}]}`; details, and `current` after a lost race."""
     body: dict[str, object] = {"error": error.message}
+    if isinstance(error, GenerationConflict):
+        body["current"] = error.current
     if error.details:
         body["details"] = [{"path": d.path, "message": d.message} for d in error.details]
     return dumps(body)

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version as package_version
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import Protocol
 
 from fastapi import FastAPI, Request
@@ -16,14 +18,17 @@ from starlette.responses import Response
 
 from serving.access.access import Access
 from serving.engine.model import Limits
-from serving.errors import InvalidRequest, ServingError
+from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError
+from serving.fleet.deployment import Deployment
 from serving.fleet.fleet import Fleet
-from serving.http_api import docs, metadata, triton
+from serving.fleet.ledger import Ledger
+from serving.fleet.traffic import sentence
+from serving.http_api import admin, docs, metadata, strict_json, triton
 from serving.http_api.answer import error_body, error_headers, status_of
 from serving.http_api.lane import Door
 from serving.http_api.observed import Observed
 from serving.http_api.route import prediction_routes
-from serving.http_api.targets import TEMPLATES, Targets
+from serving.http_api.targets import TEMPLATES, Targets, prepare
 from serving.metrics import Metrics
 from serving.settings import Settings
 
@@ -44,12 +49,14 @@ def create_app(
     metrics: Metrics | None = None,
     threads: int = 1,
     companion: Callable[[Fleet, Metrics | None, Access], Companion] | None = None,
+    link: Connection | None = None,
 ) -> FastAPI:
     """Make the application that serves `settings.models`.
 
     metrics: where to count; None makes a registry of this application's own, unless settings turn metrics off.
-    threads: onnxruntime threads for each model. companion: makes what serves beside HTTP. The lifespan loads the
-    models and raises ModelInvalid where `settings.strict` and one can't be. Raises AccessInvalid for bad keys.
+    threads: onnxruntime threads for each model. companion: makes what serves beside HTTP. link: to the coordinator
+    of this worker's server; without one the application coordinates itself. The lifespan loads the models and raises
+    ModelInvalid where `settings.strict` and one can't be. Raises AccessInvalid for bad keys.
     """
     access = Access(keys=settings.keys, jwks=settings.jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
     if metrics is None and settings.metrics:
@@ -72,7 +79,13 @@ def create_app(
     )
     app.state.settings = settings
     app.state.metrics = metrics
-    app.state.fleet = Fleet(settings.models, limits=limits, metrics=metrics)
+    app.state.deployment = None
+    if link is None:
+        ours, link = Pipe()
+        app.state.deployment = Deployment(settings.models)
+        app.state.deployment.attach(ours)
+    app.state.fleet = Fleet(settings.models, link, ledger=Ledger(settings.models), limits=limits, metrics=metrics)
+    app.state.fleet.prepare.append(prepare)
     app.state.access = access
     app.state.companion = companion(app.state.fleet, metrics, access) if companion is not None else None
     app.state.targets = Targets(metrics, access, deadline=settings.deadline_s)
@@ -86,6 +99,7 @@ def create_app(
     app.include_router(metadata.router)
     app.include_router(triton.router)
     app.include_router(triton.changes_router)
+    app.include_router(admin.router(settings.models, metrics))
     if metrics is not None:
         app.include_router(metadata.metrics_router)
     docs.add(app)
@@ -108,8 +122,12 @@ def create_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     fleet: Fleet = app.state.fleet
+    loop = asyncio.get_running_loop()
+    fleet.changed.append(lambda: app.state.targets.bind(fleet, loop))
+    deployment: Deployment | None = app.state.deployment
+    if deployment is not None:
+        deployment.start()
     await fleet.start(strict=app.state.settings.strict)
-    app.state.targets.bind(fleet, asyncio.get_running_loop())
     companion: Companion | None = app.state.companion
     if companion is not None:
         await companion.start()
@@ -121,6 +139,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         fleet.draining = True
         if companion is not None:
             await companion.stop()
+        if deployment is not None:
+            deployment.stop()
         await fleet.close()
         if rereading is not None:
             rereading.cancel()
@@ -163,7 +183,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
-    return _answer(InvalidRequest("the request's parameters are not valid: see /docs"), 400)
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    details = []
+    for found in error.errors()[:DETAILS_SHOWN]:
+        place = found["loc"] if found["type"] != "json_invalid" else ()
+        below = 1 if place[:1] == ("body",) else 0
+        details.append(Detail(strict_json.pointer(*place[below:]), sentence(found, below=below)))
+    return _answer(InvalidRequest(f"the request is not valid: {details[0].message}; see /docs", details), 400)
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:

@@ -91,8 +91,8 @@ def add(app: FastAPI) -> None:
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi(request: Request) -> Response:
         whole = may(request, "predict")
-        # What it depends on is replaced and never changed, so that being the same is enough.
-        state = (app.state.fleet.models, access.closed)
+        # Swaps by number: holding the models themselves would keep those alive that have gone.
+        state = (app.state.fleet.swaps, access.closed)
         if whole not in made or made[whole][0] != state:
             # On a thread: it takes as long as hundreds of predictions.
             made[whole] = state, await asyncio.to_thread(lambda: dumps(document(app, models=whole)))
