@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from serving.errors import (
+    Conflict,
     DeadlineExceeded,
     GenerationConflict,
     InferenceFailed,
@@ -23,6 +24,7 @@ from serving.errors import (
     SignatureMismatch,
     UnsupportedMediaType,
 )
+from serving.fleet.report import GateRefused
 from serving.http_api.strict_json import dumps
 
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
@@ -32,10 +34,12 @@ STATUS: dict[type[ServingError], int] = {
     InvalidRequest: 400,
     ModelNotFound: 404,
     GenerationConflict: 412,
+    Conflict: 409,
     PayloadTooLarge: 413,
     UnsupportedMediaType: 415,
     SignatureMismatch: 422,
     InferenceFailed: 422,
+    GateRefused: 422,
     QueueFull: 429,
     NotReady: 503,
     DeadlineExceeded: 504,
