@@ -79,8 +79,8 @@ def create_app(
     app.router.routes.extend(
         prediction_routes(app.state.fleet, app.state.targets, max_body_bytes=settings.max_body_bytes)
     )
+    app.include_router(triton.router)  # first: its /v2/models/stats is no model called stats
     app.include_router(metadata.router)
-    app.include_router(triton.router)
     if metrics is not None:
         app.include_router(metadata.metrics_router)
     docs.add(app)
