@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from contextlib import closing
 from dataclasses import asdict
@@ -98,4 +99,6 @@ def keep(path: Path, name: str, results: list[Result]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(status)  # not sys.exit, which would wait for the threads of clients that wait for ever

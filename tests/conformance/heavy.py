@@ -14,6 +14,8 @@ from tests.conformance.point import point
 from tests.conformance.subject import BINARY_ONLY, NotAsked, Subject, same
 
 PERF = "perf_analyzer"
+REQUESTS = 3000
+"""A count instead of windows of time: on a busy machine those never become stable."""
 KSERVE = "KServe's client"
 
 
@@ -27,19 +29,19 @@ def _perf(name: str, *flags: str, strings: bool = False) -> None:
         if "-b" in flags and not model.batched:
             raise NotAsked("the model has no batch")
         program, variables = perf_analyzer()
-        line = [program, "-m", model.name, "-u", address, *flags]
+        line = [program, "-m", model.name, "-u", address, *flags, "--request-count", str(REQUESTS)]
         for tensor in model.inputs:
             dims = tensor.shape[1:] if model.batched else tensor.shape
             if -1 in dims:
                 line += ["--shape", f"{tensor.name}:{','.join('1' if d == -1 else str(d) for d in dims)}"]
-        done = subprocess.run(line, env=variables, capture_output=True, text=True, timeout=240, check=False)
+        done = subprocess.run(line, env=variables, capture_output=True, text=True, timeout=120, check=False)
         said = done.stdout + done.stderr
         assert done.returncode == 0, " ".join(said.split())[-300:]
         assert "error" not in said.lower(), " ".join(said.split())[-300:]
         counts = [int(found) for found in re.findall(r"Request count: (\d+)", said)]
         rates = re.findall(r"throughput: ([\d.]+) infer/sec", said)
         assert counts, " ".join(said.split())[-300:]
-        assert min(counts) > 0, " ".join(said.split())[-300:]
+        assert sum(counts) == REQUESTS, f"{sum(counts)} of {REQUESTS} requests were answered"
         return f"{sum(counts)} requests, {float(rates[-1]):,.0f} inferences/s, none failed"
 
 

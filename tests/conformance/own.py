@@ -23,6 +23,7 @@ def own(*flags: str) -> Iterator[Subject]:
         probes.write(root)
         with running(*flags, models=root) as server:
             subject = Subject(server.url, grpc_address(server) if "--grpc-port" in flags else None)
+            subject.pid = server.process.pid
             try:
                 yield subject
             finally:

@@ -120,7 +120,10 @@ def from_bytes(datatype: str, raw: bytes) -> list[Any]:
 
 
 class Subject:
-    """A server. http: its URL. grpc: host:port, or None. key: what it wants of those who change it, or None."""
+    """A server. http: its URL. grpc: host:port, or None. key: what it wants of those who change it, or None.
+
+    pid: of its process, where it was started for this.
+    """
 
     def __init__(
         self, http: str, grpc: str | None = None, *, models: tuple[str, ...] = (), key: str | None = None
@@ -132,6 +135,7 @@ class Subject:
         self.headers = {"authorization": f"Bearer {key}"} if key else {}
         self.client = httpx.Client(base_url=self.url, timeout=SECONDS, headers=self.headers)
         self._channel: Any = None
+        self.pid: int | None = None
 
     def close(self) -> None:
         """Let its connections go."""
