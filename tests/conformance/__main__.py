@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +16,7 @@ from tests.conformance.own import own
 from tests.conformance.peers import PEERS
 from tests.conformance.point import Result, ask
 from tests.conformance.registry import LIGHT, POINTS
+from tests.conformance.results import keep
 from tests.conformance.subject import Subject
 
 
@@ -68,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the points and ask nothing")
     parser.add_argument("--quiet", action="store_true", help="print only what is not kept")
     parser.add_argument("--results", type=Path, help="keep the results in this JSON file, beside those of others")
+    parser.add_argument("--table", type=Path, help="print the servers of such a file side by side as Markdown, and end")
     parser.add_argument("--name", help="what to call the server there")
     parser.add_argument("--write-models", type=Path, help="write the probes into this model repository and end")
     return parser
@@ -88,14 +87,6 @@ def show(results: list[Result], *, quiet: bool = False) -> None:
     console.print(table)
     count = {verdict: sum(one.verdict == verdict for one in results) for verdict in ("yes", "no", "not asked")}
     console.print(", ".join(f"{verdict}: {number}" for verdict, number in count.items()))
-
-
-def keep(path: Path, name: str, results: list[Result]) -> None:
-    """Write the results into a file that holds those of several servers, by name."""
-    whole: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    whole[name] = [asdict(one) for one in results]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 if __name__ == "__main__":

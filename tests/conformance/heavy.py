@@ -20,7 +20,7 @@ KSERVE = "KServe's client"
 
 
 def _perf(name: str, *flags: str, strings: bool = False) -> None:
-    @point(PERF, f"{name}: `{' '.join(flags)}`")
+    @point(PERF, f"{name}: `{' '.join(flags)}`", seconds=300)
     def _(subject: Subject) -> str:
         model = subject.model(datatype="BYTES") if strings else subject.model(numbers=True)
         address = subject.grpc if "grpc" in flags else subject.address
@@ -101,18 +101,22 @@ def _same(subject: Subject, door: str) -> None:
 
 for _door, _client in (("rest", "InferenceRESTClient"), ("grpc", "InferenceGRPCClient")):
 
-    @point(KSERVE, f"{_client}: live, ready, model ready")
+    @point(KSERVE, f"{_client}: live, ready, model ready", seconds=600)
     def _(subject: Subject, door: str = _door) -> None:
         for what in ("live", "ready", "model"):
             assert _said(subject, f"{door} {what}"), f"{what}: no"
 
     for _kind in ("json", "binary"):
 
-        @point(KSERVE, f"{_client}: infer, {_kind if _door == 'rest' else {'json': 'typed', 'binary': 'raw'}[_kind]}")
+        @point(
+            KSERVE,
+            f"{_client}: infer, {_kind if _door == 'rest' else {'json': 'typed', 'binary': 'raw'}[_kind]}",
+            seconds=600,
+        )
         def _(subject: Subject, door: str = f"{_door} {_kind}") -> None:
             _same(subject, door)
 
-    @point(KSERVE, f"{_client}: an unknown model is an error that names it")
+    @point(KSERVE, f"{_client}: an unknown model is an error that names it", seconds=600)
     def _(subject: Subject, door: str = _door) -> None:
         try:
             _said(subject, f"{door} unknown")

@@ -22,6 +22,8 @@ class Point:
     group: str
     name: str
     ask: Ask
+    seconds: float
+    """The most that it may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +39,12 @@ class Result:
 
 POINTS: list[Point] = []
 
-LIMIT_S = 130
-"""Seconds for one point; perf_analyzer has 120 of its own."""
 
-
-def point(group: str, name: str) -> Callable[[Ask], Ask]:
+def point(group: str, name: str, *, seconds: float = 40) -> Callable[[Ask], Ask]:
     """Register a function as a point."""
 
     def register(ask: Ask) -> Ask:
-        POINTS.append(Point(group, name, ask))
+        POINTS.append(Point(group, name, ask, seconds))
         return ask
 
     return register
@@ -62,8 +61,8 @@ def _asked(subject: Subject, one: Point) -> Result:
     # A thread that may be left behind: some clients wait for ever for a server that ends their stream.
     asking = threading.Thread(target=lambda: came.append(_verdict(subject, one)), daemon=True)
     asking.start()
-    asking.join(LIMIT_S)
-    verdict, note = came[0] if came else ("no", f"no end within {LIMIT_S} s")
+    asking.join(one.seconds)
+    verdict, note = came[0] if came else ("no", f"no end within {one.seconds:g} s")
     return Result(one.group, one.name, verdict, note, round(time.monotonic() - began, 2))
 
 
