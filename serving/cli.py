@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 
+from serving.commands import keys, status, traffic
 from serving.server import CannotStart, serve
 from serving.settings import Settings, read
 
@@ -84,6 +85,9 @@ _config = inspect.Parameter(
 )
 run.__signature__ = inspect.Signature([_config, *_flags()])  # type: ignore[attr-defined]
 app.command("run")(run)
+traffic.register(app)
+status.register(app)
+keys.register(app)
 
 
 def main() -> None:

@@ -15,6 +15,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
+from serving.access.access import Access
+from serving.access.caller import AccessInvalid
+from serving.fleet.deployment import Deployment
 from serving.metrics import forget_gauges
 from serving.settings import Settings
 from serving.worker import LOG_FORMAT, REFUSED, work
@@ -80,12 +83,14 @@ class Supervisor:
         self._born: dict[int, float] = {}
         self._deaths: dict[int, int] = {}
         self._metrics_dir = Path(tempfile.mkdtemp(prefix="serving-metrics-"))
+        self._deployment = Deployment(settings.models)
         self._ending: int | None = None
 
     def run(self) -> int:
         """Run until told to end; return the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
+        self._deployment.start()
         try:
             for slot in range(self._settings.workers):
                 self._spawn(slot)
@@ -94,18 +99,22 @@ class Supervisor:
                     return 3
             return self._drain()
         finally:
+            self._deployment.stop()
             shutil.rmtree(self._metrics_dir, ignore_errors=True)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self._ending = number
 
     def _spawn(self, slot: int) -> None:
+        ours, theirs = self._context.Pipe()
         worker = self._context.Process(
             target=work,
-            args=(self._settings, self._sock, self._grpc, slot, self._metrics_dir, os.getpid()),
+            args=(self._settings, self._sock, self._grpc, slot, self._metrics_dir, os.getpid(), theirs),
             name=f"worker-{slot}",
         )
         worker.start()
+        theirs.close()  # the worker's end must close with the worker
+        self._deployment.attach(ours)
         self._workers[slot] = worker
         self._born[slot] = time.monotonic()
 
@@ -156,6 +165,10 @@ class Supervisor:
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or Ctrl-C; return the exit status. Raises CannotStart."""
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    try:
+        Access(keys=settings.keys, jwks=settings.jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
+    except AccessInvalid as error:  # said once here, rather than by every worker
+        raise CannotStart(str(error)) from None
     sock = bind(settings.host, settings.port)
     grpc = reserve(settings.host, settings.grpc_port) if settings.grpc_port is not None else None
     return Supervisor(settings, sock, grpc).run()

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from rich.table import Table
 from serving.settings import Settings
 
 if TYPE_CHECKING:  # the parent imports this module, and must not load onnxruntime
+    from serving.access.access import Access
     from serving.fleet.fleet import Fleet
     from serving.http_api.app import Companion
     from serving.metrics import Metrics
@@ -55,7 +57,13 @@ def _quota_v1(path: Path) -> float | None:
 
 
 def work(  # noqa: PLR0917  what a spawned process gets is positional
-    settings: Settings, sock: socket.socket, grpc: socket.socket | None, slot: int, metrics_dir: Path, parent: int
+    settings: Settings,
+    sock: socket.socket,
+    grpc: socket.socket | None,
+    slot: int,
+    metrics_dir: Path,
+    parent: int,
+    link: Connection,
 ) -> None:
     """Be one worker: build the application and serve it from the shared socket, and gRPC at the address of another."""
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
@@ -74,7 +82,9 @@ def work(  # noqa: PLR0917  what a spawned process gets is positional
 
     metrics = Metrics(directory=metrics_dir, slot=slot) if settings.metrics else None
     companion = _grpc(settings, address(grpc)) if grpc is not None else None
-    app = create_app(settings, metrics=metrics, threads=max(1, cores() // settings.workers), companion=companion)
+    app = create_app(
+        settings, metrics=metrics, threads=max(1, cores() // settings.workers), companion=companion, link=link
+    )
     url = f"http://{address(sock)}"
     beside = f"   gRPC: {address(grpc)}" if grpc is not None else ""
     listener = Listener(
@@ -96,12 +106,13 @@ def address(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _grpc(settings: Settings, where: str) -> Callable[[Fleet, Metrics | None], Companion]:
+def _grpc(settings: Settings, where: str) -> Callable[[Fleet, Metrics | None, Access], Companion]:
     from serving.grpc_api.service import GrpcServer  # noqa: PLC0415  only where gRPC is wanted
 
-    return lambda fleet, metrics: GrpcServer(
+    return lambda fleet, metrics, access: GrpcServer(
         fleet,
         metrics,
+        access=access,
         address=where,
         deadline=settings.deadline_s,
         grace=settings.drain_s,

@@ -9,7 +9,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from serving.fleet.repository import MODEL_FILE, NAME, VERSION
+from serving.fleet.manifest import MODEL_FILE
+from serving.fleet.repository import NAME, VERSION
 from training.export import Exported
 
 

@@ -74,6 +74,8 @@ class Executor:
                 self._loop.call_soon_threadsafe(self._done, batch)
             except RuntimeError:
                 return  # the loop has closed: nobody waits any more
+            # What was answered must not live until the next batch comes: its requests hold their model.
+            del batch
 
     def _outcomes(self, requests: list[Request]) -> list[Outcome]:
         """Run them together; on failure halve until only the culprits fail."""

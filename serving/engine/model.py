@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from serving.engine.batcher import Batcher, Observer
 from serving.engine.request import Request
 from serving.engine.session import OnnxSession
 from serving.engine.signature import Signature
+from serving.errors import ModelInvalid
+
+log = logging.getLogger("serving.model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,8 @@ class Model:
         self.sha256 = sha256
         self.signature: Signature = session.signature
         self.session = session
+        self.codecs: dict[str, Any] = {}
+        """What each dialect prepared for this version, by protocol; must hold no reference to it."""
         batched = self.signature.batch == "dynamic"
         self.batcher = Batcher(
             session.run,
@@ -56,14 +64,30 @@ class Model:
             loop=loop,
             observer=observer,
         )
+        # Nothing on the way to or from this model is counted: whoever may still give it a request holds a reference,
+        # and with the last one its threads end and its memory goes.
+        weakref.finalize(self, self.batcher.abandon).atexit = False
 
     def submit(self, request: Request) -> None:
         """Queue a request for this version. Raises QueueFull, PayloadTooLarge or NotReady."""
         self.batcher.submit(request)
 
 
-def load(path: Path, *, limits: Limits) -> tuple[OnnxSession, str]:
-    """Read, check and warm one ONNX file; return its session and the SHA-256 of its bytes. Raises ModelInvalid."""
-    session = OnnxSession(path, threads=limits.threads, warm_rows=(1, limits.max_batch_rows))
+def load(path: Path, *, limits: Limits, prepared: Path | None = None) -> tuple[OnnxSession, str]:
+    """Read, check and warm one ONNX file; return its session and the SHA-256 of its bytes. Raises ModelInvalid.
+
+    prepared: the same model as `write_prepared` wrote it, which is loaded instead where it can be.
+    """
+    session = _prepared(prepared, limits) if prepared is not None else None
+    if session is None:
+        session = OnnxSession(path, threads=limits.threads, warm_rows=(1, limits.max_batch_rows))
     with path.open("rb") as file:
         return session, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _prepared(path: Path, limits: Limits) -> OnnxSession | None:
+    try:
+        return OnnxSession(path, threads=limits.threads, warm_rows=(1, limits.max_batch_rows), prepared=True)
+    except ModelInvalid as error:  # it saves memory and time, and is never needed
+        log.warning("a prepared form is not used: %s", error.message)
+        return None

@@ -29,6 +29,8 @@ WARM_BYTES = 16 * 1024 * 1024
 BF16 = "tensor(bfloat16)"
 BF16_ELEMENT = 16
 """Its number among ONNX element types (TensorProto.DataType)."""
+WEIGHTS_FILE = "weights.bin"
+"""Where the prepared form of a model has its weights."""
 
 ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.Fail,
@@ -50,25 +52,23 @@ class OnnxSession:
     """One ONNX file, ready to run.
 
     `run` takes arrays in the order of `signature.inputs` and gives arrays in the order of `signature.outputs`.
+    prepared: the file is one that `write_prepared` wrote.
     Raises ModelInvalid where the file is no ONNX, is truncated, or is not what its own signature says.
     """
 
-    def __init__(self, path: Path, *, threads: int = 1, warm_rows: tuple[int, ...] = (1, 2)) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # A spinning thread holds a core that another worker could use, for microseconds at most.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 4
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except ORT_ERRORS as error:
-            raise ModelInvalid(f"not a model that onnxruntime can load: {_plain(error, path)}") from error
+    def __init__(
+        self, path: Path, *, threads: int = 1, warm_rows: tuple[int, ...] = (1, 2), prepared: bool = False
+    ) -> None:
+        options = _options(threads)
+        if prepared:  # the graph is optimised already; another pass could lose the packed weights that belong to it
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = _session(path, options)
         ports = (*self._session.get_inputs(), *self._session.get_outputs())
         self._session_run = self._run_values if any(p.type == BF16 for p in ports) else self._run_arrays
         self._input_names = [port.name for port in self._session.get_inputs()]
         self._output_names = [port.name for port in self._session.get_outputs()]
         self._zipped: dict[int, tuple[Any, ...]] = {}
+        self.path, self.prepared = path, prepared
         self.threads = threads
         self.signature = self._own_signature() or self._bare_signature()
         self._check_ports()
@@ -177,6 +177,38 @@ class OnnxSession:
             _filled(spec.datatype, _concrete(spec.shape, rows), values.get(feature.name))
             for spec, feature in zip(signature.inputs, signature.features, strict=True)
         )
+
+
+def write_prepared(path: Path, to: Path) -> None:
+    """Write the optimised graph of `path` to `to`, and its weights, packed for this processor, beside it.
+
+    Processes that load it map the weights, and share one copy. Only for the same onnxruntime and processor. Raises
+    ModelInvalid.
+    """
+    options = _options(1)
+    options.optimized_model_filepath = str(to)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS_FILE)
+    # Below a page nothing is gained by mapping.
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "4096")
+    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    _session(path, options)
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # A spinning thread holds a core that another worker could use, for microseconds at most.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4
+    return options
+
+
+def _session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except ORT_ERRORS as error:
+        raise ModelInvalid(f"not a model that onnxruntime can load: {_plain(error, path)}") from error
 
 
 def _concrete(shape: tuple[int, ...], rows: int) -> tuple[int, ...]:

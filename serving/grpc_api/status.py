@@ -6,6 +6,8 @@ import grpc
 
 from serving.errors import (
     DeadlineExceeded,
+    Forbidden,
+    GenerationConflict,
     InferenceFailed,
     InvalidRequest,
     ModelNotFound,
@@ -14,15 +16,19 @@ from serving.errors import (
     QueueFull,
     ServingError,
     SignatureMismatch,
+    Unauthenticated,
 )
 
 STATUS: dict[type[ServingError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     SignatureMismatch: grpc.StatusCode.INVALID_ARGUMENT,
     InferenceFailed: grpc.StatusCode.INVALID_ARGUMENT,
     PayloadTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ModelNotFound: grpc.StatusCode.NOT_FOUND,
+    GenerationConflict: grpc.StatusCode.FAILED_PRECONDITION,
     NotReady: grpc.StatusCode.UNAVAILABLE,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
 }

@@ -12,6 +12,8 @@ from typing import TypeAlias
 
 from serving.errors import (
     DeadlineExceeded,
+    Forbidden,
+    GenerationConflict,
     InferenceFailed,
     InvalidRequest,
     ModelNotFound,
@@ -20,6 +22,7 @@ from serving.errors import (
     QueueFull,
     ServingError,
     SignatureMismatch,
+    Unauthenticated,
     UnsupportedMediaType,
 )
 from serving.http_api.strict_json import dumps
@@ -29,7 +32,10 @@ HeaderList: TypeAlias = list[tuple[bytes, bytes]]
 
 STATUS: dict[type[ServingError], int] = {
     InvalidRequest: 400,
+    Unauthenticated: 401,
+    Forbidden: 403,
     ModelNotFound: 404,
+    GenerationConflict: 412,
     PayloadTooLarge: 413,
     UnsupportedMediaType: 415,
     SignatureMismatch: 422,
@@ -60,8 +66,10 @@ def status_of(error: ServingError, protocol: str = "v1") -> int:
 
 
 def error_body(error: ServingError) -> bytes:
-    """Write `{"error": ..., "details": [{"path", "message"}]}`; details only where there are some."""
+    """Write `{"error": ..., "details": [{"path", "message"}]}`; details, and `current` after a lost race."""
     body: dict[str, object] = {"error": error.message}
+    if isinstance(error, GenerationConflict):
+        body["current"] = error.current
     if error.details:
         body["details"] = [{"path": d.path, "message": d.message} for d in error.details]
     return dumps(body)
@@ -71,6 +79,13 @@ def error_headers(error: ServingError) -> HeaderList:
     """Return the headers that an error adds."""
     if isinstance(error, QueueFull):
         return [(b"retry-after", b"%d" % error.retry_after)]
+    if isinstance(error, Unauthenticated):  # RFC 6750, 3
+        return [
+            (b"www-authenticate", b'Bearer realm="serving"' + (b', error="invalid_token"' if error.invalid else b""))
+        ]
+    if isinstance(error, Forbidden) and error.scope is not None:
+        challenge = f'Bearer realm="serving", error="insufficient_scope", scope="{error.scope}"'
+        return [(b"www-authenticate", challenge.encode())]
     return []
 
 

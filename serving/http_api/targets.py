@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+from serving.access.access import Access
 from serving.engine.model import Model
 from serving.fleet.fleet import Fleet, Served
 from serving.http_api import open_inference, predict_v1
 from serving.http_api.codec import Codec
-from serving.http_api.prediction import Target
+from serving.http_api.prediction import Fork, Target
 from serving.metrics import Metrics
 
 TEMPLATES = {
@@ -20,14 +21,16 @@ TEMPLATES = {
     ("v2", "version"): "/v2/models/{model}/versions/{version}/infer",
 }
 
+_UNVERSIONED = frozenset(template for (_, kind), template in TEMPLATES.items() if kind == "name")
+
 
 class Targets:
     """Prediction targets by raw path, and by model for the ASGI routes."""
 
-    def __init__(self, metrics: Metrics | None, *, deadline: float) -> None:
+    def __init__(self, metrics: Metrics | None, access: Access, *, deadline: float) -> None:
         self._metrics = metrics
+        self._access = access if access.configured else None
         self._deadline = deadline
-        self._codecs: dict[tuple[Model, str], Codec] = {}
         self.paths: dict[bytes, Target] = {}
 
     def bind(self, fleet: Fleet, loop: asyncio.AbstractEventLoop) -> None:
@@ -35,26 +38,45 @@ class Targets:
         fresh: dict[bytes, Target] = {}
         for served in fleet.models.values():
             for path, template, model in _paths(served):
-                protocol = "v1" if path.startswith("/v1") else "v2"
-                metrics = self._metrics.model(model.name, model.version) if self._metrics else None
-                fresh[path.encode()] = Target(
-                    model,
-                    self._codec(model, protocol),
-                    template=template,
-                    metrics=metrics,
-                    deadline=self._deadline,
-                    loop=loop,
-                )
+                target = self._target(path, template, model, loop)
+                if template in _UNVERSIONED:
+                    target.shadow = served.shadow
+                    if served.canary is not None:
+                        # Who may is asked once, before it is decided which version answers.
+                        candidate = self._target(path, template, served.canary.candidate, loop)
+                        fork = Fork(served.canary, target, candidate)
+                        target.access = candidate.access = None
+                        target = self._target(path, template, model, loop)
+                        target.fork = fork
+                fresh[path.encode()] = target
         self.paths.update(fresh)
         for gone in self.paths.keys() - fresh.keys():
             del self.paths[gone]
 
-    def _codec(self, model: Model, protocol: str) -> Codec:
-        made = self._codecs.get((model, protocol))
-        if made is None:
-            made = predict_v1.Codec(model) if protocol == "v1" else open_inference.Codec(model)
-            self._codecs[model, protocol] = made
-        return made
+    def _target(self, path: str, template: str, model: Model, loop: asyncio.AbstractEventLoop) -> Target:
+        return Target(
+            model,
+            codec(model, "v1" if path.startswith("/v1") else "v2"),
+            template=template,
+            metrics=self._metrics.model(model.name, model.version) if self._metrics else None,
+            access=self._access,
+            deadline=self._deadline,
+            loop=loop,
+        )
+
+
+def prepare(model: Model) -> None:
+    """Make the codecs of a model, which takes longer than the event loop should be held."""
+    for protocol in ("v1", "v2"):
+        codec(model, protocol)
+
+
+def codec(model: Model, protocol: str) -> Codec:
+    """Return the codec of a model for a protocol; made once."""
+    made: Codec | None = model.codecs.get(protocol)
+    if made is None:
+        made = model.codecs[protocol] = predict_v1.Codec(model) if protocol == "v1" else open_inference.Codec(model)
+    return made
 
 
 def _paths(served: Served) -> Iterator[tuple[str, str, Model]]:

@@ -21,12 +21,13 @@ def environment(name: str) -> Path:
     """Return the folder of an environment, made on first use."""
     folder = ROOT / name
     done = folder / "complete"
-    if not done.exists():
-        print(f"making {folder.relative_to(ROOT.parent)}: {' '.join(PACKAGES[name])}", file=sys.stderr)
+    wanted = " ".join(PACKAGES[name])
+    if not done.exists() or done.read_text() != wanted:
+        print(f"making {folder.relative_to(ROOT.parent)}: {wanted}", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         pip = [str(folder / "bin" / "pip"), "install", "-qq", "--disable-pip-version-check"]
         subprocess.run([*pip, *PACKAGES[name]], check=True)
-        done.touch()
+        done.write_text(wanted)
     return folder
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +23,14 @@ def own(*flags: str) -> Iterator[Subject]:
         root = Path(folder) / "models"
         shutil.copytree(MODELS, root)
         probes.write(root)
-        with running(*flags, models=root) as server:
-            subject = Subject(server.url, grpc_address(server) if "--grpc-port" in flags else None)
+        keys = Path(folder) / "keys"
+        create = ["keys", "create", "--name", "conformance", "--scope", "deploy", "--keys", str(keys)]
+        made = subprocess.run(
+            [sys.executable, "-m", "serving.cli", *create], check=True, capture_output=True, text=True
+        )
+        with running("--keys", str(keys), *flags, models=root) as server:
+            grpc = grpc_address(server) if "--grpc-port" in flags else None
+            subject = Subject(server.url, grpc, key=made.stdout.strip())
             subject.pid = server.process.pid
             try:
                 yield subject
