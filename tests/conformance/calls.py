@@ -136,7 +136,7 @@ def _(subject: Subject) -> None:
         assert subject.model().name in {one.name for one in index.models}
 
 
-@point(CALLS, "RepositoryModelUnload stops a model and RepositoryModelLoad brings it back")
+@point(CALLS, "RepositoryModelUnload stops a model and RepositoryModelLoad brings it back", last=True)
 def _(subject: Subject) -> None:
     model = subject.models[-1]
     more: dict[str, Any] = {"timeout": SECONDS, "metadata": subject.metadata}

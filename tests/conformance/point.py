@@ -24,6 +24,8 @@ class Point:
     ask: Ask
     seconds: float
     """The most that it may take."""
+    last: bool = False
+    """Asked behind all others, since it changes the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +42,11 @@ class Result:
 POINTS: list[Point] = []
 
 
-def point(group: str, name: str, *, seconds: float = 40) -> Callable[[Ask], Ask]:
+def point(group: str, name: str, *, seconds: float = 40, last: bool = False) -> Callable[[Ask], Ask]:
     """Register a function as a point."""
 
     def register(ask: Ask) -> Ask:
-        POINTS.append(Point(group, name, ask, seconds))
+        POINTS.append(Point(group, name, ask, seconds, last))
         return ask
 
     return register

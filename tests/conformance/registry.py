@@ -6,7 +6,7 @@ from tests.conformance import binary, calls, heavy, rest, triton_clients, wrong
 from tests.conformance.point import POINTS, Point
 
 _ORDER = [module.__name__ for module in (rest, binary, wrong, calls, triton_clients, heavy)]
-POINTS.sort(key=lambda one: _ORDER.index(one.ask.__module__))
+POINTS.sort(key=lambda one: (one.last, _ORDER.index(one.ask.__module__)))
 
 HEAVY = (heavy.PERF, heavy.KSERVE)
 """Groups that make environments of their own and take minutes."""

@@ -159,6 +159,13 @@ def _(subject: Subject) -> None:
     same(alone, many)
 
 
+@point(JSON, "a body without a Content-Type is JSON too, as tritonclient sends it")
+def _(subject: Subject) -> None:
+    model = subject.model()
+    body = json.dumps(model.json()).encode()
+    same(read(subject.client.post(model.path, content=body)), subject.infer(model, model.json()))
+
+
 @point(JSON, "id comes back, and only if it was sent")
 def _(subject: Subject) -> None:
     model = subject.model()
@@ -297,7 +304,7 @@ def _(subject: Subject) -> None:
     assert all(one.get("state") == "READY" for one in index), "it lists others too"
 
 
-@point(EXTRA, "unload stops a model and load brings it back")
+@point(EXTRA, "unload stops a model and load brings it back", last=True)
 def _(subject: Subject) -> None:
     model = subject.models[-1]
     path = f"/v2/repository/models/{model.name}"

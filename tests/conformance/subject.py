@@ -193,6 +193,8 @@ class Subject:
         head = b"" if document is None else document if isinstance(document, bytes) else json.dumps(document).encode()
         if blobs:
             headers.setdefault(LENGTH, str(len(head)))
+        raw = any(name.lower() == LENGTH.lower() for name in headers)
+        headers.setdefault("content-type", "application/octet-stream" if raw else "application/json")
         return self.client.post(path, content=b"".join((head, *blobs)), headers=headers)
 
     def infer(self, model: Described, document: Any, *blobs: bytes, **headers: str) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def _refuses(call: Callable[[], Any], *words: str) -> None:
     raise AssertionError(f"it is answered: {str(got)[:80]}")
 
 
-def _both(name: str) -> Callable[[Callable[[Subject, Any, Any], None]], None]:
+def _both(name: str, *, last: bool = False) -> Callable[[Callable[[Subject, Any, Any], None]], None]:
     """Register a point for the http and the grpc client, whose calls are the same."""
 
     def register(ask: Callable[[Subject, Any, Any], None]) -> None:
@@ -100,7 +100,7 @@ def _both(name: str) -> Callable[[Callable[[Subject, Any, Any], None]], None]:
                 with opened(subject) as client:
                     ask(subject, module, client)
 
-            point(group, name)(asked)
+            point(group, name, last=last)(asked)
 
     return register
 
@@ -251,7 +251,7 @@ def _(subject: Subject, module: Any, client: Any) -> None:
     _refuses(lambda: client.infer(model.name, [wrong, *good[1:]]), "400", "INVALID_ARGUMENT")
 
 
-@_both("unload_model, load_model")
+@_both("unload_model, load_model", last=True)
 def _(subject: Subject, module: Any, client: Any) -> None:
     model = subject.models[-1]
     try:
