@@ -69,7 +69,7 @@ class Rows:
         self.positional: Any = tuple[tuple(kinds)]  # type: ignore[misc]
         self._matrix = signature.layout == "matrix"
         self._dtype = NUMPY[signature.inputs[0].datatype]
-        self._checked = [f.datatype in ("FP16", "FP32") and not f.allow_non_finite for f in signature.features]
+        self._checked = [f.datatype in FLOATS - {"FP64"} and not f.allow_non_finite for f in signature.features]
         self.names = [feature.name for feature in signature.features]
 
     def arrays(self, rows: Sequence[Sequence[Any]]) -> Tensors:

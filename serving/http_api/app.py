@@ -99,8 +99,8 @@ def create_app(
         prediction_routes(app.state.fleet, app.state.targets, access, max_body_bytes=settings.max_body_bytes)
     )
     app.include_router(metadata.health_router)
+    app.include_router(triton.router)  # before: its /v2/models/stats is no model called stats
     app.include_router(metadata.router)
-    app.include_router(triton.router)
     app.include_router(triton.changes_router)
     app.include_router(
         repository_router(

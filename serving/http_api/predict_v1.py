@@ -55,7 +55,7 @@ class Codec:
         self._positional = _envelope(_list_of(self.rows.positional))
         self._width = len(self.rows.names)
         self._names = set(self.rows.names)
-        self._guard_finite = any(not f.allow_non_finite and f.datatype in ("FP16", "FP32") for f in signature.features)
+        self._guard_finite = any(not f.allow_non_finite and f.datatype in FLOATS - {"FP64"} for f in signature.features)
         self._numbers = (
             signature.layout == "matrix"
             and signature.batch == "dynamic"
@@ -223,7 +223,7 @@ class Codec:
     def _refuse_overflow(self, inputs: Tensors, top: str, *, by_row: bool) -> None:
         """Refuse what is finite as a double and infinite as the float32 that the model takes."""
         for position, array in enumerate(inputs):
-            if array.dtype.kind != "f" or not np.isinf(array).any():
+            if array.dtype.kind not in "fV" or not np.isinf(array).any():
                 continue
             details = []
             for place in np.argwhere(np.isinf(array))[:20]:
