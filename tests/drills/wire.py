@@ -1,0 +1,134 @@
+"""Requests as bytes, right or wrong, over one plain socket; and gRPC by a foreign client's stubs."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+from tritonclient.grpc import service_pb2_grpc
+
+from tests.conftest import Server
+
+LENGTH = "inference-header-content-length"
+
+
+class Answer(NamedTuple):
+    """A whole HTTP answer; status 0: the connection was closed without one."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def content(self) -> bytes:
+        """Return the body without its coding."""
+        return zlib.decompress(self.body, 47) if "content-encoding" in self.headers else self.body
+
+
+CLOSED = Answer(0, {}, b"")
+
+
+def post(path: str, body: bytes, *, length: object = None, **headers: object) -> bytes:
+    """Write a request as it goes over the wire; `length` is what Content-Length says, true where it is None."""
+    lines = [f"POST {path} HTTP/1.1", "host: x", f"content-length: {len(body) if length is None else length}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+class Connection:
+    """A keep-alive connection that sends what it is given; a request is a hang where no answer comes in 20 s."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._socket: socket.socket | None = None
+        self._left = b""
+
+    def ask(self, request: bytes, *, end: bool = False) -> Answer:
+        """Send, and read one answer; `end` says that nothing follows, as a client does that has died midway."""
+        if self._socket is None:
+            self._socket = socket.create_connection(("127.0.0.1", self._port), 20)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._left = b""
+        try:
+            self._socket.sendall(request)
+            if end:
+                self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it was refused before it was whole: the answer says why
+        return self.next()
+
+    def next(self) -> Answer:
+        """Read one answer."""
+        while (head := self._left.find(b"\r\n\r\n")) < 0:
+            if not self._more():
+                return CLOSED
+        lines = self._left[:head].decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+        body = head + 4
+        if "content-length" in headers:
+            end = body + int(headers["content-length"])
+            while len(self._left) < end:
+                if not self._more():
+                    return CLOSED
+        else:  # uvicorn's own refusal of what is no HTTP ends with the connection
+            while self._more():
+                pass
+            end = len(self._left)
+        answer = Answer(int(lines[0].split()[1]), headers, self._left[body:end])
+        self._left = self._left[end:]
+        if headers.get("connection") == "close":
+            self.close()
+        return answer
+
+    def _more(self) -> bool:
+        if self._socket is None:
+            return False
+        try:
+            got = self._socket.recv(1 << 20)
+        except ConnectionError:
+            got = b""
+        if not got:
+            self.close()
+        self._left += got
+        return bool(got)
+
+    def close(self) -> None:
+        """Close; the next request opens another."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def grpc_stub(server: Server) -> Any:
+    """Connect tritonclient's stubs to a server that runs with `--grpc-port 0`."""
+    until = time.monotonic() + 10
+    while not (found := re.search(r"gRPC: (\S+)", server.output())):  # stands in the last line of its greeting
+        assert time.monotonic() < until, server.output()
+        time.sleep(0.02)
+    channel = grpc.insecure_channel(found[1], [("grpc.max_receive_message_length", -1)])
+    return service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+def workers(server: Server) -> list[int]:
+    """Return the pids of a server's worker processes."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            command = stat.with_name("cmdline").read_bytes()
+        except OSError:
+            continue
+        if int(fields[1]) == server.process.pid and b"spawn_main" in command:
+            found.append(int(stat.parent.name))
+    return sorted(found)
+
+
+def resident(pid: int) -> float:
+    """Return a process's resident memory in MiB."""
+    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    assert found
+    return int(found[1]) / 1024
