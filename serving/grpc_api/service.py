@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
@@ -24,6 +25,7 @@ log = logging.getLogger("serving.grpc")
 
 MOST_IN_FLIGHT = 256
 """Requests of one stream that are answered at the same time; further ones are read when one is done."""
+FAULT = "the server failed on this request; its log has the reason"
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
@@ -105,13 +107,17 @@ class Service:
 
         async def one(request: Any) -> None:
             response = self._stream_response()
+            answered = response.infer_response
             try:
-                response.infer_response.CopyFrom(await self._predictor.answer(request, context.time_remaining()))
+                answered.CopyFrom(await self._predictor.answer(_whole(request), context.time_remaining()))
             except ServingError as error:
                 response.error_message = error.message
-                response.infer_response.id = request.id
-                response.infer_response.model_name = request.model_name
+            except Exception:  # whoever waits for this answer would wait for ever
+                log.exception("a request of a stream failed")
+                response.error_message = FAULT
             finally:
+                if response.error_message and not isinstance(request, ServingError):
+                    answered.id, answered.model_name = request.id, request.model_name
                 room.release()
             answers.put_nowait(response)
 
@@ -154,14 +160,34 @@ def _answered(call: Callable[[Service, Any, Any], Awaitable[Any]], service: Serv
 
     async def handle(request: Any, context: Any) -> Any:
         try:
-            return await call(service, request, context)
+            return await call(service, _whole(request), context)
         except ServingError as error:
             await context.abort(status_of(error), error.message, trailers(error))
         except Exception:
             log.exception("a call failed")
-            await context.abort(grpc.StatusCode.INTERNAL, "the server failed on this request; its log has the reason")
+            await context.abort(grpc.StatusCode.INTERNAL, FAULT)
 
     return handle
+
+
+def _reader(name: str) -> Callable[[bytes], Any]:
+    """Make the deserialiser of a message; what can't be read becomes the error, for grpc would answer UNKNOWN."""
+    parse = message(name).FromString
+
+    def read(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return InvalidRequest(f"the bytes are no {name}")
+
+    return read
+
+
+def _whole(request: Any) -> Any:
+    """Return a request that could be read. Raises the error that stands for one that could not."""
+    if isinstance(request, ServingError):
+        raise request
+    return request
 
 
 class GrpcServer:
@@ -195,14 +221,14 @@ class GrpcServer:
         handlers: dict[str, Any] = {
             method: grpc.unary_unary_rpc_method_handler(
                 _answered(call, self._service),
-                message(f"{method}Request").FromString,
+                _reader(f"{method}Request"),
                 message(f"{method}Response").SerializeToString,
             )
             for method, call in _NAMES.items()
         }
         handlers[STREAM] = grpc.stream_stream_rpc_method_handler(
             self._service.stream,
-            message("ModelInferRequest").FromString,
+            _reader("ModelInferRequest"),
             message(f"{STREAM}Response").SerializeToString,
         )
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))

@@ -15,12 +15,12 @@ import grpc
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from tritonclient.grpc import service_pb2
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.conftest import Server, running
 from tests.drills.direct import DTYPES, Direct, Port, gathered
 from tests.drills.drill import Report, drill
-from tests.drills.wire import LENGTH, Answer, Connection, grpc_stub, post
+from tests.drills.wire import LENGTH, Answer, Connection, grpc_channel, post
 
 TYPED = {
     "BOOL": "bool_contents",
@@ -59,7 +59,7 @@ def run(report: Report, *, comparisons: int = 30_000) -> None:
 
 def compare(tally: Tally, models: dict[str, Direct], server: Server, *, examples: int) -> None:
     """Send so many random examples of each model to one server."""
-    http, stub = Connection(server.port), grpc_stub(server)
+    http, stub = Connection(server.port), service_pb2_grpc.GRPCInferenceServiceStub(grpc_channel(server))
 
     @settings(
         max_examples=examples,
@@ -152,9 +152,14 @@ def values(datatype: str) -> st.SearchStrategy[Any]:
     return st.integers(int(info.min), int(info.max))
 
 
-def flipped(outputs: list[Any]) -> list[Any] | None:
-    """Turn one bit of one element that is finite (or add a letter to one string); None where there is none."""
+def flipped(outputs: list[Any], places: set[int] | None = None) -> list[Any] | None:
+    """Turn one bit of one finite element (or add a letter to one string) of the outputs at `places`, or of any.
+
+    None where there is none.
+    """
     for index, array in enumerate(outputs):
+        if places is not None and index not in places:
+            continue
         flat = array.ravel().copy()
         for place, value in enumerate(flat):
             if isinstance(value, str):
@@ -301,15 +306,16 @@ def same_http(form: str, model: Direct, due: list[Any], answer: Answer) -> bool:
     return same_v2(model, due, answer)
 
 
-def same_v2(model: Direct, due: list[Any], answer: Answer) -> bool:
-    """Tell whether a v2 answer has all outputs, in order, each exactly as due; blobs leave nothing over."""
+def same_v2(model: Direct, due: list[Any], answer: Answer, names: list[str] | None = None) -> bool:
+    """Tell whether a v2 answer has the outputs (all), in order, each exactly as due; blobs leave nothing over."""
     body = answer.content()
     size = int(answer.headers.get(LENGTH, len(body)))
     blobs = body[size:]
     tensors = json.loads(body[:size])["outputs"]
-    if [t["name"] for t in tensors] != [p.name for p in model.outputs]:
+    chosen = asked(model, due, names)
+    if [t["name"] for t in tensors] != [p.name for p, _ in chosen]:
         return False
-    for port, tensor, array in zip(model.outputs, tensors, due, strict=True):
+    for (port, array), tensor in zip(chosen, tensors, strict=True):
         if tensor["datatype"] != port.datatype or tensor["shape"] != list(array.shape):
             return False
         if "data" in tensor:
@@ -323,11 +329,18 @@ def same_v2(model: Direct, due: list[Any], answer: Answer) -> bool:
     return not blobs
 
 
-def same_grpc(model: Direct, due: list[Any], answer: Any) -> bool:
-    """Tell whether a gRPC answer has all outputs, in order, each exactly as due."""
-    if isinstance(answer, grpc.RpcError) or [t.name for t in answer.outputs] != [p.name for p in model.outputs]:
+def asked(model: Direct, due: list[Any], names: list[str] | None) -> list[tuple[Port, Any]]:
+    """Pick the outputs that a request names, in its order; all where it names none."""
+    every = {port.name: (port, array) for port, array in zip(model.outputs, due, strict=True)}
+    return [every[name] for name in names or every]
+
+
+def same_grpc(model: Direct, due: list[Any], answer: Any, names: list[str] | None = None) -> bool:
+    """Tell whether a gRPC answer has the outputs (all), in order, each exactly as due."""
+    chosen = asked(model, due, names)
+    if isinstance(answer, grpc.RpcError) or [t.name for t in answer.outputs] != [p.name for p, _ in chosen]:
         return False
-    for index, (port, tensor, array) in enumerate(zip(model.outputs, answer.outputs, due, strict=True)):
+    for index, ((port, array), tensor) in enumerate(zip(chosen, answer.outputs, strict=True)):
         if tensor.datatype != port.datatype or list(tensor.shape) != list(array.shape):
             return False
         if answer.raw_output_contents:

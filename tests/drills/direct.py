@@ -45,14 +45,15 @@ class Port:
 
 
 class Direct:
-    """One model file, run in this process with as many threads as the server gives it."""
+    """The highest version of a model, run in this process with as many threads as the server gives it."""
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = cores()
         options.log_severity_level = 4
-        self.name = name
-        self._session = ort.InferenceSession(str(path), options)
+        self.name = folder.name
+        self.versions = sorted((p.name for p in folder.iterdir() if p.is_dir()), key=int)
+        self._session = ort.InferenceSession(str(folder / self.versions[-1] / "model.onnx"), options)
         self.inputs = [_port(p) for p in self._session.get_inputs()]
         self.outputs = [_port(p) for p in self._session.get_outputs()]
         self.signature: dict[str, Any] = json.loads(
@@ -112,10 +113,7 @@ def gathered(folder: Path) -> dict[str, Direct]:
         path = folder / name / "1" / "model.onnx"
         path.parent.mkdir(parents=True)
         onnx.save(graph, path)
-    return {
-        path.name: Direct(path.name, max(path.iterdir(), key=lambda v: int(v.name) if v.is_dir() else 0) / "model.onnx")
-        for path in sorted(folder.iterdir())
-    }
+    return {path.name: Direct(path) for path in sorted(folder.iterdir())}
 
 
 def _made() -> dict[str, onnx.ModelProto]:

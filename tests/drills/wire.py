@@ -1,4 +1,4 @@
-"""Requests as bytes, right or wrong, over one plain socket; and gRPC by a foreign client's stubs."""
+"""Requests as bytes, right or wrong, over one plain socket; and the way to gRPC."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import socket
 import time
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import grpc
-from tritonclient.grpc import service_pb2_grpc
 
 from tests.conftest import Server
 
@@ -103,14 +102,13 @@ class Connection:
             self._socket = None
 
 
-def grpc_stub(server: Server) -> Any:
-    """Connect tritonclient's stubs to a server that runs with `--grpc-port 0`."""
+def grpc_channel(server: Server) -> grpc.Channel:
+    """Connect to a server that runs with `--grpc-port 0`."""
     until = time.monotonic() + 10
     while not (found := re.search(r"gRPC: (\S+)", server.output())):  # stands in the last line of its greeting
         assert time.monotonic() < until, server.output()
         time.sleep(0.02)
-    channel = grpc.insecure_channel(found[1], [("grpc.max_receive_message_length", -1)])
-    return service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    return grpc.insecure_channel(found[1], [("grpc.max_receive_message_length", -1)])
 
 
 def workers(server: Server) -> list[int]:
