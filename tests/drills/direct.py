@@ -60,6 +60,9 @@ class Direct:
             self._session.get_modelmeta().custom_metadata_map.get("serving.signature", "{}")
         )
 
+    def __repr__(self) -> str:
+        return self.name
+
     def __call__(self, feeds: dict[str, Any]) -> list[Any]:
         return list(self._session.run(None, feeds))
 

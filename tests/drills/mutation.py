@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ REFUSALS = {
     grpc.StatusCode.NOT_FOUND,  # of a model or version whose name was broken
     grpc.StatusCode.RESOURCE_EXHAUSTED,  # of more rows or bytes than are taken
 }
+SLOW_S = 0.2
 LEAKS = (b"Traceback", str(ROOT).encode(), b".py", b"pid")
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -57,7 +58,8 @@ def run(report: Report, *, requests: int = 10_000, timed: bool = True) -> None:
     report.exactly("anything else: 5xx, hang, wrong answer or wrong refusal", len(tally.wrong), 0)
     report.at_most("growth of the worker's resident memory", grown, 32, "MiB")
     if timed:
-        report.at_most("slowest answer", max(tally.seconds) * 1000, 200, "ms")
+        report.at_most("slowest answer, the best of three", max(tally.seconds) * 1000, SLOW_S * 1000, "ms")
+        report.at_most("answers asked for again", tally.again, requests / 1000)
     report.control(
         "a server that answers 500 is found out each time", _stub_is_found(models, b"500 Oops", b'{"error":"x"}')
     )
@@ -78,7 +80,7 @@ class Tally:
         self.verdicts: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.seconds: list[float] = []
-        self.turned = self.turned_seen = 0
+        self.turned = self.turned_seen = self.again = 0
 
     def send(self, server: Server, call: Any, numbers: range) -> None:
         """Send the mutants of these numbers."""
@@ -93,13 +95,16 @@ class Tally:
     def over_http(self, number: int, http: Connection) -> None:
         """Send one over HTTP; one that lies about its length gets a connection of its own."""
         mutant = mutants.over_http(self._list, number)
-        began = time.perf_counter()
-        if mutant.sent is not None:
+
+        def ask() -> Answer:
+            if mutant.sent is None:
+                return http.ask(mutant.wire)
             http.close()
-        answer = http.ask(mutant.wire, end=mutant.sent is not None and not _holds(mutant))
-        self.seconds.append(time.perf_counter() - began)
-        if mutant.sent is not None:
+            answer = http.ask(mutant.wire, end=not _holds(mutant))
             http.close()
+            return answer
+
+        answer = self._timed(ask)
         try:
             body = mutant.body[: int(mutant.sent)] if mutant.sent is not None and _holds(mutant) else mutant.body
             protocol.check(mutant.sent is None or _holds(mutant), "Content-Length")
@@ -115,6 +120,17 @@ class Tally:
                 lambda d: same_v2(mutant.model, d, answer, names),
             )
         self._note(f"HTTP {number} ({mutant.kind})", verdict, mutant, answer)
+
+    def _timed(self, ask: Callable[[], Any]) -> Any:
+        """Ask, and note how long it took; what took long is asked again, since other processes may have been why."""
+        spent = []
+        while len(spent) < 3 and (not spent or min(spent) > SLOW_S):
+            began = time.perf_counter()
+            answer = ask()
+            spent.append(time.perf_counter() - began)
+        self.seconds.append(min(spent))
+        self.again += len(spent) - 1
+        return answer
 
     def _refusal(self, answer: Answer, why: str, *, closed: bool) -> str:
         if closed and answer.status == 0:
@@ -138,12 +154,14 @@ class Tally:
 
     def _over_grpc(self, number: int, call: Any) -> None:
         kind, message = mutants.over_grpc(self._list, number)
-        began = time.perf_counter()
-        try:
-            answer = call(message, timeout=20)
-        except grpc.RpcError as error:
-            answer = error
-        self.seconds.append(time.perf_counter() - began)
+
+        def ask() -> Any:
+            try:
+                return call(message, timeout=20)
+            except grpc.RpcError as error:
+                return error
+
+        answer = self._timed(ask)
         refused = isinstance(answer, grpc.RpcError)
         try:
             model, feeds, names = protocol.grpc(self._models, message)
@@ -185,7 +203,7 @@ def _ran(model: Direct, feeds: dict[str, Any]) -> list[Any]:
 def _stub_is_found(models: dict[str, Direct], status: bytes, body: bytes) -> bool:
     """Send mutants to a server that answers all of them alike; tell whether each verdict is bad."""
     tally = Tally(models)
-    with _stub(
+    with stub(
         b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (status, len(body), body)
     ) as port:
         for number in range(40):
@@ -196,15 +214,15 @@ def _stub_is_found(models: dict[str, Direct], status: bytes, body: bytes) -> boo
 
 
 @contextlib.contextmanager
-def _stub(answer: bytes) -> Iterator[int]:
+def stub(answer: bytes) -> Iterator[int]:
     """Answer `answer` to whatever comes, once a connection."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the listener is closed
             while True:
                 connection, _ = listener.accept()
-                with connection:
+                with connection, contextlib.suppress(ConnectionError):
                     connection.recv(1 << 20)
                     connection.sendall(answer)
                     connection.shutdown(socket.SHUT_WR)

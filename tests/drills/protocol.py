@@ -34,7 +34,7 @@ def check(fact: object, why: str) -> None:
 
 def http(model: Direct, headers: dict[str, str], body: bytes) -> tuple[dict[str, Any], list[str]]:
     """Read a v2 request over HTTP from its headers (lower case) and its body as it came."""
-    coding = headers.get("content-encoding", "identity").strip().lower()
+    coding = headers.get("content-encoding", "").strip().lower() or "identity"
     check(coding in ("identity", "gzip", "x-gzip", "deflate"), "coding")
     if coding != "identity":
         inflater = zlib.decompressobj(15 if coding == "deflate" else 47)

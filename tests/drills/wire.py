@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import select
 import socket
+import struct
 import time
 import zlib
 from pathlib import Path
@@ -39,26 +42,41 @@ def post(path: str, body: bytes, *, length: object = None, **headers: object) ->
 
 
 class Connection:
-    """A keep-alive connection that sends what it is given; a request is a hang where no answer comes in 20 s."""
+    """A keep-alive connection that sends what it is given; silence for `patience` seconds is a TimeoutError."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, patience: float = 20) -> None:
         self._port = port
+        self._patience = patience
         self._socket: socket.socket | None = None
         self._left = b""
 
     def ask(self, request: bytes, *, end: bool = False) -> Answer:
         """Send, and read one answer; `end` says that nothing follows, as a client does that has died midway."""
-        if self._socket is None:
-            self._socket = socket.create_connection(("127.0.0.1", self._port), 20)
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._left = b""
-        try:
-            self._socket.sendall(request)
-            if end:
-                self._socket.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # it was refused before it was whole: the answer says why
+        self.send(request)
+        if end:
+            self.end()
         return self.next()
+
+    def send(self, data: bytes) -> None:
+        """Send, and read nothing; connects where it has to."""
+        if self._socket is None:
+            self._socket = socket.create_connection(("127.0.0.1", self._port), self._patience)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Closed by a reset: tens of thousands of connections would use up the ports otherwise.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._left = b""
+        with contextlib.suppress(ConnectionError):  # it was refused before it was whole: the answer says why
+            self._socket.sendall(data)
+
+    def end(self) -> None:
+        """Say that nothing follows, as a client does that has died midway."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
+
+    def readable(self, seconds: float) -> bool:
+        """Wait a little for something to read."""
+        return bool(self._socket and select.select([self._socket], [], [], seconds)[0])
 
     def next(self) -> Answer:
         """Read one answer."""
@@ -67,8 +85,10 @@ class Connection:
                 return CLOSED
         lines = self._left[:head].decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
-        body = head + 4
-        if "content-length" in headers:
+        body = end = head + 4
+        if lines[0].split()[1].startswith("1"):
+            pass  # 100 Continue: the answer itself follows
+        elif "content-length" in headers:
             end = body + int(headers["content-length"])
             while len(self._left) < end:
                 if not self._more():
