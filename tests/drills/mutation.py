@@ -222,7 +222,7 @@ def stub(answer: bytes) -> Iterator[int]:
         with contextlib.suppress(OSError):  # the listener is closed
             while True:
                 connection, _ = listener.accept()
-                with connection, contextlib.suppress(ConnectionError):
+                with connection, contextlib.suppress(OSError):  # the client has left
                     connection.recv(1 << 20)
                     connection.sendall(answer)
                     connection.shutdown(socket.SHUT_WR)
