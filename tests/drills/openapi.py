@@ -43,7 +43,8 @@ def run(report: Report, *, cases: int = 10_000) -> None:
     report.at_most("slowest answer", slowest, 20, "s")
     stub = ThreadingHTTPServer(("127.0.0.1", 0), _Oops)
     threading.Thread(target=stub.serve_forever).start()
-    found, _, _ = fuzz(document, f"http://127.0.0.1:{stub.server_port}", 35)
+    few = {**document, "paths": dict(list(document["paths"].items())[:3])}
+    found, _, _ = fuzz(few, f"http://127.0.0.1:{stub.server_port}", 35)
     stub.shutdown()
     stub.server_close()
     report.control("a server that answers 500 is found out", found[500] == found.total() > 0)
