@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -49,6 +49,8 @@ _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_rows": ("Rows predicted.", _MODEL),
     "serving_rejected": ("Predictions that were not run, by reason.", (*_MODEL, "reason")),
     "serving_invalid_features": ("Bad cells by feature.", (*_MODEL, "feature")),
+    "serving_worker_restarts": ("Workers that were replaced, by why.", ("reason",)),
+    "serving_log_lines_dropped": ("Lines of the log that nobody read.", ()),
     "serving_http_requests": ("HTTP requests by status class.", ("route", "method", "status")),
 }
 _HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
@@ -63,12 +65,13 @@ _GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_http_in_flight": ("HTTP requests in progress, over all workers.", ("route", "method")),
     "serving_model_ready": ("1 where every worker serves the version.", _MODEL),
     "serving_last_prediction_timestamp_seconds": ("Unix time of the last answered prediction.", _MODEL),
+    "serving_model_quarantined": ("1 where a version is held back because it ended workers.", _MODEL),
     "serving_model_info": ("1; the labels describe the version.", (*_MODEL, "task", "sha256")),
     "serving_worker_start_time_seconds": ("Unix time at which the worker in a slot started.", ("worker",)),
     "serving_worker_resident_bytes": ("Resident memory of the worker in a slot.", ("worker",)),
 }
 _LEAST = frozenset({"serving_model_ready", "serving_model_info"})
-_GREATEST = frozenset({"serving_last_prediction_timestamp_seconds"})
+_GREATEST = frozenset({"serving_model_quarantined", "serving_last_prediction_timestamp_seconds"})
 
 # Outcome, and the reason where the prediction was not run; what is not here failed by a fault of ours or the model's.
 _OUTCOMES: dict[type[ServingError], tuple[str, str]] = {
@@ -259,12 +262,15 @@ class RouteMetrics:
 class Metrics:
     """All counters of one worker, and the view over all workers that share `directory`.
 
-    directory: where the workers' snapshots lie; None keeps to this process. slot: this worker's number. All methods
-    are called on one thread, the event loop's.
+    directory: where the workers' snapshots lie; None keeps to this process. slot: this worker's number.
+    dropped_lines: says how many lines of the log this process dropped. All methods are called on one thread, the event
+    loop's.
     """
 
-    def __init__(self, *, directory: Path | None = None, slot: int = 0) -> None:
+    def __init__(self, *, directory: Path | None = None, slot: int = 0, dropped_lines: Callable[[], int] = int) -> None:
         self._directory = directory
+        self._dropped_lines = dropped_lines
+        self._dropped = 0
         self._slot = slot
         self._store = _Store()
         self._models: dict[Labels, ModelMetrics] = {}
@@ -301,6 +307,9 @@ class Metrics:
         for route in self._routes.values():
             route.fold(self._store)
         self._store.gauges["serving_worker_resident_bytes", (str(self._slot),)] = _resident_bytes()
+        dropped = self._dropped_lines()
+        self._store.counters["serving_log_lines_dropped", ()] += dropped - self._dropped
+        self._dropped = dropped
         if self._directory is None:
             return
         file = self._file()
@@ -366,6 +375,17 @@ def forget_gauges(directory: Path, slot: int) -> None:
         fresh = file.with_suffix(".dead")
         fresh.write_bytes(store.dump())
         fresh.replace(file)
+
+
+def leave_word(directory: Path, *, counters: dict[Key, float], gauges: dict[Key, float]) -> None:
+    """Leave what only the parent process knows where scrapes add it up."""
+    store = _Store()
+    store.counters.update(counters)
+    store.gauges.update(gauges)
+    with contextlib.suppress(OSError):  # a full disk: the next word says it again
+        fresh = directory / "worker-parent.new"
+        fresh.write_bytes(store.dump())
+        fresh.replace(directory / "worker-parent.json")
 
 
 def _families(store: _Store) -> Iterator[Metric]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from serving.black_box import Record, unrecorded
 from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed, ServingError
 from serving.tensors import Tensors
@@ -34,7 +35,10 @@ class Batch:
 
 
 class Executor:
-    """`instances` threads that run batches of one model and post each result back to `loop`."""
+    """`instances` threads that run batches of one model and post each result back to `loop`.
+
+    open_record: called once on each thread; the line in which it notes when it runs.
+    """
 
     def __init__(
         self,
@@ -45,8 +49,10 @@ class Executor:
         instances: int,
         loop: asyncio.AbstractEventLoop,
         done: Callable[[Batch], None],
+        open_record: Callable[[], Record] = unrecorded,
     ) -> None:
         self._run = run
+        self._open_record = open_record
         self._batched = batched
         self._loop = loop
         self._done = done
@@ -62,18 +68,22 @@ class Executor:
             self._queue.put(None)
 
     def _work(self) -> None:
+        record = self._open_record()
+        since = record.since
         while (batch := self._queue.get()) is not None:
-            batch.started = time.monotonic()
+            since[0] = batch.started = time.monotonic()
             try:
                 batch.outcomes = self._outcomes(batch.requests)
             except Exception:  # whatever it is, every caller gets an answer and the thread lives on
                 log.exception("a batch failed outside the model")
                 batch.outcomes = [InferenceFailed("the model could not run") for _ in batch.requests]
             batch.ended = time.monotonic()
+            since[0] = 0.0
             try:
                 self._loop.call_soon_threadsafe(self._done, batch)
             except RuntimeError:
-                return  # the loop has closed: nobody waits any more
+                break  # the loop has closed: nobody waits any more
+        record.close()
 
     def _outcomes(self, requests: list[Request]) -> list[Outcome]:
         """Run them together; on failure halve until only the culprits fail."""

@@ -7,6 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.black_box import BlackBox, unrecorded
 from serving.engine.batcher import Batcher, Observer
 from serving.engine.request import Request
 from serving.engine.session import OnnxSession
@@ -37,6 +38,7 @@ class Model:
         limits: Limits,
         loop: asyncio.AbstractEventLoop,
         observer: Observer,
+        box: BlackBox | None = None,
     ) -> None:
         self.name = name
         self.version = version
@@ -55,6 +57,7 @@ class Model:
             instances=limits.instances,
             loop=loop,
             observer=observer,
+            open_record=unrecorded if box is None else lambda: box.open(name, version),
         )
 
     def submit(self, request: Request) -> None:

@@ -8,9 +8,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.black_box import BlackBox, unrecorded
 from serving.engine.batcher import Observer, Unobserved
 from serving.engine.model import Limits, Model, load
+from serving.engine.session import OnnxSession
 from serving.errors import ModelInvalid, ModelNotFound, NotReady
+from serving.fleet.quarantine import Quarantine
 from serving.fleet.repository import Contents, Found, Problem, scan, shown
 from serving.metrics import Metrics
 
@@ -32,8 +35,18 @@ class Served:
 class Fleet:
     """All live models of one worker. Loaded by `start`, off the event loop."""
 
-    def __init__(self, root: Path, *, limits: Limits, metrics: Metrics | None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        limits: Limits,
+        metrics: Metrics | None,
+        box: BlackBox | None = None,
+        quarantine: Quarantine | None = None,
+    ) -> None:
         self._root = root
+        self._box = box
+        self._quarantine = quarantine
         self.limits = limits
         self._metrics = metrics
         self._tick: asyncio.TimerHandle | None = None
@@ -46,6 +59,8 @@ class Fleet:
         """Load all that can be loaded. Raises ModelInvalid where `strict` and something can't."""
         began = time.monotonic()
         contents = await asyncio.to_thread(scan, self._root)
+        if self._quarantine is not None:
+            contents = self._quarantine.withhold(contents)
         problems = list(contents.problems)
         live: list[Model] = []
         for item in contents.found:
@@ -67,7 +82,7 @@ class Fleet:
         self._expire()
 
     async def _load(self, item: Found) -> Model:
-        session, sha256 = await asyncio.to_thread(load, item.path, limits=self.limits)
+        session, sha256 = await asyncio.to_thread(self._read, item)
         observer: Observer = Unobserved()
         if self._metrics is not None:
             observer = metrics = self._metrics.model(item.name, item.version)
@@ -81,7 +96,24 @@ class Fleet:
             limits=self.limits,
             loop=asyncio.get_running_loop(),
             observer=observer,
+            box=self._box,
         )
+
+    def _read(self, item: Found) -> tuple[OnnxSession, str]:
+        """Load a file, and note that: a file that kills whoever loads it is found out so."""
+        record = self._box.open(item.name, item.version) if self._box is not None else unrecorded()
+        record.since[0] = -time.monotonic()
+        try:
+            return load(item.path, limits=self.limits)
+        finally:
+            record.close()
+
+    def refuse(self) -> None:
+        """Answer all that waits or runs with NotReady: the server ends now."""
+        self.draining = True
+        for served in self.models.values():
+            for model in served.versions.values():
+                model.batcher.refuse(NotReady("the server is ending: ask another one"))
 
     async def close(self) -> None:
         """Finish what was accepted and stop the models' threads."""

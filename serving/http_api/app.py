@@ -14,9 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
+from serving.black_box import BlackBox
 from serving.engine.model import Limits
 from serving.errors import InvalidRequest, ServingError
 from serving.fleet.fleet import Fleet
+from serving.fleet.quarantine import Quarantine
 from serving.http_api import docs, metadata, triton
 from serving.http_api.answer import error_body, error_headers, status_of
 from serving.http_api.lane import Door
@@ -43,12 +45,15 @@ def create_app(
     metrics: Metrics | None = None,
     threads: int = 1,
     companion: Callable[[Fleet, Metrics | None], Companion] | None = None,
+    box: BlackBox | None = None,
+    quarantine: Quarantine | None = None,
 ) -> FastAPI:
     """Make the application that serves `settings.models`.
 
     metrics: where to count; None makes a registry of this application's own, unless settings turn metrics off.
-    threads: onnxruntime threads for each model. companion: makes what serves beside HTTP. The lifespan loads the
-    models and raises ModelInvalid where `settings.strict` and one can't be.
+    threads: onnxruntime threads for each model. companion: makes what serves beside HTTP. box: where to note which
+    model runs. quarantine: the versions that are held back. The lifespan loads the models and raises ModelInvalid where
+    `settings.strict` and one can't be.
     """
     if metrics is None and settings.metrics:
         metrics = Metrics()
@@ -70,7 +75,7 @@ def create_app(
     )
     app.state.settings = settings
     app.state.metrics = metrics
-    app.state.fleet = Fleet(settings.models, limits=limits, metrics=metrics)
+    app.state.fleet = Fleet(settings.models, limits=limits, metrics=metrics, box=box, quarantine=quarantine)
     app.state.companion = companion(app.state.fleet, metrics) if companion is not None else None
     app.state.targets = Targets(metrics, deadline=settings.deadline_s)
     routes = {t: metrics.route(t, "POST") for t in TEMPLATES.values()} if metrics is not None else {}
