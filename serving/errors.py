@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 DETAILS_SHOWN = 20
 
@@ -64,6 +65,14 @@ class DeadlineExceeded(ServingError):
 
 class InferenceFailed(ServingError):
     """The model itself refused these inputs, though they fit its signature."""
+
+
+class GenerationConflict(ServingError):
+    """Somebody else's change came first; `current` is the traffic document as it is now, `generation` and all."""
+
+    def __init__(self, message: str, current: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.current = current
 
 
 class ModelInvalid(ServingError):

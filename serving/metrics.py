@@ -66,12 +66,22 @@ _GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_model_ready": ("1 where every worker serves the version.", _MODEL),
     "serving_last_prediction_timestamp_seconds": ("Unix time of the last answered prediction.", _MODEL),
     "serving_model_quarantined": ("1 where a version is held back because it ended workers.", _MODEL),
+    "serving_model_generation": ("Generation of the traffic state that every worker serves.", ("model",)),
+    "serving_model_asked_generation": ("Generation of the traffic state that the folder asks for.", ("model",)),
+    "serving_model_refused": ("1 where the state that the folder asks for can't be served.", ("model",)),
     "serving_model_info": ("1; the labels describe the version.", (*_MODEL, "task", "sha256")),
     "serving_worker_start_time_seconds": ("Unix time at which the worker in a slot started.", ("worker",)),
     "serving_worker_resident_bytes": ("Resident memory of the worker in a slot.", ("worker",)),
 }
-_LEAST = frozenset({"serving_model_ready", "serving_model_info"})
-_GREATEST = frozenset({"serving_model_quarantined", "serving_last_prediction_timestamp_seconds"})
+_LEAST = frozenset({"serving_model_ready", "serving_model_info", "serving_model_generation"})
+_GREATEST = frozenset(
+    {
+        "serving_last_prediction_timestamp_seconds",
+        "serving_model_asked_generation",
+        "serving_model_refused",
+        "serving_model_quarantined",
+    }
+)
 
 # Outcome, and the reason where the prediction was not run; what is not here failed by a fault of ours or the model's.
 _OUTCOMES: dict[type[ServingError], tuple[str, str]] = {
@@ -292,6 +302,15 @@ class Metrics:
         if labels not in self._models and len(self._models) >= MOST_SERIES:
             labels = ("other", "")
         return self._models.setdefault(labels, ModelMetrics(labels))
+
+    def serving(self, model: str, generation: int) -> None:
+        """Say which generation of a model's traffic state this worker serves."""
+        self._store.gauges["serving_model_generation", (model,)] = generation
+
+    def asked(self, model: str, generation: int, *, refused: bool) -> None:
+        """Say which generation the folder asks for, and whether it can't be served."""
+        self._store.gauges["serving_model_asked_generation", (model,)] = generation
+        self._store.gauges["serving_model_refused", (model,)] = float(refused)
 
     def route(self, template: str, method: str) -> RouteMetrics:
         """Return the counters of one route template and method."""

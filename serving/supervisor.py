@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from serving.black_box import BlackBox, Running
+from serving.fleet.deployment import Deployment
 from serving.fleet.quarantine import Quarantine, guilty
 from serving.metrics import forget_gauges, leave_word
 from serving.settings import Settings
@@ -34,7 +35,7 @@ HUNG_GRACE_S = 3.0
 """Seconds that a hanging worker gets between SIGTERM and SIGKILL: it may still answer for other models."""
 CUT_SHORT_S = 5.0
 """Seconds that workers get to refuse what they have, after a second SIGTERM."""
-_FIXED = ("host", "port", "grpc_port")
+_FIXED = ("host", "port", "grpc_port", "models")
 
 
 class CannotReload(Exception):
@@ -84,14 +85,16 @@ class Supervisor:
         """When to start a worker in place of each one that died."""
         self._young_deaths: Counter[int] = Counter()
         self._metrics_dir = Path(tempfile.mkdtemp(prefix="serving-metrics-"))
-        self._quarantine = Quarantine(settings.models, self._metrics_dir)
+        self._deployment = Deployment(settings.models)
+        self._quarantine = Quarantine(settings.models)
         self._deaths: Counter[tuple[str, str]] = Counter()
         self._restarts: Counter[str] = Counter()
         self._oom_kills = (_oom_kills(),) * 2  # a second ago or more, and at the last look
         self._roll: _Roll | None = None
         self._served = False
         self._ends_asked = 0
-        self._reload_asked = self._roll_asked = False
+        self._held: dict[tuple[str, str], str] = {}
+        self._reload_asked = False
         self._looked = self._awake_since = time.monotonic()
 
     def run(self) -> int:
@@ -99,8 +102,9 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
         signal.signal(signal.SIGHUP, self._ask_reload)
+        self._hold_back()
+        self._deployment.start()
         try:
-            self._leave_word()
             for _ in range(self._settings.workers):
                 self._spawn(self._free_slot(), replacement=False)
             while not self._ends_asked:
@@ -108,6 +112,7 @@ class Supervisor:
                     return REFUSED
             return self._drain()
         finally:
+            self._deployment.stop()
             shutil.rmtree(self._metrics_dir, ignore_errors=True)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
@@ -128,6 +133,7 @@ class Supervisor:
         now = time.monotonic()
         try:
             box = BlackBox()
+            ours, theirs = self._context.Pipe()
             assignment = Assignment(
                 settings=self._settings,
                 sock=self._sock,
@@ -136,10 +142,13 @@ class Supervisor:
                 metrics_dir=self._metrics_dir,
                 parent=os.getpid(),
                 box=box,
+                link=theirs,
                 replacement=replacement,
             )
             process = self._context.Process(target=work, args=(assignment,), name=f"worker-{slot}")
             process.start()
+            theirs.close()  # the worker's end must close with the worker
+            self._deployment.attach(ours)
         except OSError as error:
             log.error("worker %d can't be started: %s", slot, error.strerror)
             self._due.append(now + RESPAWN_S[-2])
@@ -190,9 +199,6 @@ class Supervisor:
         if self._roll is None and self._reload_asked:
             self._reload_asked = False
             self._reload()
-        elif self._roll is None and self._roll_asked:
-            self._roll_asked = False
-            self._begin_roll(self._settings)
         self._advance()
         return True
 
@@ -239,14 +245,20 @@ class Supervisor:
         culprit = guilty(self._deaths, versions)
         if culprit is not None:
             del self._deaths[culprit]
-            self.on_quarantine(*culprit, why)
+            self._hold(*culprit, why)
         self._leave_word()
 
-    def on_quarantine(self, name: str, version: str, why: str) -> None:
-        """Hold a version back: write it down, and replace the workers that still serve it."""
-        log.error("%s %s is quarantined: it ended two workers (%s)", name, version, why)
+    def _hold(self, name: str, version: str, why: str) -> None:
+        """Hold a version back: write it down, and have every worker serve another one."""
+        log.error("%s %s is quarantined: it ended two workers (the last %s)", name, version, why)
         self._quarantine.add(name, version, f"it ended two workers; the last {why}")
-        self._roll_asked = True
+        self._hold_back()
+
+    def _hold_back(self) -> None:
+        """Have the coordinator serve what is in quarantine no more, and all else again."""
+        self._held = {(case.name, case.version): case.reason for case in self._quarantine.cases()}
+        self._deployment.coordinator.quarantine(self._held)
+        self._leave_word()
 
     def _judge(self, now: float) -> None:
         """Replace workers that hang, once a second: silent ones, and those whose model never comes back."""
@@ -274,7 +286,7 @@ class Supervisor:
         leave_word(
             self._metrics_dir,
             counters={("serving_worker_restarts", (reason,)): n for reason, n in self._restarts.items()},
-            gauges={("serving_model_quarantined", (c.name, c.version)): 1.0 for c in self._quarantine.cases()},
+            gauges={("serving_model_quarantined", version): 1.0 for version in self._held},
         )
 
     # Reload: one new worker at a time, ready before an old one drains.
@@ -291,8 +303,7 @@ class Supervisor:
             log.warning("%s can only change with a restart", ", ".join(changed))
         log.info("configuration read again: %d workers are replaced one by one", len(self._workers))
         self._begin_roll(fresh.model_copy(update=fixed))
-        self._quarantine = Quarantine(self._settings.models, self._metrics_dir)
-        self._leave_word()
+        self._hold_back()
 
     def _begin_roll(self, settings: Settings) -> None:
         before, self._settings = self._settings, settings

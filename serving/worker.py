@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -21,7 +22,6 @@ from rich.console import Console
 from rich.table import Table
 
 from serving.black_box import BlackBox
-from serving.fleet.quarantine import Quarantine
 from serving.log_pipe import LogPipe
 from serving.settings import Settings
 
@@ -76,6 +76,8 @@ class Assignment:
     metrics_dir: Path
     parent: int
     box: BlackBox
+    link: Connection
+    """To the coordinator, which says what to load."""
     replacement: bool
     """Whether others serve already: then it waits until the models folder can be read, rather than serve nothing."""
 
@@ -118,8 +120,8 @@ def work(given: Assignment) -> None:
         metrics=metrics,
         threads=max(1, cores() // settings.workers),
         companion=companion,
+        link=given.link,
         box=given.box,
-        quarantine=Quarantine(settings.models, given.metrics_dir),
     )
     url = f"http://{address(given.sock)}"
     beside = f"   gRPC: {address(given.grpc)}" if given.grpc is not None else ""

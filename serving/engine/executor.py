@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 import time
@@ -54,6 +55,8 @@ class Executor:
         self._run = run
         self._open_record = open_record
         self._batched = batched
+        self._failing = 0.0
+        """Share of the requests of late that failed."""
         self._loop = loop
         self._done = done
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
@@ -83,22 +86,42 @@ class Executor:
                 self._loop.call_soon_threadsafe(self._done, batch)
             except RuntimeError:
                 break  # the loop has closed: nobody waits any more
+            # What was answered must not live until the next batch comes: its requests hold their model.
+            del batch
         record.close()
 
     def _outcomes(self, requests: list[Request]) -> list[Outcome]:
+        """Run them together, or in groups of which about half will pass where many requests fail."""
+        share = self._failing
+        if share < 0.02:
+            outcomes = self._halved(requests)
+        else:
+            size = max(1, round(math.log(0.5) / math.log(1 - min(share, 0.5))))
+            outcomes = []
+            for at in range(0, len(requests), size):
+                outcomes += self._halved(requests[at : at + size])
+        failed = sum(isinstance(outcome, ServingError) for outcome in outcomes)
+        if failed or share:
+            self._failing = 0.95 * share + 0.05 * failed / len(requests) if failed or share > 0.001 else 0.0
+        return outcomes
+
+    def _halved(self, requests: list[Request]) -> list[Outcome]:
         """Run them together; on failure halve until only the culprits fail."""
         try:
-            if len(requests) == 1:
-                return [self._alone(requests[0])]
-            outputs = self._run(
-                tuple(np.concatenate(columns) for columns in zip(*(r.inputs for r in requests), strict=True))
-            )
-            return _split(outputs, requests)
+            return self._together(requests)
         except ServingError as error:
             if len(requests) == 1:
                 return [error]
             middle = len(requests) // 2
-            return self._outcomes(requests[:middle]) + self._outcomes(requests[middle:])
+            return self._halved(requests[:middle]) + self._halved(requests[middle:])
+
+    def _together(self, requests: list[Request]) -> list[Outcome]:
+        if len(requests) == 1:
+            return [self._alone(requests[0])]
+        outputs = self._run(
+            tuple(np.concatenate(columns) for columns in zip(*(r.inputs for r in requests), strict=True))
+        )
+        return _split(outputs, requests)
 
     def _alone(self, request: Request) -> Tensors:
         if self._batched or request.rows == 1:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from serving.black_box import BlackBox, unrecorded
 from serving.engine.batcher import Batcher, Observer
@@ -45,6 +47,8 @@ class Model:
         self.sha256 = sha256
         self.signature: Signature = session.signature
         self.session = session
+        self.codecs: dict[str, Any] = {}
+        """What each dialect prepared for this version, by protocol; must hold no reference to it."""
         batched = self.signature.batch == "dynamic"
         self.batcher = Batcher(
             session.run,
@@ -59,6 +63,9 @@ class Model:
             observer=observer,
             open_record=unrecorded if box is None else lambda: box.open(name, version),
         )
+        # Nothing on the way to or from this model is counted: whoever may still give it a request holds a reference,
+        # and with the last one its threads end and its memory goes.
+        weakref.finalize(self, self.batcher.abandon).atexit = False
 
     def submit(self, request: Request) -> None:
         """Queue a request for this version. Raises QueueFull, PayloadTooLarge or NotReady."""

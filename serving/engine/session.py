@@ -7,6 +7,7 @@ that nothing after this file knows of them.
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ class OnnxSession:
         self._input_names = [port.name for port in self._session.get_inputs()]
         self._output_names = [port.name for port in self._session.get_outputs()]
         self._zipped: dict[int, tuple[Any, ...]] = {}
+        self._failures = 0
+        self._complained = 0.0
         self.threads = threads
         self.signature = self._own_signature() or self._bare_signature()
         self._check_ports()
@@ -75,7 +78,7 @@ class OnnxSession:
         try:
             raw: list[Any] = list(self._session.run(None, feeds))
         except ORT_ERRORS as error:
-            log.warning("inference failed: %s", _first_line(error))
+            self._complain(error)
             raise InferenceFailed(
                 "the model could not run on these inputs: a value or shape is one it refuses"
             ) from error
@@ -83,6 +86,14 @@ class OnnxSession:
             for index, keys in self._zipped.items():
                 raw[index] = _unzip(raw[index], keys)
         return tuple(raw) if self._ordered else tuple(raw[position] for position in self._positions)
+
+    def _complain(self, error: Exception) -> None:
+        """Log a failure, once a second at most: looking for the culprit in a batch makes many."""
+        self._failures += 1
+        now = time.monotonic()
+        if now - self._complained >= 1:
+            log.warning("inference failed: %s (%d runs since the last such line)", _first_line(error), self._failures)
+            self._complained, self._failures = now, 0
 
     def _own_signature(self) -> Signature | None:
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)

@@ -1,103 +1,104 @@
-"""The live models: loads what the repository holds and answers which version a request gets."""
+"""The live models of one worker: which version a request gets, and how they are replaced."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from multiprocessing.connection import Connection
 
 from serving.black_box import BlackBox, unrecorded
 from serving.engine.batcher import Observer, Unobserved
 from serving.engine.model import Limits, Model, load
 from serving.engine.session import OnnxSession
 from serving.errors import ModelInvalid, ModelNotFound, NotReady
-from serving.fleet.quarantine import Quarantine
-from serving.fleet.repository import Contents, Found, Problem, scan, shown
+from serving.fleet.member import Member, Standing
+from serving.fleet.plan import Plan
+from serving.fleet.repository import Found, Problem, shown
+from serving.fleet.traffic import Traffic
 from serving.metrics import Metrics
 
 log = logging.getLogger("serving.fleet")
 
-REPOSITORY_IS_FIXED = "models are loaded at start and stay: this server changes none while it runs"
-
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One name: its live versions, the one that unversioned requests get, and its labels."""
+    """One name: its live versions in ascending order, the one that unversioned requests get, and its labels."""
 
     name: str
     versions: dict[str, Model]
     default: Model
     labels: dict[str, Model]
+    traffic: Traffic
+    found: dict[Found, Model]
+    resting: tuple[str, ...]
+    """Versions that are in the folder, and not loaded."""
 
 
 class Fleet:
-    """All live models of one worker. Loaded by `start`, off the event loop."""
+    """All live models of one worker, kept as the coordinator at the other end of `link` says.
+
+    `prepare` are called with each new model, on a thread, before it can get requests; `changed` on the event loop,
+    right after `models` was replaced. box: where to note which model runs.
+    """
 
     def __init__(
-        self,
-        root: Path,
-        *,
-        limits: Limits,
-        metrics: Metrics | None,
-        box: BlackBox | None = None,
-        quarantine: Quarantine | None = None,
+        self, link: Connection, *, limits: Limits, metrics: Metrics | None, box: BlackBox | None = None
     ) -> None:
-        self._root = root
-        self._box = box
-        self._quarantine = quarantine
         self.limits = limits
+        self._box = box
         self._metrics = metrics
         self._tick: asyncio.TimerHandle | None = None
         self.models: dict[str, Served] = {}
+        self.swaps = 0
+        """How often `models` was replaced."""
+        self.unloaded: dict[str, tuple[str, ...]] = {}
+        """Versions of the models that were unloaded on purpose."""
         self.problems: tuple[Problem, ...] = ()
         self.started = False
         self.draining = False
+        self.prepare: list[Callable[[Model], None]] = []
+        self.changed: list[Callable[[], None]] = []
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self.member = Member(link, load=self._load, live=self._live, swap=self._swap, told=self._told)
 
     async def start(self, *, strict: bool = False) -> None:
-        """Load all that can be loaded. Raises ModelInvalid where `strict` and something can't."""
+        """Load all that is to be served. Raises ModelInvalid where `strict` and something can't be."""
         began = time.monotonic()
-        contents = await asyncio.to_thread(scan, self._root)
-        if self._quarantine is not None:
-            contents = self._quarantine.withhold(contents)
-        problems = list(contents.problems)
-        live: list[Model] = []
-        for item in contents.found:
-            try:
-                live.append(await self._load(item))
-            except ModelInvalid as error:
-                if self._metrics is not None:
-                    self._metrics.model(item.name, item.version).ready(False)
-                problems.append(Problem(item.name, item.version, error.message))
-        self.problems = tuple(problems)
-        for problem in problems:
-            log.error("not served: %s %s: %s", problem.name, problem.version, problem.reason)
-        if strict and problems:
-            first = problems[0]
+        self.member.start()
+        failed = await self.member.joined()
+        self.problems = tuple({*self.problems, *failed})
+        if strict and self.problems:
+            first = self.problems[0]
             raise ModelInvalid(f"{' '.join(filter(None, (first.name, first.version)))}: {first.reason}")
-        self.models = _serve(live, contents)
         self.started = True
-        log.info("%d models, %d versions in %.2f s", len(self.models), len(live), time.monotonic() - began)
+        versions = sum(len(served.versions) for served in self.models.values())
+        log.info("%d models, %d versions in %.2f s", len(self.models), versions, time.monotonic() - began)
         self._expire()
 
     async def _load(self, item: Found) -> Model:
-        session, sha256 = await asyncio.to_thread(self._read, item)
+        loop = asyncio.get_running_loop()
+        session, sha256 = await loop.run_in_executor(self._loader, self._read, item)
         observer: Observer = Unobserved()
         if self._metrics is not None:
             observer = metrics = self._metrics.model(item.name, item.version)
             metrics.info(task=session.signature.task, sha256=sha256)
-            metrics.ready(True)
-        return Model(
+        model = Model(
             item.name,
             item.version,
             session,
             sha256=sha256,
             limits=self.limits,
-            loop=asyncio.get_running_loop(),
+            loop=loop,
             observer=observer,
             box=self._box,
         )
+        for hook in self.prepare:
+            await loop.run_in_executor(self._loader, hook, model)
+        return model
 
     def _read(self, item: Found) -> tuple[OnnxSession, str]:
         """Load a file, and note that: a file that kills whoever loads it is found out so."""
@@ -107,6 +108,39 @@ class Fleet:
             return load(item.path, limits=self.limits)
         finally:
             record.close()
+
+    def _live(self, name: str) -> dict[Found, Model]:
+        served = self.models.get(name)
+        return served.found if served is not None else {}
+
+    def _swap(self, plan: Plan, found: dict[Found, Model]) -> None:
+        """Serve what a plan says from the next request on. What was there goes when its last request is answered."""
+        before = self._live(plan.name)
+        models = {name: served for name, served in self.models.items() if name != plan.name}
+        self.unloaded = {name: versions for name, versions in self.unloaded.items() if name != plan.name}
+        roles = plan.roles
+        if roles.stable is not None:
+            versions = {item.version: model for item, model in found.items()}
+            labels = {label: versions[version] for label, version in roles.labels.items()}
+            models[plan.name] = Served(
+                plan.name, versions, versions[roles.stable], labels, plan.traffic, found, plan.resting
+            )
+        elif plan.traffic.unloaded and plan.resting:
+            self.unloaded[plan.name] = plan.resting
+        self.models = dict(sorted(models.items()))
+        self.swaps += 1
+        for hook in self.changed:
+            hook()
+        if self._metrics is not None:
+            for item in before.keys() | found.keys():
+                self._metrics.model(item.name, item.version).ready(item in found)
+            self._metrics.serving(plan.name, plan.traffic.generation)
+
+    def _told(self, problems: tuple[Problem, ...], standings: dict[str, Standing]) -> None:
+        self.problems = problems
+        if self._metrics is not None:
+            for name, standing in standings.items():
+                self._metrics.asked(name, standing.asked, refused=bool(standing.error))
 
     def refuse(self) -> None:
         """Answer all that waits or runs with NotReady: the server ends now."""
@@ -119,16 +153,18 @@ class Fleet:
         """Finish what was accepted and stop the models' threads."""
         if self._tick:
             self._tick.cancel()
+        self.member.close()
+        self._loader.shutdown(wait=False, cancel_futures=True)
         versions = [model for served in self.models.values() for model in served.versions.values()]
         await asyncio.gather(*(model.batcher.close() for model in versions))
 
     async def load_model(self, name: str) -> None:
         """Load a model's versions from the folder, in place of those that serve. Raises NotReady."""
-        raise NotReady(REPOSITORY_IS_FIXED)
+        raise NotReady("to come")
 
     async def unload_model(self, name: str) -> None:
         """Stop serving a model after its last request. Raises NotReady."""
-        raise NotReady(REPOSITORY_IS_FIXED)
+        raise NotReady("to come")
 
     @property
     def ready(self) -> bool:
@@ -163,6 +199,10 @@ class Fleet:
             if problem.name == name and version in (None, problem.version):
                 of = f" version {problem.version}" if problem.version else ""
                 raise NotReady(f"model {name!r}{of} is not served: {problem.reason}")
+        if name in self.unloaded and (version is None or version in self.unloaded[name]):
+            raise NotReady(f"model {name!r} is unloaded")
+        if name in self.models and version in self.models[name].resting:
+            raise NotReady(f"model {name!r} version {version} is not loaded")
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -170,18 +210,3 @@ class Fleet:
             for model in served.versions.values():
                 model.batcher.expire(now)
         self._tick = asyncio.get_running_loop().call_later(0.1, self._expire)
-
-
-def _serve(live: list[Model], contents: Contents) -> dict[str, Served]:
-    names: dict[str, dict[str, Model]] = {}
-    for model in sorted(live, key=lambda m: int(m.version)):
-        names.setdefault(model.name, {})[model.version] = model
-    served = {}
-    for name, versions in names.items():
-        newest = list(versions.values())[-1]
-        labels = {
-            label: versions[version] for label, version in contents.labels.get(name, {}).items() if version in versions
-        }
-        labels.setdefault("latest", newest)
-        served[name] = Served(name, versions, labels.get("stable", newest), labels)
-    return served

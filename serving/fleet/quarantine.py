@@ -1,7 +1,7 @@
 """Versions that ended workers: a query that kills must not kill every worker, one after the other.
 
-They are remembered in `<models>/.serving/quarantine.json`, so that a restart does not forget, or in the server's
-private folder where the models folder can't be written. A version is let go when its file changes or its entry goes.
+They are remembered in quarantine.json in the server's state folder, so that a restart does not forget. A version is
+let go when its file changes, or when its entry was taken out and the configuration is read again (SIGHUP).
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from serving.fleet.repository import MODEL_FILE, Contents, Problem
+from serving.fleet.repository import MODEL_FILE
+from serving.fleet.state import state_folder
 
 log = logging.getLogger("serving.quarantine")
 
+FILE = "quarantine.json"
 DEATHS = 2
 """Deaths of workers that put a version in quarantine."""
 DEATHS_UNSURE = 4
@@ -49,62 +51,43 @@ def guilty(deaths: Counter[tuple[str, str]], last: Iterable[tuple[str, str]]) ->
 
 
 class Quarantine:
-    """The file of cases for one models folder. private: folder of this server's own, which goes with it."""
+    """The file of cases for one models folder."""
 
-    def __init__(self, root: Path, private: Path) -> None:
+    def __init__(self, root: Path) -> None:
         self._root = root
-        self._files = (root / ".serving" / "quarantine.json", private / "quarantine.json")
+        self._unwritten: list[Case] = []
 
     def add(self, name: str, version: str, reason: str) -> None:
-        """Put a version in quarantine, or log why that can't be kept."""
-        size, modified = self._state(name, version)
-        cases = [case for case in self.cases() if (case.name, case.version) != (name, version)]
-        text = json.dumps([asdict(case) for case in [*cases, Case(name, version, reason, size, modified)]], indent=1)
-        for file in self._files:
-            try:
-                file.parent.mkdir(exist_ok=True)
-                fresh = file.with_suffix(".new")
-                fresh.write_text(text + "\n")
-                fresh.replace(file)
-            except OSError:
-                continue  # a folder that can't be written: the next one is ours alone
-            return
-        log.error("the quarantine of %s %s can't be written down: it lasts until the next start", name, version)
+        """Put a version in quarantine; where that can't be written down, until this server ends."""
+        size, modified = self._state(name, version) or (0, 0)
+        case = Case(name, version, reason, size, modified)
+        cases = [*(c for c in self.cases() if (c.name, c.version) != (name, version)), case]
+        try:
+            file = state_folder(self._root) / FILE
+            fresh = file.with_suffix(".new")
+            fresh.write_text(json.dumps([asdict(c) for c in cases], indent=1) + "\n")
+            fresh.replace(file)
+        except OSError as error:
+            log.error("a quarantine can't be written down and ends with this server: %s", error.strerror)
+            self._unwritten.append(case)
 
     def cases(self) -> list[Case]:
         """Return the cases that hold: those whose model file is still the one that did it."""
-        found = {(case.name, case.version): case for file in self._files for case in _read(file)}
-        return [c for c in found.values() if self._state(c.name, c.version) == (c.size, c.modified_ns)]
+        found = [*self._read(), *self._unwritten]
+        return [c for c in found if self._state(c.name, c.version) in ((c.size, c.modified_ns), None)]
 
-    def withhold(self, contents: Contents) -> Contents:
-        """Turn versions in quarantine from what can be loaded into problems, with the reason."""
-        held = {(case.name, case.version): case.reason for case in self.cases()}
-        if not held:
-            return contents
-        problems = [
-            Problem(item.name, item.version, f"quarantined: {held[item.name, item.version]}")
-            for item in contents.found
-            if (item.name, item.version) in held
-        ]
-        return Contents(
-            tuple(item for item in contents.found if (item.name, item.version) not in held),
-            (*contents.problems, *problems),
-            contents.labels,
-        )
+    def _read(self) -> list[Case]:
+        try:
+            return [Case(**case) for case in json.loads((state_folder(self._root) / FILE).read_bytes())]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, TypeError):
+            log.error("%s can't be read: its versions are not held back", FILE)
+            return []
 
-    def _state(self, name: str, version: str) -> tuple[int, int]:
+    def _state(self, name: str, version: str) -> tuple[int, int] | None:
         try:
             found = (self._root / name / version / MODEL_FILE).stat()
         except OSError:
-            return (0, 0)
+            return None
         return (found.st_size, found.st_mtime_ns)
-
-
-def _read(file: Path) -> list[Case]:
-    try:
-        return [Case(**case) for case in json.loads(file.read_bytes())]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError):
-        log.error("%s can't be read: its versions are not held back", file.name)
-        return []

@@ -2,7 +2,7 @@
 
 <name>/<version>/model.onnx      as Triton and TF Serving lay it out
 <name>/<version>/manifest.json   optional: SHA-256 and size of each file; without a match the version waits
-<name>/traffic.json              optional: {"labels": {"<label>": "<version>"}}
+<name>/traffic.json              optional: who gets the requests (`serving.fleet.traffic`)
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serving.errors import InvalidRequest
+from serving.fleet.traffic import Traffic, parse
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
 MODEL_FILE = "model.onnx"
@@ -21,11 +24,22 @@ MODEL_FILE = "model.onnx"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A version that can be loaded."""
+    """A version that can be loaded. `content` changes with its files; `path` is the model file."""
 
     name: str
     version: str
     path: Path
+    content: str
+
+    def dump(self) -> list[str]:
+        """Return it as JSON values."""
+        return [self.name, self.version, str(self.path), self.content]
+
+    @classmethod
+    def read(cls, given: list[str]) -> Found:
+        """Return what `dump` wrote."""
+        name, version, path, content = given
+        return cls(name, version, Path(path), content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,57 +53,80 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What one look at the folder found. `labels[name][label]` is a version."""
+    """What one look at the folder found. `traffic[name]` is there where the model has a readable traffic.json."""
 
     found: tuple[Found, ...]
     problems: tuple[Problem, ...]
-    labels: dict[str, dict[str, str]]
+    traffic: dict[str, Traffic]
+    unreadable: bool = False
+    """Whether the folder itself could not be read: nothing is known of what is in it."""
 
 
-def scan(root: Path) -> Contents:
-    """Look at the folder once; never raises for what lies in it. A missing folder is an empty one with a problem."""
-    found: list[Found] = []
-    problems: list[Problem] = []
-    labels: dict[str, dict[str, str]] = {}
-    try:
-        entries = sorted(root.iterdir())
-    except OSError as error:
-        return Contents((), (Problem("", "", f"the models folder can't be read: {error.strerror}"),), {})
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if not entry.is_dir():
-            if entry.suffix == ".onnx":
-                better = f"{entry.stem}/1/{MODEL_FILE}"
-                problems.append(Problem(shown(entry.name), "", f"not served here: move it to {better}"))
-            continue
-        if not NAME.fullmatch(entry.name):
-            reason = "not a model name: letters, digits, dot, dash, underscore; 128 at most"
-            problems.append(Problem(shown(entry.name), "", reason))
-            continue
-        _scan_model(entry, found, problems, labels)
-    return Contents(tuple(found), tuple(problems), labels)
+class Repository:
+    """A models folder. Looking again costs little: files that have not changed are not read again."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._unfit: dict[tuple[Path, str], str | None] = {}
+
+    def look(self) -> Contents:
+        """Look at the folder once; never raises for what lies in it. A missing folder is unreadable, and a problem."""
+        found: list[Found] = []
+        problems: list[Problem] = []
+        traffic: dict[str, Traffic] = {}
+        try:
+            entries = sorted(self.root.iterdir())
+        except OSError as error:
+            reason = f"the models folder can't be read: {error.strerror}"
+            return Contents((), (Problem("", "", reason),), {}, unreadable=True)
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                if entry.suffix == ".onnx":
+                    better = f"{entry.stem}/1/{MODEL_FILE}"
+                    problems.append(Problem(shown(entry.name), "", f"not served here: move it to {better}"))
+                continue
+            if not NAME.fullmatch(entry.name):
+                reason = "not a model name: letters, digits, dot, dash, underscore; 128 at most"
+                problems.append(Problem(shown(entry.name), "", reason))
+                continue
+            try:
+                self._look_at(entry, found, problems, traffic)
+            except OSError as error:  # it goes while we look
+                problems.append(Problem(entry.name, "", f"can't be read: {error.strerror}"))
+        return Contents(tuple(found), tuple(problems), traffic)
+
+    def _look_at(self, folder: Path, found: list[Found], problems: list[Problem], traffic: dict[str, Traffic]) -> None:
+        name = folder.name
+        versions = [p for p in folder.iterdir() if p.is_dir() and VERSION.fullmatch(p.name)]
+        if not versions:
+            problems.append(Problem(name, "", f"no version in it: expected {name}/1/{MODEL_FILE}"))
+        for version in sorted(versions, key=lambda p: int(p.name)):
+            content = _content(version)
+            if (version, content) not in self._unfit:
+                self._unfit = {k: v for k, v in self._unfit.items() if k[0] != version}
+                self._unfit[version, content] = _unfit(version)
+            reason = self._unfit[version, content]
+            if reason is None:
+                found.append(Found(name, version.name, version / MODEL_FILE, content))
+            else:
+                problems.append(Problem(name, version.name, reason))
+        try:
+            traffic[name] = parse((folder / "traffic.json").read_bytes())
+        except FileNotFoundError:
+            pass
+        except InvalidRequest as error:
+            problems.append(Problem(name, "", error.message))
 
 
-def _scan_model(folder: Path, found: list[Found], problems: list[Problem], labels: dict[str, dict[str, str]]) -> None:
-    name = folder.name
-    versions = [p for p in folder.iterdir() if p.is_dir() and VERSION.fullmatch(p.name)]
-    if not versions:
-        problems.append(Problem(name, "", f"no version in it: expected {name}/1/{MODEL_FILE}"))
-    for version in sorted(versions, key=lambda p: int(p.name)):
-        reason = _unfit(version)
-        if reason is None:
-            found.append(Found(name, version.name, version / MODEL_FILE))
-        else:
-            problems.append(Problem(name, version.name, reason))
-    traffic = folder / "traffic.json"
-    if traffic.exists():
-        given = _json(traffic)
-        declared = given.get("labels", {}) if isinstance(given, dict) else None
-        if isinstance(declared, dict) and all(isinstance(v, str) for v in declared.values()):
-            labels[name] = {str(k): v for k, v in declared.items()}
-        else:
-            problems.append(Problem(name, "", 'traffic.json is not {"labels": {"<label>": "<version>"}}'))
+def _content(version: Path) -> str:
+    """Return what changes when a file of a version does: by the facts of each, without reading any."""
+    facts = []
+    for file in sorted(version.rglob("*")):
+        stat = file.stat()
+        facts.append(f"{file.relative_to(version)} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}")
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 
 def _unfit(version: Path) -> str | None:

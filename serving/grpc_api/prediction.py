@@ -40,6 +40,14 @@ class _Awaited(Request):
             self.answered.set_result(outcome)
 
 
+def codec_of(model: Model) -> Codec:
+    """Return the codec of a model; made once."""
+    made: Codec | None = model.codecs.get(PROTOCOL)
+    if made is None:
+        made = model.codecs[PROTOCOL] = Codec(model)
+    return made
+
+
 class Predictor:
     """Answers ModelInfer for all models of a fleet; deadline in seconds."""
 
@@ -47,15 +55,6 @@ class Predictor:
         self._fleet = fleet
         self._metrics = metrics
         self._deadline = deadline
-        self._codecs: dict[Model, Codec] = {}
-
-    def _codec(self, model: Model) -> Codec:
-        made = self._codecs.get(model)
-        if made is None:
-            live = {m for served in self._fleet.models.values() for m in served.versions.values()}
-            self._codecs = {m: codec for m, codec in self._codecs.items() if m in live}
-            made = self._codecs[model] = Codec(model)
-        return made
 
     async def answer(self, request: Any, remaining: float | None) -> Any:
         """Return the ModelInferResponse; `remaining` is the client's own deadline in seconds.
@@ -80,7 +79,7 @@ class Predictor:
         return response
 
     async def _run(self, model: Model, request: Any, began: float, remaining: float | None) -> tuple[Any, int]:
-        codec = self._codec(model)
+        codec = codec_of(model)
         loop = asyncio.get_running_loop()
         # Raw numbers are views and cost nothing; anything else is read element by element.
         if not request.raw_input_contents and request.ByteSize() > INLINE_BYTES:

@@ -6,6 +6,7 @@ import grpc
 
 from serving.errors import (
     DeadlineExceeded,
+    GenerationConflict,
     InferenceFailed,
     InvalidRequest,
     ModelNotFound,
@@ -23,6 +24,7 @@ STATUS: dict[type[ServingError], grpc.StatusCode] = {
     PayloadTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ModelNotFound: grpc.StatusCode.NOT_FOUND,
+    GenerationConflict: grpc.StatusCode.FAILED_PRECONDITION,
     NotReady: grpc.StatusCode.UNAVAILABLE,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
 }

@@ -44,7 +44,7 @@ class Codec:
     """Decodes and encodes gRPC for one version of a model."""
 
     def __init__(self, model: Model) -> None:
-        self._model = model
+        self._name, self._version = model.name, model.version
         self._ports = Ports(model.signature)
 
     def decode(self, request: Any) -> Decoded:
@@ -82,7 +82,7 @@ class Codec:
 
     def encode(self, outputs: Tensors, identity: str, decoded: Decoded) -> Any:
         """Write the answer."""
-        response = Response(model_name=self._model.name, model_version=self._model.version, id=identity)
+        response = Response(model_name=self._name, model_version=self._version, id=identity)
         specs = self._ports.outputs
         # FP16 has no typed contents, and the two kinds are never mixed.
         raw = decoded.raw or any(specs[w.position].datatype == "FP16" and not w.classes for w in decoded.wanted)

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from serving.errors import (
     DeadlineExceeded,
+    GenerationConflict,
     InferenceFailed,
     InvalidRequest,
     ModelNotFound,
@@ -30,6 +31,7 @@ HeaderList: TypeAlias = list[tuple[bytes, bytes]]
 STATUS: dict[type[ServingError], int] = {
     InvalidRequest: 400,
     ModelNotFound: 404,
+    GenerationConflict: 412,
     PayloadTooLarge: 413,
     UnsupportedMediaType: 415,
     SignatureMismatch: 422,
@@ -60,8 +62,10 @@ def status_of(error: ServingError, protocol: str = "v1") -> int:
 
 
 def error_body(error: ServingError) -> bytes:
-    """Write `{"error": ..., "details": [{"path", "message"}]}`; details only where there are some."""
+    """Write `{"error": ..., "details": [{"path", "message"}]}`; details, and `current` after a lost race."""
     body: dict[str, object] = {"error": error.message}
+    if isinstance(error, GenerationConflict):
+        body["current"] = error.current
     if error.details:
         body["details"] = [{"path": d.path, "message": d.message} for d in error.details]
     return dumps(body)

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version as package_version
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import Protocol
 
 from fastapi import FastAPI, Request
@@ -17,14 +19,14 @@ from starlette.responses import Response
 from serving.black_box import BlackBox
 from serving.engine.model import Limits
 from serving.errors import InvalidRequest, ServingError
+from serving.fleet.deployment import Deployment
 from serving.fleet.fleet import Fleet
-from serving.fleet.quarantine import Quarantine
 from serving.http_api import docs, metadata, triton
 from serving.http_api.answer import error_body, error_headers, status_of
 from serving.http_api.lane import Door
 from serving.http_api.observed import Observed
 from serving.http_api.route import prediction_routes
-from serving.http_api.targets import TEMPLATES, Targets
+from serving.http_api.targets import TEMPLATES, Targets, prepare
 from serving.metrics import Metrics
 from serving.settings import Settings
 
@@ -45,15 +47,15 @@ def create_app(
     metrics: Metrics | None = None,
     threads: int = 1,
     companion: Callable[[Fleet, Metrics | None], Companion] | None = None,
+    link: Connection | None = None,
     box: BlackBox | None = None,
-    quarantine: Quarantine | None = None,
 ) -> FastAPI:
     """Make the application that serves `settings.models`.
 
     metrics: where to count; None makes a registry of this application's own, unless settings turn metrics off.
-    threads: onnxruntime threads for each model. companion: makes what serves beside HTTP. box: where to note which
-    model runs. quarantine: the versions that are held back. The lifespan loads the models and raises ModelInvalid where
-    `settings.strict` and one can't be.
+    threads: onnxruntime threads for each model. companion: makes what serves beside HTTP. link: to the coordinator
+    of this worker's server; without one the application coordinates itself. box: where to note which model runs. The
+    lifespan loads the models and raises ModelInvalid where `settings.strict` and one can't be.
     """
     if metrics is None and settings.metrics:
         metrics = Metrics()
@@ -75,7 +77,13 @@ def create_app(
     )
     app.state.settings = settings
     app.state.metrics = metrics
-    app.state.fleet = Fleet(settings.models, limits=limits, metrics=metrics, box=box, quarantine=quarantine)
+    app.state.deployment = None
+    if link is None:
+        ours, link = Pipe()
+        app.state.deployment = Deployment(settings.models)
+        app.state.deployment.attach(ours)
+    app.state.fleet = Fleet(link, limits=limits, metrics=metrics, box=box)
+    app.state.fleet.prepare.append(prepare)
     app.state.companion = companion(app.state.fleet, metrics) if companion is not None else None
     app.state.targets = Targets(metrics, deadline=settings.deadline_s)
     routes = {t: metrics.route(t, "POST") for t in TEMPLATES.values()} if metrics is not None else {}
@@ -108,8 +116,12 @@ def create_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     fleet: Fleet = app.state.fleet
+    loop = asyncio.get_running_loop()
+    fleet.changed.append(lambda: app.state.targets.bind(fleet, loop))
+    deployment: Deployment | None = app.state.deployment
+    if deployment is not None:
+        deployment.start()
     await fleet.start(strict=app.state.settings.strict)
-    app.state.targets.bind(fleet, asyncio.get_running_loop())
     companion: Companion | None = app.state.companion
     if companion is not None:
         await companion.start()
@@ -120,6 +132,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         fleet.draining = True
         if companion is not None:
             await companion.stop()
+        if deployment is not None:
+            deployment.stop()
         await fleet.close()
         if folding is not None:
             folding.cancel()

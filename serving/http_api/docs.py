@@ -40,15 +40,16 @@ def add(app: FastAPI) -> None:
     """Add the documentation routes and their assets to the application."""
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]), name="docs-assets")
 
-    made: tuple[object, bytes] = (None, b"")
+    made: tuple[int, bytes] = (0, b"")
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:
         nonlocal made
-        models = app.state.fleet.models
-        if made[0] is not models:
+        # By number: holding the models themselves would keep those alive that have gone.
+        swaps = app.state.fleet.swaps
+        if made[0] != swaps:
             # On a thread: it takes as long as hundreds of predictions.
-            made = models, await asyncio.to_thread(lambda: dumps(document(app)))
+            made = swaps, await asyncio.to_thread(lambda: dumps(document(app)))
         return Response(made[1], media_type="application/json")
 
     @app.get("/docs", include_in_schema=False)

@@ -27,7 +27,6 @@ class Targets:
     def __init__(self, metrics: Metrics | None, *, deadline: float) -> None:
         self._metrics = metrics
         self._deadline = deadline
-        self._codecs: dict[tuple[Model, str], Codec] = {}
         self.paths: dict[bytes, Target] = {}
 
     def bind(self, fleet: Fleet, loop: asyncio.AbstractEventLoop) -> None:
@@ -39,7 +38,7 @@ class Targets:
                 metrics = self._metrics.model(model.name, model.version) if self._metrics else None
                 fresh[path.encode()] = Target(
                     model,
-                    self._codec(model, protocol),
+                    codec(model, protocol),
                     template=template,
                     metrics=metrics,
                     deadline=self._deadline,
@@ -49,12 +48,19 @@ class Targets:
         for gone in self.paths.keys() - fresh.keys():
             del self.paths[gone]
 
-    def _codec(self, model: Model, protocol: str) -> Codec:
-        made = self._codecs.get((model, protocol))
-        if made is None:
-            made = predict_v1.Codec(model) if protocol == "v1" else open_inference.Codec(model)
-            self._codecs[model, protocol] = made
-        return made
+
+def prepare(model: Model) -> None:
+    """Make the codecs of a model, which takes longer than the event loop should be held."""
+    for protocol in ("v1", "v2"):
+        codec(model, protocol)
+
+
+def codec(model: Model, protocol: str) -> Codec:
+    """Return the codec of a model for a protocol; made once."""
+    made: Codec | None = model.codecs.get(protocol)
+    if made is None:
+        made = model.codecs[protocol] = predict_v1.Codec(model) if protocol == "v1" else open_inference.Codec(model)
+    return made
 
 
 def _paths(served: Served) -> Iterator[tuple[str, str, Model]]:

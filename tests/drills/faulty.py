@@ -3,13 +3,13 @@
 FAULTS is JSON, and each key works in every process of the server, workers included (a spawned process imports its main
 module anew):
   "kill": value       a row whose first cell is this ends its worker with SIGSEGV, as a bad kernel does
-  "hang": value       such a row stops the event loop's process: the thread keeps the interpreter and never gives it up
+  "hang": value       such a row stops the whole process: its thread keeps the interpreter and never gives it up
   "stuck": value      such a row never comes back from the model, and the event loop goes on
   "slow": seconds     each batch takes so much longer
   "leak": bytes       each batch leaves so much behind: a control that the memory drill has to fail
   "crash_at_start"    every worker dies before it is ready
   "clock": seconds    the wall clock jumps by so much a second after the start
-  "off": [names]      defences that are switched off, for controls: "bisection", "departed", "quarantine", "hang", "polite"
+  "off": [names]      defences that are switched off, for controls: bisection, departed, quarantine, hang, polite
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ import os
 import signal
 import time
 from typing import Any
-
-import numpy as np
 
 FAULTS: dict[str, Any] = json.loads(os.environ.get("FAULTS", "{}"))
 _kept: list[bytes] = []
@@ -42,7 +40,6 @@ def _in_the_model() -> None:
         if "stuck" in FAULTS and _bad(inputs, FAULTS["stuck"]):
             time.sleep(3600)
         if "hang" in FAULTS and _bad(inputs, FAULTS["hang"]):
-            np.argsort(np.arange(3), kind="stable")
             _hold_the_interpreter()
         if "slow" in FAULTS:
             time.sleep(FAULTS["slow"])
@@ -65,15 +62,12 @@ def _off(name: str) -> None:
         from serving.engine.executor import Executor
         from serving.errors import ServingError
 
-        run = Executor._outcomes
-
         def whole(self: Executor, requests: list[Any]) -> list[Any]:
             try:
-                return [self._alone(requests[0])] if len(requests) == 1 else self._together(requests)
+                return self._together(requests)
             except ServingError as error:
                 return [error for _ in requests]
 
-        assert run
         Executor._outcomes = whole  # type: ignore[method-assign]
     elif name == "departed":
         from serving.http_api.prediction import Call
@@ -103,7 +97,7 @@ if FAULTS:
     if FAULTS.get("crash_at_start"):
         import serving.fleet.fleet
 
-        serving.fleet.fleet.scan = lambda root: os.abort()  # type: ignore[assignment]
+        serving.fleet.fleet.load = lambda path, limits: os.abort()  # type: ignore[assignment]
 
 if __name__ == "__main__":
     from serving.cli import main

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.errors import ModelInvalid
-from serving.fleet.repository import scan
+from serving.fleet.repository import Repository
 from serving.http_api.app import create_app
 from serving.settings import Settings
 from tests.conftest import MODELS
@@ -67,12 +67,12 @@ def test_strict_refuses(folder: Path) -> None:
 
 def test_labels_come_from_traffic_json(folder: Path) -> None:
     """`stable` decides who answers without a version; a file that can't be read is a problem, and is left out."""
-    write(folder / "iris" / "traffic.json", b'{"labels": {"stable": "1", "next": "2"}}')
+    write(folder / "iris" / "traffic.json", b'{"stable": "1", "labels": {"next": "2"}}')
     with TestClient(create_app(Settings(models=folder))) as client:
         assert client.post("/v1/models/iris:predict", json=ROW).json()["model_version"] == "1"
         assert client.post("/v1/models/iris/labels/next:predict", json=ROW).json()["model_version"] == "2"
     write(folder / "iris" / "traffic.json", b"{")
-    contents = scan(folder)
+    contents = Repository(folder).look()
     assert [p.name for p in contents.problems] == ["iris"]
     assert len(contents.found) == 2
 

@@ -1,0 +1,424 @@
+"""Brings all workers to what the folder says: one coordinator for each server, a thread in the parent process.
+
+It looks at the folder, has the gate judge what it has not seen before, makes a plan for each model that changed, and
+takes the workers to it in two phases: each loads and warms what the plan asks for; once all have, each swaps. If one
+can't, none does, and the old plan stays. A worker that starts later gets the plans that are in force.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+import orjson
+
+from serving.errors import ServingError
+from serving.fleet.plan import Plan
+from serving.fleet.repository import Contents, Found, Problem, Repository
+from serving.fleet.traffic import NOTHING, Traffic, plan
+
+log = logging.getLogger("serving.coordinator")
+
+LOOK_S = 2.0
+"""Seconds between looks at the folder when nothing was heard of it: for file systems that tell nothing."""
+GONE_S = 2.0
+"""Seconds for which a model's folder must be missing before it stops being served: a copy may replace it."""
+
+
+class Judge(Protocol):
+    """The gate: says whether a version may be loaded at all."""
+
+    def known(self, found: Found, serving: Found | None) -> str | None:
+        """Return a verdict that needs no work: '' for passed, a reason for refused, None where it must be examined."""
+
+    def examine(self, found: Found, serving: Found | None) -> str:
+        """Examine a version; takes seconds. '' for passed, else the reason."""
+
+
+@dataclass(slots=True)
+class _Change:
+    """A plan on its way to the workers."""
+
+    plan: Plan
+    waiting: set[int]
+    failed: tuple[str, str] | None = None
+    """A version that a worker could not load, and why."""
+    committing: bool = False
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of one model."""
+
+    served: Plan | None = None
+    change: _Change | None = None
+    problems: tuple[Problem, ...] = ()
+    error: str = ""
+    """Why the state that the folder asks for is not served; empty where it is."""
+    asked: int = 0
+    """Generation of the state that the folder asks for."""
+    pending: bool = False
+    """Whether the gate has yet to speak on it."""
+    missing_since: float | None = None
+
+
+class Coordinator:
+    """Owns the truth of what is served. Public methods may be called on any thread.
+
+    report: called on the coordinator's own thread, every LOOK_S and at each change, with `summary()`. judge: the gate.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        judge: Judge,
+        *,
+        report: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._repository = repository
+        self._judge = judge
+        self._report = report
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._workers: dict[int, Connection] = {}
+        self._joining: set[int] = set()
+        self._next = 0
+        self._revision = 0
+        self._models: dict[str, _Known] = {}
+        self._verdicts: dict[Found, str] = {}
+        self._judging: set[Found] = set()
+        self._gate = ThreadPoolExecutor(1, thread_name_prefix="gate")
+        self._looked = False
+        self._general: tuple[Problem, ...] = ()
+        self._quarantined: dict[tuple[str, str], str] = {}
+        self._told: bytes = b""
+        self._due = 0.0
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="coordinator", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Change nothing any more; the workers keep what they have."""
+
+        def end() -> None:
+            self._stopped = True
+
+        self._call(end)
+        self._thread.join(5)
+        self._gate.shutdown(wait=False, cancel_futures=True)
+
+    def attach(self, connection: Connection) -> None:
+        """Take a worker, by our end of its pipe: it gets all plans in force, and those to come until the pipe ends."""
+
+        def join() -> None:
+            self._next += 1
+            self._workers[self._next] = connection
+            self._joining.add(self._next)
+            self._due = 0.0
+
+        self._call(join)
+
+    def look(self) -> None:
+        """Look at the folder now."""
+
+        def soon() -> None:
+            self._due = 0.0
+
+        self._call(soon)
+
+    def quarantine(self, held: dict[tuple[str, str], str]) -> None:
+        """Serve these versions, by name and version, for these reasons no more, whatever the folder says."""
+
+        def hold() -> None:
+            self._quarantined = dict(held)
+            self._due = 0.0
+
+        self._call(hold)
+
+    def _call(self, action: Callable[[], None]) -> None:
+        self._inbox.put(action)
+        with contextlib.suppress(BlockingIOError):  # it is awake already
+            os.write(self._wake, b"x")
+
+    # All below runs on the coordinator's own thread.
+
+    def _run(self) -> None:
+        while not self._stopped:
+            try:
+                self._turn()
+            except Exception:  # the workers serve on; whatever it was, the next look starts afresh
+                log.exception("the coordinator stumbled")
+                time.sleep(0.5)
+
+    def _turn(self) -> None:
+        heard = wait([self._woken, *self._workers.values()], max(0.0, self._due - time.monotonic()))
+        if self._woken in heard:
+            os.read(self._woken, 65536)
+        while True:
+            try:
+                self._inbox.get_nowait()()
+            except Empty:
+                break
+        for worker, connection in list(self._workers.items()):
+            if connection in heard:
+                self._hear(worker, connection)
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + LOOK_S
+            self._look()
+            self._report(self.summary())
+        self._tell()
+
+    def _hear(self, worker: int, connection: Connection) -> None:
+        try:
+            message = orjson.loads(connection.recv_bytes())
+        except (EOFError, OSError):
+            self._lose(worker)
+            return
+        if message["kind"] == "look":
+            self._retry(message.get("retry"))
+            self._due = 0.0
+            return
+        known = self._models.get(message["name"])
+        if known is None:
+            return
+        version, reason = message.get("failed", ("", ""))
+        change = known.change
+        if change is not None and change.plan.revision == message["revision"]:
+            change.waiting.discard(worker)
+            if reason:
+                change.failed = (version, reason)
+            self._proceed(known)
+        elif reason and known.served is not None and known.served.revision == message["revision"]:
+            # A worker that starts could not load what the others serve, or there are no others yet.
+            self._mark(known.served, version, reason)
+            self._due = 0.0
+
+    def _retry(self, name: str | None) -> None:
+        """Forget what failed to load, or at the gate, for a model that somebody asks to be loaded again."""
+        for item in [item for item, reason in self._verdicts.items() if item.name == name and reason]:
+            del self._verdicts[item]
+
+    def _mark(self, wanted: Plan, version: str, reason: str) -> None:
+        """Remember that a version can't be loaded."""
+        log.error("not served: %s %s: %s", wanted.name, version, reason)
+        for item in wanted.versions:
+            if item.version == version:
+                self._verdicts[item] = reason
+
+    def _lose(self, worker: int) -> None:
+        """Go on without a worker that ended; its replacement comes as a new one."""
+        self._workers.pop(worker).close()
+        self._joining.discard(worker)
+        for known in self._models.values():
+            if known.change is not None:
+                known.change.waiting.discard(worker)
+                self._proceed(known)
+
+    def _send(self, worker: int, message: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # its end is heard of when it is read from
+            self._workers[worker].send_bytes(orjson.dumps(message))
+
+    def _look(self) -> None:
+        contents = self._repository.look()
+        self._general = tuple(p for p in contents.problems if not p.name)
+        self._looked = True
+        if contents.unreadable:
+            # What is loaded serves on: a folder that is away (a mount, a full disk) takes nothing down.
+            return
+        names = {item.name for item in contents.found} | {p.name for p in contents.problems}
+        for name in sorted((names | self._models.keys()) - {""}):
+            known = self._models.setdefault(name, _Known())
+            if known.change is None:  # else it is looked at again when that is done
+                self._consider(name, known, contents)
+
+    def _consider(self, name: str, known: _Known, contents: Contents) -> None:
+        found = [item for item in contents.found if item.name == name]
+        problems = [p for p in contents.problems if p.name == name]
+        if not found and not problems:
+            if known.served is None:
+                del self._models[name]
+                return
+            if self._still_there(known):
+                return
+        else:
+            known.missing_since = None
+        traffic = contents.traffic.get(name) or (
+            known.served.traffic if known.served and problems else Traffic(labels={})
+        )
+        good, refused, pending = self._judged(name, found, traffic, known)
+        known.problems = (*problems, *refused)
+        known.asked, known.pending = traffic.generation, pending
+        if pending:
+            return  # until the gate has spoken
+        roles = NOTHING
+        if good:
+            try:
+                roles = plan(traffic, [item.version for item in good])
+            except ServingError as error:
+                reasons = "; ".join(f"version {p.version}: {p.reason}" for p in refused)
+                known.error = f"{error.message}{f' ({reasons})' if reasons else ''}"
+                known.problems += (Problem(name, "", known.error),)
+                return
+        elif known.served is not None and found and not good:
+            known.error = "; ".join(f"version {p.version}: {p.reason}" for p in refused)
+            return  # what serves goes on
+        known.error = ""
+        known.problems += tuple(Problem(name, "", problem) for problem in roles.problems)
+        self._revision += 1
+        wanted = Plan(
+            name,
+            self._revision,
+            traffic,
+            tuple(item for item in good if item.version in roles.loaded),
+            tuple(item.version for item in good if item.version not in roles.loaded),
+        )
+        if not wanted.same(known.served):
+            self._begin(known, wanted)
+
+    def _still_there(self, known: _Known) -> bool:
+        """Tell whether a model that is missing from the folder is to be kept a little longer."""
+        now = time.monotonic()
+        if known.missing_since is None:
+            known.missing_since = now
+        return now - known.missing_since < GONE_S
+
+    def _judged(
+        self, name: str, found: list[Found], traffic: Traffic, known: _Known
+    ) -> tuple[list[Found], list[Problem], bool]:
+        """Part versions into good and refused; those that are wanted and not judged yet go to the gate."""
+        refused = [
+            Problem(name, item.version, f"quarantined: {self._quarantined[name, item.version]}")
+            for item in found
+            if (name, item.version) in self._quarantined
+        ]
+        good = [item for item in found if (name, item.version) not in self._quarantined]
+        serving = self._reference(known)
+        while good:
+            try:
+                wanted = set(plan(traffic, [item.version for item in good]).loaded)
+            except ServingError:
+                return good, refused, False
+            verdicts = {item: self._verdict(item, serving) for item in good if item.version in wanted}
+            bad = [item for item, verdict in verdicts.items() if verdict]
+            if not bad:
+                return good, refused, None in verdicts.values()
+            refused += [Problem(name, item.version, verdicts[item] or "") for item in bad]
+            good = [item for item in good if item not in bad]
+        return good, refused, False
+
+    @staticmethod
+    def _reference(known: _Known) -> Found | None:
+        """Return the version that serves now, with which the gate compares."""
+        if known.served is None:
+            return None
+        stable = known.served.roles.stable
+        return next((item for item in known.served.versions if item.version == stable), None)
+
+    def _verdict(self, item: Found, serving: Found | None) -> str | None:
+        verdict = self._verdicts.get(item)
+        if verdict is None:
+            verdict = self._judge.known(item, serving)
+            if verdict is not None:
+                self._verdicts[item] = verdict
+            elif item not in self._judging:
+                self._judging.add(item)
+                self._gate.submit(self._examine, item, serving)
+        return verdict
+
+    def _examine(self, item: Found, serving: Found | None) -> None:
+        """Run the gate, on its thread."""
+        try:
+            verdict = self._judge.examine(item, serving)
+        except Exception:
+            log.exception("the gate stumbled over %s %s", item.name, item.version)
+            verdict = "it could not be examined: the server's log has the reason"
+
+        def note() -> None:
+            self._judging.discard(item)
+            self._verdicts[item] = verdict
+            self._due = 0.0
+
+        self._call(note)
+
+    def _begin(self, known: _Known, wanted: Plan) -> None:
+        known.change = _Change(wanted, set(self._workers) - self._joining)
+        for worker in known.change.waiting:
+            self._send(worker, {"kind": "prepare", "plan": wanted.dump()})
+        self._proceed(known)
+
+    def _proceed(self, known: _Known) -> None:
+        """Take a change one phase further where all workers have done theirs."""
+        change = known.change
+        if change is None or change.waiting:
+            return
+        word = {"name": change.plan.name, "revision": change.plan.revision}
+        if change.committing:
+            known.served, known.change = change.plan, None
+            self._due = 0.0  # the folder may have moved on meanwhile
+        elif change.failed is not None:
+            for worker in set(self._workers) - self._joining:
+                self._send(worker, {"kind": "abort", **word})
+            self._mark(change.plan, *change.failed)
+            known.change = None
+            self._due = 0.0
+        else:
+            change.committing = True
+            change.waiting = set(self._workers) - self._joining
+            for worker in change.waiting:
+                self._send(worker, {"kind": "commit", **word})
+            self._proceed(known)
+
+    def _tell(self) -> None:
+        """Give workers that start what is in force, and tell all what is so, where it changed."""
+        if self._joining and self._looked and not any(k.pending and not k.served for k in self._models.values()):
+            for worker in self._joining:
+                self._join(worker)
+            self._joining.clear()
+            self._told = b""
+        summary = self.summary()
+        told = orjson.dumps(summary)
+        if told != self._told:
+            self._told = told
+            for worker in set(self._workers) - self._joining:
+                self._send(worker, {"kind": "told", **summary})
+            self._report(summary)
+
+    def _join(self, worker: int) -> None:
+        changes = [known.change for known in self._models.values() if known.change is not None]
+        committing = {change.plan.name: change.plan for change in changes if change.committing}
+        served = {k.served.name: k.served for k in self._models.values() if k.served is not None}
+        plans = [plan.dump() for plan in (served | committing).values()]
+        self._send(worker, {"kind": "join", "plans": plans})
+        for change in changes:
+            if not change.committing:
+                change.waiting.add(worker)
+                self._send(worker, {"kind": "prepare", "plan": change.plan.dump()})
+
+    def summary(self) -> dict[str, Any]:
+        """Return, by model, the generation that is asked for and that which is served, and what is not served."""
+        problems = (*self._general, *(p for known in self._models.values() for p in known.problems))
+        return {
+            "models": {
+                name: {
+                    "asked": known.asked,
+                    "serving": known.served.traffic.generation if known.served else None,
+                    "stable": known.served.roles.stable if known.served else None,
+                    "error": known.error,
+                    "busy": known.pending or known.change is not None,
+                }
+                for name, known in self._models.items()
+            },
+            "problems": [[p.name, p.version, p.reason] for p in problems],
+        }

@@ -1,0 +1,296 @@
+"""Keeps each model's traffic document and its history on disk, for any number of processes at once.
+
+<root>/<name>/traffic.json            replaced by rename, so that a reader sees the old one or the new one
+<root>/<name>/history.jsonl           one line a change, append-only: its `before` is the `after` of the line above
+<root>/.serving/ledger/<name>.lock    held by who changes
+<root>/.serving/ledger/<name>.json    the line of the change in progress, written ahead: after a crash, who comes next
+                                      appends it where the change was made, and forgets it where it was not
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from serving.errors import GenerationConflict, ModelNotFound, NotReady, ServingError
+from serving.fleet.repository import NAME, shown
+from serving.fleet.traffic import Traffic, parse
+from serving.fleet.transitions import Transition
+
+log = logging.getLogger("serving.ledger")
+
+STATE = ".serving"
+TRAFFIC_FILE = "traffic.json"
+HISTORY_FILE = "history.jsonl"
+LOCK_WAIT_S = 30.0
+_BLOCK = 64 * 1024
+
+
+class Ledger:
+    """The traffic documents under one models folder. Every method blocks on the disk: call it off the event loop."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._state = root / STATE / "ledger"
+
+    def read(self, name: str) -> Traffic:
+        """Return a model's document as it is now. Raises ModelNotFound, or InvalidRequest where it can't be read.
+
+        A file that was edited by hand counts as a new generation, though nobody raised the number in it.
+        """
+        folder = self._folder(name)
+        # In this order: a change that comes between is then one whose generation has grown.
+        last = _last(folder)
+        return _effective(_document(folder), last)[0]
+
+    def change(
+        self, name: str, transition: Transition, *, who: str, what: str, why: str = "", if_generation: int | None = None
+    ) -> Traffic:
+        """Make one step and note it: the next generation is on disk, and stays, when this returns it.
+
+        who: a key's name or a user of the system. what: the verb and what it was given. if_generation: the generation
+        that the caller has seen. Raises GenerationConflict where it is another by now, ModelNotFound, NotReady where
+        the folder can't be written, and what `transition` raises; nothing is changed then.
+        """
+        folder = self._folder(name)
+        with self._alone(name), _writing():
+            before = self._adopted(name, folder)
+            if if_generation is not None and before.generation != if_generation:
+                raise GenerationConflict(
+                    f"the traffic of {name} is at generation {before.generation}, and the change was made for "
+                    f"{if_generation}: look at it and try again",
+                    before.document(),
+                )
+            now = time.time()
+            after = transition(before).model_copy(update={"generation": before.generation + 1, "since": round(now, 3)})
+            entry = _entry(now, before, after, who=who, what=what, why=why)
+            ahead = self._state / f"{name}.json"
+            _write(ahead, json.dumps(entry))
+            _sync(self._state)
+            fresh = folder / f".{TRAFFIC_FILE}.new"
+            _write(fresh, json.dumps(after.document(), indent=1) + "\n")
+            fresh.replace(folder / TRAFFIC_FILE)
+            try:
+                _sync(folder)
+                _append(folder / HISTORY_FILE, entry)
+                ahead.unlink()
+            except OSError as error:  # the change is made, and its line is kept for who comes next
+                log.warning("the history of %s is a line behind: %s", name, error.strerror)
+            return after
+
+    def adopt(self, name: str) -> Traffic:
+        """Note an edit by hand in the history, finish what a crash left, and return the document as `read` does.
+
+        Where the folder can't be written nothing is noted, and that is no error.
+        """
+        folder = self._folder(name)
+        if _effective(_document(folder), _last(folder))[1] or (self._state / f"{name}.json").exists():
+            with contextlib.suppress(NotReady), self._alone(name), _writing():
+                return self._adopted(name, folder)
+        return self.read(name)
+
+    def history(self, name: str, limit: int = 100) -> list[dict[str, Any]]:
+        """Return the last `limit` changes, oldest first: when, who, what, why, generation, before, after."""
+        folder = self._folder(name)
+        if (self._state / f"{name}.json").exists():
+            with contextlib.suppress(NotReady), self._alone(name), _writing():
+                self._repair(name, folder)
+        found: list[dict[str, Any]] = []
+        for entry in _backwards(folder / HISTORY_FILE):
+            if len(found) >= limit:
+                break
+            found.append(entry)
+        return found[::-1]
+
+    def _folder(self, name: str) -> Path:
+        folder = self._root / name
+        if not NAME.fullmatch(name) or not folder.is_dir():
+            raise ModelNotFound(f"no model is called {shown(name)!r}")
+        return folder
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Hold the model's lock. Raises NotReady where it can't be had."""
+        with _writing():
+            self._state.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self._state / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            until = time.monotonic() + LOCK_WAIT_S
+            while not _locked(lock):
+                if time.monotonic() > until:
+                    raise NotReady(f"another change of {name} has not ended for {LOCK_WAIT_S:.0f} s: try again")
+                time.sleep(0.001 + os.urandom(1)[0] / 25_600)  # 1 to 11 ms, so that those who wait do not march in step
+            yield
+        finally:
+            os.close(lock)
+
+    def _adopted(self, name: str, folder: Path) -> Traffic:
+        """Under the lock: bring the history up to the document, and return the document."""
+        self._repair(name, folder)
+        last = _last(folder)
+        traffic, edited = _effective(_document(folder), last)
+        if edited:
+            note = _entry(
+                time.time(), last, traffic, who=_owner(folder), what="edited", why=f"{TRAFFIC_FILE} was edited"
+            )
+            _append(folder / HISTORY_FILE, note)
+        return traffic
+
+    def _repair(self, name: str, folder: Path) -> None:
+        """Under the lock: append the line of a change that was made and not noted."""
+        ahead = self._state / f"{name}.json"
+        try:
+            entry = _valid(ahead.read_bytes())
+        except FileNotFoundError:
+            return
+        if entry is not None and entry["generation"] > _last(folder).generation:
+            made = _traffic(entry["after"])
+            with contextlib.suppress(ServingError):
+                if _document(folder) == made:
+                    _append(folder / HISTORY_FILE, entry)
+        ahead.unlink()
+
+
+def _effective(document: Traffic, last: Traffic) -> tuple[Traffic, bool]:
+    """Return the document with the generation that it counts as, and whether it is an edit that nobody has noted."""
+    if document.generation > last.generation:
+        return document, True
+    if document.same(last):
+        return last, False
+    return document.model_copy(update={"generation": last.generation + 1}), True
+
+
+def _document(folder: Path) -> Traffic:
+    try:
+        return parse((folder / TRAFFIC_FILE).read_bytes())
+    except FileNotFoundError:
+        return Traffic()
+    except OSError as error:
+        raise NotReady(f"{TRAFFIC_FILE} can't be read: {(error.strerror or 'input/output error').lower()}") from None
+
+
+def _owner(folder: Path) -> str:
+    try:
+        return (folder / TRAFFIC_FILE).owner()
+    except (OSError, KeyError):
+        return "unknown"
+
+
+def _last(folder: Path) -> Traffic:
+    """Return the document after the last change that the history holds."""
+    for entry in _backwards(folder / HISTORY_FILE):
+        return _traffic(entry["after"])
+    return Traffic()
+
+
+def _traffic(document: dict[str, Any]) -> Traffic:
+    return parse(json.dumps(document))
+
+
+def _entry(now: float, before: Traffic, after: Traffic, *, who: str, what: str, why: str) -> dict[str, Any]:
+    return {
+        "when": datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "who": who[:200],
+        "what": what[:200],
+        "why": why[:2000],
+        "generation": after.generation,
+        "before": before.document(),
+        "after": after.document(),
+    }
+
+
+def _valid(line: bytes) -> dict[str, Any] | None:
+    """Read a line; None where it is torn or not ours."""
+    try:
+        entry = json.loads(line)
+        _traffic(entry["after"])
+        if isinstance(entry["generation"], int):
+            return dict(entry)
+    except (ValueError, TypeError, KeyError, ServingError):
+        pass
+    return None
+
+
+def _backwards(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield a history's entries, newest first; lines that can't be read are passed over."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        at = file.seek(0, os.SEEK_END)
+        rest = b""
+        while at > 0:
+            size = min(_BLOCK, at)
+            at -= size
+            file.seek(at)
+            first, *lines = (file.read(size) + rest).split(b"\n")
+            for line in reversed(lines):
+                if line and (entry := _valid(line)) is not None:
+                    yield entry
+            rest = first
+        if rest and (entry := _valid(rest)) is not None:
+            yield entry
+
+
+def _locked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Turn what the file system says no with into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise NotReady("the models folder is read-only here: change traffic.json where it comes from") from error
+        reason = (error.strerror or "input/output error").lower()
+        raise NotReady(f"the change could not be written, and nothing is changed: {reason}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _append(path: Path, entry: dict[str, Any]) -> None:
+    line = json.dumps(entry).encode() + b"\n"
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    try:
+        size = os.fstat(file).st_size
+        if size == 0:
+            _sync(path.parent)
+        elif os.pread(file, 1, size - 1) != b"\n":
+            line = b"\n" + line  # behind a torn line
+        written = os.write(file, line)
+        if written != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename or a new file in a folder survive a loss of power."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -1,0 +1,177 @@
+"""A worker's side of deployment: does what the coordinator says, off the event loop, and reports back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import orjson
+
+from serving.engine.model import Model
+from serving.errors import ModelInvalid, NotReady
+from serving.fleet.plan import Plan
+from serving.fleet.repository import Found, Problem
+
+log = logging.getLogger("serving.member")
+
+Load = Callable[[Found], Awaitable[Model]]
+Live = Callable[[str], dict[Found, Model]]
+Swap = Callable[[Plan, dict[Found, Model]], None]
+
+
+class Standing(NamedTuple):
+    """Where a model stands, as the coordinator sees it: generations asked for and served, and why they differ."""
+
+    asked: int
+    serving: int | None
+    stable: str | None
+    error: str
+    busy: bool
+
+
+class _Failed(Exception):
+    def __init__(self, version: str, reason: str) -> None:
+        super().__init__(reason)
+        self.version = version
+        self.reason = reason
+
+
+class Member:
+    """Speaks with the coordinator over one end of a pipe.
+
+    load: loads and warms a version. live: the versions of a model that serve now. swap: puts a plan's versions in
+    their place, at once. told: takes what is not served and why, and where each model stands.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        load: Load,
+        live: Live,
+        swap: Swap,
+        told: Callable[[tuple[Problem, ...], dict[str, Standing]], None],
+    ) -> None:
+        self._connection = connection
+        self._load = load
+        self._live = live
+        self._swap = swap
+        self._told = told
+        self._prepared: dict[str, tuple[Plan, dict[Found, Model]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._joined = asyncio.Event()
+        self._failed: list[Problem] = []
+        self._moved = asyncio.Event()
+        self.standings: dict[str, Standing] = {}
+
+    def start(self) -> None:
+        """Listen to the coordinator."""
+        asyncio.get_running_loop().add_reader(self._connection.fileno(), self._read)
+
+    async def joined(self) -> list[Problem]:
+        """Wait until all that was in force when this worker came is loaded; return what of it could not be."""
+        await self._joined.wait()
+        return self._failed
+
+    def close(self) -> None:
+        """Listen no more."""
+        asyncio.get_running_loop().remove_reader(self._connection.fileno())
+        self._connection.close()
+        for task in self._tasks:
+            task.cancel()
+
+    def look(self, *, retry: str | None = None) -> None:
+        """Ask the coordinator to look at the folder now; `retry` names a model whose failures are to be forgotten."""
+        self._say({"kind": "look", "retry": retry})
+
+    async def settled(self, name: str, generation: int) -> Standing:
+        """Wait until every worker serves a generation of a model or can't. Raises NotReady with the reason."""
+        while True:
+            self._moved.clear()
+            standing = self.standings.get(name)
+            if standing is not None and not standing.busy and standing.asked >= generation:
+                if standing.error:
+                    raise NotReady(standing.error)
+                if standing.serving is not None and standing.serving >= generation:
+                    return standing
+            await self._moved.wait()
+
+    def _say(self, message: dict[str, Any]) -> None:
+        try:
+            self._connection.send_bytes(orjson.dumps(message))
+        except OSError:
+            log.warning("the coordinator has gone: what is served stays as it is")
+
+    def _read(self) -> None:
+        try:
+            while self._connection.poll():
+                self._hear(orjson.loads(self._connection.recv_bytes()))
+        except (EOFError, OSError):
+            asyncio.get_running_loop().remove_reader(self._connection.fileno())
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        kind = message["kind"]
+        if kind == "join":
+            self._begin(self._join([Plan.read(given) for given in message["plans"]]))
+        elif kind == "prepare":
+            self._begin(self._prepare(Plan.read(message["plan"])))
+        elif kind == "told":
+            self.standings = {name: Standing(**standing) for name, standing in message["models"].items()}
+            self._told(tuple(Problem(*given) for given in message["problems"]), self.standings)
+            self._moved.set()
+        else:
+            self._end(message["name"], message["revision"], commit=kind == "commit")
+
+    def _begin(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _join(self, plans: Iterable[Plan]) -> None:
+        for wanted in plans:
+            try:
+                self._swap(wanted, await self._loaded(wanted))
+            except _Failed as error:
+                self._failed.append(Problem(wanted.name, error.version, error.reason))
+                self._answer(wanted, error)
+        self._joined.set()
+
+    async def _prepare(self, wanted: Plan) -> None:
+        await self._joined.wait()
+        try:
+            self._prepared[wanted.name] = wanted, await self._loaded(wanted)
+        except _Failed as error:
+            self._answer(wanted, error)
+        else:
+            self._answer(wanted)
+
+    async def _loaded(self, wanted: Plan) -> dict[Found, Model]:
+        """Load what is not there yet."""
+        live = self._live(wanted.name)
+        models: dict[Found, Model] = {}
+        for item in wanted.versions:
+            try:
+                models[item] = live[item] if item in live else await self._load(item)
+            except ModelInvalid as error:
+                raise _Failed(item.version, error.message) from None
+            except Exception:
+                log.exception("%s %s could not be loaded", item.name, item.version)
+                raise _Failed(item.version, "it could not be loaded: the server's log has the reason") from None
+        return models
+
+    def _end(self, name: str, revision: int, *, commit: bool) -> None:
+        wanted, models = self._prepared.pop(name, (None, {}))
+        if wanted is None or wanted.revision != revision:
+            return
+        if commit:
+            self._swap(wanted, models)
+            self._answer(wanted)
+
+    def _answer(self, wanted: Plan, error: _Failed | None = None) -> None:
+        message: dict[str, Any] = {"kind": "done", "name": wanted.name, "revision": wanted.revision}
+        if error is not None:
+            message["failed"] = [error.version, error.reason]
+        self._say(message)

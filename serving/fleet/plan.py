@@ -1,0 +1,60 @@
+"""A plan: what every worker is to serve of one model; made by the coordinator, carried to the workers as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from serving.fleet.repository import Found
+from serving.fleet.traffic import NOTHING, Roles, Traffic, parse, plan
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one model is to serve: versions to hold, in order, and who gets the requests. No versions: nothing.
+
+    revision: the coordinator's own count of plans, so that a late word about an older one is known as such.
+    """
+
+    name: str
+    revision: int
+    traffic: Traffic
+    versions: tuple[Found, ...]
+    resting: tuple[str, ...]
+    """Versions that are in the folder, and not loaded."""
+
+    def same(self, other: Plan | None) -> bool:
+        """Tell whether both ask the workers for the same."""
+        return other is not None and (self.traffic, self.versions, self.resting) == (
+            other.traffic,
+            other.versions,
+            other.resting,
+        )
+
+    @property
+    def roles(self) -> Roles:
+        """Say what each version does."""
+        return plan(self.traffic, [found.version for found in self.versions]) if self.versions else NOTHING
+
+    def dump(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "traffic": self.traffic.document(),
+            "versions": [found.dump() for found in self.versions],
+            "resting": self.resting,
+        }
+
+    @classmethod
+    def read(cls, given: dict[str, Any]) -> Plan:
+        """Return the plan that `dump` wrote."""
+        return cls(
+            given["name"],
+            given["revision"],
+            parse(orjson.dumps(given["traffic"])),
+            tuple(Found.read(found) for found in given["versions"]),
+            tuple(given["resting"]),
+        )

@@ -1,0 +1,32 @@
+"""The server's own folder beside the models: staging, verdicts, prepared forms, who serves what."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+NAME = ".serving"
+
+
+def state_folder(root: Path) -> Path:
+    """Return the folder for state that belongs to a models folder: inside it, or where that is read-only, elsewhere.
+
+    Raises OSError where neither can be had.
+    """
+    inside = root / NAME
+    try:
+        inside.mkdir(exist_ok=True)
+        if os.access(inside, os.W_OK):
+            return inside
+    except OSError:
+        pass
+    digest = hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]
+    elsewhere = Path(tempfile.gettempdir()) / f"serving-{os.getuid()}-{digest}"
+    elsewhere.mkdir(mode=0o700, exist_ok=True)
+    # A folder with a name that can be guessed may have been put there by somebody else, to be trusted by us.
+    facts = elsewhere.lstat()
+    if facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        raise PermissionError(f"{elsewhere} belongs to another user")
+    return elsewhere

@@ -1,0 +1,63 @@
+"""Tells when something in a folder moves: native events where the file system has them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import watchfiles
+
+from serving.fleet.state import NAME
+
+log = logging.getLogger("serving.watch")
+
+_SILENT = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse", "ceph", "glusterfs", "lustre", "virtiofs", "vboxsf"})
+"""File systems on which others' changes raise no event: they are polled."""
+POLL_MS = 500
+
+
+def watch(root: Path, moved: Callable[[], None], stop: threading.Event) -> threading.Thread:
+    """Call `moved` after each change below `root` but in our own folder there, until `stop`, from another thread."""
+    own = str(root / NAME)
+
+    def other(change: watchfiles.Change, path: str) -> bool:
+        return not path.startswith(own)
+
+    def run() -> None:
+        while not stop.is_set():
+            try:
+                for _ in watchfiles.watch(
+                    root,
+                    watch_filter=other,
+                    debounce=200,
+                    step=20,
+                    stop_event=stop,
+                    rust_timeout=1000,
+                    poll_delay_ms=POLL_MS,
+                    force_polling=_silent(root),
+                    raise_interrupt=False,
+                ):
+                    moved()
+            except (OSError, RuntimeError):
+                stop.wait(1.0)  # it is not there, or no watch can be had: the coordinator looks by itself too
+
+    thread = threading.Thread(target=run, name="watch", daemon=True)
+    thread.start()
+    return thread
+
+
+def _silent(root: Path) -> bool:
+    """Tell whether a folder is on a file system that does not tell of changes."""
+    best, kind = "", ""
+    try:
+        lines = Path("/proc/mounts").read_text().splitlines()
+    except OSError:
+        return True
+    where = str(root.resolve())
+    for line in lines:
+        _, point, fstype, *_ = line.split()
+        if (where == point or where.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
+            best, kind = point, fstype
+    return kind.split(".")[0] in _SILENT

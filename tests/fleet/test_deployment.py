@@ -1,0 +1,129 @@
+"""Versions come and go while the server answers: every worker goes from one state of the folder to the next."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from tests.conftest import MODELS, Server, running
+
+Wait = Callable[[Callable[[], bool]], None]
+ROW = {"instances": [[5.1, 3.5, 1.4, 0.2]]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with version 1 of iris."""
+    shutil.copytree(MODELS / "iris" / "1", tmp_path / "iris" / "1")
+    return tmp_path
+
+
+@pytest.fixture
+def live(folder: Path) -> Iterator[Server]:
+    """Two workers that serve it."""
+    with running("--workers", "2", models=folder) as server:
+        yield server
+
+
+def write(folder: Path, **traffic: object) -> None:
+    """Replace iris's traffic.json as a tool would: at once."""
+    fresh = folder / "iris" / ".traffic.new"
+    fresh.write_text(json.dumps(traffic))
+    fresh.replace(folder / "iris" / "traffic.json")
+
+
+def versions(url: str, times: int = 12) -> set[str]:
+    """Ask over new connections, so that both workers answer some; return the versions that did."""
+    found = set()
+    for _ in range(times):
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+        connection.request("POST", "/v1/models/iris:predict", json.dumps(ROW))
+        answer = connection.getresponse()
+        text = answer.read()
+        connection.close()
+        assert answer.status == 200, text
+        found.add(json.loads(text)["model_version"])
+    return found
+
+
+def add(folder: Path, version: str) -> None:
+    """Put a version into the folder at once."""
+    staged = folder / ".staged"
+    shutil.copytree(MODELS / "iris" / "2", staged)
+    os.replace(staged, folder / "iris" / version)
+
+
+def test_a_new_version_serves_without_a_failed_request(live: Server, folder: Path, eventually: Wait) -> None:
+    """A version that appears in the folder takes over in every worker, and no request fails meanwhile."""
+    failures, stop, asked = [], threading.Event(), 0
+
+    def ask() -> None:
+        nonlocal asked
+        with httpx.Client(base_url=live.url, timeout=20) as client:
+            while not stop.is_set():
+                answer = client.post("/v1/models/iris:predict", json=ROW)
+                asked += 1
+                if answer.status_code != 200 or answer.json()["model_version"] not in ("1", "2", "3"):
+                    failures.append(answer.text)
+
+    askers = [threading.Thread(target=ask) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    add(folder, "2")
+    eventually(lambda: versions(live.url) == {"2"})
+    add(folder, "3")
+    eventually(lambda: versions(live.url) == {"3"})
+    stop.set()
+    for asker in askers:
+        asker.join()
+    assert not failures
+    assert asked > 50
+    assert httpx.post(f"{live.url}/v1/models/iris/versions/1:predict", json=ROW).status_code == 503
+    assert httpx.get(f"{live.url}/v1/models/iris/versions/2").status_code == 200
+
+
+def test_the_document_decides_who_serves(live: Server, folder: Path, eventually: Wait) -> None:
+    """Replacing traffic.json moves the traffic back and forth; one that can't be read changes nothing."""
+    add(folder, "2")
+    eventually(lambda: versions(live.url) == {"2"})
+    write(folder, generation=1, stable="1")
+    eventually(lambda: versions(live.url) == {"1"})
+    (folder / "iris" / "traffic.json").write_text("{")
+    eventually(lambda: "traffic.json" in httpx.get(f"{live.url}/v1/models").text)
+    assert versions(live.url) == {"1"}
+    write(folder, generation=2, stable="9")
+    eventually(lambda: "stable is version 9" in httpx.get(f"{live.url}/v1/models").text)
+    assert versions(live.url) == {"1"}
+    write(folder, generation=3, stable="2")
+    eventually(lambda: versions(live.url) == {"2"})
+
+
+def test_a_model_that_leaves_the_folder_leaves_the_server(live: Server, folder: Path, eventually: Wait) -> None:
+    """A removed model is 404 after a while; one that is unloaded on purpose is 503 and comes back when asked."""
+    write(folder, generation=1, unloaded=True)
+    eventually(lambda: httpx.post(f"{live.url}/v1/models/iris:predict", json=ROW).status_code == 503)
+    write(folder, generation=2)
+    eventually(lambda: httpx.post(f"{live.url}/v1/models/iris:predict", json=ROW).status_code == 200)
+    shutil.rmtree(folder / "iris")
+    eventually(lambda: httpx.post(f"{live.url}/v1/models/iris:predict", json=ROW).status_code == 404)
+
+
+def test_a_worker_that_restarts_serves_the_current_state(live: Server, folder: Path, eventually: Wait) -> None:
+    """What replaces a killed worker answers with the version that the others answer with."""
+    from tests.test_command import children
+
+    add(folder, "2")
+    write(folder, generation=1, stable="1")
+    eventually(lambda: versions(live.url) == {"1"})
+    before = children(live.process.pid)
+    os.kill(min(before), 9)
+    eventually(lambda: len(children(live.process.pid) - before) == 1)
+    eventually(lambda: versions(live.url, 30) == {"1"})

@@ -1,0 +1,212 @@
+"""The ledger: one change after the other, each in the history, whatever crashes, fills up or is edited by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.errors import GenerationConflict, InvalidRequest, ModelNotFound, NotReady
+from serving.fleet import ledger as ledger_module
+from serving.fleet import transitions as to
+from serving.fleet.ledger import Ledger
+from serving.fleet.traffic import Traffic
+
+HERE = ("1", "2", "3")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    for version in HERE:
+        (tmp_path / "iris" / version).mkdir(parents=True)
+    return Ledger(tmp_path)
+
+
+def promote(ledger: Ledger, version: str, **more: Any) -> Traffic:
+    return ledger.change("iris", to.promote(version, available=HERE), who="ann", what=f"promote {version}", **more)
+
+
+def chain(ledger: Ledger) -> list[dict[str, Any]]:
+    """Return the history, having checked that each line goes on where the one above ended, and ends at the document."""
+    entries = ledger.history("iris", 10_000)
+    for one, two in itertools.pairwise(entries):
+        assert two["before"] == one["after"]
+        assert two["generation"] > one["generation"]
+    if entries:
+        assert entries[-1]["after"] == ledger.read("iris").document()
+    return entries
+
+
+def test_every_change_is_noted(ledger: Ledger, tmp_path: Path) -> None:
+    """A change is on disk as the next generation, and in the history: when, who, what, why, before and after."""
+    assert ledger.read("iris") == Traffic()
+    first = promote(ledger, "1", why="ticket 12")
+    second = promote(ledger, "2", if_generation=1)
+    assert (first.generation, second.generation) == (1, 2)
+    assert ledger.read("iris") == second
+    assert json.loads((tmp_path / "iris" / "traffic.json").read_text())["stable"] == "2"
+    one, two = chain(ledger)
+    assert (one["who"], one["what"], one["why"], one["generation"]) == ("ann", "promote 1", "ticket 12", 1)
+    assert one["when"].endswith("Z")
+    assert two["after"]["previous"] == "1"
+    assert ledger.history("iris", 1) == [two]
+
+
+def test_the_loser_of_a_race_gets_the_state(ledger: Ledger) -> None:
+    """A change made for a generation that has passed is refused, and told what is there now."""
+    promote(ledger, "1")
+    promote(ledger, "2")
+    with pytest.raises(GenerationConflict) as caught:
+        promote(ledger, "3", if_generation=1)
+    assert caught.value.current["stable"] == "2"
+    assert caught.value.current["generation"] == 2
+    assert len(chain(ledger)) == 2
+
+
+def test_unknown_models_and_bad_names(ledger: Ledger) -> None:
+    """A model that is not in the folder is named; a name that is a path is no name."""
+    for name in ("rose", "../iris", ".serving", ""):
+        with pytest.raises(ModelNotFound):
+            ledger.read(name)
+
+
+def test_an_edit_by_hand_is_a_change(ledger: Ledger, tmp_path: Path) -> None:
+    """Who replaces traffic.json, with or without a greater generation, has made a change: it counts, and is noted."""
+    file = tmp_path / "iris" / "traffic.json"
+    promote(ledger, "1")
+    file.write_text('{"stable": "2"}')
+    assert ledger.read("iris").generation == 2
+    assert ledger.adopt("iris").stable == "2"
+    assert ledger.adopt("iris").generation == 2
+    assert [e["what"] for e in chain(ledger)] == ["promote 1", "edited"]
+    file.write_text('{"stable": "3", "generation": 40}')
+    with pytest.raises(GenerationConflict):
+        promote(ledger, "1", if_generation=2)
+    assert promote(ledger, "1", if_generation=40).generation == 41
+    file.unlink()
+    assert ledger.read("iris") == Traffic(generation=42)
+    ledger.adopt("iris")
+    assert [e["generation"] for e in chain(ledger)] == [1, 2, 40, 41, 42]
+
+
+def test_a_document_that_cant_be_read(ledger: Ledger, tmp_path: Path) -> None:
+    """A broken traffic.json is named, and is not overwritten by a change that has not seen it."""
+    file = tmp_path / "iris" / "traffic.json"
+    file.write_text('{"stable": 1}')
+    for act in (lambda: ledger.read("iris"), lambda: ledger.adopt("iris"), lambda: promote(ledger, "1")):
+        with pytest.raises(InvalidRequest, match="stable: should be a version"):
+            act()
+    assert file.read_text() == '{"stable": 1}'
+
+
+def test_a_torn_line_is_passed_over(ledger: Ledger, tmp_path: Path) -> None:
+    """Half a line at the end of the history, and rubbish in it, hide no other line."""
+    promote(ledger, "1")
+    file = tmp_path / "iris" / "history.jsonl"
+    with file.open("ab") as opened:
+        opened.write(b'rubbish\n{"when": "20')
+    assert len(chain(ledger)) == 1
+    promote(ledger, "2")
+    assert [e["what"] for e in chain(ledger)] == ["promote 1", "promote 2"]
+
+
+def test_a_long_history_is_read_from_its_end(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are whole wherever the blocks that are read begin."""
+    for turn in range(12):
+        promote(ledger, HERE[turn % 3])
+    for size in (1, 7, 512):
+        monkeypatch.setattr(ledger_module, "_BLOCK", size)
+        assert [e["generation"] for e in chain(ledger)] == list(range(1, 13))
+
+
+def test_a_read_only_folder_says_so(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the models folder can't be written, a change says that, and reading goes on."""
+
+    def refuse(*args: object, **more: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(NotReady, match="read-only"):
+        promote(ledger, "1")
+    assert ledger.adopt("iris") == Traffic()
+
+
+class Crash(BaseException):
+    """The process is gone: nothing that it would have done later happens."""
+
+
+STEPS: list[tuple[object, str]] = [
+    (os, "fsync"),
+    (os, "write"),
+    (os, "open"),
+    (Path, "open"),
+    (Path, "replace"),
+    (Path, "unlink"),
+    (Path, "mkdir"),
+]
+
+
+@pytest.mark.parametrize("fault", [Crash, OSError(errno.ENOSPC, "No space left on device")], ids=["crash", "full"])
+def test_a_fault_at_any_step_leaves_one_truth(ledger: Ledger, fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed or out of space at each of its system calls: the old state or the new one, and a history without a gap."""
+    promote(ledger, "1")
+    reached = step = made = 0
+    while reached == step:
+        step += 1
+        before = ledger.read("iris")
+        turn = "2" if before.stable != "2" else "3"
+        with monkeypatch.context() as patched:
+            reached = _fail_at(step, fault, patched, lambda turn=turn: promote(ledger, turn))
+        after = ledger.read("iris")
+        assert after == before or (after.stable == turn and after.generation == before.generation + 1)
+        made += after != before
+        assert len(chain(ledger)) == made + 1
+        assert ledger.adopt("iris") == after
+    assert step > 10
+    assert made >= 3, "some of the faults came after the change"
+
+
+def _fail_at(step: int, fault: Any, patched: pytest.MonkeyPatch, act: Callable[[], object]) -> int:
+    """Run `act` with its `step`th call of STEPS failing; return how many calls were made, `step` if it came to it."""
+    calls = 0
+
+    def wrap(real: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **more: Any) -> Any:
+            nonlocal calls
+            if calls < step:
+                calls += 1
+                if calls == step:
+                    raise fault
+            elif fault is Crash:
+                raise fault
+            return real(*args, **more)
+
+        return counted
+
+    for owner, name in STEPS:
+        patched.setattr(owner, name, wrap(getattr(owner, name)))
+    with contextlib.suppress(Crash, NotReady):
+        act()
+    return calls
+
+
+def test_a_real_kill_between_document_and_history(ledger: Ledger, tmp_path: Path) -> None:
+    """A process that dies with the document replaced and the line unwritten: the next look finds who it was."""
+    script = (
+        "import os; from pathlib import Path; from serving.fleet import ledger, transitions as to\n"
+        "ledger._append = lambda *a: os.kill(os.getpid(), 9)\n"
+        f"books = ledger.Ledger(Path({str(tmp_path)!r}))\n"
+        "books.change('iris', to.promote('2', available=['2']), who='bob', what='promote 2')"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    assert ledger.read("iris").stable == "2"
+    assert [e["who"] for e in chain(ledger)] == ["bob"]
