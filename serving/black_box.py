@@ -143,16 +143,23 @@ class BlackBox:
                 text = self._memory[8 * (at + 2) : 8 * (at + _CELLS)].rstrip(b"\0").decode(errors="replace")
                 name, _, version = text.rpartition("/")
                 found.append(Running(name, version, abs(since), since < 0, int(self._cells[at + 1])))
-        crashed = _CRASHED.search(self.crash())
+        crashed = _CRASHED.search(self._written())
         if crashed is not None:
             thread = int(_thread_number(int(crashed[1], 16)))
             return [r for r in found if r.thread == thread] or found
         return found
 
     def crash(self) -> str:
-        """Return what the interpreter wrote down when it crashed; empty where it did not."""
+        """Return what the interpreter wrote down of the thread that crashed, in one line; empty where none did."""
+        written = self._written()
+        what = written.split("\n", 1)[0]
+        crashed = _CRASHED.search(written)
+        where = written[crashed.end() :].split("\n\n", 1)[0].splitlines()[1:] if crashed is not None else []
+        return "; ".join([what, *(line.strip() for line in where[:10])])
+
+    def _written(self) -> str:
         with contextlib.suppress(OSError):
-            return os.pread(self._crash, 16384, 0).decode(errors="replace")
+            return os.pread(self._crash, 65536, 0).decode(errors="replace")
         return ""
 
 

@@ -219,7 +219,7 @@ class Supervisor:
             log.error("worker %d is in a crash loop: %d deaths in a row, each within %.0f s of its start or before it "
                       "was ready", worker.slot, self._young_deaths[worker.slot], YOUNG_S)  # fmt: skip
         if crash := worker.box.crash():
-            log.error("what worker %d wrote down: %s", worker.slot, crash.strip()[:2000])
+            log.error("what worker %d was doing: %s", worker.slot, crash)
         if self._roll is not None and worker is self._roll.fresh:
             self._give_up_reload("the new worker ended before it was ready")
         else:

@@ -82,7 +82,7 @@ def running(*flags: str, models: Path = MODELS) -> Iterator[Server]:
     """Run the real command for a while."""
     server = Server(*flags, models=models)
     try:
-        yield server.wait()
+        yield server.wait(120)
     finally:
         server.stop()
 
@@ -118,6 +118,6 @@ def faulty(faults: dict[str, object], *flags: str, models: Path = MODELS) -> Ite
     """Run the real command with faults built in (tests/drills/faulty.py)."""
     server = Server(*flags, models=models, module="tests.drills.faulty", environment={"FAULTS": json.dumps(faults)})
     try:
-        yield server.wait()
+        yield server.wait(120)
     finally:
         server.stop()

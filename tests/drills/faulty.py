@@ -9,7 +9,8 @@ module anew):
   "leak": bytes       each batch leaves so much behind: a control that the memory drill has to fail
   "crash_at_start"    every worker dies before it is ready
   "clock": seconds    the wall clock jumps by so much a second after the start
-  "off": [names]      defences that are switched off, for controls: bisection, departed, quarantine, hang, polite
+  "off": [names]      defences that are switched off, for controls: bisection, departed, quarantine, hang, polite,
+                      respawn
 """
 
 from __future__ import annotations
@@ -81,6 +82,10 @@ def _off(name: str) -> None:
         from serving.supervisor import Supervisor
 
         Supervisor._judge = lambda self, now: None  # type: ignore[method-assign]
+    elif name == "respawn":
+        from serving.supervisor import Supervisor
+
+        Supervisor._died = lambda self, worker, code: None  # type: ignore[method-assign]
     elif name == "polite":
         from serving.http_api.lane import Lane
 
@@ -95,9 +100,9 @@ if FAULTS:
         began, real = time.monotonic(), time.time
         time.time = lambda: real() + (FAULTS["clock"] if time.monotonic() - began > 1 else 0)
     if FAULTS.get("crash_at_start"):
-        import serving.fleet.fleet
+        import serving.http_api.app
 
-        serving.fleet.fleet.load = lambda path, limits: os.abort()  # type: ignore[assignment]
+        serving.http_api.app.create_app = lambda *_, **__: os.abort()  # type: ignore[assignment]
 
 if __name__ == "__main__":
     from serving.cli import main
