@@ -82,7 +82,7 @@ def running(*flags: str, models: Path = MODELS) -> Iterator[Server]:
     """Run the real command for a while."""
     server = Server(*flags, models=models)
     try:
-        yield server.wait(120)
+        yield server.wait()
     finally:
         server.stop()
 
