@@ -99,11 +99,14 @@ class Listener(uvicorn.Server):
             sock.close()
         companion = self._app.state.companion
         stopping = asyncio.ensure_future(companion.stop()) if companion is not None else None
-        for connection in list(self.server_state.connections):
-            connection.shutdown()
         state = self.server_state
+        told: set[object] = set()
 
         def busy() -> bool:
+            # Again and again: a connection that was just accepted joins the set a turn of the loop later.
+            for connection in state.connections - told:
+                told.add(connection)
+                connection.shutdown()
             return bool(state.connections or state.tasks or (stopping is not None and not stopping.done()))
 
         await self._while(busy, self._drain_s)
@@ -134,20 +137,17 @@ class Listener(uvicorn.Server):
             with contextlib.suppress(OSError):
                 while True:
                     connection, _ = sock.accept()
-                    made = self.config.http_protocol_class(  # type: ignore[call-arg]
-                        config=self.config,
-                        server_state=self.server_state,
-                        app_state=self.lifespan.state,
-                        _loop=loop,
-                    )
-                    connecting = loop.create_task(loop.connect_accepted_socket(lambda made=made: made, connection))  # type: ignore[misc]
-                    self.server_state.tasks.add(connecting)  # type: ignore[arg-type]
-                    connecting.add_done_callback(lambda done, made=made: self._taken(done, made))  # type: ignore[misc]
+                    taking = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
+                    self.server_state.tasks.add(taking)  # type: ignore[arg-type]
+                    taking.add_done_callback(self.server_state.tasks.discard)  # type: ignore[arg-type]
 
-    def _taken(self, done: asyncio.Task[object], made: asyncio.Protocol) -> None:
-        self.server_state.tasks.discard(done)
-        if done.exception() is None:
-            made.shutdown()  # type: ignore[attr-defined]
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # type: ignore[call-arg, no-any-return]
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=asyncio.get_running_loop(),
+        )
 
     def listen(self, sock: socket.socket) -> None:
         """Serve until told to end. Raises SystemExit where the application refused to start."""
