@@ -7,6 +7,7 @@ that nothing after this file knows of them.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,13 @@ log = logging.getLogger("serving.session")
 
 WARM_BYTES = 16 * 1024 * 1024
 """Most that a warm-up feeds a model: images by the hundred would take memory that no client asked for."""
+
+FREE_SIZE = 65536
+"""Numbers in a batch up to which memory is kept for the next one, where a model's inner dimensions are free."""
+
+_GIVE_BACK = ort.RunOptions()
+_GIVE_BACK.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+_GIVE_BACK.log_severity_level = 4
 
 ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.Fail,
@@ -70,13 +78,15 @@ class OnnxSession:
         self._check_ports()
         self._positions = [self._output_names.index(output.name) for output in self.signature.outputs]
         self._ordered = self._positions == list(range(len(self._output_names)))
-        self._warm(warm_rows)
+        self._usual_size: float = math.inf
+        self._usual_size = self._warm(warm_rows)
 
     def run(self, inputs: Tensors) -> Tensors:
         """Run the graph once. Raises InferenceFailed; its text says nothing of paths or node internals."""
         feeds = dict(zip(self._input_names, inputs, strict=True))
+        options = None if inputs[0].size <= self._usual_size else _GIVE_BACK
         try:
-            raw: list[Any] = list(self._session.run(None, feeds))
+            raw: list[Any] = list(self._session.run(None, feeds, options))
         except ORT_ERRORS as error:
             self._complain(error)
             raise InferenceFailed(
@@ -131,8 +141,11 @@ class OnnxSession:
         if missing:
             raise ModelInvalid(f"its signature declares outputs that its graph lacks: {', '.join(missing)}")
 
-    def _warm(self, warm_rows: tuple[int, ...]) -> None:
-        """Run at each batch size: the first run allocates, and a client would wait for it."""
+    def _warm(self, warm_rows: tuple[int, ...]) -> int:
+        """Run at each batch size: the first run allocates, and a client would wait for it.
+
+        Returns the size of the first input up to which the memory of a run is kept for the next one.
+        """
         size = sum(array.nbytes for array in self.sample(1))
         most = max(1, WARM_BYTES // max(1, size))
         sizes = sorted({min(rows, most) for rows in warm_rows}) if self.signature.batch == "dynamic" else [1]
@@ -141,9 +154,12 @@ class OnnxSession:
                 outputs = self.run(self.sample(rows))
             except InferenceFailed as error:
                 if self.signature.example is None:
-                    return  # a bare graph may well refuse made-up inputs
+                    break  # a bare graph may well refuse made-up inputs
                 raise ModelInvalid("it fails on its own example") from error
             self._check_outputs(outputs, rows)
+        usual = self.sample(max(sizes))[0].size
+        free = any(-1 in spec.shape[1:] for spec in self.signature.inputs)
+        return max(usual, FREE_SIZE) if free else usual
 
     def _check_outputs(self, outputs: Tensors, rows: int) -> None:
         for spec, array in zip(self.signature.outputs, outputs, strict=True):

@@ -139,10 +139,10 @@ class Listener(uvicorn.Server):
                     connection, _ = sock.accept()
                     taking = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
                     self.server_state.tasks.add(taking)  # type: ignore[arg-type]
-                    taking.add_done_callback(self.server_state.tasks.discard)  # type: ignore[arg-type]
+                    taking.add_done_callback(self.server_state.tasks.discard)
 
     def _protocol(self) -> asyncio.Protocol:
-        return self.config.http_protocol_class(  # type: ignore[call-arg, no-any-return]
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,

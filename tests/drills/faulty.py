@@ -10,7 +10,7 @@ module anew):
   "crash_at_start"    every worker dies before it is ready
   "clock": seconds    the wall clock jumps by so much a second after the start
   "off": [names]      defences that are switched off, for controls: bisection, departed, quarantine, hang, polite,
-                      respawn
+                      respawn, shrink
 """
 
 from __future__ import annotations
@@ -82,6 +82,10 @@ def _off(name: str) -> None:
         from serving.supervisor import Supervisor
 
         Supervisor._judge = lambda self, now: None  # type: ignore[method-assign]
+    elif name == "shrink":
+        import serving.engine.session
+
+        serving.engine.session._GIVE_BACK = None  # type: ignore[assignment]
     elif name == "respawn":
         from serving.supervisor import Supervisor
 
