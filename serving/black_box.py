@@ -22,7 +22,7 @@ RECORDS = 1024
 _CELLS = 24  # of eight bytes each: since when, which thread, then the text
 _HEAD = 2  # the last sign of life, and how far the worker has come
 _TEXT = (_CELLS - 2) * 8
-_STARTING, _READY, _ENDING = 0.0, 1.0, 2.0
+_STARTING, _LOADED, _READY, _ENDING = 0.0, 1.0, 2.0, 3.0
 _CRASHED = re.compile(r"Current thread 0x([0-9a-f]+)")
 
 
@@ -96,6 +96,10 @@ class BlackBox:
         """Give a sign of life; the event loop does so ten times a second."""
         self._cells[0] = time.monotonic()
 
+    def loaded(self) -> None:
+        """Say that models are loaded: the next step is to take connections."""
+        self._cells[1] = _LOADED
+
     def ready(self) -> None:
         """Say that models are loaded and connections taken: from now on silence means that the worker hangs."""
         self.beat()
@@ -123,6 +127,11 @@ class BlackBox:
             self._free.append(number)
 
     # The parent's side.
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether the worker has taken no connection yet."""
+        return self._cells[1] == _STARTING
 
     @property
     def is_ready(self) -> bool:

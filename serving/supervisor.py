@@ -347,6 +347,11 @@ class Supervisor:
     def _drain(self) -> int:
         """Let every worker finish what it accepted; return 0 where all did. A second signal cuts it short."""
         self._sock.close()
+        for worker in [worker for worker in self._workers if worker.box.is_starting]:
+            # It holds the socket open, and would take what connects meanwhile with it.
+            worker.process.kill()
+            worker.process.join()
+            self._workers.remove(worker)
         until = time.monotonic() + self._settings.drain_s + 2
         for worker in self._workers:
             worker.process.terminate()
@@ -354,8 +359,7 @@ class Supervisor:
         asked = self._ends_asked
         while self._workers:
             multiprocessing.connection.wait([worker.process.sentinel for worker in self._workers], timeout=0.1)
-            # One that was still starting dies of SIGTERM itself, and had accepted nothing.
-            bad |= {worker.slot: code for worker, code in self._reap() if code not in (0, -signal.SIGTERM)}
+            bad |= {worker.slot: code for worker, code in self._reap() if code != 0}
             if self._ends_asked > asked:
                 asked = self._ends_asked
                 until = min(until, time.monotonic() + CUT_SHORT_S)

@@ -75,6 +75,8 @@ class Fleet:
             first = self.problems[0]
             raise ModelInvalid(f"{' '.join(filter(None, (first.name, first.version)))}: {first.reason}")
         self.started = True
+        if self._box is not None:
+            self._box.loaded()
         versions = sum(len(served.versions) for served in self.models.values())
         log.info("%d models, %d versions in %.2f s", len(self.models), versions, time.monotonic() - began)
         self._expire()

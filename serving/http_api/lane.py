@@ -294,11 +294,10 @@ class Lane(HttpToolsProtocol):
         self._closing = True
         if self.cycle is not None and not self.cycle.response_complete and not self.pipeline:
             self.cycle.keep_alive = False
-        self.loop.call_later(LINGER_S, self._close_lingering)
+        # Timers come before sockets in a turn of the loop: after a turn that took long, look at the socket once more.
+        self.loop.call_later(LINGER_S, self.loop.call_later, 0.01, self._close_lingering)
 
     def _close_lingering(self) -> None:
-        if self.transport.is_closing():
-            return
         if self._free() and not self._midway:
             self.transport.close()
 
