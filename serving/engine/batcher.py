@@ -139,7 +139,9 @@ class Batcher:
                 request.reply(error)
                 request.gone = True  # it has its answer
         self._waiting.clear()
+        self._at_work.clear()
         self._queued_rows = 0
+        self._settled()
 
     async def close(self) -> None:
         """Take no more, finish what was accepted, let the threads go."""

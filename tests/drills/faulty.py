@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from typing import Any
 
@@ -35,6 +36,8 @@ def _in_the_model() -> None:
     run = OnnxSession.run
 
     def faulty(self: OnnxSession, inputs: tuple[Any, ...]) -> Any:
+        if threading.current_thread().name.startswith("load"):
+            return run(self, inputs)  # warming up is no request
         if "kill" in FAULTS and _bad(inputs, FAULTS["kill"]):
             os.kill(os.getpid(), signal.SIGSEGV)
             time.sleep(60)
