@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 
+from serving.commands import keys, status, traffic, versions
 from serving.server import CannotStart, serve
 from serving.settings import Settings, read
 from serving.supervisor import CannotReload
@@ -96,6 +97,10 @@ _config = inspect.Parameter(
 )
 run.__signature__ = inspect.Signature([_config, *_flags()])  # type: ignore[attr-defined]
 app.command("run")(run)
+versions.register(app)
+traffic.register(app)
+status.register(app)
+keys.register(app)
 
 
 def main() -> None:

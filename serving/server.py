@@ -8,9 +8,10 @@ import socket
 import sys
 from collections.abc import Callable
 
+from serving.access.caller import AccessInvalid
 from serving.log_pipe import LogPipe
 from serving.settings import Settings
-from serving.supervisor import Supervisor
+from serving.supervisor import Supervisor, check_access
 from serving.worker import LOG_FORMAT, allow_descriptors
 
 
@@ -64,6 +65,10 @@ def serve(settings: Settings, reread: Callable[[], Settings]) -> int:
     allow_descriptors()
     pipe = LogPipe(sys.stderr.fileno())
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=pipe)
+    try:
+        check_access(settings)
+    except AccessInvalid as error:  # said once here, rather than by every worker
+        raise CannotStart(str(error)) from None
     sock = bind(settings.host, settings.port)
     grpc = reserve(settings.host, settings.grpc_port) if settings.grpc_port is not None else None
     return Supervisor(settings, sock, grpc, reread).run()

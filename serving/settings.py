@@ -33,6 +33,8 @@ class Settings(BaseSettings):
     """Refuse to start if any model can't be loaded."""
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
     """Largest request body, before and after inflation, in bytes."""
+    max_model_bytes: int = Field(2 * 1024**3, ge=1024)
+    """Largest model that may be published over HTTP, in bytes."""
     max_batch_rows: int = Field(512, ge=1)
     """Rows that run together; a larger request runs alone."""
     max_queued_rows: int = Field(4096, ge=1)
@@ -49,6 +51,14 @@ class Settings(BaseSettings):
     """Seconds without a sign of life after which a worker is replaced."""
     keep_alive_s: float = Field(75.0, gt=0)
     """Seconds that an idle connection is kept open."""
+    keys: str | None = None
+    """File of bearer keys, made by `serving keys create`, or the lines of such a file themselves."""
+    jwks: Path | None = None
+    """JWKS file: tokens (JWT) of its keys are taken as credentials too; needs jwt_audience and jwt_issuer."""
+    jwt_audience: str | None = None
+    """The `aud` that a token must have."""
+    jwt_issuer: str | None = None
+    """The `iss` that a token must have."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call this server from a browser, as a JSON list."""
     lane: bool = True

@@ -17,10 +17,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
+from serving.access.access import Access
+from serving.access.caller import AccessInvalid
 from serving.black_box import BlackBox, Running
 from serving.fleet.deployment import Deployment
 from serving.fleet.quarantine import Quarantine, guilty
-from serving.metrics import forget_gauges, leave_word
+from serving.metrics import forget_gauges, leave_word, totals
 from serving.settings import Settings
 from serving.worker import REFUSED, Assignment, work
 
@@ -85,7 +87,7 @@ class Supervisor:
         """When to start a worker in place of each one that died."""
         self._young_deaths: Counter[int] = Counter()
         self._metrics_dir = Path(tempfile.mkdtemp(prefix="serving-metrics-"))
-        self._deployment = Deployment(settings.models)
+        self._deployment = Deployment(settings.models, lambda models: totals(self._metrics_dir, models))
         self._quarantine = Quarantine(settings.models)
         self._deaths: Counter[tuple[str, str]] = Counter()
         self._restarts: Counter[str] = Counter()
@@ -294,7 +296,8 @@ class Supervisor:
     def _reload(self) -> None:
         try:
             fresh = self._reread()
-        except CannotReload as error:
+            check_access(fresh)
+        except (CannotReload, AccessInvalid) as error:
             log.error("the configuration is not read again, the old one stays: %s", error)
             return
         fixed = {name: getattr(self._settings, name) for name in _FIXED}
@@ -379,6 +382,11 @@ class Supervisor:
         for worker in self._workers:
             worker.process.join(5)
             worker.process.kill()
+
+
+def check_access(settings: Settings) -> None:
+    """Read the keys, as every worker will. Raises AccessInvalid."""
+    Access(keys=settings.keys, jwks=settings.jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
 
 
 def _listed(ran: list[Running]) -> str:

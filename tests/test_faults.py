@@ -29,7 +29,7 @@ from tests.conftest import MODELS, ROOT, Server, faulty, running
 from tests.drills.batches import departed, poison
 from tests.drills.draining import draining
 from tests.drills.drill import Report
-from tests.drills.load import PATH, ROW, Load, until
+from tests.drills.steady import PATH, ROW, Load, until
 from tests.drills.workers import copied, default_version, killing_model, post, ready, workers
 
 Wait = Callable[[Callable[[], bool]], None]

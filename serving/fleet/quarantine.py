@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from serving.fleet.repository import MODEL_FILE
+from serving.fleet.manifest import MODEL_FILE
 from serving.fleet.state import state_folder
 
 log = logging.getLogger("serving.quarantine")

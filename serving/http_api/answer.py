@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from serving.errors import (
+    Conflict,
     DeadlineExceeded,
+    Forbidden,
     GenerationConflict,
     InferenceFailed,
     InvalidRequest,
@@ -21,8 +23,10 @@ from serving.errors import (
     QueueFull,
     ServingError,
     SignatureMismatch,
+    Unauthenticated,
     UnsupportedMediaType,
 )
+from serving.fleet.report import GateRefused
 from serving.http_api.strict_json import dumps
 
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
@@ -30,12 +34,16 @@ HeaderList: TypeAlias = list[tuple[bytes, bytes]]
 
 STATUS: dict[type[ServingError], int] = {
     InvalidRequest: 400,
+    Unauthenticated: 401,
+    Forbidden: 403,
     ModelNotFound: 404,
     GenerationConflict: 412,
+    Conflict: 409,
     PayloadTooLarge: 413,
     UnsupportedMediaType: 415,
     SignatureMismatch: 422,
     InferenceFailed: 422,
+    GateRefused: 422,
     QueueFull: 429,
     NotReady: 503,
     DeadlineExceeded: 504,
@@ -75,6 +83,13 @@ def error_headers(error: ServingError) -> HeaderList:
     """Return the headers that an error adds."""
     if isinstance(error, QueueFull):
         return [(b"retry-after", b"%d" % error.retry_after)]
+    if isinstance(error, Unauthenticated):  # RFC 6750, 3
+        return [
+            (b"www-authenticate", b'Bearer realm="serving"' + (b', error="invalid_token"' if error.invalid else b""))
+        ]
+    if isinstance(error, Forbidden) and error.scope is not None:
+        challenge = f'Bearer realm="serving", error="insufficient_scope", scope="{error.scope}"'
+        return [(b"www-authenticate", challenge.encode())]
     return []
 
 

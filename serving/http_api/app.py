@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version as package_version
 from multiprocessing import Pipe
@@ -16,16 +16,22 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
+from serving.access.access import Access
 from serving.black_box import BlackBox
 from serving.engine.model import Limits
-from serving.errors import InvalidRequest, ServingError
+from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError
 from serving.fleet.deployment import Deployment
 from serving.fleet.fleet import Fleet
-from serving.http_api import docs, metadata, triton
+from serving.fleet.ledger import Ledger
+from serving.fleet.traffic import sentence
+from serving.fleet.trial import Totals
+from serving.http_api import admin, docs, metadata, strict_json, triton
 from serving.http_api.answer import error_body, error_headers, status_of
 from serving.http_api.lane import Door
 from serving.http_api.observed import Observed
+from serving.http_api.repository_api import repository_router
 from serving.http_api.route import prediction_routes
+from serving.http_api.security import requires
 from serving.http_api.targets import TEMPLATES, Targets, prepare
 from serving.metrics import Metrics
 from serving.settings import Settings
@@ -46,7 +52,7 @@ def create_app(
     *,
     metrics: Metrics | None = None,
     threads: int = 1,
-    companion: Callable[[Fleet, Metrics | None], Companion] | None = None,
+    companion: Callable[[Fleet, Metrics | None, Access], Companion] | None = None,
     link: Connection | None = None,
     box: BlackBox | None = None,
 ) -> FastAPI:
@@ -55,8 +61,10 @@ def create_app(
     metrics: where to count; None makes a registry of this application's own, unless settings turn metrics off.
     threads: onnxruntime threads for each model. companion: makes what serves beside HTTP. link: to the coordinator
     of this worker's server; without one the application coordinates itself. box: where to note which model runs. The
-    lifespan loads the models and raises ModelInvalid where `settings.strict` and one can't be.
+    lifespan loads the models and raises ModelInvalid where `settings.strict` and one can't be. Raises AccessInvalid for
+    bad keys.
     """
+    access = Access(keys=settings.keys, jwks=settings.jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
     if metrics is None and settings.metrics:
         metrics = Metrics()
     limits = Limits(
@@ -80,20 +88,35 @@ def create_app(
     app.state.deployment = None
     if link is None:
         ours, link = Pipe()
-        app.state.deployment = Deployment(settings.models)
+        app.state.deployment = Deployment(settings.models, lambda models: _totals(app, models))
         app.state.deployment.attach(ours)
-    app.state.fleet = Fleet(link, limits=limits, metrics=metrics, box=box)
+    app.state.fleet = Fleet(
+        settings.models, link, ledger=Ledger(settings.models), limits=limits, metrics=metrics, box=box
+    )
     app.state.fleet.prepare.append(prepare)
-    app.state.companion = companion(app.state.fleet, metrics) if companion is not None else None
-    app.state.targets = Targets(metrics, deadline=settings.deadline_s)
+    app.state.access = access
+    app.state.companion = companion(app.state.fleet, metrics, access) if companion is not None else None
+    app.state.targets = Targets(metrics, access, deadline=settings.deadline_s)
     routes = {t: metrics.route(t, "POST") for t in TEMPLATES.values()} if metrics is not None else {}
     paths = app.state.targets.paths if settings.lane else {}
     app.state.door = Door(paths, settings.max_body_bytes, routes, idle_s=settings.keep_alive_s)
     app.router.routes.extend(
-        prediction_routes(app.state.fleet, app.state.targets, max_body_bytes=settings.max_body_bytes)
+        prediction_routes(app.state.fleet, app.state.targets, access, max_body_bytes=settings.max_body_bytes)
     )
+    app.include_router(metadata.health_router)
+    app.include_router(triton.router)  # before: its /v2/models/stats is no model called stats
     app.include_router(metadata.router)
-    app.include_router(triton.router)
+    app.include_router(triton.changes_router)
+    app.include_router(
+        repository_router(
+            settings.models,
+            max_model_bytes=settings.max_model_bytes,
+            deployer=requires("deploy"),
+            reader=requires("predict"),
+            published=app.state.fleet.member.look,
+        )
+    )
+    app.include_router(admin.router(metrics))
     if metrics is not None:
         app.include_router(metadata.metrics_router)
     docs.add(app)
@@ -116,7 +139,7 @@ def create_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     fleet: Fleet = app.state.fleet
-    loop = asyncio.get_running_loop()
+    loop = app.state.loop = asyncio.get_running_loop()
     fleet.changed.append(lambda: app.state.targets.bind(fleet, loop))
     deployment: Deployment | None = app.state.deployment
     if deployment is not None:
@@ -125,6 +148,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     companion: Companion | None = app.state.companion
     if companion is not None:
         await companion.start()
+    rereading = asyncio.create_task(_reread(app.state.access)) if app.state.access.configured else None
     folding = asyncio.create_task(_fold(app.state.metrics)) if app.state.metrics is not None else None
     try:
         yield
@@ -135,9 +159,29 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         if deployment is not None:
             deployment.stop()
         await fleet.close()
+        if rereading is not None:
+            rereading.cancel()
         if folding is not None:
             folding.cancel()
             app.state.metrics.fold()
+
+
+async def _reread(access: Access) -> None:
+    while True:
+        await asyncio.sleep(1)
+        await asyncio.to_thread(access.refresh)
+
+
+def _totals(app: FastAPI, models: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], Totals]:
+    """Sum what versions did, from another thread than the event loop's, to which the counters belong."""
+    metrics: Metrics | None = app.state.metrics
+    if metrics is None:
+        return {labels: {} for labels in models}
+
+    async def summed() -> Mapping[tuple[str, str], Totals]:
+        return metrics.totals(models)
+
+    return asyncio.run_coroutine_threadsafe(summed(), app.state.loop).result(10)
 
 
 async def _fold(metrics: Metrics) -> None:
@@ -168,7 +212,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
-    return _answer(InvalidRequest("the request's parameters are not valid: see /docs"), 400)
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    details = []
+    for found in error.errors()[:DETAILS_SHOWN]:
+        place = found["loc"] if found["type"] != "json_invalid" else ()
+        below = 1 if place[:1] == ("body",) else 0
+        details.append(Detail(strict_json.pointer(*place[below:]), sentence(found, below=below)))
+    return _answer(InvalidRequest(f"the request is not valid: {details[0].message}; see /docs", details), 400)
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:

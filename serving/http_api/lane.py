@@ -16,8 +16,10 @@ from typing import Any
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from serving.errors import ServingError
 from serving.http_api.answer import JSON, HeaderList, Headers, request_id
 from serving.http_api.prediction import Call, Target
+from serving.http_api.security import admit
 from serving.metrics import RouteMetrics
 
 # A header that asks for more than the lane does.
@@ -118,6 +120,24 @@ class _Busy:
     response_complete = False
 
 
+class _Writer:
+    """The transport as uvicorn's answers use it: uvloop raises on a write to a connection that is already gone.
+
+    uvicorn tells only the last request of a line that the client has left.
+    """
+
+    __slots__ = ("_transport", "close", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.close = transport.close
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+
 class _Flow(FlowControl):
     """Reads on only when no request waits in line.
 
@@ -185,7 +205,7 @@ class Lane(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:  # noqa: D102
         target = self.door.paths.get(self.url)
-        if target is not None and self._plain():
+        if target is not None and self._plain() and self._welcome(target):
             self._target = target
             self._body = b""
             return
@@ -196,6 +216,8 @@ class Lane(HttpToolsProtocol):
         if self._turn is not None and not self.pipeline:
             self.cycle = _Busy()  # type: ignore[assignment]
         super().on_headers_complete()
+        if self.cycle is not None:
+            self.cycle.transport = _Writer(self.transport)  # type: ignore[assignment]
         if self._closing and not self.pipeline:
             self.cycle.keep_alive = False  # uvicorn then says `connection: close`
 
@@ -216,6 +238,15 @@ class Lane(HttpToolsProtocol):
             elif name == b"x-request-id":
                 self._id = value
         return length is not None and length.isdigit() and int(length) <= self.door.max_body_bytes
+
+    def _welcome(self, target: Target) -> bool:
+        """Tell whether a body from this caller is worth reading; uvicorn's way refuses the others before theirs."""
+        try:
+            if target.access is not None:
+                admit(target.access, self.headers, "predict")
+        except ServingError:
+            return False
+        return True
 
     def on_body(self, body: bytes) -> None:  # noqa: D102
         if self._target is None:

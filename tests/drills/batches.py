@@ -16,7 +16,7 @@ import httpx2 as httpx
 
 from tests.conftest import Server, faulty
 from tests.drills.drill import Report, drill
-from tests.drills.load import PATH, ROW, until
+from tests.drills.steady import PATH, ROW, until
 
 TABLE = 64
 """Rows of the look-up table in the model that poison breaks: an index beyond it is refused by the model itself."""

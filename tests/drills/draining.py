@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.conftest import Server
 from tests.drills.drill import Report, drill
-from tests.drills.load import Load, until
+from tests.drills.steady import Load, until
 
 DRAIN_S = 10
 

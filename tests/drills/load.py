@@ -1,89 +1,158 @@
-"""Steady load from threads that keep their connections, and tell what became of each request."""
+"""Load from other processes that remembers every answer: when it was asked, when it came, and which version gave it."""
 
 from __future__ import annotations
 
-import http.client
 import json
-import threading
+import multiprocessing
+import socket
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
+from typing import NamedTuple
 
-ROW = json.dumps({"instances": [[5.1, 3.5, 1.4, 0.2]]}).encode()
-PATH = "/v1/models/iris:predict"
+
+class Answer(NamedTuple):
+    """One answer; times are monotonic seconds. version: empty where it is no answer at all, and `error` says why."""
+
+    asked: float
+    came: float
+    version: str
+    error: str = ""
+
+
+class Asker:
+    """One HTTP connection to a V1 prediction path; blocking, and as bare as can be."""
+
+    def __init__(self, port: int, path: str, row: list[float]) -> None:
+        self._port = port
+        body = json.dumps({"instances": [row]}).encode()
+        head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(body)}\r\n\r\n"
+        self._request = head.encode() + body
+        self._socket: socket.socket | None = None
+
+    def ask(self) -> Answer:
+        """Ask once; connects where it has to."""
+        asked = time.monotonic()
+        try:
+            if self._socket is None:
+                self._socket = socket.create_connection(("127.0.0.1", self._port), timeout=30)
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._socket.sendall(self._request)
+            status, body, last = self._read(self._socket)
+        except OSError as error:
+            self.close()
+            return Answer(asked, time.monotonic(), "", f"{type(error).__name__}: {error}")
+        came = time.monotonic()
+        if last:
+            self.close()
+        if status != b"200":
+            return Answer(asked, came, "", f"{status.decode()} {body[:200].decode()}")
+        return Answer(asked, came, json.loads(body)["model_version"])
+
+    @staticmethod
+    def _read(sock: socket.socket) -> tuple[bytes, bytes, bool]:
+        data = b""
+        while b"\r\n\r\n" not in data:
+            more = sock.recv(65536)
+            if not more:
+                raise ConnectionError("closed before the answer")
+            data += more
+        head, body = data.split(b"\r\n\r\n", 1)
+        lines = head.lower().split(b"\r\n")
+        length = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length:"))
+        while len(body) < length:
+            more = sock.recv(65536)
+            if not more:
+                raise ConnectionError("closed within the answer")
+            body += more
+        return lines[0].split(b" ")[1], body, b"connection: close" in lines
+
+    def close(self) -> None:
+        """Drop the connection."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _http(  # noqa: PLR0917  what a spawned process gets is positional
+    port: int, path: str, row: list[float], stop: Event, pause: float, results: Connection
+) -> None:
+    asker = Asker(port, path, row)
+    answers = []
+    while not stop.is_set():
+        answers.append(asker.ask())
+        if pause:
+            time.sleep(pause)
+    results.send(answers)
+
+
+def _grpc(  # noqa: PLR0917
+    address: str, model: str, row: list[float], stop: Event, pause: float, results: Connection
+) -> None:
+    import grpc
+    import numpy as np
+    from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(address))
+    request = service_pb2.ModelInferRequest(model_name=model)
+    request.inputs.add(name="features", datatype="FP32", shape=[1, len(row)])
+    request.raw_input_contents.append(np.array(row, np.float32).tobytes())
+    answers = []
+    while not stop.is_set():
+        asked = time.monotonic()
+        try:
+            response = stub.ModelInfer(request, timeout=30, wait_for_ready=True)
+            answers.append(Answer(asked, time.monotonic(), response.model_version))
+        except grpc.RpcError as error:
+            answers.append(Answer(asked, time.monotonic(), "", f"{error.code()} {error.details()}"))  # type: ignore[attr-defined]
+        if pause:
+            time.sleep(pause)
+    results.send(answers)
 
 
 class Load:
-    """`connections` threads that ask one thing after the other.
+    """The askers that run; `stop` ends them and returns what they got."""
 
-    outcomes: "ok" (200 and the right label), "status <n>", "refused" (no connection was had), "lost" (a connection was
-    had, a request was sent, and no whole answer came), "lost twice" (the same once more after one retry).
-    """
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._stop = self._context.Event()
+        self._running: list[tuple[multiprocessing.process.BaseProcess, Connection]] = []
 
-    def __init__(self, port: int, *, connections: int, retry: bool = False) -> None:
-        self._port = port
-        self._retry = retry
-        self._stop = threading.Event()
-        self.outcomes: Counter[str] = Counter()
-        self.said_close = 0
-        """Answers that announced the end of their connection."""
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(connections)]
+    def http(self, port: int, path: str, row: list[float], *, askers: int, pause: float = 0.0) -> None:
+        """Start closed-loop HTTP askers, each a process with one connection."""
+        for _ in range(askers):
+            self._start(_http, port, path, row, self._stop, pause)
 
-    @property
-    def answered(self) -> int:
-        return self.outcomes["ok"]
+    def grpc(self, address: str, model: str, row: list[float], *, askers: int, pause: float = 0.0) -> None:
+        """Start closed-loop gRPC askers, each a process with one channel."""
+        for _ in range(askers):
+            self._start(_grpc, address, model, row, self._stop, pause)
 
-    def _work(self) -> None:
-        connection: http.client.HTTPConnection | None = None
-        while not self._stop.is_set():
-            connection, outcome = self._ask(connection)
-            if outcome == "lost" and self._retry:
-                connection, again = self._ask(None)
-                if again in {"lost", "refused"}:
-                    outcome = "lost twice"
-            self.outcomes[outcome] += 1
-            if outcome == "refused":
-                time.sleep(0.01)
+    def _start(self, target: object, *arguments: object) -> None:
+        ours, theirs = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=target, args=(*arguments, theirs), daemon=True)  # type: ignore[arg-type]
+        process.start()
+        theirs.close()
+        self._running.append((process, ours))
 
-    def _ask(self, connection: http.client.HTTPConnection | None) -> tuple[http.client.HTTPConnection | None, str]:
-        if connection is None:
-            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
-            try:
-                connection.connect()
-            except OSError:
-                return None, "refused"
-        try:
-            connection.request("POST", PATH, ROW)
-            answer = connection.getresponse()
-            body = answer.read()
-        except (OSError, http.client.HTTPException):
-            connection.close()
-            return None, "lost"
-        ends = answer.getheader("connection") == "close"
-        self.said_close += ends
-        if ends:
-            connection.close()
-        right = answer.status == 200 and b'"label":"setosa"' in body
-        return (None if ends else connection), "ok" if right else f"status {answer.status}"
-
-    @contextmanager
-    def running(self) -> Iterator[Load]:
-        for thread in self._threads:
-            thread.start()
-        try:
-            yield self
-        finally:
-            self._stop.set()
-            for thread in self._threads:
-                thread.join(35)
+    def stop(self) -> list[Answer]:
+        """End the load and return every answer, in no particular order."""
+        self._stop.set()
+        answers: list[Answer] = []
+        for process, results in self._running:
+            answers += [Answer(*answer) for answer in results.recv()]
+            process.join(30)
+        self._running.clear()
+        return answers
 
 
-def until(condition: Callable[[], bool], seconds: float = 30) -> float:
-    """Wait on a condition; return the seconds it took, or infinity where it did not come true."""
-    began = time.monotonic()
-    while time.monotonic() - began < seconds:
-        if condition():
-            return time.monotonic() - began
-        time.sleep(0.01)
-    return float("inf")
+@contextmanager
+def load() -> Iterator[Load]:
+    """Have askers around something; they end with it whatever happens."""
+    made = Load()
+    try:
+        yield made
+    finally:
+        made.stop()

@@ -12,7 +12,7 @@ import httpx2 as httpx
 
 from tests.conftest import Server, faulty
 from tests.drills.drill import Report, drill
-from tests.drills.load import PATH, ROW
+from tests.drills.steady import PATH, ROW
 from tests.drills.workers import workers
 
 MIB = 2**20

@@ -14,7 +14,7 @@ import httpx2 as httpx
 
 from tests.conftest import Server, faulty
 from tests.drills.drill import Report, drill
-from tests.drills.load import PATH, ROW, Load, until
+from tests.drills.steady import PATH, ROW, Load, until
 
 READY_S = 3.0
 BAD = json.dumps({"instances": [[13.0, 3.5, 1.4, 0.2]]}).encode()
