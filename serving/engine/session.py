@@ -72,7 +72,8 @@ class OnnxSession:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._session = _session(path, options)
         ports = (*self._session.get_inputs(), *self._session.get_outputs())
-        self._session_run = self._run_values if any(p.type == BF16 for p in ports) else self._run_arrays
+        # Functions and not methods: a session that knows itself would keep its memory until the collector came by.
+        self._call = _run_values if any(p.type == BF16 for p in ports) else _run_arrays
         self._input_names = [port.name for port in self._session.get_inputs()]
         self._output_names = [port.name for port in self._session.get_outputs()]
         self._zipped: dict[int, tuple[Any, ...]] = {}
@@ -92,7 +93,7 @@ class OnnxSession:
         feeds = dict(zip(self._input_names, inputs, strict=True))
         options = None if inputs[0].size <= self._usual_size else _GIVE_BACK
         try:
-            raw = self._session_run(feeds, options)
+            raw = self._call(self._session, feeds, options)
         except ORT_ERRORS as error:
             self._complain(error)
             raise InferenceFailed(
@@ -110,14 +111,6 @@ class OnnxSession:
         if now - self._complained >= 1:
             log.warning("inference failed: %s (%d runs since the last such line)", _first_line(error), self._failures)
             self._complained, self._failures = now, 0
-
-    def _run_arrays(self, feeds: dict[str, Array], options: Any) -> list[Any]:
-        return list(self._session.run(None, feeds, options))
-
-    def _run_values(self, feeds: dict[str, Array], options: Any) -> list[Any]:
-        """Run where arrays will not do: onnxruntime takes and gives BF16 as its own values only."""
-        values = {name: _value(array) for name, array in feeds.items()}
-        return [_array(value) for value in self._session.run_with_ort_values(None, values, options)]
 
     def _own_signature(self) -> Signature | None:
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
@@ -141,7 +134,7 @@ class OnnxSession:
     def _probe(self, inputs: Tensors) -> Probe:
         """Run on made-up inputs; None where the graph refuses them, which says nothing against it."""
         try:
-            return self._session_run(dict(zip(self._input_names, inputs, strict=True)), None)
+            return self._call(self._session, dict(zip(self._input_names, inputs, strict=True)), None)
         except ORT_ERRORS:
             return None
 
@@ -203,6 +196,16 @@ class OnnxSession:
             _filled(spec.datatype, _concrete(spec.shape, rows), values.get(feature.name))
             for spec, feature in zip(signature.inputs, signature.features, strict=True)
         )
+
+
+def _run_arrays(session: ort.InferenceSession, feeds: dict[str, Array], options: Any) -> list[Any]:
+    return list(session.run(None, feeds, options))
+
+
+def _run_values(session: ort.InferenceSession, feeds: dict[str, Array], options: Any) -> list[Any]:
+    """Run where arrays will not do: onnxruntime takes and gives BF16 as its own values only."""
+    values = {name: _value(array) for name, array in feeds.items()}
+    return [_array(value) for value in session.run_with_ort_values(None, values, options)]
 
 
 def write_prepared(path: Path, to: Path) -> None:
