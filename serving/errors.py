@@ -51,6 +51,22 @@ class NotReady(ServingError):
     """The model or the server is known and can't answer now."""
 
 
+class Unauthenticated(ServingError):
+    """The caller gave no credential, or, where `invalid`, one that is not good."""
+
+    def __init__(self, message: str, *, invalid: bool = False) -> None:
+        super().__init__(message)
+        self.invalid = invalid
+
+
+class Forbidden(ServingError):
+    """The caller may not do this; with `scope`, a credential that has it may."""
+
+    def __init__(self, message: str, *, scope: str | None = None) -> None:
+        super().__init__(message)
+        self.scope = scope
+
+
 class QueueFull(ServingError):
     """The model's queue is full; `retry_after` says in how many whole seconds to come back."""
 

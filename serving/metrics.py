@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -40,6 +40,7 @@ log = logging.getLogger("serving.metrics")
 
 SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0, 100.0)
 MOST_SERIES = 512
 """Models, and routes, that get series of their own; further ones share the label value `other`."""
 
@@ -49,6 +50,9 @@ _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_rows": ("Rows predicted.", _MODEL),
     "serving_rejected": ("Predictions that were not run, by reason.", (*_MODEL, "reason")),
     "serving_invalid_features": ("Bad cells by feature.", (*_MODEL, "feature")),
+    "serving_shadow_requests": ("Live requests in a shadow's share, by what became of the copy.", (*_MODEL, "outcome")),
+    "serving_shadow_rows": ("Rows whose labels a shadow and the live version gave.", _MODEL),
+    "serving_shadow_agreeing_rows": ("Rows for which both gave the same label.", _MODEL),
     "serving_http_requests": ("HTTP requests by status class.", ("route", "method", "status")),
 }
 _HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
@@ -56,12 +60,19 @@ _HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
     "serving_queue_seconds": ("Seconds from accepted to running, each request.", _MODEL, SECONDS),
     "serving_inference_seconds": ("Seconds in the model, each batch.", _MODEL, SECONDS),
     "serving_prediction_seconds": ("Seconds from body to answer, each prediction.", _MODEL, SECONDS),
+    "serving_shadow_seconds": ("Seconds in the shadow's model, each copy.", _MODEL, SECONDS),
+    "serving_shadow_score_difference": (
+        "Greatest difference of a row's scores between a shadow and the live version.",
+        _MODEL,
+        DIFFERENCES,
+    ),
     "serving_http_request_seconds": ("Seconds from request to answer.", ("route", "method"), SECONDS),
 }
 _GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_queued_rows": ("Rows that wait, over all workers.", _MODEL),
     "serving_http_in_flight": ("HTTP requests in progress, over all workers.", ("route", "method")),
     "serving_model_ready": ("1 where every worker serves the version.", _MODEL),
+    "serving_shadow_agreement_ratio": ("Share of compared rows with the same label, 0 to 1.", _MODEL),
     "serving_last_prediction_timestamp_seconds": ("Unix time of the last answered prediction.", _MODEL),
     "serving_model_generation": ("Generation of the traffic state that every worker serves.", ("model",)),
     "serving_model_asked_generation": ("Generation of the traffic state that the folder asks for.", ("model",)),
@@ -235,6 +246,48 @@ class ModelMetrics:
             store.gauges["serving_model_info", (*labels, *self._info)] = 1.0
 
 
+class ShadowMetrics:
+    """What is counted of a version in the shadow of another."""
+
+    def __init__(self, labels: Labels) -> None:
+        self.labels = labels
+        self._outcomes: dict[str, int] = defaultdict(int)
+        self._rows = 0
+        self._agreeing = 0
+        self._differences: list[float] = []
+        self._seconds: list[float] = []
+
+    def compared(self, rows: int, agreeing: int | None, differences: list[float], seconds: float) -> None:
+        """Count a copy whose answer was compared. agreeing: rows with the same label; None where there are none."""
+        self._outcomes["compared"] += 1
+        if agreeing is not None:
+            self._rows += rows
+            self._agreeing += agreeing
+        self._differences += differences
+        self._seconds.append(seconds)
+
+    def broke(self) -> None:
+        """Count a copy that the version could not answer."""
+        self._outcomes["failed"] += 1
+
+    def skipped(self, reason: str) -> None:
+        """Count a request that was not copied: `busy`, or `incompatible` inputs."""
+        self._outcomes[reason] += 1
+
+    def fold(self, store: _Store) -> None:
+        """Move what was gathered into the store."""
+        for outcome, number in self._outcomes.items():
+            store.counters["serving_shadow_requests", (*self.labels, outcome)] += number
+        self._outcomes.clear()
+        store.counters["serving_shadow_rows", self.labels] += self._rows
+        store.counters["serving_shadow_agreeing_rows", self.labels] += self._agreeing
+        self._rows = self._agreeing = 0
+        store.observe("serving_shadow_score_difference", self.labels, self._differences)
+        store.observe("serving_shadow_seconds", self.labels, self._seconds)
+        self._differences.clear()
+        self._seconds.clear()
+
+
 class RouteMetrics:
     """What is counted of one route and method."""
 
@@ -274,12 +327,13 @@ class Metrics:
         self._store = _Store()
         self._models: dict[Labels, ModelMetrics] = {}
         self._routes: dict[Labels, RouteMetrics] = {}
+        self._shadows: dict[Labels, ShadowMetrics] = {}
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         self._store.gauges["serving_worker_start_time_seconds", (str(slot),)] = time.time()
         if directory is not None:
             with contextlib.suppress(OSError):
-                self._add(self._store, self._file(), gauges=False)
+                _add(self._store, self._file(), gauges=False)
 
     def _file(self) -> Path:
         assert self._directory is not None  # noqa: S101  asked for only with a folder
@@ -301,6 +355,11 @@ class Metrics:
         self._store.gauges["serving_model_asked_generation", (model,)] = generation
         self._store.gauges["serving_model_refused", (model,)] = float(refused)
 
+    def shadow(self, name: str, version: str) -> ShadowMetrics:
+        """Return the counters of a version that runs as shadow."""
+        labels = self.model(name, version).labels
+        return self._shadows.setdefault(labels, ShadowMetrics(labels))
+
     def route(self, template: str, method: str) -> RouteMetrics:
         """Return the counters of one route template and method."""
         labels = (template, method)
@@ -312,6 +371,8 @@ class Metrics:
         """Fold what was gathered since the last time, and leave a snapshot for the other workers."""
         for model in self._models.values():
             model.fold(self._store)
+        for shadow in self._shadows.values():
+            shadow.fold(self._store)
         for route in self._routes.values():
             route.fold(self._store)
         self._store.gauges["serving_worker_resident_bytes", (str(self._slot),)] = _resident_bytes()
@@ -325,22 +386,10 @@ class Metrics:
         except OSError as error:
             log.error("metrics of this worker are not shared: %s", error.strerror)
 
-    def totals(self, models: list[Labels]) -> dict[Labels, dict[str, float]]:
-        """Sum what versions, given as (name, version), did over all workers; times in seconds, `last` in Unix time."""
+    def totals(self, models: Iterable[Labels]) -> dict[Labels, dict[str, float]]:
+        """Sum what versions, given as (name, version), did over all workers; see `totals`."""
         self.fold()
-        whole = self._whole()
-        found = {}
-        for labels in models:
-            total = {"rows": whole.counters.get(("serving_rows", labels), 0.0), "ok": 0.0, "failed": 0.0}
-            for (name, of), value in whole.counters.items():
-                if name == "serving_predictions" and of[:2] == labels:
-                    total["ok" if of[-1] == "ok" else "failed"] += value
-            for short in ("queue", "inference", "prediction"):
-                cells = whole.histograms.get((f"serving_{short}_seconds", labels), [0.0])
-                total[f"{short}_count"], total[f"{short}_sum"] = sum(cells[:-1]), cells[-1]
-            total["last"] = whole.gauges.get(("serving_last_prediction_timestamp_seconds", labels), 0.0)
-            found[labels] = total
-        return found
+        return _totals(self._whole(), models)
 
     def render(self) -> tuple[bytes, str]:
         """Return the exposition of all workers together, and its content type."""
@@ -359,16 +408,56 @@ class Metrics:
             mine = self._file()
             for file in sorted(self._directory.glob("worker-*.json")):
                 if file != mine:
-                    self._add(whole, file, gauges=True)
+                    _add(whole, file, gauges=True)
         return whole
 
-    def _add(self, store: _Store, file: Path, *, gauges: bool) -> None:
-        try:
-            store.add(file.read_bytes(), gauges=gauges)
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError):
-            log.error("%s can't be read and is left out", file.name)
+
+def totals(directory: Path, models: Iterable[Labels]) -> dict[Labels, dict[str, float]]:
+    """Sum what versions, given as (name, version), did over the workers that share `directory`. For the parent process.
+
+    Times in seconds, `last` in Unix time. `ok` and `failed` are predictions; of the latter `invalid` were the callers'
+    fault and `gone` were left by them. `shadow_*` is what a version did as shadow.
+    """
+    whole = _Store()
+    for file in sorted(directory.glob("worker-*.json")):
+        _add(whole, file, gauges=True)
+    return _totals(whole, models)
+
+
+def _add(store: _Store, file: Path, *, gauges: bool) -> None:
+    try:
+        store.add(file.read_bytes(), gauges=gauges)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        log.error("%s can't be read and is left out", file.name)
+
+
+def _totals(whole: _Store, models: Iterable[Labels]) -> dict[Labels, dict[str, float]]:
+    found: dict[Labels, dict[str, float]] = {}
+    for labels in models:
+        total = found[labels] = dict.fromkeys(("ok", "failed", "invalid", "gone"), 0.0)
+        total["rows"] = whole.counters.get(("serving_rows", labels), 0.0)
+        for short in ("queue", "inference", "prediction", "shadow"):
+            cells = whole.histograms.get((f"serving_{short}_seconds", labels), [0.0])
+            total[f"{short}_count"], total[f"{short}_sum"] = sum(cells[:-1]), cells[-1]
+        total["last"] = whole.gauges.get(("serving_last_prediction_timestamp_seconds", labels), 0.0)
+        for short in ("rows", "agreeing_rows"):
+            total[f"shadow_{short}"] = whole.counters.get((f"serving_shadow_{short}", labels), 0.0)
+        for outcome in ("compared", "failed", "busy", "incompatible"):
+            key = ("serving_shadow_requests", (*labels, outcome))
+            total[f"shadow_{outcome}"] = whole.counters.get(key, 0.0)
+        cells = whole.histograms.get(("serving_shadow_score_difference", labels), [0.0])
+        total["shadow_difference_count"], total["shadow_difference_sum"] = sum(cells[:-1]), cells[-1]
+        for bound, count in _cumulative(DIFFERENCES, cells) if len(cells) > 1 else ():
+            total[f"shadow_difference_le_{bound}"] = count
+    for (name, of), value in whole.counters.items():
+        if name == "serving_predictions" and of[:2] in found:
+            total, outcome = found[of[:2]], of[-1]
+            total["ok" if outcome == "ok" else "failed"] += value
+            if outcome in ("invalid", "gone"):
+                total[outcome] += value
+    return found
 
 
 def forget_gauges(directory: Path, slot: int) -> None:
@@ -395,6 +484,10 @@ def _families(store: _Store) -> Iterator[Metric]:
             if key == name:
                 histogram.add_metric(labels, list(_cumulative(bounds, cells)), cells[-1])
         yield histogram
+    for (key, labels), rows in list(store.counters.items()):
+        if key == "serving_shadow_rows" and rows:
+            agreeing = store.counters["serving_shadow_agreeing_rows", labels]
+            store.gauges["serving_shadow_agreement_ratio", labels] = agreeing / rows
     for name, (text, label_names) in _GAUGES.items():
         gauge = GaugeMetricFamily(name, text, labels=label_names)
         for (key, labels), value in store.gauges.items():

@@ -15,6 +15,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
+from serving.access.access import Access
+from serving.access.caller import AccessInvalid
 from serving.fleet.deployment import Deployment
 from serving.metrics import forget_gauges
 from serving.settings import Settings
@@ -163,6 +165,10 @@ class Supervisor:
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or Ctrl-C; return the exit status. Raises CannotStart."""
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    try:
+        Access(keys=settings.keys, jwks=settings.jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
+    except AccessInvalid as error:  # said once here, rather than by every worker
+        raise CannotStart(str(error)) from None
     sock = bind(settings.host, settings.port)
     grpc = reserve(settings.host, settings.grpc_port) if settings.grpc_port is not None else None
     return Supervisor(settings, sock, grpc).run()

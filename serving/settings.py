@@ -49,6 +49,14 @@ class Settings(BaseSettings):
     """Seconds that accepted requests get to finish after SIGTERM."""
     keep_alive_s: float = Field(75.0, gt=0)
     """Seconds that an idle connection is kept open."""
+    keys: str | None = None
+    """File of bearer keys, made by `serving keys create`, or the lines of such a file themselves."""
+    jwks: Path | None = None
+    """JWKS file: tokens (JWT) of its keys are taken as credentials too; needs jwt_audience and jwt_issuer."""
+    jwt_audience: str | None = None
+    """The `aud` that a token must have."""
+    jwt_issuer: str | None = None
+    """The `iss` that a token must have."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call this server from a browser, as a JSON list."""
     lane: bool = True

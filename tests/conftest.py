@@ -34,7 +34,7 @@ class Server:
         self.port = 0
         self._last = ""
 
-    def wait(self, seconds: float = 30) -> Server:
+    def wait(self, seconds: float = 60) -> Server:
         """Wait until it has said where it listens."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:

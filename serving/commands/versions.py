@@ -9,17 +9,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from serving.commands.traffic import Models, carry_out, made
 from serving.errors import ServingError
-from serving.fleet import transitions
+from serving.fleet import orders
 from serving.fleet.gate import Gate
-from serving.fleet.ledger import Ledger
-from serving.fleet.publish import Published, check_name, serving_now, user
+from serving.fleet.publish import check_name, serving_now
 from serving.fleet.publish import publish as publish_version
 from serving.fleet.report import GateRefused
 from serving.fleet.report_table import table
 from serving.fleet.staging import ModelFile
-
-Models = Annotated[Path, typer.Option("--models", envvar="SERVING_MODELS", help="Folder of models.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -63,7 +61,8 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
         )
         console.print(table(published.report, f"{name} {published.version}"))
         if promote:
-            _promote(models, name, published, note)
+            order = made(orders.Promote, version=published.version, why=note, judge=None)
+            carry_out(models, name, order, no_wait=False)
     except GateRefused as error:
         console.print(table(error.report, f"{name}: not published"))
         raise typer.Exit(1) from None
@@ -72,12 +71,6 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
         raise typer.Exit(1) from None
     said = "published" if published.new else "is there already, with the same bytes"
     typer.echo(f"{name} version {published.version} {said}{' and is stable' if promote else ''}")
-
-
-def _promote(models: Path, name: str, published: Published, note: str) -> None:
-    available = [path.name for path in (models / name).iterdir() if path.is_dir()]
-    step = transitions.promote(published.version, available=available)
-    Ledger(models).change(name, step, who=user(), what=f"promote {published.version}", why=note)
 
 
 def check(

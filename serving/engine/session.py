@@ -62,6 +62,7 @@ class OnnxSession:
         self._input_names = [port.name for port in self._session.get_inputs()]
         self._output_names = [port.name for port in self._session.get_outputs()]
         self._zipped: dict[int, tuple[Any, ...]] = {}
+        self.path, self.prepared = path, prepared
         self.threads = threads
         self.signature = self._own_signature() or self._bare_signature()
         self._check_ports()

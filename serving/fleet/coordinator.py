@@ -68,6 +68,9 @@ class _Known:
     """Generation of the state that the folder asks for."""
     pending: bool = False
     """Whether the gate has yet to speak on it."""
+    refused: Plan | None = None
+    """What could not be served, so that it is not tried again and again; `reason` says why."""
+    reason: str = ""
     missing_since: float | None = None
 
 
@@ -209,6 +212,8 @@ class Coordinator:
         """Forget what failed to load, or at the gate, for a model that somebody asks to be loaded again."""
         for item in [item for item, reason in self._verdicts.items() if item.name == name and reason]:
             del self._verdicts[item]
+        if name in self._models:
+            self._models[name].refused = None
 
     def _mark(self, wanted: Plan, version: str, reason: str) -> None:
         """Remember that a version can't be loaded."""
@@ -254,9 +259,7 @@ class Coordinator:
                 return
         else:
             known.missing_since = None
-        traffic = contents.traffic.get(name) or (
-            known.served.traffic if known.served and problems else Traffic(labels={})
-        )
+        traffic = contents.traffic.get(name) or (known.served.traffic if known.served else Traffic())
         good, refused, pending = self._judged(name, found, traffic, known)
         known.problems = (*problems, *refused)
         known.asked, known.pending = traffic.generation, pending
@@ -284,7 +287,10 @@ class Coordinator:
             tuple(item for item in good if item.version in roles.loaded),
             tuple(item.version for item in good if item.version not in roles.loaded),
         )
-        if not wanted.same(known.served):
+        if wanted.same(known.refused):
+            known.error = known.reason
+            known.problems += (Problem(name, "", known.reason),)
+        elif not wanted.same(known.served):
             self._begin(known, wanted)
 
     def _still_there(self, known: _Known) -> bool:
@@ -371,6 +377,7 @@ class Coordinator:
             for worker in set(self._workers) - self._joining:
                 self._send(worker, {"kind": "abort", **word})
             self._mark(change.plan, *change.failed)
+            known.refused, known.reason = change.plan, change.failed[1]
             known.change = None
             self._due = 0.0
         else:

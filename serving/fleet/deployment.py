@@ -15,19 +15,13 @@ from typing import Any
 import orjson
 
 from serving.fleet.coordinator import Coordinator
-from serving.fleet.repository import Found, Repository
+from serving.fleet.judge import GateJudge
+from serving.fleet.ledger import Ledger
+from serving.fleet.repository import Repository
 from serving.fleet.state import state_folder
 from serving.fleet.watch import watch
 
 log = logging.getLogger("serving.deployment")
-
-
-class _Anything:
-    def known(self, found: Found, serving: Found | None) -> str | None:
-        return ""
-
-    def examine(self, found: Found, serving: Found | None) -> str:
-        return ""
 
 
 class Deployment:
@@ -37,7 +31,9 @@ class Deployment:
         self._root = root
         self._status = _Status(root)
         self._ended = threading.Event()
-        self.coordinator = Coordinator(Repository(root), _Anything(), report=self._status.write)
+        repository = Repository(root, Ledger(root).adopt)
+        self._judge = GateJudge(repository)
+        self.coordinator = Coordinator(repository, self._judge, report=self._status.write)
 
     def start(self) -> None:
         """Look at the folder, and watch it from now on."""
@@ -52,6 +48,7 @@ class Deployment:
         """Leave the workers as they are."""
         self._ended.set()
         self.coordinator.stop()
+        self._judge.close()
         self._status.remove()
 
 

@@ -89,6 +89,12 @@ def index(fleet: Fleet, *, ready: bool = False) -> list[dict[str, str]]:
         for model in served.versions.values()
     ]
     if not ready:
+        resting = {name: served.resting for name, served in fleet.models.items()} | fleet.unloaded
+        found += [
+            {"name": name, "version": version, "state": "UNAVAILABLE", "reason": "unloaded"}
+            for name, versions in resting.items()
+            for version in versions
+        ]
         found += [
             {"name": p.name, "version": p.version, "state": "UNAVAILABLE", "reason": p.reason} for p in fleet.problems
         ]

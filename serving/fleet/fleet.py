@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from serving.engine.batcher import Observer, Unobserved
 from serving.engine.model import Limits, Model, load
+from serving.engine.session import OnnxSession
 from serving.errors import ModelInvalid, ModelNotFound, NotReady
+from serving.fleet.changes import Changes
+from serving.fleet.ledger import Ledger
 from serving.fleet.member import Member, Standing
 from serving.fleet.plan import Plan
+from serving.fleet.prepared import locate
 from serving.fleet.repository import Found, Problem, shown
+from serving.fleet.shadow import Shadow
+from serving.fleet.split import Split
+from serving.fleet.state import state_folder
 from serving.fleet.traffic import Traffic
 from serving.metrics import Metrics
 
@@ -24,7 +33,11 @@ log = logging.getLogger("serving.fleet")
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One name: its live versions in ascending order, the one that unversioned requests get, and its labels."""
+    """One name: its live versions in ascending order, the one that unversioned requests get, and its labels.
+
+    canary: decides which unversioned requests another version gets. shadow: gets copies of those that `default`
+    answers.
+    """
 
     name: str
     versions: dict[str, Model]
@@ -34,16 +47,21 @@ class Served:
     found: dict[Found, Model]
     resting: tuple[str, ...]
     """Versions that are in the folder, and not loaded."""
+    canary: Split | None = None
+    shadow: Shadow | None = None
 
 
 class Fleet:
-    """All live models of one worker, kept as the coordinator at the other end of `link` says.
+    """All live models of one worker, kept as the coordinator at the other end of `link` says. root: the models folder.
 
     `prepare` are called with each new model, on a thread, before it can get requests; `changed` on the event loop,
     right after `models` was replaced.
     """
 
-    def __init__(self, link: Connection, *, limits: Limits, metrics: Metrics | None) -> None:
+    def __init__(
+        self, root: Path, link: Connection, *, ledger: Ledger, limits: Limits, metrics: Metrics | None
+    ) -> None:
+        self._root = root
         self.limits = limits
         self._metrics = metrics
         self._tick: asyncio.TimerHandle | None = None
@@ -58,7 +76,8 @@ class Fleet:
         self.prepare: list[Callable[[Model], None]] = []
         self.changed: list[Callable[[], None]] = []
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-        self.member = Member(link, load=self._load, live=self._live, swap=self._swap, told=self._told)
+        self.member = Member(link, load=self._load, live=self._live, check=_split, swap=self._swap, told=self._told)
+        self.changes = Changes(ledger, self.member)
 
     async def start(self, *, strict: bool = False) -> None:
         """Load all that is to be served. Raises ModelInvalid where `strict` and something can't be."""
@@ -76,7 +95,7 @@ class Fleet:
 
     async def _load(self, item: Found) -> Model:
         loop = asyncio.get_running_loop()
-        session, sha256 = await loop.run_in_executor(self._loader, lambda: load(item.path, limits=self.limits))
+        session, sha256 = await loop.run_in_executor(self._loader, self._read, item)
         observer: Observer = Unobserved()
         if self._metrics is not None:
             observer = metrics = self._metrics.model(item.name, item.version)
@@ -94,6 +113,12 @@ class Fleet:
             await loop.run_in_executor(self._loader, hook, model)
         return model
 
+    def _read(self, item: Found) -> tuple[OnnxSession, str]:
+        with contextlib.suppress(OSError):
+            prepared = locate(state_folder(self._root), item.content)
+            return load(item.path, limits=self.limits, prepared=prepared)
+        return load(item.path, limits=self.limits)
+
     def _live(self, name: str) -> dict[Found, Model]:
         served = self.models.get(name)
         return served.found if served is not None else {}
@@ -101,17 +126,25 @@ class Fleet:
     def _swap(self, plan: Plan, found: dict[Found, Model]) -> None:
         """Serve what a plan says from the next request on. What was there goes when its last request is answered."""
         before = self._live(plan.name)
+        shadow = self.models[plan.name].shadow if plan.name in self.models else None
         models = {name: served for name, served in self.models.items() if name != plan.name}
         self.unloaded = {name: versions for name, versions in self.unloaded.items() if name != plan.name}
         roles = plan.roles
         if roles.stable is not None:
             versions = {item.version: model for item, model in found.items()}
             labels = {label: versions[version] for label, version in roles.labels.items()}
+            stable, copied = versions[roles.stable], None
+            if roles.shadow is not None:
+                model, percent = versions[roles.shadow.version], roles.shadow.percent
+                same = shadow is not None and shadow.same(stable, model, percent)
+                copied = shadow if same else Shadow(stable, model, percent, self._metrics)
             models[plan.name] = Served(
-                plan.name, versions, versions[roles.stable], labels, plan.traffic, found, plan.resting
+                plan.name, versions, stable, labels, plan.traffic, found, plan.resting, _split(plan, found), copied
             )
         elif plan.traffic.unloaded and plan.resting:
             self.unloaded[plan.name] = plan.resting
+        if shadow is not None and (plan.name not in models or models[plan.name].shadow is not shadow):
+            shadow.close()
         self.models = dict(sorted(models.items()))
         self.swaps += 1
         for hook in self.changed:
@@ -133,16 +166,11 @@ class Fleet:
             self._tick.cancel()
         self.member.close()
         self._loader.shutdown(wait=False, cancel_futures=True)
+        for served in self.models.values():
+            if served.shadow is not None:
+                served.shadow.close()
         versions = [model for served in self.models.values() for model in served.versions.values()]
         await asyncio.gather(*(model.batcher.close() for model in versions))
-
-    async def load_model(self, name: str) -> None:
-        """Load a model's versions from the folder, in place of those that serve. Raises NotReady."""
-        raise NotReady("to come")
-
-    async def unload_model(self, name: str) -> None:
-        """Stop serving a model after its last request. Raises NotReady."""
-        raise NotReady("to come")
 
     @property
     def ready(self) -> bool:
@@ -188,3 +216,14 @@ class Fleet:
             for model in served.versions.values():
                 model.batcher.expire(now)
         self._tick = asyncio.get_running_loop().call_later(0.1, self._expire)
+
+
+def _split(plan: Plan, found: dict[Found, Model]) -> Split | None:
+    """Make what decides between stable and canary. Raises InvalidRequest where it asks for a feature that is not."""
+    roles = plan.roles
+    if roles.canary is None:
+        return None
+    versions = {item.version: model for item, model in found.items()}
+    return Split(
+        versions[roles.stable or ""], versions[roles.canary.version], roles.canary.percent, roles.canary.sticky
+    )

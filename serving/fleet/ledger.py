@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import GenerationConflict, ModelNotFound, NotReady, ServingError
-from serving.fleet.repository import NAME, shown
+from serving.fleet.manifest import MODEL_FILE
+from serving.fleet.repository import NAME, VERSION, shown
 from serving.fleet.traffic import Traffic, parse
-from serving.fleet.transitions import Transition
+from serving.fleet.transitions import Transition, restore
 
 log = logging.getLogger("serving.ledger")
 
@@ -87,6 +88,48 @@ class Ledger:
             except OSError as error:  # the change is made, and its line is kept for who comes next
                 log.warning("the history of %s is a line behind: %s", name, error.strerror)
             return after
+
+    def revert(self, name: str, after: Traffic, *, who: str, why: str) -> Traffic:
+        """Take a change back, as a new generation: `after` is what it returned. Raises GenerationConflict where it has
+        been overtaken, and then it must stay.
+        """
+        for entry in _backwards(self._folder(name) / HISTORY_FILE):
+            if entry["generation"] == after.generation:
+                what = f"reverted: {entry['what']}"
+                return self.change(
+                    name,
+                    restore(_traffic(entry["before"])),
+                    who=who,
+                    what=what,
+                    why=why,
+                    if_generation=after.generation,
+                )
+        raise NotReady(f"generation {after.generation} of {name} is not in its history")
+
+    def versions(self, name: str) -> list[str]:
+        """Return the versions in a model's folder, whole or not, in ascending order. Raises ModelNotFound."""
+        found = [p.name for p in self._folder(name).iterdir() if VERSION.fullmatch(p.name) and p.is_dir()]
+        return sorted((v for v in found if (self._root / name / v / MODEL_FILE).is_file()), key=int)
+
+    def names(self) -> list[str]:
+        """Return the models in the folder."""
+        try:
+            return sorted(p.name for p in self._root.iterdir() if NAME.fullmatch(p.name) and p.is_dir())
+        except OSError:
+            return []
+
+    def earlier(self, name: str) -> list[str]:
+        """Return the versions that were stable before this one, the last first; what was rolled back is not one."""
+        line: list[str] = []
+        for entry in self.history(name, 1000):
+            stable = entry["after"].get("stable")
+            if stable is None or (line and line[-1] == stable):
+                continue
+            if entry["what"].startswith(("rollback", "reverted")) and stable in line:
+                del line[line.index(stable) + 1 :]
+            else:
+                line.append(stable)
+        return list(dict.fromkeys(reversed(line[:-1])))
 
     def adopt(self, name: str) -> Traffic:
         """Note an edit by hand in the history, finish what a crash left, and return the document as `read` does.

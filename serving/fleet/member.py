@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from serving.engine.model import Model
-from serving.errors import ModelInvalid, NotReady
+from serving.errors import ModelInvalid, NotReady, ServingError
 from serving.fleet.plan import Plan
 from serving.fleet.repository import Found, Problem
 
@@ -19,6 +19,7 @@ log = logging.getLogger("serving.member")
 
 Load = Callable[[Found], Awaitable[Model]]
 Live = Callable[[str], dict[Found, Model]]
+Check = Callable[[Plan, dict[Found, Model]], object]
 Swap = Callable[[Plan, dict[Found, Model]], None]
 
 
@@ -42,8 +43,9 @@ class _Failed(Exception):
 class Member:
     """Speaks with the coordinator over one end of a pipe.
 
-    load: loads and warms a version. live: the versions of a model that serve now. swap: puts a plan's versions in
-    their place, at once. told: takes what is not served and why, and where each model stands.
+    load: loads and warms a version. live: the versions of a model that serve now. check: raises a ServingError where a
+    plan can't be served with what was loaded. swap: puts a plan's versions in their place, at once. told: takes what
+    is not served and why, and where each model stands.
     """
 
     def __init__(
@@ -52,12 +54,14 @@ class Member:
         *,
         load: Load,
         live: Live,
+        check: Check,
         swap: Swap,
         told: Callable[[tuple[Problem, ...], dict[str, Standing]], None],
     ) -> None:
         self._connection = connection
         self._load = load
         self._live = live
+        self._check = check
         self._swap = swap
         self._told = told
         self._prepared: dict[str, tuple[Plan, dict[Found, Model]]] = {}
@@ -160,6 +164,10 @@ class Member:
             except Exception:
                 log.exception("%s %s could not be loaded", item.name, item.version)
                 raise _Failed(item.version, "it could not be loaded: the server's log has the reason") from None
+        try:
+            self._check(wanted, models)
+        except ServingError as error:
+            raise _Failed("", error.message) from None
         return models
 
     def _end(self, name: str, revision: int, *, commit: bool) -> None:

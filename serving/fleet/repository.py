@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import InvalidRequest, ModelInvalid
+from serving.errors import ModelInvalid, ServingError
 from serving.fleet import manifest, settling
 from serving.fleet.manifest import MANIFEST_FILE, MODEL_FILE, Hashes, Manifest
-from serving.fleet.traffic import Traffic, parse
+from serving.fleet.traffic import Traffic
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -52,7 +53,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What one look at the folder found. `traffic[name]` is there where the model has a readable traffic.json."""
+    """What one look at the folder found. `traffic[name]` is there unless it can't be read."""
 
     found: tuple[Found, ...]
     problems: tuple[Problem, ...]
@@ -64,12 +65,14 @@ class Contents:
 class Repository:
     """A models folder. Looking again costs little: files that have not changed are not read again.
 
-    A folder without a manifest is found once nothing in it has changed for `settle_s` seconds; the first look takes
-    all that is whole, so that a server that starts does not wait.
+    document: returns a model's traffic document; raises a ServingError where it can't be read. A folder without a
+    manifest is found once nothing in it has changed for `settle_s` seconds; the first look takes all that is whole, so
+    that a server that starts does not wait.
     """
 
-    def __init__(self, root: Path, settle_s: float = settling.SETTLE_S) -> None:
+    def __init__(self, root: Path, document: Callable[[str], Traffic], *, settle_s: float = settling.SETTLE_S) -> None:
         self.root = root
+        self._document = document
         self._hashes = Hashes()
         self._settling = settling.Memory(settle_s)
         self._started = False
@@ -117,10 +120,8 @@ class Repository:
             else:
                 problems.append(Problem(name, version.name, whole))
         try:
-            traffic[name] = parse((folder / "traffic.json").read_bytes())
-        except FileNotFoundError:
-            pass
-        except InvalidRequest as error:
+            traffic[name] = self._document(name)
+        except ServingError as error:
             problems.append(Problem(name, "", error.message))
 
     def manifest(self, found: Found) -> Manifest:
@@ -129,6 +130,10 @@ class Repository:
         if seen is None or not isinstance(seen[1], Manifest) or seen[1].content != found.content:
             raise ModelInvalid("it has changed on disk")
         return seen[1]
+
+    def contents(self) -> set[str]:
+        """Return the content of each version that the last look has found."""
+        return {whole.content for _, whole in self._seen.values() if isinstance(whole, Manifest)}
 
     def _whole(self, version: Path) -> Manifest | str:
         """Return what a version folder consists of, or say why it can't be loaded now."""

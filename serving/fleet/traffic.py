@@ -94,7 +94,7 @@ class Judge(_Frozen):
     latency_ratio: Annotated[float, Field(gt=0)] | None = None
     """Greatest mean seconds a prediction, as a multiple of those of the version that it is compared with."""
     agreement: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Least share of rows on which it agrees with stable, 0 to 1, where it runs as shadow too."""
+    """Least share of rows on which it agrees with stable, 0 to 1; a canary gets copies of stable's requests for it."""
 
     @model_validator(mode="after")
     def _ends(self) -> Judge:
@@ -145,6 +145,11 @@ class Traffic(_Frozen):
                 raise ValueError("shadow.version: is canary's: a version answers or is compared, not both")
         if self.shadow is not None and self.shadow.version == self.stable:
             raise ValueError("shadow.version: is stable's: a version can't be compared with itself")
+        if self.judge is not None and self.judge.agreement is not None:
+            if self.canary is None and self.shadow is None:
+                raise ValueError("judge.agreement: only a canary or a shadow answers the same rows as stable")
+            if self.canary is not None and self.shadow is not None:
+                raise ValueError("judge.agreement: end the shadow first, for the canary must be compared in its place")
         return self
 
     def document(self) -> dict[str, Any]:
@@ -173,9 +178,9 @@ def parse(text: bytes | str) -> Traffic:
         raise InvalidRequest(f"traffic.json: {'; '.join(found)}"[:1000]) from None
 
 
-def sentence(error: ErrorDetails) -> str:
-    """Say what is wrong with a field, by its name."""
-    place = ".".join(str(part) for part in error["loc"])
+def sentence(error: ErrorDetails, *, below: int = 0) -> str:
+    """Say what is wrong with a field, by its name; `below` leaves out so many of the first parts of its place."""
+    place = ".".join(str(part) for part in error["loc"][below:])
     for field, sentence in _SENTENCES.items():
         if place == field or place.startswith(f"{field}."):
             return f"{field}: {sentence}"
@@ -238,6 +243,8 @@ def plan(traffic: Traffic, available: Collection[str]) -> Roles:
 
     share = traffic.canary if traffic.canary and there("canary", traffic.canary.version) else None
     copy = traffic.shadow if traffic.shadow and there("shadow", traffic.shadow.version) else None
+    if share is not None and copy is None and traffic.judge is not None and traffic.judge.agreement is not None:
+        copy = Shadow(version=share.version)
     labels = {name: v for name, v in traffic.labels.items() if there(f"label {name}", v)}
     if isinstance(traffic.keep, Latest):
         kept = ordered[-traffic.keep.latest :]
@@ -248,7 +255,7 @@ def plan(traffic: Traffic, available: Collection[str]) -> Roles:
     loaded = {stable, *labels.values(), *kept}
     loaded |= {role.version for role in (share, copy) if role is not None}
     whole = tuple(sorted(loaded, key=int))
-    labels |= {"stable": stable, "latest": whole[-1]}
+    labels |= {"latest": whole[-1], "stable": stable}
     if share is not None:
         labels["canary"] = share.version
     return Roles(stable, share, copy, labels, whole, tuple(problems))

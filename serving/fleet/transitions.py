@@ -57,18 +57,23 @@ def canary(
     return change
 
 
-def shadow(version: str | None, percent: float = 100.0, *, available: Collection[str]) -> Transition:
+def shadow(
+    version: str | None, percent: float = 100.0, *, available: Collection[str], judge: Judge | None = None
+) -> Transition:
     """Copy a share of the traffic to a version; None ends it. Raises ModelNotFound or InvalidRequest."""
 
     def change(traffic: Traffic) -> Traffic:
         if version is None:
             if traffic.shadow is None:
                 raise InvalidRequest("there is no shadow to end")
-            return _changed(traffic, shadow=None)
+            return _changed(traffic, shadow=None, judge=traffic.judge if traffic.canary is not None else None)
         stable = _beside(version, traffic, available, "shadow")
         if traffic.canary is not None and traffic.canary.version == version:
             raise InvalidRequest(f"version {version} is the canary: it answers already, so end the canary first")
-        return _changed(traffic, stable=stable, shadow={"version": version, "percent": percent})
+        if judge is not None and traffic.canary is not None:
+            raise InvalidRequest("judge: the canary is what is judged: end it first, or run the shadow without")
+        rules = judge if traffic.canary is None else traffic.judge
+        return _changed(traffic, stable=stable, shadow={"version": version, "percent": percent}, judge=rules)
 
     return change
 

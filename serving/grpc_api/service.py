@@ -12,11 +12,13 @@ from google.protobuf.json_format import ParseDict
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from serving.access.access import Access
 from serving.errors import InvalidRequest, NotReady, ServingError
-from serving.fleet import description
+from serving.fleet import description, transitions
 from serving.fleet.fleet import Fleet
 from serving.grpc_api.messages import SERVICE, STREAM, UNARY, message, pool
 from serving.grpc_api.prediction import Predictor
+from serving.grpc_api.security import Guard, deployer
 from serving.grpc_api.status import status_of, trailers
 from serving.metrics import Metrics
 
@@ -30,7 +32,8 @@ _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 class Service:
     """The calls; each takes a request message and returns a response message, or raises ServingError."""
 
-    def __init__(self, fleet: Fleet, metrics: Metrics | None, *, deadline: float) -> None:
+    def __init__(self, fleet: Fleet, metrics: Metrics | None, access: Access, *, deadline: float) -> None:
+        self._access = access
         self._fleet = fleet
         self._metrics = metrics
         self._predictor = Predictor(fleet, metrics, deadline=deadline)
@@ -85,28 +88,33 @@ class Service:
         """Load a model, or load it anew from the folder."""
         if request.parameters:
             raise InvalidRequest("/parameters: files and configurations are not taken from requests: leave them out")
-        await self._fleet.load_model(request.model_name)
+        await self._fleet.changes.make(request.model_name, transitions.load, who=self._who(context), what="load")
         return self._responses["RepositoryModelLoad"]()
 
     async def repository_model_unload(self, request: Any, context: Any) -> Any:
         """Unload a model after its last request."""
-        await self._fleet.unload_model(request.model_name)
+        await self._fleet.changes.make(request.model_name, transitions.unload, who=self._who(context), what="unload")
         return self._responses["RepositoryModelUnload"]()
+
+    def _who(self, context: Any) -> str:
+        return deployer(self._access, context.invocation_metadata())
 
     async def model_infer(self, request: Any, context: Any) -> Any:
         """Predict."""
-        return await self._predictor.answer(request, context.time_remaining())
+        return await self._predictor.answer(request, context.time_remaining(), context.invocation_metadata())
 
     async def stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         """Predict for each request of a stream, several at a time; answers carry the ids and come as they are done."""
         answers: asyncio.Queue[Any] = asyncio.Queue()
         running: set[asyncio.Task[None]] = set()
         room = asyncio.Semaphore(MOST_IN_FLIGHT)
+        metadata = context.invocation_metadata()
 
         async def one(request: Any) -> None:
             response = self._stream_response()
             try:
-                response.infer_response.CopyFrom(await self._predictor.answer(request, context.time_remaining()))
+                answer = await self._predictor.answer(request, context.time_remaining(), metadata)
+                response.infer_response.CopyFrom(answer)
             except ServingError as error:
                 response.error_message = error.message
                 response.infer_response.id = request.id
@@ -172,9 +180,18 @@ class GrpcServer:
     """
 
     def __init__(
-        self, fleet: Fleet, metrics: Metrics | None, *, address: str, deadline: float, grace: float, max_bytes: int
+        self,
+        fleet: Fleet,
+        metrics: Metrics | None,
+        *,
+        access: Access,
+        address: str,
+        deadline: float,
+        grace: float,
+        max_bytes: int,
     ) -> None:
-        self._service = Service(fleet, metrics, deadline=deadline)
+        self._access = access
+        self._service = Service(fleet, metrics, access, deadline=deadline)
         self._address = address
         self._grace = grace
         self._max_bytes = max_bytes
@@ -205,7 +222,8 @@ class GrpcServer:
             message("ModelInferRequest").FromString,
             message(f"{STREAM}Response").SerializeToString,
         )
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        generic = grpc.method_handlers_generic_handler(SERVICE, handlers)
+        server.add_generic_rpc_handlers((Guard(generic, self._access),))
         self._health = health.aio.HealthServicer()
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

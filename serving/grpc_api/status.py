@@ -6,6 +6,7 @@ import grpc
 
 from serving.errors import (
     DeadlineExceeded,
+    Forbidden,
     GenerationConflict,
     InferenceFailed,
     InvalidRequest,
@@ -15,10 +16,13 @@ from serving.errors import (
     QueueFull,
     ServingError,
     SignatureMismatch,
+    Unauthenticated,
 )
 
 STATUS: dict[type[ServingError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     SignatureMismatch: grpc.StatusCode.INVALID_ARGUMENT,
     InferenceFailed: grpc.StatusCode.INVALID_ARGUMENT,
     PayloadTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from serving.errors import (
     Conflict,
     DeadlineExceeded,
+    Forbidden,
     GenerationConflict,
     InferenceFailed,
     InvalidRequest,
@@ -22,6 +23,7 @@ from serving.errors import (
     QueueFull,
     ServingError,
     SignatureMismatch,
+    Unauthenticated,
     UnsupportedMediaType,
 )
 from serving.fleet.report import GateRefused
@@ -32,6 +34,8 @@ HeaderList: TypeAlias = list[tuple[bytes, bytes]]
 
 STATUS: dict[type[ServingError], int] = {
     InvalidRequest: 400,
+    Unauthenticated: 401,
+    Forbidden: 403,
     ModelNotFound: 404,
     GenerationConflict: 412,
     Conflict: 409,
@@ -79,6 +83,13 @@ def error_headers(error: ServingError) -> HeaderList:
     """Return the headers that an error adds."""
     if isinstance(error, QueueFull):
         return [(b"retry-after", b"%d" % error.retry_after)]
+    if isinstance(error, Unauthenticated):  # RFC 6750, 3
+        return [
+            (b"www-authenticate", b'Bearer realm="serving"' + (b', error="invalid_token"' if error.invalid else b""))
+        ]
+    if isinstance(error, Forbidden) and error.scope is not None:
+        challenge = f'Bearer realm="serving", error="insufficient_scope", scope="{error.scope}"'
+        return [(b"www-authenticate", challenge.encode())]
     return []
 
 

@@ -16,11 +16,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
+from serving.access.access import Access
 from serving.engine.model import Limits
-from serving.errors import InvalidRequest, ServingError
+from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError
 from serving.fleet.deployment import Deployment
 from serving.fleet.fleet import Fleet
-from serving.http_api import docs, metadata, triton
+from serving.fleet.ledger import Ledger
+from serving.fleet.traffic import sentence
+from serving.http_api import admin, docs, metadata, repository_api, strict_json, triton
 from serving.http_api.answer import error_body, error_headers, status_of
 from serving.http_api.lane import Door
 from serving.http_api.observed import Observed
@@ -45,7 +48,7 @@ def create_app(
     *,
     metrics: Metrics | None = None,
     threads: int = 1,
-    companion: Callable[[Fleet, Metrics | None], Companion] | None = None,
+    companion: Callable[[Fleet, Metrics | None, Access], Companion] | None = None,
     link: Connection | None = None,
 ) -> FastAPI:
     """Make the application that serves `settings.models`.
@@ -53,8 +56,9 @@ def create_app(
     metrics: where to count; None makes a registry of this application's own, unless settings turn metrics off.
     threads: onnxruntime threads for each model. companion: makes what serves beside HTTP. link: to the coordinator
     of this worker's server; without one the application coordinates itself. The lifespan loads the models and raises
-    ModelInvalid where `settings.strict` and one can't be.
+    ModelInvalid where `settings.strict` and one can't be. Raises AccessInvalid for bad keys.
     """
+    access = Access(keys=settings.keys, jwks=settings.jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
     if metrics is None and settings.metrics:
         metrics = Metrics()
     limits = Limits(
@@ -80,18 +84,23 @@ def create_app(
         ours, link = Pipe()
         app.state.deployment = Deployment(settings.models)
         app.state.deployment.attach(ours)
-    app.state.fleet = Fleet(link, limits=limits, metrics=metrics)
+    app.state.fleet = Fleet(settings.models, link, ledger=Ledger(settings.models), limits=limits, metrics=metrics)
     app.state.fleet.prepare.append(prepare)
-    app.state.companion = companion(app.state.fleet, metrics) if companion is not None else None
-    app.state.targets = Targets(metrics, deadline=settings.deadline_s)
+    app.state.access = access
+    app.state.companion = companion(app.state.fleet, metrics, access) if companion is not None else None
+    app.state.targets = Targets(metrics, access, deadline=settings.deadline_s)
     routes = {t: metrics.route(t, "POST") for t in TEMPLATES.values()} if metrics is not None else {}
     paths = app.state.targets.paths if settings.lane else {}
     app.state.door = Door(paths, settings.max_body_bytes, routes, idle_s=settings.keep_alive_s)
     app.router.routes.extend(
-        prediction_routes(app.state.fleet, app.state.targets, max_body_bytes=settings.max_body_bytes)
+        prediction_routes(app.state.fleet, app.state.targets, access, max_body_bytes=settings.max_body_bytes)
     )
+    app.include_router(metadata.health_router)
     app.include_router(metadata.router)
     app.include_router(triton.router)
+    app.include_router(triton.changes_router)
+    app.include_router(admin.router(settings.models, metrics))
+    app.include_router(repository_api.router(settings.models, max_model_bytes=settings.max_model_bytes))
     if metrics is not None:
         app.include_router(metadata.metrics_router)
     docs.add(app)
@@ -123,6 +132,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     companion: Companion | None = app.state.companion
     if companion is not None:
         await companion.start()
+    rereading = asyncio.create_task(_reread(app.state.access)) if app.state.access.configured else None
     folding = asyncio.create_task(_fold(app.state.metrics)) if app.state.metrics is not None else None
     try:
         yield
@@ -133,9 +143,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         if deployment is not None:
             deployment.stop()
         await fleet.close()
+        if rereading is not None:
+            rereading.cancel()
         if folding is not None:
             folding.cancel()
             app.state.metrics.fold()
+
+
+async def _reread(access: Access) -> None:
+    while True:
+        await asyncio.sleep(1)
+        await asyncio.to_thread(access.refresh)
 
 
 async def _fold(metrics: Metrics) -> None:
@@ -166,7 +184,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
-    return _answer(InvalidRequest("the request's parameters are not valid: see /docs"), 400)
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    details = []
+    for found in error.errors()[:DETAILS_SHOWN]:
+        place = found["loc"] if found["type"] != "json_invalid" else ()
+        below = 1 if place[:1] == ("body",) else 0
+        details.append(Detail(strict_json.pointer(*place[below:]), sentence(found, below=below)))
+    return _answer(InvalidRequest(f"the request is not valid: {details[0].message}; see /docs", details), 400)
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:

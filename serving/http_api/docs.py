@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
+from serving.access.access import Access
 from serving.engine.model import Model
 from serving.engine.rows import Rows
 from serving.fleet.fleet import Fleet, Served
+from serving.http_api.security import BEARER, may
 from serving.http_api.strict_json import dumps
 
 _ERROR = {
@@ -36,44 +37,88 @@ _ERROR = {
 }
 
 
+# Made here and not by FastAPI, for the key: the document names the models only to who may predict, so that the page
+# fetches it again once it has been given one.
+_PAGE = b"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>serving</title>
+<link rel="stylesheet" href="docs/assets/swagger-ui.css">
+<link rel="icon" href="docs/assets/favicon-32x32.png">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="docs/assets/swagger-ui-bundle.js"></script>
+<script>
+let key = null;
+const anew = (change) => (original, system) => (given) => {
+  const done = original(given);
+  key = change(given);
+  system.specActions.download();
+  return done;
+};
+SwaggerUIBundle({
+  url: "openapi.json",
+  dom_id: "#swagger-ui",
+  presets: [SwaggerUIBundle.presets.apis],
+  layout: "BaseLayout",
+  deepLinking: true,
+  tryItOutEnabled: true,
+  defaultModelsExpandDepth: -1,
+  requestInterceptor: (request) => {
+    if (request.loadSpec && key) request.headers.Authorization = "Bearer " + key;
+    return request;
+  },
+  plugins: [{statePlugins: {auth: {wrapActions: {
+    authorize: anew((given) => given.bearer ? given.bearer.value : null),
+    logout: anew(() => null),
+  }}}}],
+});
+</script>
+</body>
+</html>
+"""
+
+
 def add(app: FastAPI) -> None:
     """Add the documentation routes and their assets to the application."""
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]), name="docs-assets")
 
-    made: tuple[int, bytes] = (0, b"")
+    access: Access = app.state.access
+    made: dict[bool, tuple[object, bytes]] = {}
 
     @app.get("/openapi.json", include_in_schema=False)
-    async def openapi() -> Response:
-        nonlocal made
-        # By number: holding the models themselves would keep those alive that have gone.
-        swaps = app.state.fleet.swaps
-        if made[0] != swaps:
+    async def openapi(request: Request) -> Response:
+        whole = may(request, "predict")
+        # Swaps by number: holding the models themselves would keep those alive that have gone.
+        state = (app.state.fleet.swaps, access.closed)
+        if whole not in made or made[whole][0] != state:
             # On a thread: it takes as long as hundreds of predictions.
-            made = swaps, await asyncio.to_thread(lambda: dumps(document(app)))
-        return Response(made[1], media_type="application/json")
+            made[whole] = state, await asyncio.to_thread(lambda: dumps(document(app, models=whole)))
+        return Response(made[whole][1], media_type="application/json")
 
     @app.get("/docs", include_in_schema=False)
     async def page() -> Response:
-        return get_swagger_ui_html(
-            openapi_url="openapi.json",
-            title="serving",
-            swagger_js_url="docs/assets/swagger-ui-bundle.js",
-            swagger_css_url="docs/assets/swagger-ui.css",
-            swagger_favicon_url="docs/assets/favicon-32x32.png",
-            swagger_ui_parameters={"tryItOutEnabled": True, "defaultModelsExpandDepth": -1},
-        )
+        return Response(_PAGE, media_type="text/html; charset=utf-8")
 
 
-def document(app: FastAPI) -> dict[str, Any]:
-    """Make the OpenAPI document of the routes and of every live model."""
+def document(app: FastAPI, *, models: bool = True) -> dict[str, Any]:
+    """Make the OpenAPI document of the routes and, for who may know of them, of every live model."""
     made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     made.setdefault("components", {}).setdefault("schemas", {})["Error"] = _ERROR
     fleet: Fleet = app.state.fleet
     paths: dict[str, Any] = {}
-    for served in fleet.models.values():
+    for served in fleet.models.values() if models else ():
         for path, operation in _operations(served):
             paths[path] = {"post": operation}
     made["paths"] = {**paths, **made["paths"]}
+    closed = app.state.access.closed
+    for operations in made["paths"].values():
+        for operation in operations.values():
+            asked = operation.get("security", [])
+            if asked and closed.isdisjoint(scope for one in asked for scopes in one.values() for scope in scopes):
+                operation["security"] = [{}, *asked]  # a key is taken and not needed
     return made
 
 
@@ -103,10 +148,13 @@ def _operation(model: Model, summary: str, request: Any, example: Any, answer: A
         "tags": [model.name],
         "summary": summary,
         "description": model.signature.description,
+        "security": [{BEARER.scheme_name: ["predict"]}],
         "requestBody": {"required": True, "content": content(request, example=example)},
         "responses": {
             "200": {"description": "The answer, in row order", "content": content(answer)},
             "400": failure("Malformed"),
+            "401": failure("Needs a key"),
+            "403": failure("The key lacks the scope"),
             "404": failure("No such model, version or label"),
             "413": failure("Body over the limit"),
             "415": failure("Unknown Content-Encoding"),

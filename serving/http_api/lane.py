@@ -16,8 +16,10 @@ from typing import Any
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from serving.errors import ServingError
 from serving.http_api.answer import JSON, HeaderList, Headers, request_id
 from serving.http_api.prediction import Call, Target
+from serving.http_api.security import admit
 from serving.metrics import RouteMetrics
 
 # A header that asks for more than the lane does.
@@ -183,7 +185,7 @@ class Lane(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:  # noqa: D102
         target = self.door.paths.get(self.url)
-        if target is not None and self._plain():
+        if target is not None and self._plain() and self._welcome(target):
             self._target = target
             self._body = b""
             return
@@ -212,6 +214,15 @@ class Lane(HttpToolsProtocol):
             elif name == b"x-request-id":
                 self._id = value
         return length is not None and length.isdigit() and int(length) <= self.door.max_body_bytes
+
+    def _welcome(self, target: Target) -> bool:
+        """Tell whether a body from this caller is worth reading; uvicorn's way refuses the others before theirs."""
+        try:
+            if target.access is not None:
+                admit(target.access, self.headers, "predict")
+        except ServingError:
+            return False
+        return True
 
     def on_body(self, body: bytes) -> None:  # noqa: D102
         if self._target is None:

@@ -10,11 +10,13 @@ from serving.engine.model import Model
 from serving.errors import NotReady
 from serving.fleet import description
 from serving.fleet.fleet import Fleet
+from serving.http_api.security import may, requires
 from serving.http_api.strict_json import dumps
 from serving.metrics import Metrics
 
-router = APIRouter()
-metrics_router = APIRouter()
+router = APIRouter(dependencies=[Depends(requires("predict"))])
+health_router = APIRouter()
+metrics_router = APIRouter(dependencies=[Depends(requires("metrics"))])
 
 
 def live_fleet(request: Request) -> Fleet:
@@ -98,17 +100,19 @@ async def server_metadata() -> Response:
     return json_answer(description.server())
 
 
-@router.get("/v2/health/live", tags=["open inference protocol"], summary="The process answers")
+@health_router.get("/v2/health/live", tags=["open inference protocol"], summary="The process answers")
 async def live() -> Response:
     """Answer 200 as long as the event loop turns."""
     return json_answer({"live": True})
 
 
-@router.get("/v2/health/ready", tags=["open inference protocol"], summary="This worker should get requests")
-async def ready(fleet: LiveFleet) -> Response:
-    """Answer 200 once models are loaded and until draining; what could not be loaded is listed."""
-    problems = [f"{p.name} {p.version}".strip() for p in fleet.problems]
-    return json_answer({"ready": fleet.ready, "not_served": problems}, 200 if fleet.ready else 503)
+@health_router.get("/v2/health/ready", tags=["open inference protocol"], summary="This worker should get requests")
+async def ready(request: Request, fleet: LiveFleet) -> Response:
+    """Answer 200 once models are loaded and until draining; what could not be loaded is listed for who may predict."""
+    told: dict[str, Any] = {"ready": fleet.ready}
+    if may(request, "predict"):
+        told["not_served"] = [f"{p.name} {p.version}".strip() for p in fleet.problems]
+    return json_answer(told, 200 if fleet.ready else 503)
 
 
 @router.get("/v2/models/{model}", tags=["open inference protocol"], summary="A model's tensors")

@@ -10,11 +10,14 @@ import asyncio
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
+from serving.access.access import Access
 from serving.engine.model import Model
 from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed, ServingError
+from serving.fleet.shadow import Shadow
+from serving.fleet.split import Split
 from serving.http_api.answer import (
     BINARY,
     COMPRESS_FROM,
@@ -29,6 +32,7 @@ from serving.http_api.answer import (
     status_of,
 )
 from serving.http_api.codec import INLINE_BYTES, LENGTH, Codec, Decoded, Mixed
+from serving.http_api.security import admit
 from serving.metrics import ModelMetrics
 
 log = logging.getLogger("serving.prediction")
@@ -38,10 +42,34 @@ NO_HEADERS: HeaderList = []
 _decoders = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
 
-class Target:
-    """A prediction path, with all that can be decided at load: model, dialect, metrics, deadline in seconds."""
+class Fork(NamedTuple):
+    """Two targets of one path, neither forked again, and what decides between them."""
 
-    __slots__ = ("codec", "deadline", "loop", "metrics", "model", "protocol", "submit", "template")
+    split: Split
+    stable: Target
+    candidate: Target
+
+
+class Target:
+    """A prediction path, with all that can be decided at load: model, dialect, metrics, deadline in seconds.
+
+    fork: two versions share the path. shadow: gets copies of what is answered here. access: who
+    may predict; None where anyone may, whatever becomes of the keys.
+    """
+
+    __slots__ = (
+        "access",
+        "codec",
+        "deadline",
+        "fork",
+        "loop",
+        "metrics",
+        "model",
+        "protocol",
+        "shadow",
+        "submit",
+        "template",
+    )
 
     def __init__(
         self,
@@ -50,15 +78,19 @@ class Target:
         *,
         template: str,
         metrics: ModelMetrics | None,
+        access: Access | None,
         deadline: float,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.model = model
+        self.fork: Fork | None = None
+        self.shadow: Shadow | None = None
         self.submit = model.submit
         self.codec = codec
         self.protocol = codec.protocol
         self.template = template
         self.metrics = metrics
+        self.access = access
         self.deadline = deadline
         self.loop = loop
 
@@ -78,16 +110,47 @@ class Call(Request):
         raise NotImplementedError
 
     def start(self, target: Target, headers: Headers, body: bytes | bytearray) -> None:
-        """Decode and submit. A bad request is answered before this returns."""
+        """Decode and submit. A bad request, or a stranger's, is answered before this returns."""
         self.target = target
         self.headers = headers
         self.gone = False
         self.began = time.monotonic()
+        if target.access is not None:
+            try:
+                admit(target.access, headers, "predict")
+            except ServingError as error:  # a stranger's: no count of the model's moves
+                self.finish(status_of(error, target.protocol), error_headers(error), error_body(error))
+                return
+        if target.fork is not None:
+            self._choose(target.fork, headers, body)
+            return
         if len(body) > INLINE_BYTES and (target.codec.slow_bytes or header(headers, LENGTH) is None):
             decoding = target.loop.run_in_executor(_decoders, _decode, target.codec, headers, body)
             decoding.add_done_callback(lambda done: self._submit(done.result()))
             return
         self._submit(_decode(target.codec, headers, body))
+
+    def _choose(self, fork: Fork, headers: Headers, body: bytes | bytearray) -> None:
+        """Go on with one of two versions: by header before anything is decoded, by feature after."""
+        split, stable = fork.split, fork.stable
+        key_of = split.feature
+        if key_of is None:
+            key = header(headers, split.header) if split.header is not None else None
+            self.start(fork.candidate if split.takes(key) else stable, headers, body)
+            return
+        self.target = stable
+
+        def decoded(found: Decoded | ServingError) -> None:
+            if isinstance(found, ServingError) or not split.takes(key_of(found.inputs)):
+                self._submit(found)
+            elif not self.gone:
+                self.start(fork.candidate, headers, body)
+
+        if len(body) > INLINE_BYTES:
+            decoding = stable.loop.run_in_executor(_decoders, _decode, stable.codec, headers, body)
+            decoding.add_done_callback(lambda done: decoded(done.result()))
+            return
+        decoded(_decode(stable.codec, headers, body))
 
     def cancel(self) -> None:
         """Tell that the caller has left: rows that still wait are not run, and `finish` is never called."""
@@ -126,7 +189,12 @@ class Call(Request):
             target.metrics.answered(target.protocol, self.rows, time.monotonic() - self.began)
         if type(body) is bytes and len(body) < COMPRESS_FROM:
             self.finish(200, NO_HEADERS, body)
-            return
+        else:
+            self._finish_large(body)
+        if target.shadow is not None:
+            target.shadow.offer(self.inputs, self.rows, outcome)
+
+    def _finish_large(self, body: bytes | Mixed) -> None:
         headers: HeaderList = []
         kind = JSON
         if isinstance(body, Mixed):

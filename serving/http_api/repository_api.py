@@ -6,24 +6,25 @@ import asyncio
 import re
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from serving.errors import InvalidRequest, ModelInvalid, ModelNotFound, NotReady, PayloadTooLarge, UnsupportedMediaType
-from serving.fleet import gate, manifest, publish
-from serving.fleet.manifest import MODEL_FILE, Entry, Hashes
+from serving.errors import InvalidRequest, NotReady, PayloadTooLarge, UnsupportedMediaType
+from serving.fleet import publish
+from serving.fleet.manifest import MODEL_FILE, Entry
 from serving.fleet.publish import Published
-from serving.fleet.report import GateRefused, Report
+from serving.fleet.report import GateRefused
 from serving.fleet.repository import VERSION
 from serving.fleet.staging import Writing
 from serving.fleet.state import state_folder
 from serving.http_api.metadata import json_answer
 from serving.http_api.route import ClientLeft
+from serving.http_api.security import Deployer
 
 CHECKSUM = "x-checksum-sha256"
 SILENCE_S = 60.0
@@ -39,14 +40,6 @@ _BODY = {
 }
 
 
-class Named(Protocol):
-    """Who sent a request."""
-
-    @property
-    def name(self) -> str:
-        """A name for the history."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Upload:
     """A file that has arrived."""
@@ -59,16 +52,13 @@ class _Upload:
         return {MODEL_FILE: self.entry}
 
 
-def repository_router(root: Path, *, max_model_bytes: int, deployer: Callable[..., Any]) -> APIRouter:
-    """Make the routes that publish into the models folder `root` and show reports.
-
-    deployer: the dependency that lets only those pass who may deploy, and gives their name.
-    """
-    router = APIRouter(tags=["repository"])
+def router(root: Path, *, max_model_bytes: int) -> APIRouter:
+    """Make the route that publishes into the models folder `root`."""
+    made = APIRouter(tags=["deploy"])
     at_once = asyncio.Semaphore(_AT_ONCE)
     one_gate = asyncio.Semaphore(1)
 
-    @router.put(
+    @made.put(
         "/v1/repository/models/{name}/versions/{version}",
         summary="Publish a version: the ONNX file is the body",
         status_code=201,
@@ -78,10 +68,9 @@ def repository_router(root: Path, *, max_model_bytes: int, deployer: Callable[..
         request: Request,
         name: str,
         version: str,
+        caller: Deployer,
         note: Annotated[str, Query(max_length=2000, description="What is new, for people.")] = "",
         allow_breaking: Annotated[bool, Query(description="Callers of the version before may break.")] = False,
-        # As a default: an annotation is text until it is used, and would not find `deployer` then.
-        caller: Named = Depends(deployer),  # noqa: B008
     ) -> Response:
         """Take `version` or, for `next`, the number after the highest.
 
@@ -112,16 +101,7 @@ def repository_router(root: Path, *, max_model_bytes: int, deployer: Callable[..
             return Response(status_code=499)  # nobody reads it
         return _answer(name, published)
 
-    @router.get("/v1/repository/models/{name}/versions/{version}/report", summary="What the gate found of a version")
-    async def report(name: str, version: str) -> Response:
-        """Answer with the verdict on a version that is in the folder, whether it serves or not."""
-        publish.check_name(name)
-        found = await asyncio.to_thread(_report, root, name, version) if VERSION.fullmatch(version) else None
-        if found is None:
-            raise ModelNotFound("there is no report on such a version")
-        return json_answer(found.model_dump(mode="json"))
-
-    return router
+    return made
 
 
 def _answer(name: str, published: Published) -> Response:
@@ -136,15 +116,6 @@ def _answer(name: str, published: Published) -> Response:
     )
     answer.headers["location"] = f"/v1/models/{name}/versions/{published.version}"
     return answer
-
-
-def _report(root: Path, name: str, version: str) -> Report | None:
-    folder = root / name / version
-    try:
-        found = manifest.read(folder) or manifest.of(folder, Hashes())
-        return gate.verdict(state_folder(root), found.content)
-    except (ModelInvalid, OSError):
-        return None
 
 
 @asynccontextmanager

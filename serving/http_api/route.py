@@ -8,6 +8,7 @@ import zlib
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
+from serving.access.access import Access
 from serving.errors import InvalidRequest, ModelNotFound, PayloadTooLarge, ServingError, UnsupportedMediaType
 from serving.fleet.fleet import Fleet
 from serving.http_api.answer import (
@@ -20,6 +21,7 @@ from serving.http_api.answer import (
     status_of,
 )
 from serving.http_api.prediction import Call, Target
+from serving.http_api.security import admit
 from serving.http_api.targets import TEMPLATES, Targets
 
 WATCH_AFTER_S = 0.05
@@ -29,12 +31,12 @@ class ClientLeft(Exception):
     """The client closed the connection before its request was whole."""
 
 
-def prediction_routes(fleet: Fleet, targets: Targets, *, max_body_bytes: int) -> list[BaseRoute]:
+def prediction_routes(fleet: Fleet, targets: Targets, access: Access, *, max_body_bytes: int) -> list[BaseRoute]:
     """Make one route for each prediction path template."""
     return [
         Route(
             template,
-            PredictionRoute(protocol, template, fleet, targets, max_body_bytes),
+            PredictionRoute(protocol, template, fleet, targets, access, max_body_bytes=max_body_bytes),
             methods=["POST"],
             include_in_schema=False,
         )
@@ -45,16 +47,20 @@ def prediction_routes(fleet: Fleet, targets: Targets, *, max_body_bytes: int) ->
 class PredictionRoute:
     """An ASGI application for one prediction path template."""
 
-    def __init__(self, protocol: str, template: str, fleet: Fleet, targets: Targets, max_body_bytes: int) -> None:
+    def __init__(
+        self, protocol: str, template: str, fleet: Fleet, targets: Targets, access: Access, *, max_body_bytes: int
+    ) -> None:
         self._protocol = protocol
         self._template = template
         self._fleet = fleet
         self._targets = targets
+        self._access = access
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Errors are answered here, so that no framework text reaches a client."""
         try:
+            admit(self._access, scope["headers"], "predict")  # before a stranger learns which models there are
             parameters = scope["path_params"]
             model = self._fleet.get(parameters["model"], parameters.get("version"), parameters.get("label"))
             path = self._template.format(**{**parameters, "model": model.name})
@@ -70,6 +76,8 @@ class PredictionRoute:
 async def answer(target: Target, headers: Headers, receive: Receive, send: Send, max_body_bytes: int) -> None:
     """Read a body under the limit and answer the prediction that it asks for."""
     try:
+        if target.access is not None:
+            admit(target.access, headers, "predict")  # before a stranger's body takes memory
         body = await read_body(headers, receive, max_body_bytes)
     except ServingError as error:
         await respond(send, status_of(error, target.protocol), error_headers(error), error_body(error))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+from serving.access.access import Access
 from serving.engine.model import Model
 from serving.fleet.fleet import Fleet, Served
 from serving.http_api import open_inference, predict_v1
 from serving.http_api.codec import Codec
-from serving.http_api.prediction import Target
+from serving.http_api.prediction import Fork, Target
 from serving.metrics import Metrics
 
 TEMPLATES = {
@@ -20,12 +21,15 @@ TEMPLATES = {
     ("v2", "version"): "/v2/models/{model}/versions/{version}/infer",
 }
 
+_UNVERSIONED = frozenset(template for (_, kind), template in TEMPLATES.items() if kind == "name")
+
 
 class Targets:
     """Prediction targets by raw path, and by model for the ASGI routes."""
 
-    def __init__(self, metrics: Metrics | None, *, deadline: float) -> None:
+    def __init__(self, metrics: Metrics | None, access: Access, *, deadline: float) -> None:
         self._metrics = metrics
+        self._access = access if access.configured else None
         self._deadline = deadline
         self.paths: dict[bytes, Target] = {}
 
@@ -34,19 +38,31 @@ class Targets:
         fresh: dict[bytes, Target] = {}
         for served in fleet.models.values():
             for path, template, model in _paths(served):
-                protocol = "v1" if path.startswith("/v1") else "v2"
-                metrics = self._metrics.model(model.name, model.version) if self._metrics else None
-                fresh[path.encode()] = Target(
-                    model,
-                    codec(model, protocol),
-                    template=template,
-                    metrics=metrics,
-                    deadline=self._deadline,
-                    loop=loop,
-                )
+                target = self._target(path, template, model, loop)
+                if template in _UNVERSIONED:
+                    target.shadow = served.shadow
+                    if served.canary is not None:
+                        # Who may is asked once, before it is decided which version answers.
+                        candidate = self._target(path, template, served.canary.candidate, loop)
+                        fork = Fork(served.canary, target, candidate)
+                        target.access = candidate.access = None
+                        target = self._target(path, template, model, loop)
+                        target.fork = fork
+                fresh[path.encode()] = target
         self.paths.update(fresh)
         for gone in self.paths.keys() - fresh.keys():
             del self.paths[gone]
+
+    def _target(self, path: str, template: str, model: Model, loop: asyncio.AbstractEventLoop) -> Target:
+        return Target(
+            model,
+            codec(model, "v1" if path.startswith("/v1") else "v2"),
+            template=template,
+            metrics=self._metrics.model(model.name, model.version) if self._metrics else None,
+            access=self._access,
+            deadline=self._deadline,
+            loop=loop,
+        )
 
 
 def prepare(model: Model) -> None:

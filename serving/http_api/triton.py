@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from serving.errors import InvalidRequest, ModelNotFound
-from serving.fleet import description
+from serving.fleet import description, transitions
 from serving.http_api import strict_json
 from serving.http_api.metadata import LiveFleet, json_answer
 from serving.http_api.route import read_body
+from serving.http_api.security import Deployer, requires
 
-router = APIRouter(tags=["open inference protocol"])
+router = APIRouter(tags=["open inference protocol"], dependencies=[Depends(requires("predict"))])
+changes_router = APIRouter(tags=["open inference protocol"])
 
 _MOST_BYTES = 64 * 1024
 _SHARED_MEMORY = "shared memory that clients choose is not offered: send tensors in the request"
@@ -69,19 +71,19 @@ async def repository_index(request: Request, fleet: LiveFleet) -> Response:
     return json_answer(description.index(fleet, ready=ready))
 
 
-@router.post("/v2/repository/models/{model}/load", summary="Load a model, or load it anew")
-async def load(request: Request, model: str, fleet: LiveFleet) -> Response:
+@changes_router.post("/v2/repository/models/{model}/load", summary="Load a model, or load it anew")
+async def load(request: Request, model: str, fleet: LiveFleet, caller: Deployer) -> Response:
     """Load the versions of a model that the folder holds."""
     await _no_parameters(request, ())
-    await fleet.load_model(model)
+    await fleet.changes.make(model, transitions.load, who=caller.name, what="load")
     return json_answer({})
 
 
-@router.post("/v2/repository/models/{model}/unload", summary="Stop serving a model")
-async def unload(request: Request, model: str, fleet: LiveFleet) -> Response:
+@changes_router.post("/v2/repository/models/{model}/unload", summary="Stop serving a model")
+async def unload(request: Request, model: str, fleet: LiveFleet, caller: Deployer) -> Response:
     """Stop serving a model after its last request; its files stay."""
     await _no_parameters(request, ("unload_dependents",))
-    await fleet.unload_model(model)
+    await fleet.changes.make(model, transitions.unload, who=caller.name, what="unload")
     return json_answer({})
 
 

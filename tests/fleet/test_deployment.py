@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from serving.access.key_store import KeyStore
 from tests.conftest import MODELS, Server, running
 
 Wait = Callable[[Callable[[], bool]], None]
@@ -27,9 +28,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def live(folder: Path) -> Iterator[Server]:
+def key(folder: Path) -> str:
+    """A key that may deploy."""
+    return KeyStore(folder / ".keys").create("ops", frozenset({"deploy"}))
+
+
+@pytest.fixture
+def live(folder: Path, key: str) -> Iterator[Server]:
     """Two workers that serve it."""
-    with running("--workers", "2", models=folder) as server:
+    with running("--workers", "2", "--keys", str(folder / ".keys"), models=folder) as server:
         yield server
 
 
@@ -127,3 +134,20 @@ def test_a_worker_that_restarts_serves_the_current_state(live: Server, folder: P
     os.kill(min(before), 9)
     eventually(lambda: len(children(live.process.pid) - before) == 1)
     eventually(lambda: versions(live.url, 30) == {"1"})
+
+
+def test_tritons_client_unloads_and_loads(live: Server, folder: Path, key: str) -> None:
+    """What Triton's own client asks of the repository is done in every worker when the call returns."""
+    import tritonclient.http
+
+    client = tritonclient.http.InferenceServerClient(live.url.removeprefix("http://"))
+    allowed = {"Authorization": f"Bearer {key}"}
+    for _ in range(2):
+        client.unload_model("iris", headers=allowed)
+        assert not client.is_model_ready("iris")
+        (entry,) = client.get_model_repository_index()
+        assert entry == {"name": "iris", "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"}
+        client.load_model("iris", headers=allowed)
+        assert versions(live.url, 6) == {"1"}
+    history = [json.loads(line) for line in (folder / "iris" / "history.jsonl").read_text().splitlines()]
+    assert [(entry["who"], entry["what"]) for entry in history] == [("ops", "unload"), ("ops", "load")] * 2

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from serving.errors import Conflict, InvalidRequest
 from serving.fleet import gate, manifest, state
 from serving.fleet.gate import Gate
+from serving.fleet.ledger import Ledger
 from serving.fleet.publish import publish
 from serving.fleet.report import GateRefused
 from serving.fleet.repository import Contents, Repository
@@ -25,7 +26,7 @@ IRIS_1, IRIS_2 = MODELS / "iris" / "1" / "model.onnx", MODELS / "iris" / "2" / "
 
 
 def scan(root: Path) -> Contents:
-    return Repository(root).look()
+    return Repository(root, Ledger(root).read).look()
 
 
 def with_external_data(folder: Path, location: str = "weights/w.bin", rows: int = 4) -> Path:

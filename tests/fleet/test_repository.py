@@ -10,7 +10,6 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.errors import ModelInvalid
-from serving.fleet.repository import Repository
 from serving.http_api.app import create_app
 from serving.settings import Settings
 from tests.conftest import MODELS
@@ -65,16 +64,16 @@ def test_strict_refuses(folder: Path) -> None:
         pass
 
 
-def test_labels_come_from_traffic_json(folder: Path) -> None:
-    """`stable` decides who answers without a version; a file that can't be read is a problem, and is left out."""
+def test_roles_come_from_traffic_json(folder: Path) -> None:
+    """`stable` decides who answers without a version; a file that can't be read is a problem, by its field."""
     write(folder / "iris" / "traffic.json", b'{"stable": "1", "labels": {"next": "2"}}')
     with TestClient(create_app(Settings(models=folder))) as client:
         assert client.post("/v1/models/iris:predict", json=ROW).json()["model_version"] == "1"
         assert client.post("/v1/models/iris/labels/next:predict", json=ROW).json()["model_version"] == "2"
-    write(folder / "iris" / "traffic.json", b"{")
-    contents = Repository(folder).look()
-    assert [p.name for p in contents.problems] == ["iris"]
-    assert len(contents.found) == 2
+    write(folder / "iris" / "traffic.json", b'{"stable": 1}')
+    with TestClient(create_app(Settings(models=folder))) as client:
+        (problem,) = client.get("/v1/models").json()["problems"]
+        assert (problem["name"], "stable: should be" in problem["reason"]) == ("iris", True)
 
 
 def test_a_signature_that_lies_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,198 @@
+"""Who may do what: one decision from an Authorization header and a scope, the same for every transport."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from serving.access.caller import ANYONE, SCOPES, AccessInvalid, Caller, Scope
+from serving.access.keys import Key, are_entries, digest, parse
+from serving.access.watched import Watched
+from serving.errors import Forbidden, Unauthenticated
+
+if TYPE_CHECKING:
+    from serving.access.tokens import Issuer
+
+log = logging.getLogger("serving.access")
+
+HOW = (
+    "changes by network are refused, since no key with the scope deploy is configured: on the server's machine run "
+    "`serving keys create --name NAME --scope deploy`, and start the server with `--keys serving.keys`"
+)
+_SEND = "send the header `Authorization: Bearer <key>`"
+_ALWAYS: frozenset[Scope] = frozenset({"deploy"})
+_MOST_VERIFIED = 4096
+_LONGEST = 8192
+_CREDENTIAL = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9._~+/-]+=*)")
+
+
+class _Verified(NamedTuple):
+    caller: Caller
+    until: float  # seconds since the epoch
+
+
+class _State:
+    """All that one reading of keys and tokens decides.
+
+    It has its own cache, so that a decision under way while the keys change can't leave a revoked key in the new one.
+    """
+
+    __slots__ = ("closed", "deployable", "issuer", "keys", "verified")
+
+    def __init__(self, keys: tuple[Key, ...], issuer: Issuer | None, closed: frozenset[Scope]) -> None:
+        self.keys = keys
+        self.issuer = issuer
+        # Revoked and expired keys count: taking the last key away must not open what it was made to close.
+        named = frozenset[Scope]().union(*(key.scopes for key in keys))
+        self.closed: frozenset[Scope] = closed | _ALWAYS | named | (SCOPES if issuer is not None else frozenset())
+        self.deployable = issuer is not None or "deploy" in named
+        self.verified: dict[bytes, _Verified] = {}
+
+
+class Access:
+    """Decides who may. `deploy` is always closed; `predict` and `metrics` are open until a key names them.
+
+    keys: lines of keys themselves, also with semicolons between, or a file of them. jwks: a JWKS file, which closes
+    everything and needs audience and issuer. What is closed stays so until a restart. Raises AccessInvalid where keys
+    or JWKS can't be read now.
+    """
+
+    def __init__(
+        self,
+        *,
+        keys: str | None = None,
+        jwks: Path | None = None,
+        audience: str | None = None,
+        issuer: str | None = None,
+    ) -> None:
+        if jwks is not None and not (audience and issuer):
+            raise AccessInvalid("a JWKS file needs --jwt-audience and --jwt-issuer: without them any token would do")
+        if keys is not None and not keys.strip():
+            raise AccessInvalid("the keys are empty: name a file, or leave the setting out")
+        self._entries = keys if keys is not None and are_entries(keys) else None
+        self._key_file = Watched(Path(keys), "the keys file") if keys and self._entries is None else None
+        self._jwks_file = Watched(jwks, "the JWKS file") if jwks is not None else None
+        self._expected = (audience or "", issuer or "")
+        self._reading = threading.Lock()
+        self._state = self._read(frozenset())
+
+    @property
+    def configured(self) -> bool:
+        """Whether there is any key: without one, nothing but deploying is or can become closed."""
+        return bool(self._entries or self._key_file or self._jwks_file)
+
+    @property
+    def closed(self) -> frozenset[Scope]:
+        """The scopes that need a credential now."""
+        return self._state.closed
+
+    def decide(self, authorization: bytes | str | None, scope: Scope) -> Caller:
+        """Return who asks. Raises Unauthenticated without a good credential, Forbidden where it lacks the scope."""
+        state = self._state
+        if scope not in state.closed:
+            return ANYONE
+        if isinstance(authorization, str):
+            authorization = authorization.encode("utf-8", "replace")
+        verified = state.verified.get(authorization) if authorization is not None else None
+        if verified is None or verified.until <= time.time():
+            if scope == "deploy" and not state.deployable:
+                raise Forbidden(HOW)
+            verified = _verify(state, authorization)
+        if scope not in verified.caller.scopes:
+            raise Forbidden(f"this credential does not have the scope {scope}", scope=scope)
+        return verified.caller
+
+    def refresh(self) -> None:
+        """Read anew what has changed on disk; to be called about once a second, off the event loop."""
+        files = [file for file in (self._key_file, self._jwks_file) if file is not None]
+        if any(file.changed() for file in files):
+            self.reload()
+
+    def reload(self) -> None:
+        """Read everything anew. What can't be read is logged, and what was read last stays in force."""
+        with self._reading:
+            try:
+                self._state = self._read(self._state.closed)
+            except AccessInvalid as error:
+                log.error("%s; the keys that were read before stay in force", error)
+                return
+        log.info("keys and tokens are read anew: %d keys", len(self._state.keys))
+
+    def _read(self, closed: frozenset[Scope]) -> _State:
+        return _State(self._read_keys(), self._read_issuer(), closed)
+
+    def _read_keys(self) -> tuple[Key, ...]:
+        if self._entries is not None:
+            return _named("the keys", self._entries.replace(";", "\n"))
+        if self._key_file is None:
+            return ()
+        text, mode = self._key_file.read()
+        if mode & 0o077:
+            log.warning("the keys file %s is open to others: chmod 600 it", self._key_file.path)
+        keys = _named(f"the keys file {self._key_file.path}", text)
+        if not keys:
+            # An editor that is half through writing leaves such a file, and it would open everything.
+            raise AccessInvalid(f"the keys file {self._key_file.path} holds no key: `serving keys create` makes one")
+        return keys
+
+    def _read_issuer(self) -> Issuer | None:
+        if self._jwks_file is None:
+            return None
+        text, mode = self._jwks_file.read()
+        if mode & 0o022:
+            log.warning("the JWKS file %s can be written by others: chmod 644 it", self._jwks_file.path)
+        from serving.access.tokens import Issuer  # noqa: PLC0415  cryptography takes memory: only where it is wanted
+
+        audience, issuer = self._expected
+        try:
+            return Issuer(text, audience=audience, issuer=issuer)
+        except AccessInvalid as error:
+            raise AccessInvalid(f"the JWKS file {self._jwks_file.path}: {error}") from None
+
+
+def _named(what: str, text: str) -> tuple[Key, ...]:
+    try:
+        return parse(text)
+    except AccessInvalid as error:
+        raise AccessInvalid(f"{what}: {error}") from None
+
+
+def _verify(state: _State, authorization: bytes | None) -> _Verified:
+    if authorization is None:
+        raise Unauthenticated(f"this needs a key: {_SEND}")
+    found = _CREDENTIAL.fullmatch(authorization) if len(authorization) <= _LONGEST else None
+    if found is None:
+        raise Unauthenticated(f"the Authorization header is not a bearer credential: {_SEND}")
+    verified = _by_key(state.keys, found[1]) or _by_token(state.issuer, found[1])
+    if verified is None:
+        raise Unauthenticated("the key is not known: it may be mistyped, or withdrawn", invalid=True)
+    # Only what was verified is kept, so that strangers can't push others out.
+    if len(state.verified) >= _MOST_VERIFIED:
+        state.verified.clear()
+    state.verified[authorization] = verified
+    return verified
+
+
+def _by_key(keys: tuple[Key, ...], given: bytes) -> _Verified | None:
+    hashed = digest(given)
+    matching = None
+    for key in keys:  # every one, in constant time: the time says nothing of how near a guess was, or which key it hit
+        if hmac.compare_digest(key.digest, hashed):
+            matching = key
+    if matching is None:
+        return None
+    state = matching.state(time.time())
+    if state != "live":
+        raise Unauthenticated(f"the key has been revoked or has expired: it is {state}", invalid=True)
+    return _Verified(Caller(matching.name, matching.scopes), matching.expires or float("inf"))
+
+
+def _by_token(issuer: Issuer | None, given: bytes) -> _Verified | None:
+    if issuer is None or given.count(b".") != 2:
+        return None
+    return _Verified(*issuer.verify(given.decode()))

@@ -1,0 +1,102 @@
+"""The keys file as `serving keys` changes it: one writer at a time, and every reader sees the old file or the new."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from serving.access.caller import AccessInvalid, Scope
+from serving.access.keys import NAME, Key, digest, generate, parse
+from serving.access.watched import Watched
+
+
+class KeyStore:
+    """The keys in one file. All of it raises AccessInvalid with a text for who runs the command."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = Path(os.path.realpath(path))  # a link stays a link
+
+    def read(self) -> tuple[Key, ...]:
+        """Return the keys of the file; none where there is no file yet."""
+        return parse(self._text())
+
+    def create(self, name: str, scopes: frozenset[Scope], *, expires: float | None = None) -> str:
+        """Add a key and return it: this is the only time that it is seen. `expires` in seconds since the epoch."""
+        if not NAME.fullmatch(name):
+            raise AccessInvalid("a key's name is letters, digits, dot, dash, underscore; 64 at most")
+        secret = generate()
+        now = time.time()
+
+        def added(text: str) -> str:
+            for key in parse(text):
+                if key.name == name:
+                    raise AccessInvalid(
+                        f"there is a {key.state(now)} key {name!r}: take another name, such as {name}-2"
+                    )
+            line = Key(name, scopes, digest(secret.encode()), created=now, expires=expires).line()
+            return f"{text}\n{line}\n" if text and not text.endswith("\n") else f"{text}{line}\n"
+
+        self._change(added)
+        return secret
+
+    def revoke(self, name: str) -> None:
+        """Withdraw a key. Its line stays: a scope that only it had must not become open to all."""
+
+        def revoked(text: str) -> str:
+            found = {key.name: key for key in parse(text)}
+            if name not in found:
+                raise AccessInvalid(f"there is no key {name!r}; keys: {', '.join(found) or 'none'}")
+            if found[name].revoked is not None:
+                raise AccessInvalid(f"the key {name!r} is revoked already")
+            line = replace(found[name], revoked=time.time()).line()
+            return "".join(
+                f"{line}\n" if kept.split()[:1] == [name] else f"{kept}\n"
+                for kept in text.removesuffix("\n").split("\n")
+            )
+
+        self._change(revoked)
+
+    def _text(self) -> str:
+        return Watched(self._path, "the keys file").read()[0] if self._path.exists() else ""
+
+    def _change(self, change: Callable[[str], str]) -> None:
+        try:
+            with self._alone():
+                self._write(change(self._text()))
+        except OSError as error:
+            raise AccessInvalid(f"the keys file {self._path} can't be written: {error.strerror}") from None
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold a lock on the folder: the file itself is another one after each change."""
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _write(self, text: str) -> None:
+        handle, made = tempfile.mkstemp(prefix=".keys-", dir=self._path.parent)  # mode 0600
+        try:
+            with open(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(handle)
+                if self._path.exists():
+                    # Root may run the command for a server that runs as another user.
+                    owner = self._path.stat()
+                    if (owner.st_uid, owner.st_gid) != (os.geteuid(), os.getegid()):
+                        os.fchown(handle, owner.st_uid, owner.st_gid)
+            os.replace(made, self._path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(made)
+            raise

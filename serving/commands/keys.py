@@ -1,0 +1,103 @@
+"""`serving keys`: make, list and revoke the keys of a file."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from serving.access.caller import SCOPES, AccessInvalid
+from serving.access.key_store import KeyStore
+from serving.access.keys import are_entries, written
+
+_UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+KeysFile = Annotated[
+    str,
+    typer.Option("--keys", metavar="FILE", envvar="SERVING_KEYS", help="The file that the server is given as --keys."),
+]
+keys = typer.Typer(help="Make, list and revoke the keys of a keys file.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def register(app: typer.Typer) -> None:
+    """Add `serving keys`."""
+    app.add_typer(keys, name="keys")
+
+
+@keys.command("create")
+def create(
+    name: Annotated[str, typer.Option(help="Who will use it, as histories will call them.", show_default=False)],
+    scope: Annotated[
+        list[str], typer.Option(help="predict, deploy or metrics; may be given several times.", show_default=False)
+    ],
+    expires: Annotated[
+        str | None, typer.Option(help="For how long it is good: 90d, 12h, 30m, 2w. Without it: until revoked.")
+    ] = None,
+    file: KeysFile = "serving.keys",
+) -> None:
+    """Make a key and print it, once: only its SHA-256 is kept."""
+    with _explained():
+        if not SCOPES.issuperset(scope):
+            raise AccessInvalid(f"--scope: there are {', '.join(sorted(SCOPES))}")
+        until = None if expires is None else time.time() + _seconds(expires)
+        path = _path(file)
+        first = not path.exists()
+        secret = KeyStore(path).create(name, frozenset(s for s in SCOPES if s in scope), expires=until)
+    typer.echo(secret)
+    how = f"start the server with --keys {path}" if first else "a running server takes it within 2 seconds"
+    typer.echo(f"This is the only time that the key is shown. Its SHA-256 is in {path}; {how}.", err=True)
+
+
+@keys.command("list")
+def list_keys(file: KeysFile = "serving.keys") -> None:
+    """List names, scopes and times; the keys themselves are nowhere."""
+    with _explained():
+        found = KeyStore(_path(file)).read()
+    table = Table(box=box.SIMPLE)
+    for column in ("name", "scopes", "state", "created", "expires"):
+        table.add_column(column, overflow="fold")
+    now = time.time()
+    for key in found:
+        times = ("" if at is None else written(at) for at in (key.created, key.expires))
+        table.add_row(key.name, ", ".join(sorted(key.scopes)), key.state(now), *times)
+    Console(highlight=False).print(table)
+
+
+@keys.command("revoke")
+def revoke(
+    name: Annotated[str, typer.Argument(help="The key's name.", show_default=False)], file: KeysFile = "serving.keys"
+) -> None:
+    """Withdraw a key: a running server refuses it within 2 seconds."""
+    with _explained():
+        KeyStore(_path(file)).revoke(name)
+    typer.echo(f"{name} is revoked", err=True)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except AccessInvalid as error:
+        typer.echo(f"serving: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _path(given: str) -> Path:
+    if are_entries(given):
+        raise AccessInvalid("SERVING_KEYS holds keys themselves: name a file with --keys")
+    return Path(given)
+
+
+def _seconds(text: str) -> int:
+    found = re.fullmatch(r"([1-9][0-9]{0,5})([mhdw])", text)
+    if found is None:
+        raise AccessInvalid("--expires: write a number and m, h, d or w, such as 90d")
+    return int(found[1]) * _UNITS[found[2]]

@@ -1,0 +1,123 @@
+"""`serving status | history`: what is asked for, what is served, and who changed it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from serving.commands.traffic import Models, Name, explained
+from serving.errors import ServingError
+from serving.fleet import servers
+from serving.fleet.ledger import Ledger
+from serving.fleet.traffic import Traffic, current
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (status, history):
+        app.command(command.__name__)(command)
+
+
+def status(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A model; all without it.")] = None,
+    as_json: AsJson = False,
+    models: Models = Path("models"),
+) -> None:
+    """Show who gets each model's traffic, how trials go, and whether every running server serves it."""
+    with explained():
+        found = [state(models, n) for n in ([name] if name else Ledger(models).names())]
+        live = servers.running(models)
+    if as_json:
+        typer.echo(json.dumps({"models": found, "servers": [[s.host, s.pid] for s in live]}, indent=1))
+        return
+    table = Table(box=box.SIMPLE)
+    for column in ("model", "generation", "stable", "canary", "shadow", "labels", "versions", "served"):
+        table.add_column(column, overflow="fold")
+    for one in found:
+        table.add_row(*_row(one))
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    for one in found:
+        for trial in one["trials"]:
+            console.print(f"{one['name']}: {trial}", soft_wrap=True)
+        for problem in one["problems"]:
+            console.print(f"{one['name']}: {problem}", soft_wrap=True)
+    if not live:
+        console.print("no server runs from this folder on a machine that has told so in the last 10 s", soft_wrap=True)
+
+
+def state(root: Path, name: str) -> dict[str, Any]:
+    """Return what is asked for and what is served of one model. Raises ModelNotFound."""
+    ledger = Ledger(root)
+    versions = ledger.versions(name)
+    standings = [(server, server.models.get(name, {})) for server in servers.running(root)]
+    problems = list(dict.fromkeys(str(s["error"]) for _, s in standings if s.get("error")))
+    try:
+        traffic: Traffic | None = ledger.read(name)
+    except ServingError as error:
+        traffic = None
+        problems.insert(0, error.message)
+    generations = [s.get("serving") for _, s in standings]
+    return {
+        "name": name,
+        "traffic": traffic.document() if traffic is not None else None,
+        "stable": current(traffic, versions) if traffic is not None else None,
+        "versions": versions,
+        "servers": len(standings),
+        "up_to_date": traffic is not None and all(g == traffic.generation for g in generations),
+        "serving": generations,
+        "trials": list(dict.fromkeys(str(s["trial"]) for _, s in standings if s.get("trial"))),
+        "problems": problems,
+    }
+
+
+def _row(one: dict[str, Any]) -> list[str]:
+    traffic = one["traffic"] or {}
+    canary, shadow = traffic.get("canary"), traffic.get("shadow")
+    sticky = "".join(f", by {k} {v}" for k, v in canary.get("sticky", {}).items()) if canary else ""
+    if not one["servers"]:
+        served = ""
+    elif one["up_to_date"]:
+        served = f"by {one['servers']}"
+    else:
+        served = "not yet: " + ", ".join("nothing" if g is None else str(g) for g in one["serving"])
+    return [
+        one["name"],
+        str(traffic.get("generation", "")),
+        "unloaded" if traffic.get("unloaded") else str(one["stable"] or "none"),
+        f"{canary['version']}: {canary['percent']:g} %{sticky}" if canary else "",
+        f"{shadow['version']}: {shadow['percent']:g} %" if shadow else "",
+        ", ".join(f"{k} {v}" for k, v in traffic.get("labels", {}).items()),
+        ", ".join(one["versions"]),
+        served,
+    ]
+
+
+def history(
+    name: Name,
+    limit: Annotated[int, typer.Option(min=1, help="The last so many changes.")] = 20,
+    as_json: AsJson = False,
+    models: Models = Path("models"),
+) -> None:
+    """Show who changed a model's traffic, when, how and why; the last change is the last line."""
+    with explained():
+        entries = Ledger(models).history(name, limit)
+    if as_json:
+        typer.echo(json.dumps(entries, indent=1))
+        return
+    table = Table(box=box.SIMPLE)
+    for column in ("generation", "when (UTC)", "who", "what", "why"):
+        table.add_column(column, overflow="fold")
+    for entry in entries:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.strptime(entry["when"][:19], "%Y-%m-%dT%H:%M:%S"))
+        table.add_row(str(entry["generation"]), when, entry["who"], entry["what"], entry["why"])
+    Console(highlight=False, markup=False).print(table)

@@ -1,0 +1,287 @@
+"""`serving promote | canary | shadow | label | rollback | unload | load | keep`: who gets a model's traffic.
+
+They write the models folder, on this machine, and wait until every running server serves what was asked for. Where one
+can't, the change is taken back and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from serving.errors import GenerationConflict, InvalidRequest, ServingError
+from serving.fleet import orders, servers
+from serving.fleet.ledger import Ledger
+from serving.fleet.orders import Order
+from serving.fleet.traffic import Traffic, sentence
+
+WAIT_S = 150.0
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The model.", show_default=False)]
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="One of its versions.", show_default=False)]
+Models = Annotated[Path, typer.Option("--models", envvar="SERVING_MODELS", help="Folder of models.")]
+Why = Annotated[str, typer.Option(help="The reason, for the history.", show_default=False)]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait until the running servers serve it.")]
+End = Annotated[bool, typer.Option("--end", help="End it.")]
+After = Annotated[str | None, typer.Option(metavar="TIME", help="Judge it, and decide after 90s, 10m, 2h.")]
+Rows = Annotated[int | None, typer.Option(help="Judge it, and decide after so many rows.", show_default=False)]
+MaxErrors = Annotated[
+    float | None, typer.Option("--max-error-rate", help="Share of predictions that may fail, 0 to 1 [default: 0.01].")
+]
+MaxLatency = Annotated[
+    float | None, typer.Option("--max-latency-ratio", help="Most times the other version's mean latency.")
+]
+MinAgreement = Annotated[
+    float | None, typer.Option("--min-agreement", help="Share of rows with the same label as stable, 0 to 1.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (promote, canary, shadow, label, rollback, unload, load, keep):
+        app.command(command.__name__)(command)
+
+
+def promote(  # noqa: PLR0917  typer makes options of parameters
+    name: Name,
+    version: Version,
+    why: Why = "",
+    after: After = None,
+    rows: Rows = None,
+    max_error_rate: MaxErrors = None,
+    max_latency_ratio: MaxLatency = None,
+    models: Models = Path("models"),
+    no_wait: NoWait = False,
+) -> None:
+    """Make a version stable: it answers all requests that name no version."""
+    with explained():
+        judge = judged(after, rows, max_error_rate, max_latency_ratio, None)
+        carry_out(models, name, made(orders.Promote, version=version, why=why, judge=judge), no_wait=no_wait)
+
+
+def canary(  # noqa: PLR0917
+    name: Name,
+    version: Annotated[str | None, typer.Argument(metavar="VERSION", help="The candidate.", show_default=False)] = None,
+    percent: Annotated[float, typer.Option(help="Its share of the requests, above 0, at most 100.")] = 10.0,
+    sticky_header: Annotated[str | None, typer.Option(help="Header that tells callers apart, such as x-user.")] = None,
+    sticky_feature: Annotated[str | None, typer.Option(help="Feature that tells callers apart.")] = None,
+    end: End = False,
+    why: Why = "",
+    after: After = None,
+    rows: Rows = None,
+    max_error_rate: MaxErrors = None,
+    max_latency_ratio: MaxLatency = None,
+    min_agreement: MinAgreement = None,
+    models: Models = Path("models"),
+    no_wait: NoWait = False,
+) -> None:
+    """Give a version a share of the requests that name no version; judged, it is promoted or ended by itself."""
+    with explained():
+        one_of(version, end)
+        sticky = {"header": sticky_header, "feature": sticky_feature}
+        order = made(
+            orders.StartCanary,
+            version=version,
+            percent=percent,
+            sticky=sticky if any(sticky.values()) else None,
+            why=why,
+            judge=judged(after, rows, max_error_rate, max_latency_ratio, min_agreement),
+        )
+        carry_out(models, name, order, no_wait=no_wait)
+
+
+def shadow(  # noqa: PLR0917
+    name: Name,
+    version: Annotated[str | None, typer.Argument(metavar="VERSION", help="The shadow.", show_default=False)] = None,
+    percent: Annotated[float, typer.Option(help="Share of the requests that are copied to it.")] = 100.0,
+    end: End = False,
+    why: Why = "",
+    after: After = None,
+    rows: Rows = None,
+    max_error_rate: MaxErrors = None,
+    max_latency_ratio: MaxLatency = None,
+    min_agreement: MinAgreement = None,
+    models: Models = Path("models"),
+    no_wait: NoWait = False,
+) -> None:
+    """Give a version copies of live requests on spare capacity, and compare its answers: see `serving status`."""
+    with explained():
+        one_of(version, end)
+        judge = judged(after, rows, max_error_rate, max_latency_ratio, min_agreement)
+        order = made(orders.StartShadow, version=version, percent=percent, why=why, judge=judge)
+        carry_out(models, name, order, no_wait=no_wait)
+
+
+def label(  # noqa: PLR0917
+    name: Name,
+    label: Annotated[str, typer.Argument(metavar="LABEL", help="Such as blue.", show_default=False)],
+    version: Annotated[str | None, typer.Argument(metavar="VERSION", show_default=False)] = None,
+    end: Annotated[bool, typer.Option("--remove", help="Remove the label.")] = False,
+    why: Why = "",
+    models: Models = Path("models"),
+    no_wait: NoWait = False,
+) -> None:
+    """Point a label at a version: /v1/models/NAME/labels/LABEL:predict."""
+    with explained():
+        one_of(version, end, "--remove")
+        carry_out(models, name, made(orders.SetLabel, label=label, version=version, why=why), no_wait=no_wait)
+
+
+def rollback(name: Name, why: Why = "", models: Models = Path("models"), no_wait: NoWait = False) -> None:
+    """End canary and shadow, and go back to the version that was stable before."""
+    with explained():
+        carry_out(models, name, made(orders.Rollback, why=why), no_wait=no_wait)
+
+
+def unload(name: Name, why: Why = "", models: Models = Path("models"), no_wait: NoWait = False) -> None:
+    """Serve nothing of a model, and hold no memory for it; its files stay."""
+    with explained():
+        carry_out(models, name, made(orders.Unload, why=why), no_wait=no_wait)
+
+
+def load(name: Name, why: Why = "", models: Models = Path("models"), no_wait: NoWait = False) -> None:
+    """Serve an unloaded model again."""
+    with explained():
+        carry_out(models, name, made(orders.Load, why=why), no_wait=no_wait)
+
+
+def keep(
+    name: Name,
+    policy: Annotated[str, typer.Argument(metavar="all|N|V,V...", help="all; 2: the latest two; or 1,2,: these.")],
+    why: Why = "",
+    models: Models = Path("models"),
+    no_wait: NoWait = False,
+) -> None:
+    """Choose which versions stay loaded besides those with a role: all, the latest N, or V,V,... by name."""
+    with explained():
+        wanted: Any = policy
+        if policy.isdecimal():
+            wanted = {"latest": int(policy)}
+        elif policy != "all":
+            wanted = tuple(version for version in policy.split(",") if version)
+        carry_out(models, name, made(orders.KeepLoaded, keep=wanted, why=why), no_wait=no_wait)
+
+
+def carry_out(root: Path, name: str, order: Order, *, no_wait: bool) -> None:
+    """Write the change, wait until it is served or take it back, and say what came of it."""
+    ledger = Ledger(root)
+    who = user()
+    before = ledger.read(name)
+    after = ledger.change(name, order.step(ledger, name), who=who, what=order.what, why=order.why)
+    facts = describe(before, after)
+    if no_wait:
+        typer.echo(f"{name}: {facts} (generation {after.generation}; not waited for)")
+        return
+    count, problems = servers.wait(root, name, after.generation, seconds=WAIT_S)
+    if not problems:
+        served = f"{count} {'server serves' if count == 1 else 'servers serve'} it" if count else "no server runs here"
+        typer.echo(f"{name}: {facts} (generation {after.generation}; {served})")
+        return
+    try:
+        ledger.revert(name, after, who=who, why="; ".join(problems))
+        rest = "what served before goes on"
+    except GenerationConflict:
+        rest = "a later change stands"
+    raise ServingError(f"{order.what} of {name} is not served: {'; '.join(problems)}; {rest}")
+
+
+def describe(before: Traffic, after: Traffic) -> str:
+    """Say what changed between two documents."""
+    said = []
+    if after.unloaded != before.unloaded:
+        said.append("is unloaded" if after.unloaded else "is loaded")
+    if after.stable != before.stable:
+        was = f", was {before.stable}" if before.stable else ""
+        said.append(f"version {after.stable} is stable{was}" if after.stable else "the highest version is stable")
+    if after.canary != before.canary:
+        said.append(
+            f"version {after.canary.version} gets {after.canary.percent:g} % as canary"
+            if after.canary
+            else "the canary has ended"
+        )
+    if after.shadow != before.shadow:
+        said.append(
+            f"version {after.shadow.version} is the shadow, of {after.shadow.percent:g} % of the requests"
+            if after.shadow
+            else "the shadow has ended"
+        )
+    for name in sorted(after.labels.keys() | before.labels.keys()):
+        if after.labels.get(name) != before.labels.get(name):
+            now = after.labels.get(name)
+            said.append(f"label {name} is version {now}" if now else f"label {name} is removed")
+    if after.keep != before.keep:
+        said.append("other versions stay loaded")
+    if after.judge is not None and after.judge != before.judge:
+        said.append("it is judged, see serving status")
+    return ", ".join(said) or "nothing changes"
+
+
+def user() -> str:
+    """Return the name of the operating system's user."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"
+
+
+def judged(
+    after: str | None,
+    rows: int | None,
+    max_error_rate: float | None,
+    max_latency_ratio: float | None,
+    min_agreement: float | None,
+) -> dict[str, Any] | None:
+    """Make the rules of a judgement from options; None where none is wanted. Raises InvalidRequest."""
+    rules = {
+        "after_s": None if after is None else seconds(after),
+        "rows": rows,
+        "error_rate": max_error_rate,
+        "latency_ratio": max_latency_ratio,
+        "agreement": min_agreement,
+    }
+    given = {key: value for key, value in rules.items() if value is not None}
+    if given and after is None and rows is None:
+        raise InvalidRequest("--after or --rows must say when to decide")
+    return given or None
+
+
+def seconds(text: str) -> float:
+    """Read a time such as 90s, 10m, 1.5h, 2d. Raises InvalidRequest."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
+    if found is None:
+        raise InvalidRequest(f"--after: {text[:40]!r} is no time: write 90s, 10m, 2h or 1d")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def one_of(version: str | None, end: bool, flag: str = "--end") -> None:
+    """Refuse neither and both."""
+    if (version is None) != end:
+        raise InvalidRequest(f"give a version, or {flag}" if version is None else f"give a version or {flag}, not both")
+
+
+def made(kind: Callable[..., Order], **fields: Any) -> Order:
+    """Make an order. Raises InvalidRequest with a sentence that names the field."""
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        raise InvalidRequest(sentence(error.errors(include_url=False)[0])) from None
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what is refused into one line and an exit status: 2 for a bad request, 1 for what could not be done."""
+    try:
+        yield
+    except ServingError as error:
+        Console(stderr=True, highlight=False, markup=False).print(f"serving: {error.message}", soft_wrap=True)
+        raise typer.Exit(2 if isinstance(error, InvalidRequest) else 1) from None

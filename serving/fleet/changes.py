@@ -1,0 +1,71 @@
+"""Makes a change of traffic and waits until every worker serves it; takes it back where one can't."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from serving.errors import GenerationConflict, NotReady
+from serving.fleet.ledger import Ledger
+from serving.fleet.traffic import Traffic
+from serving.fleet.transitions import Transition, restore
+
+log = logging.getLogger("serving.changes")
+
+WAIT_S = 120.0
+"""Seconds that a version may take to load in every worker."""
+
+
+class Followers(Protocol):
+    """The workers, as one that can be asked where all stand."""
+
+    def look(self, *, retry: str | None = None) -> None:
+        """Have the folder looked at now."""
+
+    async def settled(self, name: str, generation: int) -> object:
+        """Wait until every worker serves a generation. Raises NotReady where one can't."""
+
+
+class Changes:
+    """Changes what the folder asks for, on behalf of somebody, and sees it through."""
+
+    def __init__(self, ledger: Ledger, followers: Followers) -> None:
+        self.ledger = ledger
+        self._followers = followers
+
+    async def make(
+        self, name: str, transition: Transition, *, who: str, what: str, why: str = "", if_generation: int | None = None
+    ) -> Traffic:
+        """Write a change and return once every worker serves it; the arguments are those of `Ledger.change`.
+
+        Raises what that raises, and NotReady with the reason where a worker can't serve it: nothing is changed then,
+        and the history says so.
+        """
+        before = await asyncio.to_thread(self.ledger.read, name)
+        after = await asyncio.to_thread(
+            self.ledger.change, name, transition, who=who, what=what, why=why, if_generation=if_generation
+        )
+        self._followers.look(retry=name)
+        try:
+            await asyncio.wait_for(self._followers.settled(name, after.generation), WAIT_S)
+        except TimeoutError:
+            reason = f"not every worker served it within {WAIT_S:.0f} s"
+        except NotReady as error:
+            reason = error.message
+        else:
+            return after
+        try:
+            await asyncio.to_thread(
+                self.ledger.change,
+                name,
+                restore(before),
+                who=who,
+                what=f"reverted: {what}",
+                why=reason,
+                if_generation=after.generation,
+            )
+            self._followers.look()
+        except GenerationConflict:
+            log.info("%s: generation %d is not taken back: there is a later one", name, after.generation)
+        raise NotReady(f"{reason}; what served before goes on")

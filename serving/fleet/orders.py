@@ -1,0 +1,181 @@
+"""What a deployer can ask for, the same from the command line and over HTTP: each order makes one step."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.fleet import transitions
+from serving.fleet.ledger import Ledger
+from serving.fleet.traffic import Judge, Keep, Latest, Percent, Sticky, Version
+from serving.fleet.transitions import Transition
+
+
+class Order(BaseModel):
+    """One change that somebody wants; `why` goes into the history."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    verb: ClassVar[str]
+    why: Annotated[str, Field(max_length=2000)] = ""
+    """The reason, for the history."""
+
+    @property
+    def what(self) -> str:
+        """Say it in a few words, for the history."""
+        return self.verb
+
+    def step(self, ledger: Ledger, name: str) -> Transition:
+        """Return the step for a model; looks at the folder for what is there. Raises ModelNotFound."""
+        raise NotImplementedError
+
+
+class Promote(Order):
+    """Make a version stable: it answers all requests that name no version."""
+
+    verb = "promote"
+    version: Annotated[Version, Field(examples=["2"])]
+    judge: Judge | None = None
+    """Take it back by itself where it breaks a condition."""
+
+    @property
+    def what(self) -> str:  # noqa: D102
+        return f"promote {self.version}{_judged(self.judge)}"
+
+    def step(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
+        return transitions.promote(self.version, available=ledger.versions(name), judge=self.judge)
+
+
+class StartCanary(Order):
+    """Give a version a share of the requests that name no version, or end that."""
+
+    verb = "canary"
+    version: Annotated[Version | None, Field(examples=["2"])] = None
+    """The candidate; null ends the canary."""
+    percent: Percent = 10.0
+    """Its share, above 0, at most 100."""
+    sticky: Annotated[Sticky | None, Field(examples=[{"header": "x-user"}])] = None
+    """What tells callers apart, so that each sees one version."""
+    judge: Judge | None = None
+    """Promote it by itself, or end it where it breaks a condition."""
+
+    @property
+    def what(self) -> str:  # noqa: D102
+        if self.version is None:
+            return "end the canary"
+        by = ""
+        if self.sticky is not None:
+            kind, name = next(iter(self.sticky.model_dump(exclude_none=True).items()))
+            by = f", by {kind} {name}"
+        return f"canary {self.version} at {self.percent:g} %{by}{_judged(self.judge)}"
+
+    def step(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
+        return transitions.canary(
+            self.version, self.percent, self.sticky, available=ledger.versions(name), judge=self.judge
+        )
+
+
+class StartShadow(Order):
+    """Give a version copies of live requests and compare its answers, or end that."""
+
+    verb = "shadow"
+    version: Annotated[Version | None, Field(examples=["2"])] = None
+    """The version; null ends the shadow."""
+    percent: Percent = 100.0
+    """Share of the requests that are copied, above 0, at most 100."""
+    judge: Judge | None = None
+    """Promote it by itself, or end it where it breaks a condition."""
+
+    @property
+    def what(self) -> str:  # noqa: D102
+        if self.version is None:
+            return "end the shadow"
+        return f"shadow {self.version} at {self.percent:g} %{_judged(self.judge)}"
+
+    def step(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
+        return transitions.shadow(self.version, self.percent, available=ledger.versions(name), judge=self.judge)
+
+
+class SetLabel(Order):
+    """Point a label at a version, or remove it."""
+
+    verb = "label"
+    label: Annotated[str, Field(examples=["blue"])]
+    """Requests reach it at /v1/models/<model>/labels/<label>:predict."""
+    version: Annotated[Version | None, Field(examples=["2"])] = None
+    """The version; null removes the label."""
+
+    @property
+    def what(self) -> str:  # noqa: D102
+        return f"remove label {self.label}" if self.version is None else f"label {self.version} as {self.label}"
+
+    def step(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
+        return transitions.label(self.label, self.version, available=ledger.versions(name))
+
+
+class Rollback(Order):
+    """End canary and shadow, and go back to the version that was stable before."""
+
+    verb = "rollback"
+
+    def step(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
+        return transitions.rollback(available=ledger.versions(name), earlier=ledger.earlier(name))
+
+
+class Unload(Order):
+    """Serve nothing of a model, and hold no memory for it."""
+
+    verb = "unload"
+
+    def step(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
+        return transitions.unload
+
+
+class Load(Order):
+    """Serve an unloaded model again."""
+
+    verb = "load"
+
+    def step(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
+        return transitions.load
+
+
+class KeepLoaded(Order):
+    """Choose which versions stay loaded besides those with a role."""
+
+    verb = "keep"
+    keep: Annotated[Keep, Field(examples=[{"latest": 2}])]
+    """"all", {"latest": 2}, or a list of versions."""
+
+    @property
+    def what(self) -> str:  # noqa: D102
+        if isinstance(self.keep, Latest):
+            return f"keep the latest {self.keep.latest}"
+        return f"keep {self.keep if isinstance(self.keep, str) else ', '.join(self.keep)}"
+
+    def step(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
+        return transitions.keep(self.keep)
+
+
+ORDERS: tuple[type[Order], ...] = (
+    Promote,
+    StartCanary,
+    StartShadow,
+    SetLabel,
+    Rollback,
+    Unload,
+    Load,
+    KeepLoaded,
+)
+
+
+def _judged(judge: Judge | None) -> str:
+    if judge is None:
+        return ""
+    ends = []
+    if judge.after_s is not None:
+        ends.append(f"{judge.after_s:g} s")
+    if judge.rows is not None:
+        ends.append(f"{judge.rows:,} rows")
+    return f", judged after {' and '.join(ends)}"

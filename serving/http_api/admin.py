@@ -1,0 +1,167 @@
+"""Deploying over HTTP: a model's traffic, its history, and the orders that change it, under a generation check.
+
+Sources: RFC 9110, sections 8.8.3 (ETag) and 13.1.1 (If-Match).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import ValidationError
+
+from serving.errors import InvalidRequest, ModelNotFound
+from serving.fleet import gate
+from serving.fleet.fleet import Fleet
+from serving.fleet.orders import ORDERS, Order
+from serving.fleet.state import state_folder
+from serving.fleet.traffic import Traffic, sentence
+from serving.fleet.trial import figures, trial_of
+from serving.http_api.metadata import LiveFleet, json_answer
+from serving.http_api.route import read_body
+from serving.http_api.security import Deployer, requires
+from serving.metrics import Metrics
+
+PREFIX = "/v1/repository/models/{model}"
+_MOST_BYTES = 64 * 1024
+_TAG = re.compile(r'\s*(?:W/)?"?(\d{1,18})"?\s*')
+
+
+def router(root: Path, metrics: Metrics | None) -> APIRouter:
+    """Make the routes. root: the models folder."""
+    made = APIRouter(prefix=PREFIX, tags=["deploy"])
+    readers = [Depends(requires("predict"))]
+
+    @made.get("", summary="Who gets a model's traffic, and how it goes", dependencies=readers)
+    async def state(model: str, fleet: LiveFleet) -> Response:
+        """Answer with what is asked for, what this server serves, and figures of a trial. ETag: the generation."""
+        ledger = fleet.changes.ledger
+        traffic = await asyncio.to_thread(ledger.read, model)
+        versions = await asyncio.to_thread(ledger.versions, model)
+        return _answer(traffic, {"name": model, "versions": versions, **_served(fleet, metrics, model)})
+
+    @made.get("/history", summary="Who changed it, when, how and why")
+    async def history(model: str, fleet: LiveFleet, _: Deployer, limit: int = Query(100, ge=1, le=10_000)) -> Response:
+        """Answer with the last changes, oldest first: when, who, what, why, generation, before, after."""
+        entries = await asyncio.to_thread(fleet.changes.ledger.history, model, limit)
+        return json_answer({"name": model, "history": entries})
+
+    @made.get("/report/{version}", summary="What the gate found out about a version", dependencies=readers)
+    async def report(model: str, version: str, fleet: LiveFleet) -> Response:
+        """Answer with the report that is kept with a version."""
+        if version not in await asyncio.to_thread(fleet.changes.ledger.versions, model):
+            raise ModelNotFound(f"model {model!r} has no version {version[:16]!a} in the folder")
+        return json_answer(await asyncio.to_thread(_report, root, model, version))
+
+    for order in ORDERS:
+        does = inspect.getdoc(order) or ""
+        made.add_api_route(
+            f"/{order.verb}",
+            _endpoint(order),
+            methods=["POST"],
+            name=order.verb,
+            summary=does.rstrip("."),
+            description=f"{does} Answers when every worker serves it. With `If-Match`, only if nobody has changed the "
+            "model since that generation.",
+            openapi_extra={"requestBody": {"content": {"application/json": {"schema": _schema(order)}}}},
+            responses={
+                412: {"description": "Somebody's change came first: `current` has the state"},
+                503: {"description": "A worker could not serve it: nothing is changed, and the error says why"},
+            },
+        )
+    return made
+
+
+def _endpoint(kind: type[Order]) -> Callable[..., Awaitable[Response]]:
+    async def change(
+        request: Request,
+        model: str,
+        fleet: LiveFleet,
+        caller: Deployer,
+        if_match: str | None = Header(None, description='The generation that you have seen: the ETag, such as "7".'),
+    ) -> Response:
+        generation = _generation(if_match)
+        # Not as a parameter: FastAPI would read a body of any size before it asks who sends it.
+        body = await read_body(request.scope["headers"], request.receive, _MOST_BYTES)
+        try:
+            order = kind.model_validate_json(body if body.strip() else b"{}")
+        except ValidationError as error:
+            found = dict.fromkeys(sentence(e) for e in error.errors(include_url=False))
+            raise InvalidRequest("; ".join(found)[:1000]) from None
+        step = await asyncio.to_thread(order.step, fleet.changes.ledger, model)
+        after = await fleet.changes.make(
+            model, step, who=caller.name, what=order.what, why=order.why, if_generation=generation
+        )
+        return _answer(after, {"name": model})
+
+    return change
+
+
+def _schema(kind: type[Order]) -> dict[str, Any]:
+    """Return the JSON schema of a body, whole: OpenAPI has no place for definitions inside of one."""
+    whole = kind.model_json_schema()
+    definitions = whole.pop("$defs", {})
+
+    def inlined(part: Any) -> Any:
+        if isinstance(part, dict):
+            if "$ref" in part:
+                return inlined(
+                    {**definitions[part["$ref"].rsplit("/", 1)[1]], **{k: v for k, v in part.items() if k != "$ref"}}
+                )
+            return {key: inlined(value) for key, value in part.items()}
+        return [inlined(value) for value in part] if isinstance(part, list) else part
+
+    return dict(inlined(whole))
+
+
+def _generation(if_match: str | None) -> int | None:
+    if if_match is None or if_match.strip() == "*":
+        return None
+    found = _TAG.fullmatch(if_match)
+    if found is None:
+        raise InvalidRequest('If-Match: should be a generation, such as "7": the ETag of the state')
+    return int(found[1])
+
+
+def _answer(traffic: Traffic, more: dict[str, Any]) -> Response:
+    answer = json_answer({**more, "generation": traffic.generation, "traffic": traffic.document()})
+    answer.headers["etag"] = f'"{traffic.generation}"'
+    return answer
+
+
+def _served(fleet: Fleet, metrics: Metrics | None, name: str) -> dict[str, Any]:
+    """Say what this server serves of a model, and what was seen of a trial."""
+    standing = fleet.member.standings.get(name)
+    found: dict[str, Any] = {"serving": None, "problem": standing.error if standing is not None else ""}
+    served = fleet.models.get(name)
+    if served is None:
+        return found
+    found["serving"] = {
+        "generation": served.traffic.generation,
+        "stable": served.default.version,
+        "canary": served.canary.candidate.version if served.canary is not None else None,
+        "shadow": served.shadow.model.version if served.shadow is not None else None,
+        "labels": {label: model.version for label, model in served.labels.items()},
+        "loaded": list(served.versions),
+    }
+    beside = [v for v in (found["serving"]["canary"], found["serving"]["shadow"]) if v is not None]
+    if metrics is not None and (beside or trial_of(served.traffic) is not None):
+        of = list(dict.fromkeys((served.default.version, *beside)))
+        totals = metrics.totals([(name, version) for version in of])
+        found["figures"] = {version: figures(totals[name, version]) for version in of}
+    return found
+
+
+def _report(root: Path, model: str, version: str) -> Any:
+    try:
+        report = gate.report(state_folder(root), root / model / version)
+    except OSError:
+        report = None
+    if report is None:
+        raise ModelNotFound("there is no report for this version")
+    return report.model_dump(mode="json")
