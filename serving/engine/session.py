@@ -6,6 +6,7 @@ that nothing after this file knows of them.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ log = logging.getLogger("serving.session")
 
 WARM_BYTES = 16 * 1024 * 1024
 """Most that a warm-up feeds a model: images by the hundred would take memory that no client asked for."""
+
+TRIM_BYTES = 1024 * 1024
+"""Size of a file from which what reading it took is given back to the system: the allocator would keep nearly all."""
 
 WEIGHTS_FILE = "weights.bin"
 """Where the prepared form of a model has its weights."""
@@ -69,6 +73,8 @@ class OnnxSession:
         self._positions = [self._output_names.index(output.name) for output in self.signature.outputs]
         self._ordered = self._positions == list(range(len(self._output_names)))
         self._warm(warm_rows)
+        if path.stat().st_size >= TRIM_BYTES:
+            _give_back()
 
     def run(self, inputs: Tensors) -> Tensors:
         """Run the graph once. Raises InferenceFailed; its text says nothing of paths or node internals."""
@@ -178,6 +184,13 @@ def write_prepared(path: Path, to: Path) -> None:
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "4096")
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     _session(path, options)
+
+
+def _give_back() -> None:
+    """Give memory that is free back to the system, where the C library can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _options(threads: int) -> ort.SessionOptions:
