@@ -37,6 +37,10 @@ _GIVE_BACK.log_severity_level = 4
 BF16 = "tensor(bfloat16)"
 BF16_ELEMENT = 16
 """Its number among ONNX element types (TensorProto.DataType)."""
+
+TRIM_BYTES = 1024 * 1024
+"""Size of a file from which what reading it took is given back to the system: the allocator would keep nearly all."""
+
 WEIGHTS_FILE = "weights.bin"
 """Where the prepared form of a model has its weights."""
 
@@ -87,6 +91,8 @@ class OnnxSession:
         self._ordered = self._positions == list(range(len(self._output_names)))
         self._usual_size: float = math.inf
         self._usual_size = self._warm(warm_rows)
+        if path.stat().st_size >= TRIM_BYTES:
+            _give_back()
 
     def run(self, inputs: Tensors) -> Tensors:
         """Run the graph once. Raises InferenceFailed; its text says nothing of paths or node internals."""
@@ -221,6 +227,13 @@ def write_prepared(path: Path, to: Path) -> None:
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "4096")
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     _session(path, options)
+
+
+def _give_back() -> None:
+    """Give memory that is free back to the system, where the C library can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _options(threads: int) -> ort.SessionOptions:
