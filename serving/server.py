@@ -11,6 +11,7 @@ import socket
 import sys
 import tempfile
 import time
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -18,7 +19,7 @@ from types import FrameType
 from serving.access.access import Access
 from serving.access.caller import AccessInvalid
 from serving.fleet.deployment import Deployment
-from serving.metrics import forget_gauges
+from serving.metrics import forget_gauges, totals
 from serving.settings import Settings
 from serving.worker import LOG_FORMAT, REFUSED, work
 
@@ -83,7 +84,7 @@ class Supervisor:
         self._born: dict[int, float] = {}
         self._deaths: dict[int, int] = {}
         self._metrics_dir = Path(tempfile.mkdtemp(prefix="serving-metrics-"))
-        self._deployment = Deployment(settings.models)
+        self._deployment = Deployment(settings.models, partial(totals, self._metrics_dir) if settings.metrics else None)
         self._ending: int | None = None
 
     def run(self) -> int:

@@ -150,6 +150,10 @@ class Coordinator:
 
         self._call(add)
 
+    def documents(self) -> dict[str, Traffic]:
+        """Return the traffic documents that are served, by model."""
+        return {name: known.served.traffic for name, known in list(self._models.items()) if known.served is not None}
+
     def _call(self, action: Callable[[], None]) -> None:
         self._inbox.put(action)
         with contextlib.suppress(BlockingIOError):  # it is awake already

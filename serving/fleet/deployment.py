@@ -18,6 +18,7 @@ from serving.fleet.coordinator import Coordinator
 from serving.fleet.ledger import Ledger
 from serving.fleet.repository import Found, Repository
 from serving.fleet.state import state_folder
+from serving.fleet.trial import Clerk, CountTotals
 from serving.fleet.watch import watch
 
 log = logging.getLogger("serving.deployment")
@@ -32,18 +33,32 @@ class _Anything:
 
 
 class Deployment:
-    """Runs beside the workers of one server, from `start` to `stop`. root: the models folder."""
+    """Runs beside the workers of one server, from `start` to `stop`.
 
-    def __init__(self, root: Path) -> None:
+    root: the models folder. totals: sums what versions did over all workers; None where nothing is counted, and then
+    nothing is judged.
+    """
+
+    def __init__(self, root: Path, totals: CountTotals | None = None) -> None:
         self._root = root
         self._status = _Status(root)
         self._ended = threading.Event()
-        self.coordinator = Coordinator(Repository(root, Ledger(root).adopt), _Anything(), report=self._status.write)
+        ledger = Ledger(root)
+        self._clerk = Clerk(ledger, totals, ledger.versions) if totals is not None else None
+        self.coordinator = Coordinator(Repository(root, Ledger(root).adopt), _Anything(), report=self._write)
 
     def start(self) -> None:
         """Look at the folder, and watch it from now on."""
         self.coordinator.start()
         watch(self._root, self.coordinator.look, self._ended)
+        if self._clerk is not None:
+            self._clerk.start(self.coordinator.documents, self.coordinator.look, self._ended)
+
+    def _write(self, summary: dict[str, Any]) -> None:
+        for name, said in self._clerk.said.items() if self._clerk is not None else ():
+            if name in summary["models"]:
+                summary["models"][name]["trial"] = said
+        self._status.write(summary)
 
     def attach(self, connection: Connection) -> None:
         """Take a worker, by our end of its pipe."""

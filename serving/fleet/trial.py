@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from threading import Event, Thread
 from typing import Any, Literal, TypeAlias
 
 from serving.errors import GenerationConflict, ServingError
@@ -14,11 +16,14 @@ from serving.fleet.traffic import Judge, Traffic
 
 log = logging.getLogger("serving.trial")
 
+TICK_S = 1.0
 LEAST = 20
 """Predictions of a version before its rates say anything."""
 
 Totals: TypeAlias = Mapping[str, float]
 """What one version did since the server started, as `serving.metrics.totals` gives it."""
+CountTotals: TypeAlias = Callable[[Iterable[tuple[str, ...]]], Mapping[tuple[str, ...], Totals]]
+"""Gives the totals of versions, by name and version."""
 Role: TypeAlias = Literal["canary", "shadow", "stable"]
 
 
@@ -158,7 +163,7 @@ def _percent(share: float) -> str:
 
 
 class Clerk:
-    """Follows the trials of all models and writes what comes of them; `tick` about once a second.
+    """Follows the trials of all models and writes what comes of them.
 
     totals: sums what versions, given as (name, version), did. available: the versions of a model that can serve.
     """
@@ -166,15 +171,28 @@ class Clerk:
     def __init__(
         self,
         ledger: Ledger,
-        totals: Callable[[Iterable[tuple[str, str]]], Mapping[tuple[str, str], Totals]],
+        totals: CountTotals,
         available: Callable[[str], Collection[str]],
     ) -> None:
         self._ledger = ledger
         self._totals = totals
         self._available = available
         self._running: dict[str, tuple[Trial, float, tuple[Totals, Totals]]] = {}
-        self.said: dict[str, str] = {}
-        """By model, what can be said of its trial now."""
+        self.said: dict[str, list[str]] = {}
+        """By model, what can be said of its canary, its shadow and its judgement now."""
+
+    def start(self, documents: Callable[[], Mapping[str, Traffic]], look: Callable[[], None], ended: Event) -> None:
+        """Look each second until `ended`, on a thread of its own. look: called when a document was changed."""
+
+        def follow() -> None:
+            while not ended.wait(TICK_S):
+                try:
+                    if self.tick(documents(), time.time()):
+                        look()
+                except Exception:  # versions serve on unjudged for a second; then the next look
+                    log.exception("trials could not be looked at")
+
+        Thread(target=follow, name="trials", daemon=True).start()
 
     def tick(self, documents: Mapping[str, Traffic], now: float) -> list[str]:
         """Look at the trials once; return the names of the models whose document was changed.
@@ -182,26 +200,34 @@ class Clerk:
         documents: those that are served, by model. now: Unix time.
         """
         trials = {name: trial for name, traffic in documents.items() if (trial := trial_of(traffic)) is not None}
+        watched = {name: tuple(_beside(documents[name], trials.get(name))) for name in documents}
+        watched = {name: versions for name, versions in watched.items() if versions}
         for name in self._running.keys() - trials.keys():
             del self._running[name]
-            self.said.pop(name, None)
-        if not trials:
+        if not watched:
+            self.said = {}
             return []
-        pairs = {name: ((name, trial.version), (name, trial.against or "")) for name, trial in trials.items()}
-        found = self._totals({labels for pair in pairs.values() for labels in pair})
-        changed = []
-        for name, trial in trials.items():
-            totals = (found[pairs[name][0]], found[pairs[name][1]])
-            if name not in self._running or self._running[name][0] != trial:
-                # What is promoted has no other beside it: it is compared with all that the one before did.
-                against = totals[1] if trial.role != "stable" else {}
-                self._running[name] = trial, documents[name].since, (totals[0], against)
-            _, since, before = self._running[name]
-            verdict = decide(trial, before=before, now=totals, elapsed=max(0.0, now - since))
-            self.said[name] = verdict.reason
-            if verdict.decision != "wait" and self._apply(name, documents[name].generation, trial, verdict):
-                changed.append(name)
+        found = self._totals({(name, version) for name, versions in watched.items() for version in versions})
+        said, changed = {}, []
+        for name in watched:
+            said[name] = told(documents[name], {v: found[name, v] for v in watched[name]})
+            if name in trials:
+                verdict = self._verdict(name, trials[name], found, documents[name].since, now)
+                said[name].append(f"judgement of version {trials[name].version}: {verdict.reason}")
+                if verdict.decision != "wait" and self._apply(name, documents[name].generation, trials[name], verdict):
+                    changed.append(name)
+        self.said = said
         return changed
+
+    def _verdict(
+        self, name: str, trial: Trial, found: Mapping[tuple[str, ...], Totals], since: float, now: float
+    ) -> Verdict:
+        totals = found[name, trial.version], found[name, trial.against] if trial.against is not None else {}
+        if name not in self._running or self._running[name][0] != trial:
+            # What is promoted has no other beside it: it is compared with all that the one before did.
+            self._running[name] = trial, since, (totals[0], totals[1] if trial.role != "stable" else {})
+        _, began, before = self._running[name]
+        return decide(trial, before=before, now=totals, elapsed=max(0.0, now - began))
 
     def _apply(self, name: str, generation: int, trial: Trial, verdict: Verdict) -> bool:
         available = self._available(name)
@@ -225,6 +251,41 @@ class Clerk:
             return False
         log.info("%s: %s, because %s", name, what, verdict.reason)
         return True
+
+
+def _beside(traffic: Traffic, trial: Trial | None) -> Iterable[str]:
+    """Return the versions whose figures say how a trial goes; none where nothing is tried."""
+    if traffic.unloaded or (trial is None and traffic.canary is None and traffic.shadow is None):
+        return ()
+    named = [role.version for role in (traffic.canary, traffic.shadow) if role is not None]
+    named += [v for v in (traffic.stable, trial.against if trial is not None else None) if v is not None]
+    return dict.fromkeys(named)
+
+
+def told(traffic: Traffic, totals: Mapping[str, Totals]) -> list[str]:
+    """Say in a line each how canary and shadow go, since the server started."""
+    said = []
+    if traffic.canary is not None:
+        for role, version in (("canary", traffic.canary.version), ("stable", traffic.stable or "")):
+            if version in totals:
+                live = _live(totals[version], {})
+                mean = f", {live.seconds / live.timed * 1e3:.3g} ms each" if live.timed else ""
+                said.append(f"{role} {version}: {live.predictions:,.0f} predictions, {live.errors:,.0f} failed{mean}")
+    for copy in (traffic.shadow, traffic.canary):
+        if copy is None or copy.version not in totals:
+            continue
+        seen = figures(totals[copy.version]).get("shadow")
+        if seen is None:
+            continue
+        line = f"shadow {copy.version}: {seen['compared']:,} answers compared, {seen['failed']:,} failed"
+        if seen["agreement"] is not None:
+            line += f", {_percent(seen['agreement'])} of the rows agree"
+        if seen["score_difference"]["mean"] is not None:
+            line += f", scores differ by {seen['score_difference']['mean']:.3g} on average"
+        if seen["mean_seconds"] is not None:
+            line += f", {seen['mean_seconds'] * 1e3:.3g} ms each"
+        said.append(f"{line}; not copied: {seen['busy']:,} while busy, {seen['incompatible']:,} incompatible")
+    return said
 
 
 def figures(totals: Totals) -> dict[str, Any]:

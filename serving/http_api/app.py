@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version as package_version
 from multiprocessing import Pipe
@@ -23,6 +23,7 @@ from serving.fleet.deployment import Deployment
 from serving.fleet.fleet import Fleet
 from serving.fleet.ledger import Ledger
 from serving.fleet.traffic import sentence
+from serving.fleet.trial import CountTotals
 from serving.http_api import admin, docs, metadata, strict_json, triton
 from serving.http_api.answer import error_body, error_headers, status_of
 from serving.http_api.lane import Door
@@ -82,7 +83,7 @@ def create_app(
     app.state.deployment = None
     if link is None:
         ours, link = Pipe()
-        app.state.deployment = Deployment(settings.models)
+        app.state.deployment = Deployment(settings.models, _totals(app) if metrics is not None else None)
         app.state.deployment.attach(ours)
     app.state.fleet = Fleet(link, ledger=Ledger(settings.models), limits=limits, metrics=metrics)
     app.state.fleet.prepare.append(prepare)
@@ -123,6 +124,7 @@ def create_app(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     fleet: Fleet = app.state.fleet
     loop = asyncio.get_running_loop()
+    app.state.loop = loop
     fleet.changed.append(lambda: app.state.targets.bind(fleet, loop))
     deployment: Deployment | None = app.state.deployment
     if deployment is not None:
@@ -153,6 +155,16 @@ async def _reread(access: Access) -> None:
     while True:
         await asyncio.sleep(1)
         await asyncio.to_thread(access.refresh)
+
+
+def _totals(app: FastAPI) -> CountTotals:
+    """Return what counts on the event loop, for the thread that judges: the counters belong to the loop."""
+
+    async def count(wanted: Iterable[tuple[str, ...]]) -> Mapping[tuple[str, ...], Mapping[str, float]]:
+        metrics: Metrics = app.state.metrics
+        return metrics.totals(wanted)
+
+    return lambda wanted: asyncio.run_coroutine_threadsafe(count(wanted), app.state.loop).result(5)
 
 
 async def _fold(metrics: Metrics) -> None:
