@@ -63,7 +63,8 @@ def _judge(report: Report, root: Path, done: list[Done], operations: int) -> Non
     report.exactly("lines in the history", len(history), operations)
     report.exactly("lines whose `before` is not the `after` above", _breaks(history), 0)
     report.exactly("errors without a cause", sum(len(one["spurious"]) for one in done), 0)
-    report.at_least("races lost, and run again", sum(one["lost"] for one in done), 1)
+    # Few changes may well meet no other; many that never do would not be at once.
+    report.at_least("races lost, and run again", sum(one["lost"] for one in done), operations // 1000)
     final = history[-1]["after"] == ledger.read("iris").document()
     report.exactly("final state is the last winner's", float(final), 1)
 
