@@ -83,6 +83,10 @@ class InferenceFailed(ServingError):
     """The model itself refused these inputs, though they fit its signature."""
 
 
+class Conflict(ServingError):
+    """What was asked for contradicts what is there."""
+
+
 class GenerationConflict(ServingError):
     """Somebody else's change came first; `current` is the traffic document as it is now, `generation` and all."""
 

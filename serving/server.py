@@ -11,7 +11,6 @@ import socket
 import sys
 import tempfile
 import time
-from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -84,7 +83,7 @@ class Supervisor:
         self._born: dict[int, float] = {}
         self._deaths: dict[int, int] = {}
         self._metrics_dir = Path(tempfile.mkdtemp(prefix="serving-metrics-"))
-        self._deployment = Deployment(settings.models, partial(totals, self._metrics_dir) if settings.metrics else None)
+        self._deployment = Deployment(settings.models, lambda models: totals(self._metrics_dir, models))
         self._ending: int | None = None
 
     def run(self) -> int:

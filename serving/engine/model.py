@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from serving.engine.batcher import Batcher, Observer
 from serving.engine.request import Request
 from serving.engine.session import OnnxSession
 from serving.engine.signature import Signature
+from serving.errors import ModelInvalid
+
+log = logging.getLogger("serving.model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +73,21 @@ class Model:
         self.batcher.submit(request)
 
 
-def load(path: Path, *, limits: Limits) -> tuple[OnnxSession, str]:
-    """Read, check and warm one ONNX file; return its session and the SHA-256 of its bytes. Raises ModelInvalid."""
-    session = OnnxSession(path, threads=limits.threads, warm_rows=(1, limits.max_batch_rows))
+def load(path: Path, *, limits: Limits, prepared: Path | None = None) -> tuple[OnnxSession, str]:
+    """Read, check and warm one ONNX file; return its session and the SHA-256 of its bytes. Raises ModelInvalid.
+
+    prepared: the same model as `write_prepared` wrote it, which is loaded instead where it can be.
+    """
+    session = _prepared(prepared, limits) if prepared is not None else None
+    if session is None:
+        session = OnnxSession(path, threads=limits.threads, warm_rows=(1, limits.max_batch_rows))
     with path.open("rb") as file:
         return session, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _prepared(path: Path, limits: Limits) -> OnnxSession | None:
+    try:
+        return OnnxSession(path, threads=limits.threads, warm_rows=(1, limits.max_batch_rows), prepared=True)
+    except ModelInvalid as error:  # it saves memory and time, and is never needed
+        log.warning("a prepared form is not used: %s", error.message)
+        return None

@@ -6,6 +6,7 @@ that nothing after this file knows of them.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,18 @@ from pydantic import ValidationError
 from serving.engine.bare import ZIPMAPS, Port, Probe, describe
 from serving.engine.signature import METADATA_KEY, Signature
 from serving.errors import InferenceFailed, ModelInvalid
-from serving.tensors import DATATYPE_OF, NUMPY, ONNX, Array, Tensors
+from serving.tensors import DATATYPE_OF, FLOATS, NUMPY, ONNX, Array, Tensors
 
 log = logging.getLogger("serving.session")
 
 WARM_BYTES = 16 * 1024 * 1024
 """Most that a warm-up feeds a model: images by the hundred would take memory that no client asked for."""
+
+BF16 = "tensor(bfloat16)"
+BF16_ELEMENT = 16
+"""Its number among ONNX element types (TensorProto.DataType)."""
+WEIGHTS_FILE = "weights.bin"
+"""Where the prepared form of a model has its weights."""
 
 ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.Fail,
@@ -45,24 +52,23 @@ class OnnxSession:
     """One ONNX file, ready to run.
 
     `run` takes arrays in the order of `signature.inputs` and gives arrays in the order of `signature.outputs`.
+    prepared: the file is one that `write_prepared` wrote.
     Raises ModelInvalid where the file is no ONNX, is truncated, or is not what its own signature says.
     """
 
-    def __init__(self, path: Path, *, threads: int = 1, warm_rows: tuple[int, ...] = (1, 2)) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # A spinning thread holds a core that another worker could use, for microseconds at most.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 4
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except ORT_ERRORS as error:
-            raise ModelInvalid(f"not a model that onnxruntime can load: {_plain(error, path)}") from error
+    def __init__(
+        self, path: Path, *, threads: int = 1, warm_rows: tuple[int, ...] = (1, 2), prepared: bool = False
+    ) -> None:
+        options = _options(threads)
+        if prepared:  # the graph is optimised already; another pass could lose the packed weights that belong to it
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = _session(path, options)
+        ports = (*self._session.get_inputs(), *self._session.get_outputs())
+        self._session_run = self._run_values if any(p.type == BF16 for p in ports) else self._run_arrays
         self._input_names = [port.name for port in self._session.get_inputs()]
         self._output_names = [port.name for port in self._session.get_outputs()]
         self._zipped: dict[int, tuple[Any, ...]] = {}
-        self.path = path
+        self.path, self.prepared = path, prepared
         self.threads = threads
         self.signature = self._own_signature() or self._bare_signature()
         self._check_ports()
@@ -74,7 +80,7 @@ class OnnxSession:
         """Run the graph once. Raises InferenceFailed; its text says nothing of paths or node internals."""
         feeds = dict(zip(self._input_names, inputs, strict=True))
         try:
-            raw: list[Any] = list(self._session.run(None, feeds))
+            raw = self._session_run(feeds)
         except ORT_ERRORS as error:
             log.warning("inference failed: %s", _first_line(error))
             raise InferenceFailed(
@@ -84,6 +90,14 @@ class OnnxSession:
             for index, keys in self._zipped.items():
                 raw[index] = _unzip(raw[index], keys)
         return tuple(raw) if self._ordered else tuple(raw[position] for position in self._positions)
+
+    def _run_arrays(self, feeds: dict[str, Array]) -> list[Any]:
+        return list(self._session.run(None, feeds))
+
+    def _run_values(self, feeds: dict[str, Array]) -> list[Any]:
+        """Run where arrays will not do: onnxruntime takes and gives BF16 as its own values only."""
+        values = {name: _value(array) for name, array in feeds.items()}
+        return [_array(value) for value in self._session.run_with_ort_values(None, values)]
 
     def _own_signature(self) -> Signature | None:
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
@@ -107,7 +121,7 @@ class OnnxSession:
     def _probe(self, inputs: Tensors) -> Probe:
         """Run on made-up inputs; None where the graph refuses them, which says nothing against it."""
         try:
-            return list(self._session.run(None, dict(zip(self._input_names, inputs, strict=True))))
+            return self._session_run(dict(zip(self._input_names, inputs, strict=True)))
         except ORT_ERRORS:
             return None
 
@@ -165,6 +179,38 @@ class OnnxSession:
         )
 
 
+def write_prepared(path: Path, to: Path) -> None:
+    """Write the optimised graph of `path` to `to`, and its weights, packed for this processor, beside it.
+
+    Processes that load it map the weights, and share one copy. Only for the same onnxruntime and processor. Raises
+    ModelInvalid.
+    """
+    options = _options(1)
+    options.optimized_model_filepath = str(to)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS_FILE)
+    # Below a page nothing is gained by mapping.
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "4096")
+    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    _session(path, options)
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # A spinning thread holds a core that another worker could use, for microseconds at most.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4
+    return options
+
+
+def _session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except ORT_ERRORS as error:
+        raise ModelInvalid(f"not a model that onnxruntime can load: {_plain(error, path)}") from error
+
+
 def _concrete(shape: tuple[int, ...], rows: int) -> tuple[int, ...]:
     return tuple((rows if i == 0 else 1) if dim == -1 else dim for i, dim in enumerate(shape))
 
@@ -180,11 +226,27 @@ def _filled(datatype: str, shape: tuple[int, ...], value: Any) -> Array:
 
 
 def _missing(datatype: str) -> Any:
-    return {"BYTES": "", "FP16": np.nan, "FP32": np.nan, "FP64": np.nan}.get(datatype, 0)
+    return "" if datatype == "BYTES" else np.nan if datatype in FLOATS else 0
 
 
 def _unzip(maps: list[dict[Any, float]], keys: tuple[Any, ...]) -> Array:
     return np.array([[row[key] for key in keys] for row in maps], dtype=np.float32)
+
+
+def _value(array: Array) -> ort.OrtValue:
+    if array.dtype != NUMPY["BF16"]:
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    # Shares the memory of `array`, which the caller holds until the run is over.
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
+        np.ascontiguousarray(array).view(np.uint16), onnx_element_type=BF16_ELEMENT
+    )
+
+
+def _array(value: ort.OrtValue) -> Any:
+    if value.data_type() != BF16:
+        return value.numpy()
+    raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.frombuffer(raw, NUMPY["BF16"]).reshape(value.shape())
 
 
 def _first_line(error: Exception) -> str:

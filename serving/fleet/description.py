@@ -12,7 +12,7 @@ from serving.engine.model import Model
 from serving.engine.signature import TensorSpec
 from serving.errors import ModelNotFound, NotReady
 from serving.fleet.fleet import Fleet
-from serving.fleet.repository import MODEL_FILE
+from serving.fleet.manifest import MODEL_FILE
 from serving.metrics import Metrics
 
 EXTENSIONS = (

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from serving.engine.batcher import Observer, Unobserved
 from serving.engine.model import Limits, Model, load
+from serving.engine.session import OnnxSession
 from serving.errors import ModelInvalid, ModelNotFound, NotReady
 from serving.fleet.changes import Changes
 from serving.fleet.ledger import Ledger
 from serving.fleet.member import Member, Standing
 from serving.fleet.plan import Plan
+from serving.fleet.prepared import locate
 from serving.fleet.repository import Found, Problem, shown
 from serving.fleet.shadow import Shadow
 from serving.fleet.split import Split
+from serving.fleet.state import state_folder
 from serving.fleet.traffic import Traffic
 from serving.metrics import Metrics
 
@@ -47,13 +52,16 @@ class Served:
 
 
 class Fleet:
-    """All live models of one worker, kept as the coordinator at the other end of `link` says.
+    """All live models of one worker, kept as the coordinator at the other end of `link` says. root: the models folder.
 
     `prepare` are called with each new model, on a thread, before it can get requests; `changed` on the event loop,
     right after `models` was replaced.
     """
 
-    def __init__(self, link: Connection, *, ledger: Ledger, limits: Limits, metrics: Metrics | None) -> None:
+    def __init__(
+        self, root: Path, link: Connection, *, ledger: Ledger, limits: Limits, metrics: Metrics | None
+    ) -> None:
+        self._root = root
         self.limits = limits
         self._metrics = metrics
         self._tick: asyncio.TimerHandle | None = None
@@ -87,7 +95,7 @@ class Fleet:
 
     async def _load(self, item: Found) -> Model:
         loop = asyncio.get_running_loop()
-        session, sha256 = await loop.run_in_executor(self._loader, lambda: load(item.path, limits=self.limits))
+        session, sha256 = await loop.run_in_executor(self._loader, self._read, item)
         observer: Observer = Unobserved()
         if self._metrics is not None:
             observer = metrics = self._metrics.model(item.name, item.version)
@@ -104,6 +112,12 @@ class Fleet:
         for hook in self.prepare:
             await loop.run_in_executor(self._loader, hook, model)
         return model
+
+    def _read(self, item: Found) -> tuple[OnnxSession, str]:
+        with contextlib.suppress(OSError):
+            prepared = locate(state_folder(self._root), item.content)
+            return load(item.path, limits=self.limits, prepared=prepared)
+        return load(item.path, limits=self.limits)
 
     def _live(self, name: str) -> dict[Found, Model]:
         served = self.models.get(name)

@@ -1,31 +1,30 @@
 """The model repository on disk: which versions are there, and what is wrong with the rest.
 
 <name>/<version>/model.onnx      as Triton and TF Serving lay it out
-<name>/<version>/manifest.json   optional: SHA-256 and size of each file; without a match the version waits
+<name>/<version>/manifest.json   optional: SHA-256 and size of each file; while they do not match, the version waits
 <name>/traffic.json              optional: who gets the requests (`serving.fleet.traffic`)
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from serving.errors import ServingError
+from serving.errors import ModelInvalid, ServingError
+from serving.fleet import manifest, settling
+from serving.fleet.manifest import MANIFEST_FILE, MODEL_FILE, Hashes, Manifest
 from serving.fleet.traffic import Traffic
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
-MODEL_FILE = "model.onnx"
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A version that can be loaded. `content` changes with its files; `path` is the model file."""
+    """A version that is whole. `content` is the hash of its files (`Manifest.content`); `path` is the model file."""
 
     name: str
     version: str
@@ -66,13 +65,18 @@ class Contents:
 class Repository:
     """A models folder. Looking again costs little: files that have not changed are not read again.
 
-    document: returns a model's traffic document; raises a ServingError where it can't be read.
+    document: returns a model's traffic document; raises a ServingError where it can't be read. A folder without a
+    manifest is found once nothing in it has changed for `settle_s` seconds; the first look takes all that is whole, so
+    that a server that starts does not wait.
     """
 
-    def __init__(self, root: Path, document: Callable[[str], Traffic]) -> None:
-        self._root = root
+    def __init__(self, root: Path, document: Callable[[str], Traffic], *, settle_s: float = settling.SETTLE_S) -> None:
+        self.root = root
         self._document = document
-        self._unfit: dict[tuple[Path, str], str | None] = {}
+        self._hashes = Hashes()
+        self._settling = settling.Memory(settle_s)
+        self._started = False
+        self._seen: dict[Path, tuple[settling.Files, Manifest | str]] = {}
 
     def look(self) -> Contents:
         """Look at the folder once; never raises for what lies in it. A missing folder is unreadable, and a problem."""
@@ -80,7 +84,7 @@ class Repository:
         problems: list[Problem] = []
         traffic: dict[str, Traffic] = {}
         try:
-            entries = sorted(self._root.iterdir())
+            entries = sorted(self.root.iterdir())
         except OSError as error:
             reason = f"the models folder can't be read: {error.strerror}"
             return Contents((), (Problem("", "", reason),), {}, unreadable=True)
@@ -100,6 +104,8 @@ class Repository:
                 self._look_at(entry, found, problems, traffic)
             except OSError as error:  # it goes while we look
                 problems.append(Problem(entry.name, "", f"can't be read: {error.strerror}"))
+        self._forget({item.path.parent for item in found} | {self.root / p.name / p.version for p in problems})
+        self._started = True
         return Contents(tuple(found), tuple(problems), traffic)
 
     def _look_at(self, folder: Path, found: list[Found], problems: list[Problem], traffic: dict[str, Traffic]) -> None:
@@ -108,59 +114,50 @@ class Repository:
         if not versions:
             problems.append(Problem(name, "", f"no version in it: expected {name}/1/{MODEL_FILE}"))
         for version in sorted(versions, key=lambda p: int(p.name)):
-            content = _content(version)
-            if (version, content) not in self._unfit:
-                self._unfit = {k: v for k, v in self._unfit.items() if k[0] != version}
-                self._unfit[version, content] = _unfit(version)
-            reason = self._unfit[version, content]
-            if reason is None:
-                found.append(Found(name, version.name, version / MODEL_FILE, content))
+            whole = self._whole(version)
+            if isinstance(whole, Manifest):
+                found.append(Found(name, version.name, version / MODEL_FILE, whole.content))
             else:
-                problems.append(Problem(name, version.name, reason))
+                problems.append(Problem(name, version.name, whole))
         try:
             traffic[name] = self._document(name)
         except ServingError as error:
             problems.append(Problem(name, "", error.message))
 
+    def manifest(self, found: Found) -> Manifest:
+        """Return what a version that a look has found consists of. Raises ModelInvalid where it has changed since."""
+        seen = self._seen.get(found.path.parent)
+        if seen is None or not isinstance(seen[1], Manifest) or seen[1].content != found.content:
+            raise ModelInvalid("it has changed on disk")
+        return seen[1]
 
-def _content(version: Path) -> str:
-    """Return what changes when a file of a version does: by the facts of each, without reading any."""
-    facts = []
-    for file in sorted(version.rglob("*")):
-        stat = file.stat()
-        facts.append(f"{file.relative_to(version)} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}")
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+    def _whole(self, version: Path) -> Manifest | str:
+        """Return what a version folder consists of, or say why it can't be loaded now."""
+        now = settling.look(version, time.monotonic())
+        seen = self._seen.get(version)
+        if seen is not None and seen[0] == now.files:
+            return seen[1]
+        settled = self._settling.settled(version, now) or not self._started
+        try:
+            declared = manifest.read(version)
+            if declared is not None:
+                manifest.check(version, declared, self._hashes)
+            elif settled:
+                declared = manifest.of(version, self._hashes)
+            elif seen is not None and isinstance(seen[1], Manifest):
+                return seen[1]  # what was loaded of it serves until the folder is whole again
+            else:
+                return f"it has no {MANIFEST_FILE}, so it waits until nothing in it changes any more"
+            whole: Manifest | str = declared
+        except ModelInvalid as error:
+            whole = error.message
+        self._seen[version] = (now.files, whole)
+        return whole
 
-
-def _unfit(version: Path) -> str | None:
-    """Say why a version folder can't be loaded now, or None."""
-    model = version / MODEL_FILE
-    if not model.is_file():
-        return f"no {MODEL_FILE} in it"
-    manifest = version / "manifest.json"
-    if not manifest.exists():
-        return None
-    declared = _json(manifest)
-    files = declared.get("files") if isinstance(declared, dict) else None
-    if not isinstance(files, dict) or MODEL_FILE not in files:
-        return "manifest.json can't be read"
-    for file_name, facts in files.items():
-        file = version / file_name
-        if "/" in file_name or not file.is_file() or not isinstance(facts, dict):
-            return f"manifest.json names {shown(file_name)}, which is not there"
-        if file.stat().st_size != facts.get("size"):
-            return f"{shown(file_name)} has another size than manifest.json says: half copied?"
-        with file.open("rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != facts.get("sha256"):
-                return f"{shown(file_name)} has another SHA-256 than manifest.json says"
-    return None
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
+    def _forget(self, but: set[Path]) -> None:
+        self._hashes.keep(but)
+        self._settling.keep(but)
+        self._seen = {folder: seen for folder, seen in self._seen.items() if folder in but}
 
 
 def shown(name: str) -> str:

@@ -101,7 +101,8 @@ class Shadow:
         """A session's own threads have the priority of who made it, and live traffic may need this one at full."""
         if self.model.session.threads == 1:
             return self.model.session
-        return OnnxSession(self.model.session.path, threads=1, warm_rows=(1,))
+        made = self.model.session
+        return OnnxSession(made.path, threads=1, warm_rows=(1,), prepared=made.prepared)
 
     def _run(self, session: OnnxSession, inputs: Tensors, live: Tensors) -> None:
         assert self._adapt is not None  # noqa: S101  nothing is queued without it

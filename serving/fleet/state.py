@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
+import shutil
 import tempfile
+import time
 from pathlib import Path
 
 NAME = ".serving"
+_STALE_S = 24 * 3600
 
 
 def state_folder(root: Path) -> Path:
@@ -30,3 +34,25 @@ def state_folder(root: Path) -> Path:
     if facts.st_uid != os.getuid() or facts.st_mode & 0o077:
         raise PermissionError(f"{elsewhere} belongs to another user")
     return elsewhere
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sweep(state: Path) -> None:
+    """Remove what a crash has left in `staging/` more than a day ago."""
+    for folder in (state / "staging").glob("*"):
+        try:
+            if time.time() - folder.stat().st_mtime > _STALE_S:
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from threading import Event, Thread
 from typing import Any, Literal, TypeAlias
 
 from serving.errors import GenerationConflict, ServingError
@@ -16,14 +14,11 @@ from serving.fleet.traffic import Judge, Traffic
 
 log = logging.getLogger("serving.trial")
 
-TICK_S = 1.0
 LEAST = 20
 """Predictions of a version before its rates say anything."""
 
 Totals: TypeAlias = Mapping[str, float]
 """What one version did since the server started, as `serving.metrics.totals` gives it."""
-CountTotals: TypeAlias = Callable[[Iterable[tuple[str, ...]]], Mapping[tuple[str, ...], Totals]]
-"""Gives the totals of versions, by name and version."""
 Role: TypeAlias = Literal["canary", "shadow", "stable"]
 
 
@@ -163,7 +158,7 @@ def _percent(share: float) -> str:
 
 
 class Clerk:
-    """Follows the trials of all models and writes what comes of them.
+    """Follows the trials of all models and writes what comes of them; `tick` about once a second.
 
     totals: sums what versions, given as (name, version), did. available: the versions of a model that can serve.
     """
@@ -171,7 +166,7 @@ class Clerk:
     def __init__(
         self,
         ledger: Ledger,
-        totals: CountTotals,
+        totals: Callable[[Iterable[tuple[str, str]]], Mapping[tuple[str, str], Totals]],
         available: Callable[[str], Collection[str]],
     ) -> None:
         self._ledger = ledger
@@ -180,19 +175,6 @@ class Clerk:
         self._running: dict[str, tuple[Trial, float, tuple[Totals, Totals]]] = {}
         self.said: dict[str, list[str]] = {}
         """By model, what can be said of its canary, its shadow and its judgement now."""
-
-    def start(self, documents: Callable[[], Mapping[str, Traffic]], look: Callable[[], None], ended: Event) -> None:
-        """Look each second until `ended`, on a thread of its own. look: called when a document was changed."""
-
-        def follow() -> None:
-            while not ended.wait(TICK_S):
-                try:
-                    if self.tick(documents(), time.time()):
-                        look()
-                except Exception:  # versions serve on unjudged for a second; then the next look
-                    log.exception("trials could not be looked at")
-
-        Thread(target=follow, name="trials", daemon=True).start()
 
     def tick(self, documents: Mapping[str, Traffic], now: float) -> list[str]:
         """Look at the trials once; return the names of the models whose document was changed.
@@ -220,7 +202,7 @@ class Clerk:
         return changed
 
     def _verdict(
-        self, name: str, trial: Trial, found: Mapping[tuple[str, ...], Totals], since: float, now: float
+        self, name: str, trial: Trial, found: Mapping[tuple[str, str], Totals], since: float, now: float
     ) -> Verdict:
         totals = found[name, trial.version], found[name, trial.against] if trial.against is not None else {}
         if name not in self._running or self._running[name][0] != trial:

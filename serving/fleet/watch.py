@@ -11,8 +11,6 @@ import watchfiles
 
 from serving.fleet.state import NAME
 
-log = logging.getLogger("serving.watch")
-
 _SILENT = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse", "ceph", "glusterfs", "lustre", "virtiofs", "vboxsf"})
 """File systems on which others' changes raise no event: they are polled."""
 POLL_MS = 500
@@ -20,10 +18,11 @@ POLL_MS = 500
 
 def watch(root: Path, moved: Callable[[], None], stop: threading.Event) -> threading.Thread:
     """Call `moved` after each change below `root` but in our own folder there, until `stop`, from another thread."""
-    own = str(root / NAME)
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs each change, our own among them
+    own = f"/{NAME}/"
 
     def other(change: watchfiles.Change, path: str) -> bool:
-        return not path.startswith(own)
+        return own not in f"{path}/"
 
     def run() -> None:
         while not stop.is_set():

@@ -1,0 +1,81 @@
+"""The gate as the coordinator asks it: kept verdicts, and examinations one after another in one process."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+
+from serving.errors import ModelInvalid
+from serving.fleet import gate, prepared
+from serving.fleet.gate import Gate, Limits
+from serving.fleet.report import Report
+from serving.fleet.repository import Found, Repository
+from serving.fleet.state import state_folder
+
+IDLE_S = 10.0
+"""Seconds after which the gate's process ends when nothing is examined: at a start many versions come at once."""
+
+
+class GateJudge:
+    """Says of a version whether it may be loaded: '' for yes, else the reasons. `reports` has what it said last."""
+
+    def __init__(self, repository: Repository, limits: Limits | None = None) -> None:
+        self._repository = repository
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._gate: Gate | None = None
+        self._idle: threading.Timer | None = None
+        self.reports: dict[tuple[str, str], Report] = {}
+
+    def known(self, found: Found, serving: Found | None) -> str | None:
+        """Return a verdict that was kept for this content and onnxruntime; None where it must be examined."""
+        try:
+            report = gate.verdict(state_folder(self._repository.root), found.content)
+        except OSError:
+            return None
+        return None if report is None else self._said(found, report)
+
+    def examine(self, found: Found, serving: Found | None) -> str:
+        """Examine a version beside the one that serves, and keep the verdict and the prepared form."""
+        try:
+            declared = self._repository.manifest(found)
+        except ModelInvalid as error:
+            return error.message
+        state = self._state()
+        with self._lock, contextlib.ExitStack() as stack:
+            prepare_in = stack.enter_context(prepared.written(state, declared)) if state else None
+            report = self._open().examine(
+                found.path.parent, serving=serving.path.parent if serving else None, prepare_in=prepare_in
+            )
+        if state is not None:
+            with contextlib.suppress(OSError):  # a verdict that is not kept is made once more
+                gate.keep(state, report)
+        return self._said(found, report)
+
+    def close(self) -> None:
+        """End the gate's process."""
+        with self._lock:
+            if self._idle is not None:
+                self._idle.cancel()
+            if self._gate is not None:
+                self._gate.close()
+
+    def _open(self) -> Gate:
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = threading.Timer(IDLE_S, self.close)
+        self._idle.daemon = True
+        self._idle.start()
+        self._gate = self._gate or Gate(self._limits)
+        return self._gate
+
+    def _state(self) -> Path | None:
+        try:
+            return state_folder(self._repository.root)
+        except OSError:
+            return None
+
+    def _said(self, found: Found, report: Report) -> str:
+        self.reports[found.name, found.version] = report
+        return "; ".join(report.reasons)

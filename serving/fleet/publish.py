@@ -1,0 +1,211 @@
+"""Publishes a version: staged beside the models, examined, and renamed into place; whole or not at all.
+
+A crash at any instant leaves the state before or the state after. What it leaves in `staging/` is swept later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import getpass
+import json
+import os
+import secrets
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.errors import Conflict, InvalidRequest, ModelInvalid, NotReady
+from serving.fleet import gate, manifest, prepared, state
+from serving.fleet.gate import Gate
+from serving.fleet.manifest import MANIFEST_FILE, MODEL_FILE, Hashes, Manifest
+from serving.fleet.report import REPORT_FILE, GateRefused, Report
+from serving.fleet.repository import NAME, VERSION, shown
+from serving.fleet.staging import ModelFile, Source, embed, sync, write
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A version that is in the folder; `new` is False where the same bytes were published before."""
+
+    version: str
+    report: Report
+    new: bool = True
+
+
+def publish(
+    root: Path,
+    name: str,
+    source: Path | Source,
+    *,
+    version: str | None = None,
+    signature: bytes | None = None,
+    note: str = "",
+    who: str = "",
+    allow_breaking: bool = False,
+    allow_custom_ops: bool = False,
+    serving: Path | None = None,
+    examiner: Gate | None = None,
+) -> Published:
+    """Put a model into `root/name/<version>/` and return the version and the gate's report.
+
+    source: an ONNX file, whose external data must lie in its own folder, or what writes one. version: None takes the
+    next number. signature: JSON that is embedded in place of the file's own. serving: the folder of the version that
+    callers use now, which the new one must be compatible with; None finds it. examiner: a gate that is open already.
+    Raises InvalidRequest, Conflict where the version is there with other bytes, GateRefused, and NotReady where the
+    disk is full or can't be written to.
+    """
+    check_name(name)
+    if version is not None and not VERSION.fullmatch(version):
+        raise InvalidRequest(f"{shown(version)!r} is no version: a whole number from 1, or next")
+    staged = None
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        place = state.state_folder(root)
+        state.sweep(place)
+        staged = place / "staging" / secrets.token_hex(8)
+        folder = staged / name / "new"
+        folder.mkdir(parents=True)
+        files = (ModelFile(source) if isinstance(source, Path) else source).stage(folder)
+        if signature is not None:
+            files[MODEL_FILE] = embed(folder / MODEL_FILE, signature)
+        found = Manifest(
+            files=files,
+            note=note,
+            who=who or user(),
+            time=round(time.time(), 3),
+            allow_breaking=allow_breaking,
+            allow_custom_ops=allow_custom_ops,
+        )
+        there = _same(root / name, found, version)
+        if there is not None:
+            return Published(there, _judged(place, root / name / there, found, None, examiner), new=False)
+        write(folder / MANIFEST_FILE, found.text())
+        report = _judged(place, folder, found, serving or serving_now(root / name), examiner)
+        if not report.ok:
+            raise GateRefused(report)
+        write(folder / REPORT_FILE, report.text())
+        for inner, _, _ in os.walk(folder, topdown=False):
+            sync(Path(inner))
+        sync(folder.parent)
+        return Published(_into_place(folder, root, name, version, place), report)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise NotReady(f"the version could not be written, and nothing has changed: {reason.lower()}") from error
+    finally:
+        if staged is not None:
+            shutil.rmtree(staged, ignore_errors=True)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is none, before it touches a path. Raises InvalidRequest."""
+    if not NAME.fullmatch(name):
+        raise InvalidRequest(
+            f"{shown(name)!r} is no model name: letters, digits, dot, dash, underscore, not a sign first; 128 at most"
+        )
+
+
+def serving_now(home: Path) -> Path | None:
+    """Return the folder of the version that callers of a model use now; None where it has none."""
+    versions = _versions(home)
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        stable = json.loads((home / "traffic.json").read_bytes()).get("stable")
+        if stable in map(str, versions):
+            return home / str(stable)
+    return home / str(versions[-1]) if versions else None
+
+
+def _versions(home: Path) -> list[int]:
+    try:
+        return sorted(int(name) for name in os.listdir(home) if VERSION.fullmatch(name))
+    except FileNotFoundError:
+        return []
+
+
+def _same(home: Path, found: Manifest, version: str | None) -> str | None:
+    """Return the version with these very files. Raises Conflict where `version` is there with others."""
+    for number in reversed(_versions(home)):
+        if version is not None and str(number) != version:
+            continue
+        try:
+            there = manifest.read(home / str(number)) or manifest.of(home / str(number), Hashes())
+        except ModelInvalid:
+            there = None
+        if there is not None and there.content == found.content:
+            return str(number)
+        if version is not None:
+            raise _taken(version)
+    return None
+
+
+def _taken(version: str) -> Conflict:
+    return Conflict(f"version {version} is there with other content, and a version never changes: publish the next one")
+
+
+def _judged(place: Path, folder: Path, found: Manifest, serving: Path | None, examiner: Gate | None) -> Report:
+    """Examine a version, and keep the verdict and the prepared form where it passed."""
+    if serving is None and (known := gate.verdict(place, found.content)) is not None:
+        return known
+    with prepared.written(place, found) as prepare_in, contextlib.ExitStack() as stack:
+        examiner = examiner or stack.enter_context(Gate())
+        report = examiner.examine(folder, serving=serving, prepare_in=prepare_in)
+    if report.ok:
+        with contextlib.suppress(OSError):  # a verdict that is not kept is made once more
+            gate.keep(place, report)
+    return report
+
+
+def _into_place(folder: Path, root: Path, name: str, version: str | None, place: Path) -> str:
+    """Rename what was staged to where it is served from, and return its version. Raises Conflict, OSError."""
+    home = root / name
+    if not home.exists():
+        # A new model comes with its folder: an empty one would be there for a moment, or after a crash for ever.
+        number = version or "1"
+        folder = folder.rename(folder.with_name(number))
+        sync(folder.parent)
+        with contextlib.suppress(FileExistsError):  # somebody else's first version was faster
+            _rename(folder.parent, home, place)
+            sync(root)
+            return number
+    while True:
+        number = version or str(max(_versions(home), default=0) + 1)
+        try:
+            _rename(folder, home / number, place)
+        except FileExistsError:
+            if version is not None:
+                raise _taken(version) from None
+            continue
+        sync(home)
+        return number
+
+
+def _rename(source: Path, to: Path, place: Path) -> None:
+    """Rename onto a name that must be free. Raises FileExistsError, OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        old, new = os.fsencode(source), os.fsencode(to)
+        if libc.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_NOREPLACE) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(number, os.strerror(number), str(to))
+    # Some network file systems do not have it: publishers wait for each other instead.
+    with (place / "publish.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if to.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(to))
+        source.rename(to)
+
+
+def user() -> str:
+    """Name the user of the system who runs this process."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a number without a name, as in containers
+        return str(os.getuid())

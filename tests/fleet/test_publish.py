@@ -1,0 +1,195 @@
+"""A version is published whole or not at all, under a number of its own, with what its publisher said."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from serving.errors import Conflict, InvalidRequest
+from serving.fleet import gate, manifest, state
+from serving.fleet.gate import Gate
+from serving.fleet.ledger import Ledger
+from serving.fleet.publish import publish
+from serving.fleet.report import GateRefused
+from serving.fleet.repository import Contents, Repository
+from tests.conftest import MODELS
+
+IRIS_1, IRIS_2 = MODELS / "iris" / "1" / "model.onnx", MODELS / "iris" / "2" / "model.onnx"
+
+
+def scan(root: Path) -> Contents:
+    return Repository(root, Ledger(root).read).look()
+
+
+def with_external_data(folder: Path, location: str = "weights/w.bin", rows: int = 4) -> Path:
+    """Write a linear model whose weights lie in a file beside it."""
+    weights = np.ones((rows, 2), dtype=np.float32)
+    tensor = numpy_helper.from_array(weights, "w")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", "0"), ("length", str(weights.nbytes))):
+        tensor.external_data.add(key=key, value=value)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", rows])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])],
+        [tensor],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "linear.onnx"
+    path.write_bytes(model.SerializeToString())
+    if not location.startswith(("/", "..")):
+        (folder / location).parent.mkdir(parents=True, exist_ok=True)
+        (folder / location).write_bytes(weights.tobytes())
+    return path
+
+
+def test_publish_makes_a_version_that_the_scan_finds(tmp_path: Path, examiner: Gate) -> None:
+    """The first version is 1, the next 2; both are whole, say who and why, and carry the gate's report."""
+    first = publish(tmp_path, "iris", IRIS_1, note="first", who="ana", examiner=examiner)
+    second = publish(tmp_path, "iris", IRIS_2, examiner=examiner)
+    assert (first.version, second.version) == ("1", "2")
+    assert [(f.name, f.version) for f in scan(tmp_path).found] == [("iris", "1"), ("iris", "2")]
+    assert scan(tmp_path).problems == ()
+    declared = manifest.read(tmp_path / "iris" / "1")
+    assert declared is not None
+    assert (declared.note, declared.who) == ("first", "ana")
+    assert json.loads((tmp_path / "iris" / "2" / "gate.json").read_text())["ok"] is True
+    assert second.report.beside is not None, "it is measured beside the version that served before"
+    place = state.state_folder(tmp_path)
+    assert gate.verdict(place, declared.content) == first.report
+    assert list((place / "staging").iterdir()) == []
+
+
+def test_the_same_bytes_are_not_published_twice(tmp_path: Path, examiner: Gate) -> None:
+    """Whoever repeats a publication, not knowing whether it succeeded, gets the version that is there."""
+    assert publish(tmp_path, "iris", IRIS_1, examiner=examiner).new
+    again = publish(tmp_path, "iris", IRIS_1, examiner=examiner)
+    assert (again.version, again.new) == ("1", False)
+    assert publish(tmp_path, "iris", IRIS_1, version="1", examiner=examiner).new is False
+    with pytest.raises(Conflict, match="never changes"):
+        publish(tmp_path, "iris", IRIS_2, version="1", examiner=examiner)
+    assert publish(tmp_path, "iris", IRIS_2, version="7", examiner=examiner).version == "7"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", ".hidden", "a\0b", "x" * 129, "é", "-x"])
+def test_a_name_that_is_none_touches_no_path(tmp_path: Path, examiner: Gate, name: str) -> None:
+    """Names are looked at before the disk is."""
+    with pytest.raises(InvalidRequest, match="no model name"):
+        publish(tmp_path / "models", name, IRIS_1, examiner=examiner)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("version", ["0", "01", "-1", "1/../2", "latest", "9" * 10])
+def test_a_version_that_is_none_is_refused(tmp_path: Path, examiner: Gate, version: str) -> None:
+    """A version is a whole number from 1."""
+    with pytest.raises(InvalidRequest, match="no version"):
+        publish(tmp_path, "iris", IRIS_1, version=version, examiner=examiner)
+
+
+def test_external_data_travels(tmp_path: Path, examiner: Gate) -> None:
+    """Files that the graph names come along, by their own paths, and are in the manifest; others do not."""
+    source = with_external_data(tmp_path / "made")
+    (tmp_path / "made" / "secret.txt").write_text("not part of the model")
+    publish(tmp_path / "models", "linear", source, examiner=examiner)
+    folder = tmp_path / "models" / "linear" / "1"
+    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    assert names == ["gate.json", "manifest.json", "model.onnx", "weights/w.bin"]
+    assert [f.name for f in scan(tmp_path / "models").found] == ["linear"]
+    (folder / "weights" / "w.bin").write_bytes(b"\0" * 32)
+    (problem,) = scan(tmp_path / "models").problems
+    assert "SHA-256" in problem.reason
+
+
+@pytest.mark.parametrize("location", ["/etc/passwd", "../w.bin", "a/../../w.bin", "./w.bin"])
+def test_external_data_stays_in_its_folder(tmp_path: Path, examiner: Gate, location: str) -> None:
+    """A graph that names a file elsewhere is refused before that file is opened."""
+    source = with_external_data(tmp_path / "made" / "deep", location)
+    (tmp_path / "made" / "w.bin").write_bytes(b"\0" * 32)
+    with pytest.raises(GateRefused, match="inside the model's own folder"):
+        publish(tmp_path / "models", "linear", source, examiner=examiner)
+    assert scan(tmp_path / "models").found == ()
+
+
+def test_external_data_is_no_link(tmp_path: Path, examiner: Gate) -> None:
+    """A link in place of a weights file would publish whatever it points to."""
+    source = with_external_data(tmp_path / "made")
+    weights = tmp_path / "made" / "weights" / "w.bin"
+    weights.rename(tmp_path / "elsewhere")
+    weights.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(GateRefused, match="link"):
+        publish(tmp_path / "models", "linear", source, examiner=examiner)
+
+
+def test_a_signature_is_embedded(tmp_path: Path, examiner: Gate) -> None:
+    """`signature` gives a bare model names, or takes the place of its own; the graph stays as it is."""
+    own = json.loads(onnx.load(str(IRIS_2)).metadata_props[0].value)
+    own["description"] = "Which iris?"
+    publish(tmp_path, "iris", IRIS_2, signature=json.dumps(own).encode(), examiner=examiner)
+    written = onnx.load(str(tmp_path / "iris" / "1" / "model.onnx"))
+    (entry,) = written.metadata_props
+    assert json.loads(entry.value)["description"] == "Which iris?"
+    assert written.graph == onnx.load(str(IRIS_2)).graph
+    with pytest.raises(InvalidRequest, match="/inputs"):
+        publish(tmp_path, "iris", IRIS_2, signature=b'{"layout": "round"}', examiner=examiner)
+
+
+def test_breaking_changes_are_refused_unless_allowed(tmp_path: Path, examiner: Gate) -> None:
+    """A version without a feature that callers send does not get in by accident, and nothing of it is left."""
+    publish(tmp_path, "flower", IRIS_1, examiner=examiner)
+    with pytest.raises(GateRefused, match="features are gone: sepal_length") as refused:
+        publish(tmp_path, "flower", MODELS / "diabetes" / "1" / "model.onnx", examiner=examiner)
+    assert refused.value.report.breaking
+    assert os.listdir(tmp_path / "flower") == ["1"]
+    allowed = publish(
+        tmp_path, "flower", MODELS / "diabetes" / "1" / "model.onnx", allow_breaking=True, examiner=examiner
+    )
+    assert allowed.version == "2"
+    assert allowed.report.breaking
+    declared = manifest.read(tmp_path / "flower" / "2")
+    assert declared is not None
+    assert declared.allow_breaking, "a server elsewhere must know that it was meant so"
+
+
+def test_publishers_at_once_get_different_numbers(tmp_path: Path) -> None:
+    """Of several who publish the first version at the same time, each gets a number, and all are whole."""
+    sources = []
+    for index in range(4):
+        proto = onnx.load(str(IRIS_1))
+        proto.doc_string = str(index)
+        sources.append(tmp_path / f"{index}.onnx")
+        sources[-1].write_bytes(proto.SerializeToString())
+    versions: list[str] = []
+    threads = [
+        threading.Thread(target=lambda s=source: versions.append(publish(tmp_path / "models", "iris", s).version))
+        for source in sources
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(versions) == ["1", "2", "3", "4"]
+    assert len(scan(tmp_path / "models").found) == 4
+
+
+def test_a_read_only_folder_still_has_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the models folder can't be written to, verdicts are kept in the temporary folder of this user."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    place = state.state_folder(tmp_path / "models")
+    assert place.parent == tmp_path
+    assert place.stat().st_mode & 0o777 == 0o700
+    shutil.rmtree(place)
+    place.symlink_to(tmp_path)
+    with pytest.raises(PermissionError):
+        state.state_folder(tmp_path / "models")
