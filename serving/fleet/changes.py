@@ -9,7 +9,7 @@ from typing import Protocol
 from serving.errors import GenerationConflict, NotReady
 from serving.fleet.ledger import Ledger
 from serving.fleet.traffic import Traffic
-from serving.fleet.transitions import Transition, restore
+from serving.fleet.transitions import Transition
 
 log = logging.getLogger("serving.changes")
 
@@ -42,7 +42,6 @@ class Changes:
         Raises what that raises, and NotReady with the reason where a worker can't serve it: nothing is changed then,
         and the history says so.
         """
-        before = await asyncio.to_thread(self.ledger.read, name)
         after = await asyncio.to_thread(
             self.ledger.change, name, transition, who=who, what=what, why=why, if_generation=if_generation
         )
@@ -56,15 +55,7 @@ class Changes:
         else:
             return after
         try:
-            await asyncio.to_thread(
-                self.ledger.change,
-                name,
-                restore(before),
-                who=who,
-                what=f"reverted: {what}",
-                why=reason,
-                if_generation=after.generation,
-            )
+            await asyncio.to_thread(self.ledger.revert, name, after, who=who, why=reason)
             self._followers.look()
         except GenerationConflict:
             log.info("%s: generation %d is not taken back: there is a later one", name, after.generation)
