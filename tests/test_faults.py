@@ -245,6 +245,7 @@ def test_a_corrupt_metrics_file_costs_only_its_figures(folder: Path, tmp_path: P
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     with started(folder, environment={"TMPDIR": str(temporary)}) as (process, url):
+        assert until(lambda: any(temporary.glob("serving-metrics-*/worker-0.json"))) < 30
         (file,) = temporary.glob("serving-metrics-*/worker-0.json")
         (worker,) = _children(process.pid)
         os.kill(worker, signal.SIGSTOP)
