@@ -37,6 +37,10 @@ _GIVE_BACK.log_severity_level = 4
 BF16 = "tensor(bfloat16)"
 BF16_ELEMENT = 16
 """Its number among ONNX element types (TensorProto.DataType)."""
+
+TRIM_BYTES = 1024 * 1024
+"""Size of a file from which what reading it took is given back to the system: the allocator would keep nearly all."""
+
 WEIGHTS_FILE = "weights.bin"
 """Where the prepared form of a model has its weights."""
 
@@ -72,7 +76,8 @@ class OnnxSession:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._session = _session(path, options)
         ports = (*self._session.get_inputs(), *self._session.get_outputs())
-        self._session_run = self._run_values if any(p.type == BF16 for p in ports) else self._run_arrays
+        # Functions and not methods: a session that knows itself would keep its memory until the collector came by.
+        self._call = _run_values if any(p.type == BF16 for p in ports) else _run_arrays
         self._input_names = [port.name for port in self._session.get_inputs()]
         self._output_names = [port.name for port in self._session.get_outputs()]
         self._zipped: dict[int, tuple[Any, ...]] = {}
@@ -86,13 +91,15 @@ class OnnxSession:
         self._ordered = self._positions == list(range(len(self._output_names)))
         self._usual_size: float = math.inf
         self._usual_size = self._warm(warm_rows)
+        if path.stat().st_size >= TRIM_BYTES:
+            _give_back()
 
     def run(self, inputs: Tensors) -> Tensors:
         """Run the graph once. Raises InferenceFailed; its text says nothing of paths or node internals."""
         feeds = dict(zip(self._input_names, inputs, strict=True))
         options = None if inputs[0].size <= self._usual_size else _GIVE_BACK
         try:
-            raw = self._session_run(feeds, options)
+            raw = self._call(self._session, feeds, options)
         except ORT_ERRORS as error:
             self._complain(error)
             raise InferenceFailed(
@@ -110,14 +117,6 @@ class OnnxSession:
         if now - self._complained >= 1:
             log.warning("inference failed: %s (%d runs since the last such line)", _first_line(error), self._failures)
             self._complained, self._failures = now, 0
-
-    def _run_arrays(self, feeds: dict[str, Array], options: Any) -> list[Any]:
-        return list(self._session.run(None, feeds, options))
-
-    def _run_values(self, feeds: dict[str, Array], options: Any) -> list[Any]:
-        """Run where arrays will not do: onnxruntime takes and gives BF16 as its own values only."""
-        values = {name: _value(array) for name, array in feeds.items()}
-        return [_array(value) for value in self._session.run_with_ort_values(None, values, options)]
 
     def _own_signature(self) -> Signature | None:
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
@@ -141,7 +140,7 @@ class OnnxSession:
     def _probe(self, inputs: Tensors) -> Probe:
         """Run on made-up inputs; None where the graph refuses them, which says nothing against it."""
         try:
-            return self._session_run(dict(zip(self._input_names, inputs, strict=True)), None)
+            return self._call(self._session, dict(zip(self._input_names, inputs, strict=True)), None)
         except ORT_ERRORS:
             return None
 
@@ -205,6 +204,16 @@ class OnnxSession:
         )
 
 
+def _run_arrays(session: ort.InferenceSession, feeds: dict[str, Array], options: Any) -> list[Any]:
+    return list(session.run(None, feeds, options))
+
+
+def _run_values(session: ort.InferenceSession, feeds: dict[str, Array], options: Any) -> list[Any]:
+    """Run where arrays will not do: onnxruntime takes and gives BF16 as its own values only."""
+    values = {name: _value(array) for name, array in feeds.items()}
+    return [_array(value) for value in session.run_with_ort_values(None, values, options)]
+
+
 def write_prepared(path: Path, to: Path) -> None:
     """Write the optimised graph of `path` to `to`, and its weights, packed for this processor, beside it.
 
@@ -218,6 +227,13 @@ def write_prepared(path: Path, to: Path) -> None:
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "4096")
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     _session(path, options)
+
+
+def _give_back() -> None:
+    """Give memory that is free back to the system, where the C library can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _options(threads: int) -> ort.SessionOptions:

@@ -43,7 +43,7 @@ class Deployment:
         self._clerk = Clerk(ledger, totals, ledger.versions)
         repository = Repository(root, ledger.adopt)
         self._judge = GateJudge(repository)
-        self.coordinator = Coordinator(repository, self._judge, report=self._status.write)
+        self.coordinator = Coordinator(repository, self._judge, report=self._write)
 
     def start(self) -> None:
         """Look at the folder, and watch it from now on."""
@@ -59,6 +59,12 @@ class Deployment:
                     self.coordinator.look()
             except Exception:  # what is served stays as it is, and the next second may go better
                 log.exception("trials could not be judged")
+
+    def _write(self, summary: dict[str, Any]) -> None:
+        for name, said in self._clerk.said.items():
+            if name in summary["models"]:
+                summary["models"][name]["trial"] = said
+        self._status.write(summary)
 
     def attach(self, connection: Connection) -> None:
         """Take a worker, by our end of its pipe."""

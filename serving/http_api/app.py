@@ -25,13 +25,11 @@ from serving.fleet.fleet import Fleet
 from serving.fleet.ledger import Ledger
 from serving.fleet.traffic import sentence
 from serving.fleet.trial import Totals
-from serving.http_api import admin, docs, metadata, strict_json, triton
+from serving.http_api import admin, docs, metadata, repository_api, strict_json, triton
 from serving.http_api.answer import error_body, error_headers, status_of
 from serving.http_api.lane import Door
 from serving.http_api.observed import Observed
-from serving.http_api.repository_api import repository_router
 from serving.http_api.route import prediction_routes
-from serving.http_api.security import requires
 from serving.http_api.targets import TEMPLATES, Targets, prepare
 from serving.metrics import Metrics
 from serving.settings import Settings
@@ -107,16 +105,8 @@ def create_app(
     app.include_router(triton.router)  # before: its /v2/models/stats is no model called stats
     app.include_router(metadata.router)
     app.include_router(triton.changes_router)
-    app.include_router(
-        repository_router(
-            settings.models,
-            max_model_bytes=settings.max_model_bytes,
-            deployer=requires("deploy"),
-            reader=requires("predict"),
-            published=app.state.fleet.member.look,
-        )
-    )
-    app.include_router(admin.router(metrics))
+    app.include_router(admin.router(settings.models, metrics))
+    app.include_router(repository_api.router(settings.models, max_model_bytes=settings.max_model_bytes))
     if metrics is not None:
         app.include_router(metadata.metrics_router)
     docs.add(app)

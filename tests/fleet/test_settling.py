@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from serving.fleet import manifest, onnx_file, settling
+from serving.fleet.ledger import Ledger
 from serving.fleet.repository import Contents, Repository
 from serving.fleet.settling import Look, settled
 from tests.conftest import MODELS
@@ -90,7 +91,7 @@ def test_a_slow_copy_is_found_once_when_whole(tmp_path: Path) -> None:
     source = with_external_data(tmp_path / "made", "w.bin", rows=4096)
     target = tmp_path / "models" / "linear" / "1"
     target.mkdir(parents=True)
-    repository = Repository(tmp_path / "models", settle_s=0.2)
+    repository = Repository(tmp_path / "models", Ledger(tmp_path / "models").read, settle_s=0.2)
     repository.look()
     done = threading.Event()
 
@@ -123,7 +124,7 @@ def test_replacing_a_plain_file_keeps_the_old_until_the_new_is_whole(tmp_path: P
     target = tmp_path / "iris" / "1"
     target.mkdir(parents=True)
     shutil.copy(IRIS, target)
-    repository = Repository(tmp_path, settle_s=0.2)
+    repository = Repository(tmp_path, Ledger(tmp_path).read, settle_s=0.2)
     (before,) = repository.look().found
     new = (MODELS / "iris" / "2" / "model.onnx").read_bytes()
     (target / "model.onnx").write_bytes(new[:100])
