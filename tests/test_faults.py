@@ -89,7 +89,7 @@ def test_draining_loses_nothing() -> None:
 def test_a_model_that_kills_is_quarantined() -> None:
     """The second death puts the version in quarantine; the one before it serves; readiness and a metric tell."""
     report = Report()
-    killing_model(report)
+    killing_model(report, control=False)
     assert not report.broken()
 
 
@@ -116,7 +116,7 @@ def test_reload_takes_new_settings_without_a_failed_request(folder: Path) -> Non
         server.process.send_signal(signal.SIGHUP)
         assert until(lambda: "the old one stays" in server.output()) < 30
         assert workers(server) == before
-        config.write_text("max_batch_rows = 16\nport = 1\n")
+        config.write_text("max_batch_rows = 16\nhost = '0.0.0.0'\n")
         load = Load(server.port, connections=4)
         with load.running():
             server.process.send_signal(signal.SIGHUP)
@@ -125,7 +125,7 @@ def test_reload_takes_new_settings_without_a_failed_request(folder: Path) -> Non
         assert until(lambda: ready(server, 2, but=before)) < 30
         assert not workers(server) & before
         assert {limit() for _ in range(6)} == {16}
-        assert "port can only change with a restart" in server.output()
+        assert "host can only change with a restart" in server.output()
 
 
 def test_a_second_sigterm_refuses_what_is_left() -> None:
@@ -245,6 +245,7 @@ def test_a_corrupt_metrics_file_costs_only_its_figures(folder: Path, tmp_path: P
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     with started(folder, environment={"TMPDIR": str(temporary)}) as (process, url):
+        assert until(lambda: any(temporary.glob("serving-metrics-*/worker-0.json"))) < 30
         (file,) = temporary.glob("serving-metrics-*/worker-0.json")
         (worker,) = _children(process.pid)
         os.kill(worker, signal.SIGSTOP)

@@ -45,6 +45,8 @@ class Load:
             self.outcomes[outcome] += 1
             if outcome == "refused":
                 time.sleep(0.01)
+        if connection is not None:
+            connection.close()
 
     def _ask(self, connection: http.client.HTTPConnection | None) -> tuple[http.client.HTTPConnection | None, str]:
         if connection is None:
