@@ -6,7 +6,7 @@ COMPILE := uv pip compile --quiet --universal --generate-hashes --python-version
 	--custom-compile-command "make lock" pyproject.toml
 # requirements.lock is for development; requirements-serve.lock, a part of it, is what an image installs.
 
-.PHONY: install serve test check train bench drill lock
+.PHONY: install serve test check train bench drill conformance lock
 install: $(STAMP)
 
 $(STAMP): requirements.lock pyproject.toml
@@ -46,3 +46,7 @@ drill: install
 lock: install
 	$(BIN)/$(COMPILE) --extra dev --upgrade --output-file requirements.lock
 	$(BIN)/$(COMPILE) --constraint requirements.lock --output-file requirements-serve.lock
+
+# Starts the server on the shipped models and asks it, as `python -m tests.conformance --http URL` asks any other.
+conformance: install
+	$(BIN)/python -m tests.conformance --own --results benchmarks/results/conformance.json

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeAlias
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +30,7 @@ Datatype: TypeAlias = Literal[
     "FP16",
     "FP32",
     "FP64",
+    "BF16",
     "BYTES",
 ]
 
@@ -45,6 +47,7 @@ NUMPY: dict[str, np.dtype[Any]] = {
     "FP16": np.dtype(np.float16),
     "FP32": np.dtype(np.float32),
     "FP64": np.dtype(np.float64),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
     "BYTES": np.dtype(object),
 }
 
@@ -61,13 +64,16 @@ ONNX: dict[str, Datatype] = {
     "tensor(float16)": "FP16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
+    "tensor(bfloat16)": "BF16",
     "tensor(string)": "BYTES",
 }
 
 DATATYPE_OF: dict[np.dtype[Any], Datatype] = {NUMPY[d]: d for d in ONNX.values()}
 
 INTEGERS = frozenset({"UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"})
-FLOATS = frozenset({"FP16", "FP32", "FP64"})
+FLOATS = frozenset({"FP16", "FP32", "FP64", "BF16"})
+HALVES = frozenset({"FP16", "BF16"})
+"""Floats that the protocol carries as raw bytes only, not in JSON or typed contents."""
 
 
 def limits(datatype: str) -> tuple[int, int]:

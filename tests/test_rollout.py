@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
@@ -166,3 +167,13 @@ def test_a_shadow_that_wants_other_features_harms_nobody(
     with door(server, "lane") as ask:
         assert [ask("odd") for _ in range(20)] == ["1"] * 20
     eventually(lambda: counted(server, "odd").get("requests_total incompatible") == 20)
+
+
+def test_shadows_have_the_lowest_priority(server: Server) -> None:
+    """Each shadow runs on a thread that the system serves last, and what answers live requests does not."""
+    (worker,) = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()[-1:]
+    nice = Counter(
+        int(stat.read_text().rsplit(")", 1)[1].split()[16]) for stat in Path(f"/proc/{worker}/task").glob("*/stat")
+    )
+    assert nice[19] == 4
+    assert sum(nice.values()) > 10

@@ -75,7 +75,7 @@ def state(root: Path, name: str) -> dict[str, Any]:
         "servers": len(standings),
         "up_to_date": traffic is not None and all(g == traffic.generation for g in generations),
         "serving": generations,
-        "trials": list(dict.fromkeys(str(s["trial"]) for _, s in standings if s.get("trial"))),
+        "trials": list(dict.fromkeys(str(line) for _, s in standings for line in s.get("trial", ()))),
         "problems": problems,
     }
 

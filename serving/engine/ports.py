@@ -10,7 +10,7 @@ import numpy as np
 from serving.engine.signature import Signature
 from serving.errors import InvalidRequest, SignatureMismatch
 from serving.tensor_bytes import strings
-from serving.tensors import NUMPY, Array, Tensors, count
+from serving.tensors import FLOATS, NUMPY, Array, Tensors, count
 
 
 class Wanted(NamedTuple):
@@ -33,7 +33,7 @@ class Ports:
         self._output_positions = {spec.name: i for i, spec in enumerate(self.outputs)}
         self._classes = {self._output_positions[signature.scores]: signature.classes} if signature.scores else {}
         self.finite = [
-            spec.datatype in ("FP16", "FP32", "FP64") and not all(f.allow_non_finite for f in features)
+            spec.datatype in FLOATS and not all(f.allow_non_finite for f in features)
             for spec, features in (
                 (spec, signature.features if signature.layout == "matrix" else (signature.features[i],))
                 for i, spec in enumerate(self.inputs)
@@ -161,7 +161,7 @@ class Ports:
         names = self._classes.get(position)
         if names is not None and len(names) != rows.shape[1]:
             names = None
-        form = "{:f}:{}" if array.dtype.kind == "f" else "{}:{}"
+        form = "{:f}:{}" if self.outputs[position].datatype in FLOATS else "{}:{}"
         most = min(classes, rows.shape[1])
         texts = []
         for row, order in zip(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from serving.tensors import Datatype
+from serving.tensors import FLOATS, Datatype
 
 METADATA_KEY = "serving.signature"
 
@@ -52,7 +52,7 @@ class Feature(_Frozen):
 
     @model_validator(mode="after")
     def _missing_has_a_meaning(self) -> Feature:
-        if self.nullable and (self.datatype not in ("FP16", "FP32", "FP64", "BYTES") or self.shape):
+        if self.nullable and (self.datatype not in {*FLOATS, "BYTES"} or self.shape):
             raise ValueError(f"feature {self.name}: only scalar float and string features can be nullable")
         return self
 

@@ -101,6 +101,8 @@ class Coordinator:
         self._judging: set[Found] = set()
         self._gate = ThreadPoolExecutor(1, thread_name_prefix="gate")
         self._looked = False
+        self.documents: dict[str, Traffic] = {}
+        """The traffic that is served, by model; replaced and never changed, for other threads."""
         self._general: tuple[Problem, ...] = ()
         self._quarantined: dict[tuple[str, str], str] = {}
         self._told: bytes = b""
@@ -141,14 +143,14 @@ class Coordinator:
 
         self._call(soon)
 
-    def quarantine(self, name: str, version: str, reason: str) -> None:
-        """Serve a version no more, whatever the folder says, until this server ends."""
+    def quarantine(self, held: dict[tuple[str, str], str]) -> None:
+        """Serve these versions, by name and version, for these reasons no more, whatever the folder says."""
 
-        def add() -> None:
-            self._quarantined[name, version] = reason
+        def hold() -> None:
+            self._quarantined = dict(held)
             self._due = 0.0
 
-        self._call(add)
+        self._call(hold)
 
     def _call(self, action: Callable[[], None]) -> None:
         self._inbox.put(action)
@@ -394,6 +396,7 @@ class Coordinator:
                 self._join(worker)
             self._joining.clear()
             self._told = b""
+        self.documents = {n: k.served.traffic for n, k in self._models.items() if k.served is not None}
         summary = self.summary()
         told = orjson.dumps(summary)
         if told != self._told:

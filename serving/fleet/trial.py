@@ -173,8 +173,8 @@ class Clerk:
         self._totals = totals
         self._available = available
         self._running: dict[str, tuple[Trial, float, tuple[Totals, Totals]]] = {}
-        self.said: dict[str, str] = {}
-        """By model, what can be said of its trial now."""
+        self.said: dict[str, list[str]] = {}
+        """By model, what can be said of its canary, its shadow and its judgement now."""
 
     def tick(self, documents: Mapping[str, Traffic], now: float) -> list[str]:
         """Look at the trials once; return the names of the models whose document was changed.
@@ -182,26 +182,34 @@ class Clerk:
         documents: those that are served, by model. now: Unix time.
         """
         trials = {name: trial for name, traffic in documents.items() if (trial := trial_of(traffic)) is not None}
+        watched = {name: tuple(_beside(documents[name], trials.get(name))) for name in documents}
+        watched = {name: versions for name, versions in watched.items() if versions}
         for name in self._running.keys() - trials.keys():
             del self._running[name]
-            self.said.pop(name, None)
-        if not trials:
+        if not watched:
+            self.said = {}
             return []
-        pairs = {name: ((name, trial.version), (name, trial.against or "")) for name, trial in trials.items()}
-        found = self._totals({labels for pair in pairs.values() for labels in pair})
-        changed = []
-        for name, trial in trials.items():
-            totals = (found[pairs[name][0]], found[pairs[name][1]])
-            if name not in self._running or self._running[name][0] != trial:
-                # What is promoted has no other beside it: it is compared with all that the one before did.
-                against = totals[1] if trial.role != "stable" else {}
-                self._running[name] = trial, documents[name].since, (totals[0], against)
-            _, since, before = self._running[name]
-            verdict = decide(trial, before=before, now=totals, elapsed=max(0.0, now - since))
-            self.said[name] = verdict.reason
-            if verdict.decision != "wait" and self._apply(name, documents[name].generation, trial, verdict):
-                changed.append(name)
+        found = self._totals({(name, version) for name, versions in watched.items() for version in versions})
+        said, changed = {}, []
+        for name in watched:
+            said[name] = told(documents[name], {v: found[name, v] for v in watched[name]})
+            if name in trials:
+                verdict = self._verdict(name, trials[name], found, documents[name].since, now)
+                said[name].append(f"judgement of version {trials[name].version}: {verdict.reason}")
+                if verdict.decision != "wait" and self._apply(name, documents[name].generation, trials[name], verdict):
+                    changed.append(name)
+        self.said = said
         return changed
+
+    def _verdict(
+        self, name: str, trial: Trial, found: Mapping[tuple[str, str], Totals], since: float, now: float
+    ) -> Verdict:
+        totals = found[name, trial.version], found[name, trial.against] if trial.against is not None else {}
+        if name not in self._running or self._running[name][0] != trial:
+            # What is promoted has no other beside it: it is compared with all that the one before did.
+            self._running[name] = trial, since, (totals[0], totals[1] if trial.role != "stable" else {})
+        _, began, before = self._running[name]
+        return decide(trial, before=before, now=totals, elapsed=max(0.0, now - began))
 
     def _apply(self, name: str, generation: int, trial: Trial, verdict: Verdict) -> bool:
         available = self._available(name)
@@ -225,6 +233,41 @@ class Clerk:
             return False
         log.info("%s: %s, because %s", name, what, verdict.reason)
         return True
+
+
+def _beside(traffic: Traffic, trial: Trial | None) -> Iterable[str]:
+    """Return the versions whose figures say how a trial goes; none where nothing is tried."""
+    if traffic.unloaded or (trial is None and traffic.canary is None and traffic.shadow is None):
+        return ()
+    named = [role.version for role in (traffic.canary, traffic.shadow) if role is not None]
+    named += [v for v in (traffic.stable, trial.against if trial is not None else None) if v is not None]
+    return dict.fromkeys(named)
+
+
+def told(traffic: Traffic, totals: Mapping[str, Totals]) -> list[str]:
+    """Say in a line each how canary and shadow go, since the server started."""
+    said = []
+    if traffic.canary is not None:
+        for role, version in (("canary", traffic.canary.version), ("stable", traffic.stable or "")):
+            if version in totals:
+                live = _live(totals[version], {})
+                mean = f", {live.seconds / live.timed * 1e3:.3g} ms each" if live.timed else ""
+                said.append(f"{role} {version}: {live.predictions:,.0f} predictions, {live.errors:,.0f} failed{mean}")
+    for copy in (traffic.shadow, traffic.canary):
+        if copy is None or copy.version not in totals:
+            continue
+        seen = figures(totals[copy.version]).get("shadow")
+        if seen is None:
+            continue
+        line = f"shadow {copy.version}: {seen['compared']:,} answers compared, {seen['failed']:,} failed"
+        if seen["agreement"] is not None:
+            line += f", {_percent(seen['agreement'])} of the rows agree"
+        if seen["score_difference"]["mean"] is not None:
+            line += f", scores differ by {seen['score_difference']['mean']:.3g} on average"
+        if seen["mean_seconds"] is not None:
+            line += f", {seen['mean_seconds'] * 1e3:.3g} ms each"
+        said.append(f"{line}; not copied: {seen['busy']:,} while busy, {seen['incompatible']:,} incompatible")
+    return said
 
 
 def figures(totals: Totals) -> dict[str, Any]:

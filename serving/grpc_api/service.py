@@ -9,11 +9,12 @@ from typing import Any
 
 import grpc
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from serving.access.access import Access
-from serving.errors import InvalidRequest, NotReady, ServingError
+from serving.errors import InvalidRequest, ModelNotFound, NotReady, ServingError
 from serving.fleet import description, transitions
 from serving.fleet.fleet import Fleet
 from serving.grpc_api.messages import SERVICE, STREAM, UNARY, message, pool
@@ -26,6 +27,8 @@ log = logging.getLogger("serving.grpc")
 
 MOST_IN_FLIGHT = 256
 """Requests of one stream that are answered at the same time; further ones are read when one is done."""
+FAULT = "the server failed on this request; its log has the reason"
+HEALTH_EVERY_S = 0.25
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
@@ -52,10 +55,10 @@ class Service:
         return self._responses["ServerReady"](ready=self._fleet.ready)
 
     async def model_ready(self, request: Any, context: Any) -> Any:
-        """Answer whether a model can predict; NOT_FOUND where there is none."""
+        """Answer whether a model can predict; one that there is not can't."""
         try:
             self._fleet.get(request.name, request.version or None)
-        except NotReady:
+        except (ModelNotFound, NotReady):  # clients ask until a model has come: no is an answer, not a failure
             return self._responses["ModelReady"](ready=False)
         return self._responses["ModelReady"](ready=not self._fleet.draining)
 
@@ -86,13 +89,13 @@ class Service:
 
     async def repository_model_load(self, request: Any, context: Any) -> Any:
         """Load a model, or load it anew from the folder."""
-        if request.parameters:
-            raise InvalidRequest("/parameters: files and configurations are not taken from requests: leave them out")
+        _refuse_parameters(request, ())
         await self._fleet.changes.make(request.model_name, transitions.load, who=self._who(context), what="load")
         return self._responses["RepositoryModelLoad"]()
 
     async def repository_model_unload(self, request: Any, context: Any) -> Any:
         """Unload a model after its last request."""
+        _refuse_parameters(request, ("unload_dependents",))  # tritonclient always sends it; no model has any
         await self._fleet.changes.make(request.model_name, transitions.unload, who=self._who(context), what="unload")
         return self._responses["RepositoryModelUnload"]()
 
@@ -112,14 +115,20 @@ class Service:
 
         async def one(request: Any) -> None:
             response = self._stream_response()
+            answered = response.infer_response
             try:
-                answer = await self._predictor.answer(request, context.time_remaining(), metadata)
-                response.infer_response.CopyFrom(answer)
+                answer = await self._predictor.answer(_whole(request), context.time_remaining(), metadata)
+                answered.CopyFrom(answer)
             except ServingError as error:
                 response.error_message = error.message
-                response.infer_response.id = request.id
-                response.infer_response.model_name = request.model_name
+            except Exception:  # whoever waits for this answer would wait for ever
+                log.exception("a request of a stream failed")
+                response.error_message = FAULT
             finally:
+                if response.error_message and not isinstance(request, ServingError):
+                    answered.id, answered.model_name = request.id, request.model_name
+                # Models answer once: clients that take streams of answers learn from it that this was all.
+                answered.parameters["triton_final_response"].bool_param = True
                 room.release()
             answers.put_nowait(response)
 
@@ -162,14 +171,40 @@ def _answered(call: Callable[[Service, Any, Any], Awaitable[Any]], service: Serv
 
     async def handle(request: Any, context: Any) -> Any:
         try:
-            return await call(service, request, context)
+            return await call(service, _whole(request), context)
         except ServingError as error:
             await context.abort(status_of(error), error.message, trailers(error))
         except Exception:
             log.exception("a call failed")
-            await context.abort(grpc.StatusCode.INTERNAL, "the server failed on this request; its log has the reason")
+            await context.abort(grpc.StatusCode.INTERNAL, FAULT)
 
     return handle
+
+
+def _reader(name: str) -> Callable[[bytes], Any]:
+    """Make the deserialiser of a message; what can't be read becomes the error, for grpc would answer UNKNOWN."""
+    parse = message(name).FromString
+
+    def read(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return InvalidRequest(f"the bytes are no {name}")
+
+    return read
+
+
+def _whole(request: Any) -> Any:
+    """Return a request that could be read. Raises the error that stands for one that could not."""
+    if isinstance(request, ServingError):
+        raise request
+    return request
+
+
+def _refuse_parameters(request: Any, harmless: tuple[str, ...]) -> None:
+    for name in request.parameters:
+        if name not in harmless:
+            raise InvalidRequest("/parameters: files and configurations are not taken from requests: leave them out")
 
 
 class GrpcServer:
@@ -190,6 +225,7 @@ class GrpcServer:
         grace: float,
         max_bytes: int,
     ) -> None:
+        self._fleet = fleet
         self._access = access
         self._service = Service(fleet, metrics, access, deadline=deadline)
         self._address = address
@@ -198,6 +234,7 @@ class GrpcServer:
         self._stopping: asyncio.Task[None] | None = None
         self._server: grpc.aio.Server | None = None
         self._health: health.aio.HealthServicer | None = None
+        self._following: asyncio.Task[None] | None = None
         self.port = 0
 
     async def start(self) -> None:
@@ -212,20 +249,19 @@ class GrpcServer:
         handlers: dict[str, Any] = {
             method: grpc.unary_unary_rpc_method_handler(
                 _answered(call, self._service),
-                message(f"{method}Request").FromString,
+                _reader(f"{method}Request"),
                 message(f"{method}Response").SerializeToString,
             )
             for method, call in _NAMES.items()
         }
         handlers[STREAM] = grpc.stream_stream_rpc_method_handler(
             self._service.stream,
-            message("ModelInferRequest").FromString,
+            _reader("ModelInferRequest"),
             message(f"{STREAM}Response").SerializeToString,
         )
         generic = grpc.method_handlers_generic_handler(SERVICE, handlers)
         server.add_generic_rpc_handlers((Guard(generic, self._access),))
         self._health = health.aio.HealthServicer()
-        await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
             reflection.aio.ReflectionServicer((SERVICE, _HEALTH, reflection.SERVICE_NAME), pool=pool), server
@@ -233,6 +269,18 @@ class GrpcServer:
         self.port = server.add_insecure_port(self._address)
         await server.start()
         self._server = server
+        self._following = asyncio.create_task(self._follow(self._health))
+
+    async def _follow(self, servicer: health.aio.HealthServicer) -> None:
+        """Let health say what ServerReady says: models come and go, and watchers are told."""
+        said: bool | None = None
+        while True:
+            if said is not (ready := self._fleet.ready):
+                said = ready
+                state = health_pb2.HealthCheckResponse.ServingStatus.Value("SERVING" if ready else "NOT_SERVING")
+                for service in ("", SERVICE):
+                    await servicer.set(service, state)
+            await asyncio.sleep(HEALTH_EVERY_S)
 
     async def stop(self) -> None:
         """Take no more calls, and let those in progress finish within the grace time."""
@@ -242,5 +290,7 @@ class GrpcServer:
 
     async def _stop(self) -> None:
         if self._server is not None and self._health is not None:
+            if self._following is not None:
+                self._following.cancel()
             await self._health.enter_graceful_shutdown()
             await self._server.stop(self._grace)

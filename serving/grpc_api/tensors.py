@@ -14,7 +14,7 @@ from serving.engine.ports import Ports, Wanted
 from serving.errors import InvalidRequest
 from serving.grpc_api.messages import message
 from serving.tensor_bytes import read, strings, text, write
-from serving.tensors import INTEGERS, NUMPY, Array, Tensors, count, limits
+from serving.tensors import HALVES, INTEGERS, NUMPY, Array, Tensors, count, limits
 
 Response = message("ModelInferResponse")
 
@@ -84,8 +84,8 @@ class Codec:
         """Write the answer."""
         response = Response(model_name=self._name, model_version=self._version, id=identity)
         specs = self._ports.outputs
-        # FP16 has no typed contents, and the two kinds are never mixed.
-        raw = decoded.raw or any(specs[w.position].datatype == "FP16" and not w.classes for w in decoded.wanted)
+        # Halves have no typed contents, and the two kinds are never mixed.
+        raw = decoded.raw or any(specs[w.position].datatype in HALVES and not w.classes for w in decoded.wanted)
         for position, _, classes in decoded.wanted:
             array = outputs[position]
             datatype: str = specs[position].datatype

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version as package_version
 from multiprocessing import Pipe
@@ -17,12 +17,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from serving.access.access import Access
+from serving.black_box import BlackBox
 from serving.engine.model import Limits
 from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError
 from serving.fleet.deployment import Deployment
 from serving.fleet.fleet import Fleet
 from serving.fleet.ledger import Ledger
 from serving.fleet.traffic import sentence
+from serving.fleet.trial import Totals
 from serving.http_api import admin, docs, metadata, repository_api, strict_json, triton
 from serving.http_api.answer import error_body, error_headers, status_of
 from serving.http_api.lane import Door
@@ -50,13 +52,15 @@ def create_app(
     threads: int = 1,
     companion: Callable[[Fleet, Metrics | None, Access], Companion] | None = None,
     link: Connection | None = None,
+    box: BlackBox | None = None,
 ) -> FastAPI:
     """Make the application that serves `settings.models`.
 
     metrics: where to count; None makes a registry of this application's own, unless settings turn metrics off.
     threads: onnxruntime threads for each model. companion: makes what serves beside HTTP. link: to the coordinator
-    of this worker's server; without one the application coordinates itself. The lifespan loads the models and raises
-    ModelInvalid where `settings.strict` and one can't be. Raises AccessInvalid for bad keys.
+    of this worker's server; without one the application coordinates itself. box: where to note which model runs. The
+    lifespan loads the models and raises ModelInvalid where `settings.strict` and one can't be. Raises AccessInvalid for
+    bad keys.
     """
     access = Access(keys=settings.keys, jwks=settings.jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
     if metrics is None and settings.metrics:
@@ -82,9 +86,11 @@ def create_app(
     app.state.deployment = None
     if link is None:
         ours, link = Pipe()
-        app.state.deployment = Deployment(settings.models)
+        app.state.deployment = Deployment(settings.models, lambda models: _totals(app, models))
         app.state.deployment.attach(ours)
-    app.state.fleet = Fleet(settings.models, link, ledger=Ledger(settings.models), limits=limits, metrics=metrics)
+    app.state.fleet = Fleet(
+        settings.models, link, ledger=Ledger(settings.models), limits=limits, metrics=metrics, box=box
+    )
     app.state.fleet.prepare.append(prepare)
     app.state.access = access
     app.state.companion = companion(app.state.fleet, metrics, access) if companion is not None else None
@@ -96,8 +102,8 @@ def create_app(
         prediction_routes(app.state.fleet, app.state.targets, access, max_body_bytes=settings.max_body_bytes)
     )
     app.include_router(metadata.health_router)
+    app.include_router(triton.router)  # before: its /v2/models/stats is no model called stats
     app.include_router(metadata.router)
-    app.include_router(triton.router)
     app.include_router(triton.changes_router)
     app.include_router(admin.router(settings.models, metrics))
     app.include_router(repository_api.router(settings.models, max_model_bytes=settings.max_model_bytes))
@@ -123,7 +129,7 @@ def create_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     fleet: Fleet = app.state.fleet
-    loop = asyncio.get_running_loop()
+    loop = app.state.loop = asyncio.get_running_loop()
     fleet.changed.append(lambda: app.state.targets.bind(fleet, loop))
     deployment: Deployment | None = app.state.deployment
     if deployment is not None:
@@ -154,6 +160,18 @@ async def _reread(access: Access) -> None:
     while True:
         await asyncio.sleep(1)
         await asyncio.to_thread(access.refresh)
+
+
+def _totals(app: FastAPI, models: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], Totals]:
+    """Sum what versions did, from another thread than the event loop's, to which the counters belong."""
+    metrics: Metrics | None = app.state.metrics
+    if metrics is None:
+        return {labels: {} for labels in models}
+
+    async def summed() -> Mapping[tuple[str, str], Totals]:
+        return metrics.totals(models)
+
+    return asyncio.run_coroutine_threadsafe(summed(), app.state.loop).result(10)
 
 
 async def _fold(metrics: Metrics) -> None:

@@ -6,6 +6,7 @@ import orjson
 
 from serving.engine.model import Model
 from serving.engine.ports import Ports
+from serving.http_api import strict_json
 from serving.http_api.codec import Mixed
 from serving.http_api.open_inference_request import Context
 from serving.tensor_bytes import write
@@ -39,7 +40,7 @@ class Writer:
     def _as_json(self, position: int, array: Array) -> bytes:
         head = self._heads[position].get(array.shape) or self._output_head(position, array.shape)
         data = array.ravel().tolist() if array.dtype.hasobject else array.ravel()
-        return b'%b,"data":%b}' % (head, orjson.dumps(data, None, orjson.OPT_SERIALIZE_NUMPY))
+        return b'%b,"data":%b}' % (head, orjson.dumps(data, strict_json.listed, orjson.OPT_SERIALIZE_NUMPY))
 
     def _chosen(self, opening: bytes, outputs: Tensors, context: Context) -> bytes | Mixed:
         """Write the outputs that a request lists, each as it wants it."""

@@ -55,7 +55,7 @@ class Codec:
         self._positional = _envelope(_list_of(self.rows.positional))
         self._width = len(self.rows.names)
         self._names = set(self.rows.names)
-        self._guard_finite = any(not f.allow_non_finite and f.datatype in ("FP16", "FP32") for f in signature.features)
+        self._guard_finite = any(not f.allow_non_finite and f.datatype in FLOATS - {"FP64"} for f in signature.features)
         self._numbers = (
             signature.layout == "matrix"
             and signature.batch == "dynamic"
@@ -122,6 +122,7 @@ class Codec:
         return self._answers.rows(outputs)
 
     def _feeds(self, rows: Sequence[Sequence[Any]]) -> Decoded:
+        self._check_count(len(rows), "instances")
         try:
             inputs = self.rows.arrays(rows)
         except ValueError:
@@ -212,6 +213,7 @@ class Codec:
             )
         if not columns[0]:
             raise InvalidRequest('"inputs" has no rows: send at least one')
+        self._check_count(len(columns[0]), "inputs")
         try:
             inputs = self.rows.feeds(columns)
         except ValueError:
@@ -220,10 +222,16 @@ class Codec:
             self._refuse_overflow(inputs, "inputs", by_row=False)
         return Decoded(inputs, len(columns[0]), True)
 
+    def _check_count(self, rows: int, top: str) -> None:
+        if rows > 1 and self.signature.batch == "none":
+            raise SignatureMismatch(
+                f"/{top}: has {rows} rows, and this model takes one a request: send them one by one"
+            )
+
     def _refuse_overflow(self, inputs: Tensors, top: str, *, by_row: bool) -> None:
         """Refuse what is finite as a double and infinite as the float32 that the model takes."""
         for position, array in enumerate(inputs):
-            if array.dtype.kind != "f" or not np.isinf(array).any():
+            if array.dtype.kind not in "fV" or not np.isinf(array).any():
                 continue
             details = []
             for place in np.argwhere(np.isinf(array))[:20]:

@@ -99,6 +99,7 @@ def router(root: Path, *, max_model_bytes: int) -> APIRouter:
             return json_answer({"error": refused.message, "report": refused.report.model_dump(mode="json")}, 422)
         except ClientLeft:
             return Response(status_code=499)  # nobody reads it
+        request.app.state.fleet.member.look()
         return _answer(name, published)
 
     return made

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import orjson
 
 from serving.errors import InvalidRequest
@@ -38,7 +39,14 @@ def loads(body: bytes | bytearray | memoryview) -> Any:
 
 def dumps(value: Any) -> bytes:
     """Write JSON; numpy arrays are written as they are, and non-finite numbers as null."""
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(value, listed, orjson.OPT_SERIALIZE_NUMPY)
+
+
+def listed(value: Any) -> list[Any]:
+    """Give orjson an array of a type that it does not know (BF16) as a list; its `default`."""
+    if isinstance(value, np.ndarray):
+        return list(value.tolist())
+    raise TypeError
 
 
 def pointer(*parts: str | int) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from serving.errors import InvalidRequest
 from serving.http_api.strict_json import kind
-from serving.tensors import FLOATS, INTEGERS, NUMPY, Array, count, limits
+from serving.tensors import FLOATS, HALVES, INTEGERS, NUMPY, Array, count, limits
 
 
 def array_of(data: Any, datatype: str, shape: tuple[int, ...], at: str) -> Array:
@@ -18,8 +18,8 @@ def array_of(data: Any, datatype: str, shape: tuple[int, ...], at: str) -> Array
     """
     if not isinstance(data, list):
         raise InvalidRequest(f"{at}: is {kind(data)}: send an array")
-    if datatype == "FP16":
-        raise InvalidRequest(f"{at}: FP16 has no JSON form in the protocol: send it as binary data")
+    if datatype in HALVES:
+        raise InvalidRequest(f"{at}: {datatype} has no JSON form in the protocol: send it as binary data")
     nested = bool(data) and isinstance(data[0], list)
     flat = _flatten(data, shape, at) if nested else data
     if len(flat) != count(shape):

@@ -20,6 +20,8 @@ from serving.fleet import ledger as ledger_module
 from serving.fleet import transitions as to
 from serving.fleet.ledger import Ledger
 from serving.fleet.traffic import Traffic
+from tests.drills.deployers import deployers
+from tests.drills.drill import Report
 
 HERE = ("1", "2", "3")
 
@@ -210,3 +212,10 @@ def test_a_real_kill_between_document_and_history(ledger: Ledger, tmp_path: Path
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
     assert ledger.read("iris").stable == "2"
     assert [e["who"] for e in chain(ledger)] == ["bob"]
+
+
+def test_deployers_at_once() -> None:
+    """Several processes that change one model at once: no gap, no error without a cause, and the control fails."""
+    report = Report()
+    deployers(report, processes=3, operations=12, live=False)
+    assert report.kept, report.broken()

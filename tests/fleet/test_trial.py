@@ -124,7 +124,11 @@ def test_a_good_canary_is_promoted(bench: Bench) -> None:
     assert not bench.tick()
     bench.did = {("iris", "2"): did(50), ("iris", "1"): did(450)}
     assert not bench.tick(59)
-    assert bench.clerk.said["iris"].startswith("1 s to go; 50 predictions")
+    assert bench.clerk.said["iris"] == [
+        "canary 2: 50 predictions, 0 failed, 1 ms each",
+        "stable 1: 450 predictions, 0 failed, 1 ms each",
+        "judgement of version 2: 1 s to go; 50 predictions in 59 s, 0 % failed",
+    ]
     assert bench.tick(61)
     after = bench.ledger.read("iris")
     assert (after.stable, after.previous, after.canary, after.judge) == ("2", "1", None, None)

@@ -1,0 +1,38 @@
+"""Clients that can't live beside the others, each in a virtual environment of its own, from PyPI alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2] / ".venv-conformance"
+
+PACKAGES: dict[str, tuple[str, ...]] = {
+    # The last wheel whose perf_analyzer runs with the C library of Debian 12; it wants Debian's libb64-0d too.
+    "perf": ("--no-deps", "tritonclient==2.51.0", "nvidia-cuda-runtime-cu12==12.9.79"),
+    "kserve": ("kserve==0.21.0", "onnxruntime"),
+    "mlserver": ("mlserver==1.7.1", "onnxruntime"),
+}
+
+
+def environment(name: str) -> Path:
+    """Return the folder of an environment, made on first use."""
+    folder = ROOT / name
+    done = folder / "complete"
+    wanted = " ".join(PACKAGES[name])
+    if not done.exists() or done.read_text() != wanted:
+        print(f"making {folder.relative_to(ROOT.parent)}: {wanted}", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        pip = [str(folder / "bin" / "pip"), "install", "-qq", "--disable-pip-version-check"]
+        subprocess.run([*pip, *PACKAGES[name]], check=True)
+        done.write_text(wanted)
+    return folder
+
+
+def perf_analyzer() -> tuple[str, dict[str, str]]:
+    """Return the program, and the environment variables that it runs with."""
+    folder = environment("perf")
+    library = next(folder.glob("lib/python*/site-packages/nvidia/cuda_runtime/lib"))
+    return str(folder / "bin" / "perf_analyzer"), {**os.environ, "LD_LIBRARY_PATH": str(library)}

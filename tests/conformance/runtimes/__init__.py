@@ -1,0 +1,1 @@
+"""Models for other servers, run in their own environments."""

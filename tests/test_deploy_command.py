@@ -1,0 +1,139 @@
+"""Deploying from the command line beside a running server: served when it returns, or taken back with the reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from serving.cli import app
+from serving.fleet import servers
+from tests.conftest import MODELS, Server, running
+
+ROW = {"instances": [[5.1, 3.5, 1.4, 0.2]]}
+Wait = Callable[[Callable[[], bool]], None]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    shutil.copytree(MODELS / "iris", root / "iris")
+    return root
+
+
+@pytest.fixture(scope="module")
+def live(folder: Path) -> Iterator[Server]:
+    with running("--workers", "2", models=folder) as server:
+        yield server
+
+
+def run(folder: Path, *arguments: str) -> Result:
+    """Run a command on a models folder, in this process: starting one takes longer than all that it does."""
+    return CliRunner().invoke(app, [*arguments, "--models", str(folder)])
+
+
+def answering(live: Server) -> set[str]:
+    """Ask over new connections, which both workers take; return the versions that answered."""
+    found = set()
+    for _ in range(12):
+        answer = httpx.post(f"{live.url}/v1/models/iris:predict", json=ROW)
+        found.add(str(answer.json().get("model_version", answer.status_code)))
+    return found
+
+
+def test_a_change_is_served_when_the_command_returns(live: Server, folder: Path) -> None:
+    """promote and rollback end when every worker serves the change, and say so in a line."""
+    done = run(folder, "promote", "iris", "1", "--why", "ticket 12")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "iris: version 1 is stable" in done.stdout
+    assert "1 server serves it" in done.stdout
+    assert answering(live) == {"1"}
+    assert run(folder, "rollback", "iris").exit_code == 0
+    assert answering(live) == {"2"}
+    listed = run(folder, "history", "iris").stdout
+    assert "promote 1" in listed
+    assert "ticket 12" in listed
+    shown = json.loads(run(folder, "status", "iris", "--json").stdout)["models"][0]
+    assert (shown["stable"], shown["up_to_date"], shown["servers"]) == ("2", True, 1)
+    assert "by 1" in run(folder, "status").stdout
+
+
+def test_the_real_command(folder: Path) -> None:
+    """The installed command does the same, and does not load what predicts to do it."""
+    whole = [sys.executable, "-X", "importtime", "-m", "serving.cli", "label", "iris", "blue", "1", "--no-wait"]
+    done = subprocess.run([*whole, "--models", str(folder)], capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, "label blue is version 1" in done.stdout) == (0, True), done.stderr
+    assert "onnxruntime" not in done.stderr
+
+
+def test_what_cant_be_served_is_taken_back(live: Server, folder: Path) -> None:
+    """A version that no worker can load changes nothing: exit status 1, the reason, and a history that says so."""
+    run(folder, "promote", "iris", "2")
+    (folder / "iris" / "7").mkdir()
+    (folder / "iris" / "7" / "model.onnx").write_bytes(b"no model")
+    try:
+        done = run(folder, "promote", "iris", "7")
+        assert done.exit_code == 1
+        assert "serving: promote 7 of iris is not served" in done.stderr
+        assert "what served before goes on" in done.stderr
+        assert answering(live) == {"2"}
+        last = json.loads(run(folder, "history", "iris", "--json").stdout)[-1]
+        assert last["what"] == "reverted: promote 7"
+        assert last["why"]
+        assert last["after"]["stable"] == "2"
+    finally:
+        shutil.rmtree(folder / "iris" / "7")
+
+
+def test_a_judged_canary_is_promoted_by_itself(live: Server, folder: Path, eventually: Wait) -> None:
+    """A canary that answers its rows without a fault is promoted, and status tells how it goes meanwhile."""
+    run(folder, "promote", "iris", "1")
+    done = run(folder, "canary", "iris", "2", "--percent", "50", "--rows", "30", "--max-error-rate", "0.1")
+    assert done.exit_code == 0, done.stderr
+    told = ""
+
+    def promoted() -> bool:
+        nonlocal told
+        answering(live)
+        told += "".join(line for s in servers.running(folder) for line in s.models["iris"].get("trial", ()))
+        history = (folder / "iris" / "history.jsonl").read_text().splitlines()
+        return bool(json.loads(history[-1])["who"] == "judge")
+
+    eventually(promoted)
+    last = json.loads((folder / "iris" / "history.jsonl").read_text().splitlines()[-1])
+    assert last["what"] == "promote 2"
+    assert "0 % failed" in last["why"]
+    assert "canary 2:" in told
+    eventually(lambda: answering(live) == {"2"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (("promote", "iris", "9"), 1, "no version '9' that can serve; versions: 1, 2"),
+        (("promote", "iris", "one"), 2, 'version: should be a version such as "3"'),
+        (("canary", "iris", "2", "--percent", "0"), 2, "percent: should be greater than 0"),
+        (("canary", "iris"), 2, "give a version, or --end"),
+        (("canary", "iris", "1", "--sticky-feature", "age"), 1, "no feature 'age'"),
+        (("canary", "iris", "1", "--after", "soon"), 2, "--after: 'soon' is no time"),
+        (("canary", "iris", "1", "--max-error-rate", "0.1"), 2, "--after or --rows must say when"),
+        (("label", "iris", "stable", "1"), 2, "'stable' follows the role"),
+        (("keep", "iris", "some"), 2, "keep: should be"),
+        (("rollback", "rose"), 1, "no model is called 'rose'"),
+    ],
+)
+def test_what_is_refused_is_said(
+    live: Server, folder: Path, arguments: tuple[str, ...], status: int, text: str
+) -> None:
+    """A command that makes no sense ends with a sentence and a status, and no trace."""
+    done = run(folder, *arguments)
+    assert (done.exit_code, text in done.stderr) == (status, True), done.stderr
+    assert "Traceback" not in done.stderr
