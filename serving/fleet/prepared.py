@@ -63,8 +63,12 @@ def verify(state_dir: Path, content: str) -> bool:
     hashes = Hashes()
     index = _index(folder)
     try:
-        if index is not None and all(hashes.of(folder / n) == made.sha256 for n, made in index.files.items()):
-            return locate(state_dir, content) is not None
+        if (
+            index is not None
+            and locate(state_dir, content) is not None
+            and all(hashes.of(folder / name) == made.sha256 for name, made in index.files.items())
+        ):
+            return True
     except OSError:
         pass
     shutil.rmtree(folder, ignore_errors=True)

@@ -14,6 +14,8 @@ from serving.fleet.ledger import Ledger
 from serving.fleet.repository import Contents, Repository
 from serving.fleet.settling import Look, settled
 from tests.conftest import MODELS
+from tests.drills.drill import Report
+from tests.drills.slow_copies import slow_copies
 from tests.fleet.test_publish import with_external_data
 
 IRIS = MODELS / "iris" / "1" / "model.onnx"
@@ -141,3 +143,10 @@ def test_replacing_a_plain_file_keeps_the_old_until_the_new_is_whole(tmp_path: P
             break
     (after,) = repository.look().found
     assert after.content != before.content
+
+
+def test_a_running_server_takes_a_slow_copy_once() -> None:
+    """Short form of the drill: a version copied in slowly is examined once, serves when whole, and nothing fails."""
+    report = Report()
+    slow_copies(report, copies=1, seconds=1.0)
+    assert not report.broken()
