@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 
-from serving.commands import keys, status, traffic
+from serving.commands import keys, status, traffic, versions
 from serving.server import CannotStart, serve
 from serving.settings import Settings, read
 
@@ -85,6 +85,7 @@ _config = inspect.Parameter(
 )
 run.__signature__ = inspect.Signature([_config, *_flags()])  # type: ignore[attr-defined]
 app.command("run")(run)
+versions.register(app)
 traffic.register(app)
 status.register(app)
 keys.register(app)

@@ -99,6 +99,8 @@ _OUTCOMES: dict[type[ServingError], tuple[str, str]] = {
 }
 
 Labels: TypeAlias = tuple[str, ...]
+Version: TypeAlias = tuple[str, str]
+"""Name and version of a model."""
 Key: TypeAlias = tuple[str, Labels]
 
 
@@ -386,7 +388,7 @@ class Metrics:
         except OSError as error:
             log.error("metrics of this worker are not shared: %s", error.strerror)
 
-    def totals(self, models: Iterable[Labels]) -> dict[Labels, dict[str, float]]:
+    def totals(self, models: Iterable[Version]) -> dict[Version, dict[str, float]]:
         """Sum what versions, given as (name, version), did over all workers; see `totals`."""
         self.fold()
         return _totals(self._whole(), models)
@@ -412,7 +414,7 @@ class Metrics:
         return whole
 
 
-def totals(directory: Path, models: Iterable[Labels]) -> dict[Labels, dict[str, float]]:
+def totals(directory: Path, models: Iterable[Version]) -> dict[Version, dict[str, float]]:
     """Sum what versions, given as (name, version), did over the workers that share `directory`. For the parent process.
 
     Times in seconds, `last` in Unix time. `ok` and `failed` are predictions; of the latter `invalid` were the callers'
@@ -433,8 +435,8 @@ def _add(store: _Store, file: Path, *, gauges: bool) -> None:
         log.error("%s can't be read and is left out", file.name)
 
 
-def _totals(whole: _Store, models: Iterable[Labels]) -> dict[Labels, dict[str, float]]:
-    found: dict[Labels, dict[str, float]] = {}
+def _totals(whole: _Store, models: Iterable[Version]) -> dict[Version, dict[str, float]]:
+    found: dict[Version, dict[str, float]] = {}
     for labels in models:
         total = found[labels] = dict.fromkeys(("ok", "failed", "invalid", "gone"), 0.0)
         total["rows"] = whole.counters.get(("serving_rows", labels), 0.0)
@@ -452,8 +454,8 @@ def _totals(whole: _Store, models: Iterable[Labels]) -> dict[Labels, dict[str, f
         for bound, count in _cumulative(DIFFERENCES, cells) if len(cells) > 1 else ():
             total[f"shadow_difference_le_{bound}"] = count
     for (name, of), value in whole.counters.items():
-        if name == "serving_predictions" and of[:2] in found:
-            total, outcome = found[of[:2]], of[-1]
+        if name == "serving_predictions" and (of[0], of[1]) in found:
+            total, outcome = found[of[0], of[1]], of[-1]
             total["ok" if outcome == "ok" else "failed"] += value
             if outcome in ("invalid", "gone"):
                 total[outcome] += value

@@ -18,7 +18,7 @@ from types import FrameType
 from serving.access.access import Access
 from serving.access.caller import AccessInvalid
 from serving.fleet.deployment import Deployment
-from serving.metrics import forget_gauges
+from serving.metrics import forget_gauges, totals
 from serving.settings import Settings
 from serving.worker import LOG_FORMAT, REFUSED, work
 
@@ -83,7 +83,7 @@ class Supervisor:
         self._born: dict[int, float] = {}
         self._deaths: dict[int, int] = {}
         self._metrics_dir = Path(tempfile.mkdtemp(prefix="serving-metrics-"))
-        self._deployment = Deployment(settings.models)
+        self._deployment = Deployment(settings.models, lambda models: totals(self._metrics_dir, models))
         self._ending: int | None = None
 
     def run(self) -> int:

@@ -33,6 +33,8 @@ class Settings(BaseSettings):
     """Refuse to start if any model can't be loaded."""
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
     """Largest request body, before and after inflation, in bytes."""
+    max_model_bytes: int = Field(2 * 1024**3, ge=1024)
+    """Largest model that may be published over HTTP, in bytes."""
     max_batch_rows: int = Field(512, ge=1)
     """Rows that run together; a larger request runs alone."""
     max_queued_rows: int = Field(4096, ge=1)

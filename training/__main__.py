@@ -9,6 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from serving.fleet.gate import Gate
+from serving.fleet.report import GateRefused
 from training.models import TRAINERS, UNSHIPPED
 from training.parity import ParityError
 from training.publish import publish
@@ -27,14 +29,14 @@ def main() -> int:
     console = Console()
     table = Table("model", "version", "rows", "metric", "parity", "KiB", "seconds", title="trained")
     failed = False
-    for name in given.names or TRAINERS:
-        for train in known[name]:
+    with Gate() as gate:
+        for name, train in [(chosen, train) for chosen in given.names or TRAINERS for train in known[chosen]]:
             console.print(f"{name}: training", highlight=False)
             began = time.monotonic()
             try:
                 exported = train()
-                version, fresh = publish(exported, name=name, root=given.to)
-            except ParityError as error:
+                version, fresh = publish(exported, name=name, root=given.to, examiner=gate)
+            except (ParityError, GateRefused) as error:
                 failed = True
                 console.print(f"{name}: not published: {error}", markup=False)
                 continue

@@ -2,66 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
-from serving.fleet.manifest import MODEL_FILE
-from serving.fleet.repository import NAME, VERSION
+from serving.fleet.gate import Gate
+from serving.fleet.manifest import MODEL_FILE, Entry
+from serving.fleet.publish import publish as publish_version
+from serving.fleet.staging import Writing
 from training.export import Exported
 
 
-def publish(exported: Exported, *, name: str, root: Path) -> tuple[str, bool]:
+def publish(
+    exported: Exported,
+    *,
+    name: str,
+    root: Path | str,
+    note: str = "",
+    allow_breaking: bool = False,
+    examiner: Gate | None = None,
+) -> tuple[str, bool]:
     """Write `root/name/<next version>/` and return the version, and whether it is new.
 
-    A version with the same bytes is not published twice. Staged beside its place, synced, and renamed into it: a
-    crash leaves the old state or the new one. Raises ValueError for a name that is none.
+    A version with the same bytes is not published twice. examiner: a gate that is open already, for many models.
+    Raises InvalidRequest for a name that is none, and GateRefused where the gate says no: its text has the reasons.
     """
-    if not NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no model name: letters, digits, dot, dash, underscore; 128 at most")
-    folder = root / name
-    folder.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256(exported.content).hexdigest()
-    versions = sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and VERSION.fullmatch(p.name))
-    for version in versions:
-        model = folder / str(version) / MODEL_FILE
-        if model.is_file() and hashlib.sha256(model.read_bytes()).hexdigest() == digest:
-            return str(version), False
-    staged = Path(tempfile.mkdtemp(prefix=".publish-", dir=folder))
-    try:
-        manifest = {"files": {MODEL_FILE: {"sha256": digest, "size": len(exported.content)}}}
-        _write(staged / MODEL_FILE, exported.content)
-        _write(staged / "manifest.json", json.dumps(manifest, indent=2).encode() + b"\n")
-        staged.chmod(0o755)
-        number = versions[-1] + 1 if versions else 1
-        while True:
-            try:
-                staged.rename(folder / str(number))
-                break
-            except OSError:  # another publisher was faster: the next number is free
-                if not (folder / str(number)).exists():
-                    raise
-                number += 1
-        _sync(folder)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
-    return str(number), True
+    published = publish_version(
+        Path(root),
+        name,
+        _Content(exported.content),
+        note=note,
+        allow_breaking=allow_breaking,
+        examiner=examiner,
+    )
+    return published.version, published.new
 
 
-def _write(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+@dataclass(frozen=True, slots=True)
+class _Content:
+    content: bytes
 
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    def stage(self, folder: Path) -> dict[str, Entry]:
+        with Writing(folder / MODEL_FILE) as writing:
+            writing.write(self.content)
+            return {MODEL_FILE: writing.close()}

@@ -26,9 +26,9 @@ HOW = (
 )
 _SEND = "send the header `Authorization: Bearer <key>`"
 _ALWAYS: frozenset[Scope] = frozenset({"deploy"})
-_MOST_VERIFIED = 4096
+_MOST_VERIFIED = 1024
 _LONGEST = 8192
-_CREDENTIAL = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9._~+/-]+=*)")
+_CREDENTIAL = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] ([A-Za-z0-9._~+/-]+=*)")
 
 
 class _Verified(NamedTuple):
@@ -72,6 +72,10 @@ class Access:
     ) -> None:
         if jwks is not None and not (audience and issuer):
             raise AccessInvalid("a JWKS file needs --jwt-audience and --jwt-issuer: without them any token would do")
+        if jwks is None and (audience or issuer):
+            raise AccessInvalid(
+                "--jwt-audience and --jwt-issuer say nothing without --jwks, the file of the issuer's keys"
+            )
         if keys is not None and not keys.strip():
             raise AccessInvalid("the keys are empty: name a file, or leave the setting out")
         self._entries = keys if keys is not None and are_entries(keys) else None
@@ -104,6 +108,8 @@ class Access:
                 raise Forbidden(HOW)
             verified = _verify(state, authorization)
         if scope not in verified.caller.scopes:
+            if scope == "deploy" and not state.deployable:
+                raise Forbidden(HOW)
             raise Forbidden(f"this credential does not have the scope {scope}", scope=scope)
         return verified.caller
 
@@ -120,6 +126,9 @@ class Access:
                 self._state = self._read(self._state.closed)
             except AccessInvalid as error:
                 log.error("%s; the keys that were read before stay in force", error)
+                return
+            except Exception:  # whatever a file holds, the next look must come: it may revoke a key
+                log.exception("keys could not be read anew; those that were read before stay in force")
                 return
         log.info("keys and tokens are read anew: %d keys", len(self._state.keys))
 

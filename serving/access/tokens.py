@@ -92,7 +92,8 @@ def _read(text: str) -> dict[str | None, jwt.PyJWK]:
     for place, one in enumerate(listed):
         if not isinstance(one, dict):
             raise AccessInvalid(f"/keys/{place}: is not an object")
-        if one.get("use", "sig") != "sig" or "verify" not in one.get("key_ops", ["verify"]):
+        uses = one.get("key_ops", ["verify"])
+        if one.get("use", "sig") != "sig" or not isinstance(uses, list) or "verify" not in uses:
             continue  # for encryption
         kid, kind, algorithm = one.get("kid"), one.get("kty"), one.get("alg")
         if algorithm not in ALGORITHMS.get(str(kind), ()):
@@ -105,9 +106,13 @@ def _read(text: str) -> dict[str | None, jwt.PyJWK]:
         if kid in keys:
             raise AccessInvalid(f"/keys/{place}/kid: two keys have the same, or none")
         try:
-            keys[kid] = jwt.PyJWK(one, algorithm)
+            key = jwt.PyJWK(one, algorithm)
+            short = key.Algorithm.check_key_length(key.key)
         except Exception:  # its text holds the key
             raise AccessInvalid(f"/keys/{place}: is not a key of its kty") from None
+        if short:
+            raise AccessInvalid(f"/keys/{place}: is too short for {algorithm}")
+        keys[kid] = key
     if not keys:
         raise AccessInvalid("has no key to verify with: each needs kty and alg")
     return keys

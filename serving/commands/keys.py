@@ -97,7 +97,7 @@ def _path(given: str) -> Path:
 
 
 def _seconds(text: str) -> int:
-    found = re.fullmatch(r"([1-9][0-9]{0,5})([mhdw])", text)
+    found = re.fullmatch(r"([1-9][0-9]{0,4})([mhdw])", text)
     if found is None:
         raise AccessInvalid("--expires: write a number and m, h, d or w, such as 90d")
     return int(found[1]) * _UNITS[found[2]]

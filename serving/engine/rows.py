@@ -91,6 +91,9 @@ class Rows:
         if spec.datatype == "BYTES":
             values = ["" if v is None else v for v in values]
         array: Array = np.array(values, dtype=NUMPY[spec.datatype])
+        if array.dtype.hasobject and array.size and isinstance(array.flat[0], list):
+            # numpy refuses ragged numbers, and takes ragged strings as a column of lists.
+            raise ValueError("rows have different shapes")
         if self.signature.batch == "none":
             return array[0] if array.dtype != object else np.array(values[0], dtype=object)
         # A scalar feature is a [batch, 1] column for most exporters and [batch] for some.

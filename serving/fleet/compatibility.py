@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from serving.engine.signature import Feature, Signature, TensorSpec
 
@@ -36,10 +36,10 @@ def breaking(old: Signature, new: Signature) -> list[str]:
 def _features(old: Signature, new: Signature) -> Iterable[str]:
     before = {feature.name: feature for feature in old.features}
     after = {feature.name: feature for feature in new.features}
-    for name in before.keys() - after.keys():
-        yield f"feature {name!r} is gone"
-    for name in after.keys() - before.keys():
-        yield f"feature {name!r} is new, and callers do not send it"
+    if gone := [name for name in before if name not in after]:
+        yield f"features are gone: {_listed(gone)}"
+    if new_ones := [name for name in after if name not in before]:
+        yield f"features are new, and callers do not send them: {_listed(new_ones)}"
     for name in sorted(before.keys() & after.keys()):
         yield from _feature(before[name], after[name])
     if before.keys() == after.keys() and list(before) != list(after):
@@ -60,7 +60,7 @@ def _feature(old: Feature, new: Feature) -> Iterable[str]:
         if old.categories is None or old.unknown_category == "accept":
             yield f"feature {name!r} took any value and refuses unknown categories now"
         elif gone := [c for c in old.categories if c not in new.categories]:
-            yield f"feature {name!r} refuses categories that it took: {', '.join(map(str, gone[:5]))}"
+            yield f"feature {name!r} refuses categories that it took: {_listed(gone)}"
 
 
 def _tensors(kind: str, old: tuple[TensorSpec, ...], new: tuple[TensorSpec, ...]) -> Iterable[str]:
@@ -92,6 +92,11 @@ def _classes(old: Signature, new: Signature) -> Iterable[str]:
         return
     now = new.classes or ()
     if gone := [c for c in old.classes if c not in now]:
-        yield f"classes are gone: {', '.join(map(str, gone[:5]))}"
+        yield f"classes are gone: {_listed(gone)}"
     elif now[: len(old.classes)] != old.classes:
         yield "the classes are in another order: scores by position would change their meaning"
+
+
+def _listed(names: Sequence[object]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(str, names[:5])) + more

@@ -101,6 +101,8 @@ class Coordinator:
         self._judging: set[Found] = set()
         self._gate = ThreadPoolExecutor(1, thread_name_prefix="gate")
         self._looked = False
+        self.documents: dict[str, Traffic] = {}
+        """The traffic that is served, by model; replaced and never changed, for other threads."""
         self._general: tuple[Problem, ...] = ()
         self._quarantined: dict[tuple[str, str], str] = {}
         self._told: bytes = b""
@@ -394,6 +396,7 @@ class Coordinator:
                 self._join(worker)
             self._joining.clear()
             self._told = b""
+        self.documents = {n: k.served.traffic for n, k in self._models.items() if k.served is not None}
         summary = self.summary()
         told = orjson.dumps(summary)
         if told != self._told:

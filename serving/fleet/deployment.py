@@ -8,9 +8,10 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -19,19 +20,28 @@ from serving.fleet.judge import GateJudge
 from serving.fleet.ledger import Ledger
 from serving.fleet.repository import Repository
 from serving.fleet.state import state_folder
+from serving.fleet.trial import Clerk, Totals
 from serving.fleet.watch import watch
+
+Totalled: TypeAlias = Callable[[Iterable[tuple[str, str]]], Mapping[tuple[str, str], Totals]]
 
 log = logging.getLogger("serving.deployment")
 
 
 class Deployment:
-    """Runs beside the workers of one server, from `start` to `stop`. root: the models folder."""
+    """Runs beside the workers of one server, from `start` to `stop`.
 
-    def __init__(self, root: Path) -> None:
+    root: the models folder. totals: sums what versions, given as (name, version), did in all workers; called on a
+    thread of this object's own.
+    """
+
+    def __init__(self, root: Path, totals: Totalled) -> None:
         self._root = root
         self._status = _Status(root)
         self._ended = threading.Event()
-        repository = Repository(root, Ledger(root).adopt)
+        ledger = Ledger(root)
+        self._clerk = Clerk(ledger, totals, ledger.versions)
+        repository = Repository(root, ledger.adopt)
         self._judge = GateJudge(repository)
         self.coordinator = Coordinator(repository, self._judge, report=self._status.write)
 
@@ -39,6 +49,16 @@ class Deployment:
         """Look at the folder, and watch it from now on."""
         self.coordinator.start()
         watch(self._root, self.coordinator.look, self._ended)
+        threading.Thread(target=self._decide, name="trials", daemon=True).start()
+
+    def _decide(self) -> None:
+        """Once a second, see how the trials go."""
+        while not self._ended.wait(1.0):
+            try:
+                if self._clerk.tick(self.coordinator.documents, time.time()):
+                    self.coordinator.look()
+            except Exception:  # what is served stays as it is, and the next second may go better
+                log.exception("trials could not be judged")
 
     def attach(self, connection: Connection) -> None:
         """Take a worker, by our end of its pipe."""

@@ -85,13 +85,14 @@ def _confine(task: Task, parent: int, keep: int) -> None:
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     for limit, value in (
         (resource.RLIMIT_AS, mapped + task.memory_bytes),
-        (resource.RLIMIT_CPU, task.cpu_s),
         (resource.RLIMIT_FSIZE, task.file_bytes),
         (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_CPU, task.cpu_s),
     ):
         _, most = resource.getrlimit(limit)
-        value = value if most == resource.RLIM_INFINITY else min(value, most)  # noqa: PLW2901
-        resource.setrlimit(limit, (value, value))
+        soft = value if most == resource.RLIM_INFINITY else min(value, most)
+        # The signal of the soft limit says in the report what has happened; that of the hard one can't be caught.
+        resource.setrlimit(limit, (soft, soft + 2 if limit == resource.RLIMIT_CPU and most < 0 else soft))
     no_network()
 
 
@@ -139,15 +140,10 @@ def _read(text: bytes, status: int, late: bool, task: Task) -> Findings:
         return Findings(reasons=[f"it did not end within {task.wall_s:g} s at: {at}"])
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        if number == signal.SIGXCPU or (number == signal.SIGKILL and _spent(task)):
+        if number == signal.SIGXCPU:
             return Findings(reasons=[f"it took more than {task.cpu_s} s of processor time at: {at}"])
         return Findings(reasons=[f"it ended its process ({signal.Signals(number).name}) at: {at}"])
     return Findings(reasons=[f"it ended its process at: {at}"])
-
-
-def _spent(task: Task) -> bool:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime >= task.cpu_s
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import GenerationConflict, ModelNotFound, NotReady, ServingError
-from serving.fleet.repository import MODEL_FILE, NAME, VERSION, shown
+from serving.fleet.manifest import MODEL_FILE
+from serving.fleet.repository import NAME, VERSION, shown
 from serving.fleet.traffic import Traffic, parse
 from serving.fleet.transitions import Transition, restore
 

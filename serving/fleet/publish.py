@@ -78,7 +78,7 @@ def publish(
         found = Manifest(
             files=files,
             note=note,
-            who=who or _user(),
+            who=who or user(),
             time=round(time.time(), 3),
             allow_breaking=allow_breaking,
             allow_custom_ops=allow_custom_ops,
@@ -203,7 +203,8 @@ def _rename(source: Path, to: Path, place: Path) -> None:
         source.rename(to)
 
 
-def _user() -> str:
+def user() -> str:
+    """Name the user of the system who runs this process."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a number without a name, as in containers

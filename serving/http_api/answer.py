@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from serving.errors import (
+    Conflict,
     DeadlineExceeded,
     Forbidden,
     GenerationConflict,
@@ -25,6 +26,7 @@ from serving.errors import (
     Unauthenticated,
     UnsupportedMediaType,
 )
+from serving.fleet.report import GateRefused
 from serving.http_api.strict_json import dumps
 
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
@@ -36,10 +38,12 @@ STATUS: dict[type[ServingError], int] = {
     Forbidden: 403,
     ModelNotFound: 404,
     GenerationConflict: 412,
+    Conflict: 409,
     PayloadTooLarge: 413,
     UnsupportedMediaType: 415,
     SignatureMismatch: 422,
     InferenceFailed: 422,
+    GateRefused: 422,
     QueueFull: 429,
     NotReady: 503,
     DeadlineExceeded: 504,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version as package_version
 from multiprocessing import Pipe
@@ -23,11 +23,14 @@ from serving.fleet.deployment import Deployment
 from serving.fleet.fleet import Fleet
 from serving.fleet.ledger import Ledger
 from serving.fleet.traffic import sentence
+from serving.fleet.trial import Totals
 from serving.http_api import admin, docs, metadata, strict_json, triton
 from serving.http_api.answer import error_body, error_headers, status_of
 from serving.http_api.lane import Door
 from serving.http_api.observed import Observed
+from serving.http_api.repository_api import repository_router
 from serving.http_api.route import prediction_routes
+from serving.http_api.security import requires
 from serving.http_api.targets import TEMPLATES, Targets, prepare
 from serving.metrics import Metrics
 from serving.settings import Settings
@@ -82,7 +85,7 @@ def create_app(
     app.state.deployment = None
     if link is None:
         ours, link = Pipe()
-        app.state.deployment = Deployment(settings.models)
+        app.state.deployment = Deployment(settings.models, lambda models: _totals(app, models))
         app.state.deployment.attach(ours)
     app.state.fleet = Fleet(settings.models, link, ledger=Ledger(settings.models), limits=limits, metrics=metrics)
     app.state.fleet.prepare.append(prepare)
@@ -99,7 +102,16 @@ def create_app(
     app.include_router(triton.router)  # before: its /v2/models/stats is no model called stats
     app.include_router(metadata.router)
     app.include_router(triton.changes_router)
-    app.include_router(admin.router(settings.models, metrics))
+    app.include_router(
+        repository_router(
+            settings.models,
+            max_model_bytes=settings.max_model_bytes,
+            deployer=requires("deploy"),
+            reader=requires("predict"),
+            published=app.state.fleet.member.look,
+        )
+    )
+    app.include_router(admin.router(metrics))
     if metrics is not None:
         app.include_router(metadata.metrics_router)
     docs.add(app)
@@ -122,7 +134,7 @@ def create_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     fleet: Fleet = app.state.fleet
-    loop = asyncio.get_running_loop()
+    loop = app.state.loop = asyncio.get_running_loop()
     fleet.changed.append(lambda: app.state.targets.bind(fleet, loop))
     deployment: Deployment | None = app.state.deployment
     if deployment is not None:
@@ -153,6 +165,18 @@ async def _reread(access: Access) -> None:
     while True:
         await asyncio.sleep(1)
         await asyncio.to_thread(access.refresh)
+
+
+def _totals(app: FastAPI, models: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], Totals]:
+    """Sum what versions did, from another thread than the event loop's, to which the counters belong."""
+    metrics: Metrics | None = app.state.metrics
+    if metrics is None:
+        return {labels: {} for labels in models}
+
+    async def summed() -> Mapping[tuple[str, str], Totals]:
+        return metrics.totals(models)
+
+    return asyncio.run_coroutine_threadsafe(summed(), app.state.loop).result(10)
 
 
 async def _fold(metrics: Metrics) -> None:

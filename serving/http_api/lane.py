@@ -118,6 +118,24 @@ class _Busy:
     response_complete = False
 
 
+class _Writer:
+    """The transport as uvicorn's answers use it: uvloop raises on a write to a connection that is already gone.
+
+    uvicorn tells only the last request of a line that the client has left.
+    """
+
+    __slots__ = ("_transport", "close", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.close = transport.close
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+
 class _Flow(FlowControl):
     """Reads on only when no request waits in line.
 
@@ -196,6 +214,8 @@ class Lane(HttpToolsProtocol):
         if self._turn is not None and not self.pipeline:
             self.cycle = _Busy()  # type: ignore[assignment]
         super().on_headers_complete()
+        if self.cycle is not None:
+            self.cycle.transport = _Writer(self.transport)  # type: ignore[assignment]
 
     def _plain(self) -> bool:
         """Tell whether the lane may answer, from the method, the headers and what the connection is doing."""

@@ -122,6 +122,7 @@ class Codec:
         return self._answers.rows(outputs)
 
     def _feeds(self, rows: Sequence[Sequence[Any]]) -> Decoded:
+        self._check_count(len(rows), "instances")
         try:
             inputs = self.rows.arrays(rows)
         except ValueError:
@@ -212,6 +213,7 @@ class Codec:
             )
         if not columns[0]:
             raise InvalidRequest('"inputs" has no rows: send at least one')
+        self._check_count(len(columns[0]), "inputs")
         try:
             inputs = self.rows.feeds(columns)
         except ValueError:
@@ -219,6 +221,12 @@ class Codec:
         if self._guard_finite:
             self._refuse_overflow(inputs, "inputs", by_row=False)
         return Decoded(inputs, len(columns[0]), True)
+
+    def _check_count(self, rows: int, top: str) -> None:
+        if rows > 1 and self.signature.batch == "none":
+            raise SignatureMismatch(
+                f"/{top}: has {rows} rows, and this model takes one a request: send them one by one"
+            )
 
     def _refuse_overflow(self, inputs: Tensors, top: str, *, by_row: bool) -> None:
         """Refuse what is finite as a double and infinite as the float32 that the model takes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import orjson
 
 from serving.engine.signature import Signature
@@ -15,6 +16,8 @@ class Answers:
     """Encoders for one signature. Names, brackets and commas are written once, at load."""
 
     def __init__(self, signature: Signature, name: str, version: str) -> None:
+        # One example is one row, whatever its outputs' shapes: they have no dimension for rows.
+        self._whole = signature.batch == "none"
         self._names = [output.name for output in signature.outputs]
         head = orjson.dumps({"model_name": name, "model_version": version})[:-1]
         self._head_rows = head + b',"predictions":['
@@ -37,6 +40,10 @@ class Answers:
 
     def rows(self, outputs: Tensors) -> bytes:
         """Write `{"predictions": [one a row]}`."""
+        if self._whole:
+            values = [_nested(output) for output in outputs]
+            value = values[0] if len(values) == 1 else dict(zip(self._names, values, strict=True))
+            return b"%b%b]}" % (self._head_rows, dumps(value))
         if self._named:
             labels, scores = outputs[self._label], outputs[self._scores]  # type: ignore[index]
             width = scores.shape[1]
@@ -56,7 +63,10 @@ class Answers:
     def columns(self, outputs: Tensors) -> bytes:
         """Write `{"outputs": {name: column}}`, or the column alone where there is one output."""
         value: Any
-        if self._named:
+        if self._whole:
+            rows = [[_nested(output)] for output in outputs]
+            value = rows[0] if len(rows) == 1 else dict(zip(self._names, rows, strict=True))
+        elif self._named:
             labels, scores = outputs[self._label], outputs[self._scores]  # type: ignore[index]
             by_class = orjson.loads(dumps(scores))
             value = {
@@ -92,6 +102,13 @@ def _plain(output: Array) -> Any:
     if output.dtype == object:
         return output.tolist()
     return output if output.flags.c_contiguous else output.copy()
+
+
+def _nested(output: Array) -> Any:
+    """Make an output of any shape writable as nested lists, or as one value."""
+    if output.dtype.hasobject or not output.ndim:
+        return output.tolist() if output.dtype.hasobject else output[()]
+    return np.ascontiguousarray(output)
 
 
 def _listed(output: Array) -> list[Any]:

@@ -196,6 +196,26 @@ def test_no_batch_dimension(put: Put) -> None:
     assert out["y"]["data"] == [2, 3, 4]
 
 
+def test_a_model_without_rows_takes_one_example_a_request(put: Put) -> None:
+    """Where a graph has no batch dimension, a second row is refused, not dropped, and outputs stand whole."""
+    client = put(graph([node("NonZero", ["x"], ["y"])], [("x", FLOAT, ["n"])], [("y", INT64, [1, "k"])]))
+    answer = client.post("/v1/models/m:predict", json={"instances": [[1.0], [2.0]]})
+    assert answer.status_code == 422
+    assert "one by one" in answer.json()["error"]
+    for row, due in (([1.0], [[0]]), ([1.0, 2.0], [[0, 1]]), ([0.0], [[]])):
+        assert client.post("/v1/models/m:predict", json={"instances": [row]}).json()["predictions"] == [due]
+        assert client.post("/v1/models/m:predict", json={"inputs": [row]}).json()["outputs"] == [due]
+
+
+@pytest.mark.parametrize("body", [{"instances": [["a"], ["b", "c"]]}, {"inputs": {"s": [["a"], ["b", "c"]]}}])
+def test_rows_of_strings_of_different_lengths_are_refused(put: Put, body: dict[str, Any]) -> None:
+    """Ragged strings are named as such; the model never sees a list written out as a string."""
+    client = put(graph([node("Identity", ["s"], ["y"])], [("s", STRING, ["n", "k"])], [("y", STRING, ["n", "k"])]))
+    answer = client.post("/v1/models/m:predict", json=body)
+    assert answer.status_code == 422, answer.text
+    assert "different shapes" in answer.json()["error"]
+
+
 def test_one_scalar_a_row_and_doubles(put: Put) -> None:
     """A [batch] input is one value a row; doubles keep their precision."""
     client = put(graph([node("Neg", ["x"], ["y"])], [("x", DOUBLE, ["n"])], [("y", DOUBLE, ["n"])]))

@@ -11,5 +11,5 @@ from serving.fleet.gate import Gate, Limits
 
 @pytest.fixture(scope="session")
 def examiner() -> Iterator[Gate]:
-    with Gate(Limits(wall_s=20, cpu_s=10)) as gate:
+    with Gate(Limits(wall_s=60, cpu_s=3, memory_bytes=2 * 2**30)) as gate:
         yield gate

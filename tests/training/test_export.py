@@ -21,6 +21,7 @@ from sklearn.svm import LinearSVC
 
 from serving.engine.session import OnnxSession
 from serving.engine.signature import METADATA_KEY, Signature
+from serving.errors import InvalidRequest
 from serving.http_api.app import create_app
 from serving.settings import Settings
 from tests.conftest import MODELS
@@ -189,9 +190,11 @@ def test_publishing_is_whole_and_only_once(tmp_path: Path) -> None:
     assert publish(two, name="m", root=tmp_path) == ("2", True)
     assert publish(one, name="m", root=tmp_path) == ("1", False)
     for name in ("../m", "", "a/b", ".m", "x" * 200):
-        with pytest.raises(ValueError, match="no model name"):
+        with pytest.raises(InvalidRequest, match="no model name"):
             publish(one, name=name, root=tmp_path)
-    assert sorted(p.name for p in tmp_path.rglob("*")) == sorted(["m", "1", "2", *["model.onnx", "manifest.json"] * 2])
+    assert sorted(p.name for p in (tmp_path / "m").rglob("*")) == sorted(
+        ["1", "2", *["gate.json", "model.onnx", "manifest.json"] * 2]
+    )
     manifest = json.loads((tmp_path / "m" / "2" / "manifest.json").read_bytes())
     assert manifest["files"]["model.onnx"]["sha256"] == hashlib.sha256(two.content).hexdigest()
 

@@ -1,0 +1,109 @@
+"""`serving publish` puts a model into the folder as a new version; `serving check` only says whether it could."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from serving.commands.traffic import carry_out, made
+from serving.errors import ServingError
+from serving.fleet import orders
+from serving.fleet.gate import Gate
+from serving.fleet.publish import check_name, serving_now
+from serving.fleet.publish import publish as publish_version
+from serving.fleet.report import GateRefused
+from serving.fleet.report_table import table
+from serving.fleet.staging import ModelFile
+
+Models = Annotated[Path, typer.Option("--models", envvar="SERVING_MODELS", help="Folder of models.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("publish")(publish)
+    app.command("check")(check)
+
+
+def publish(  # noqa: PLR0917  typer makes options of parameters
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The file; its external data comes along.")],
+    name: Annotated[str, typer.Option(help="The model's name.", show_default=False)],
+    version: Annotated[str | None, typer.Option(help="A whole number; the next one if left out.")] = None,
+    signature: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON to embed as its signature, in place of its own.")
+    ] = None,
+    note: Annotated[str, typer.Option(help="What is new, for people.", show_default=False)] = "",
+    allow_breaking: Annotated[
+        bool, typer.Option("--allow-breaking", help="Callers of the version that serves may break.")
+    ] = False,
+    allow_custom_ops: Annotated[
+        bool, typer.Option("--allow-custom-ops", help="It may have operators that ONNX does not define.")
+    ] = False,
+    promote: Annotated[bool, typer.Option("--promote", help="Make it the stable version.")] = False,
+    models: Models = Path("models"),
+) -> None:
+    """Examine a model, and put it into the folder as a new version, whole or not at all.
+
+    It gets traffic with --promote; or where nobody has ever said which version does, since then the highest one does.
+    """
+    console = Console(stderr=True, highlight=False)
+    try:
+        published = publish_version(
+            models,
+            name,
+            model,
+            version=version,
+            signature=None if signature is None else _read(signature),
+            note=note,
+            allow_breaking=allow_breaking,
+            allow_custom_ops=allow_custom_ops,
+        )
+        console.print(table(published.report, f"{name} {published.version}"))
+        said = "published" if published.new else "is there already, with the same bytes"
+        typer.echo(f"{name} version {published.version} {said}")
+        if promote:
+            order = made(orders.Promote, version=published.version, why=note)
+            carry_out(models, name, order, no_wait=False)
+    except GateRefused as error:
+        console.print(table(error.report, f"{name}: not published"))
+        raise typer.Exit(1) from None
+    except ServingError as error:
+        console.print(f"serving: {error.message}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def check(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="An ONNX file, or the folder of a version.")],
+    name: Annotated[
+        str | None, typer.Option(help="Compare with the version of this model that serves.", show_default=False)
+    ] = None,
+    models: Models = Path("models"),
+) -> None:
+    """Examine a model as the server would before it serves it, and change nothing."""
+    console = Console(highlight=False)
+    try:
+        if name is not None:
+            check_name(name)
+        with Gate() as gate, tempfile.TemporaryDirectory(prefix="serving-check-") as temporary:
+            folder = path
+            if not path.is_dir():
+                folder = Path(temporary)
+                ModelFile(path).stage(folder)
+            report = gate.examine(folder, serving=None if name is None else serving_now(models / name))
+    except GateRefused as error:
+        report = error.report
+    except (ServingError, OSError) as error:
+        console.print(f"serving: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    console.print(table(report, str(path)))
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"{path.name} can't be read: {(error.strerror or '').lower()}") from None

@@ -1,0 +1,226 @@
+"""Publishing over HTTP: one ONNX file as the raw body of a PUT, streamed to the disk, examined, and put into place."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Protocol, TypeAlias
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from serving.errors import InvalidRequest, ModelInvalid, ModelNotFound, NotReady, PayloadTooLarge, UnsupportedMediaType
+from serving.fleet import gate, manifest, publish
+from serving.fleet.manifest import MODEL_FILE, Entry, Hashes
+from serving.fleet.publish import Published
+from serving.fleet.report import GateRefused, Report
+from serving.fleet.repository import VERSION
+from serving.fleet.staging import Writing
+from serving.fleet.state import state_folder
+from serving.http_api.metadata import json_answer
+from serving.http_api.route import ClientLeft
+
+CHECKSUM = "x-checksum-sha256"
+SILENCE_S = 60.0
+"""Seconds without a byte after which an upload is given up."""
+_BUFFER = 1024 * 1024
+_AT_ONCE = 4
+
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+Caller: TypeAlias = Callable[..., Any]
+"""A dependency that tells who sent a request, and lets only some pass."""
+
+
+class Named(Protocol):
+    """Who sent a request."""
+
+    @property
+    def name(self) -> str:
+        """A name for the history."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Upload:
+    """A file that has arrived."""
+
+    path: Path
+    entry: Entry
+
+    def stage(self, folder: Path) -> dict[str, Entry]:
+        self.path.rename(folder / MODEL_FILE)
+        return {MODEL_FILE: self.entry}
+
+
+def repository_router(
+    root: Path,
+    *,
+    max_model_bytes: int,
+    deployer: Callable[..., Any],
+    reader: Callable[..., Any],
+    published: Callable[[], None],
+) -> APIRouter:
+    """Make the routes that publish into the models folder `root` and show reports.
+
+    deployer: the dependency that lets only those pass who may deploy, and gives their name; reader: those who may see
+    what is there. published: told when something new is in the folder.
+    """
+    router = APIRouter(tags=["repository"])
+    at_once = asyncio.Semaphore(_AT_ONCE)
+    one_gate = asyncio.Semaphore(1)
+
+    @router.put(
+        "/v1/repository/models/{model}/versions/{version}",
+        summary="Publish a version: the ONNX file is the body",
+        status_code=201,
+        openapi_extra=_BODY,
+    )
+    async def publish_version(  # noqa: PLR0917  parameters are the request's
+        request: Request,
+        model: str,
+        version: str,
+        note: Annotated[str, Query(max_length=2000, description="What is new, for people.")] = "",
+        allow_breaking: Annotated[bool, Query(description="Callers of the version before may break.")] = False,
+        # As a default: an annotation is text until it is used, and would not find `deployer` then.
+        caller: Named = Depends(deployer),  # noqa: B008
+    ) -> Response:
+        """Take `version` or, for `next`, the number after the highest.
+
+        201 with the gate's report; 200 where the same bytes were published before; 409 where the version is there with
+        others; 422 with the report where the gate refuses it. `X-Checksum-Sha256` (hexadecimal) is compared if given.
+        """
+        publish.check_name(model)
+        number = None if version == "next" else version
+        if number is not None and not VERSION.fullmatch(number):
+            raise InvalidRequest("the version is a whole number from 1, or next")
+        if at_once.locked():
+            raise NotReady("too many models are being published: try again in a minute")
+        try:
+            async with at_once, _received(request, root, max_model_bytes) as upload, one_gate:
+                made = await asyncio.to_thread(
+                    publish.publish,
+                    root,
+                    model,
+                    upload,
+                    version=number,
+                    note=note,
+                    who=caller.name,
+                    allow_breaking=allow_breaking,
+                )
+        except GateRefused as refused:
+            return json_answer({"error": refused.message, "report": refused.report.model_dump(mode="json")}, 422)
+        except ClientLeft:
+            return Response(status_code=499)  # nobody reads it
+        published()
+        return _answer(model, made)
+
+    @router.get(
+        "/v1/repository/models/{model}/versions/{version}/report",
+        summary="What the gate found of a version",
+        dependencies=[Depends(reader)],
+    )
+    async def report(model: str, version: str) -> Response:
+        """Answer with the verdict on a version that is in the folder, whether it serves or not."""
+        publish.check_name(model)
+        found = await asyncio.to_thread(_report, root, model, version) if VERSION.fullmatch(version) else None
+        if found is None:
+            raise ModelNotFound("there is no report on such a version")
+        return json_answer(found.model_dump(mode="json"))
+
+    return router
+
+
+def _answer(model: str, published: Published) -> Response:
+    answer = json_answer(
+        {
+            "name": model,
+            "version": published.version,
+            "new": published.new,
+            "report": published.report.model_dump(mode="json"),
+        },
+        201 if published.new else 200,
+    )
+    answer.headers["location"] = f"/v1/models/{model}/versions/{published.version}"
+    return answer
+
+
+def _report(root: Path, name: str, version: str) -> Report | None:
+    folder = root / name / version
+    try:
+        found = manifest.read(folder) or manifest.of(folder, Hashes())
+        return gate.verdict(state_folder(root), found.content)
+    except (ModelInvalid, OSError):
+        return None
+
+
+@asynccontextmanager
+async def _received(request: Request, root: Path, limit: int) -> AsyncIterator[_Upload]:
+    """Stream the body into a file that is gone afterwards."""
+    checksum = request.headers.get(CHECKSUM, "").lower()
+    if checksum and not re.fullmatch("[0-9a-f]{64}", checksum):
+        raise InvalidRequest("X-Checksum-Sha256 is not 64 hexadecimal digits")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType("send the ONNX file as it is, without a Content-Encoding")
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        raise UnsupportedMediaType("send the ONNX file itself as the body, not a form: curl -T model.onnx")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise PayloadTooLarge(f"the model has {int(declared)} bytes, and the limit is {limit}: see --max-model-bytes")
+    folder = None
+    try:
+        folder = await asyncio.to_thread(_place, root)
+        with await asyncio.to_thread(Writing, folder / MODEL_FILE) as writing:
+            await _write(request, writing, limit)
+            entry = await asyncio.to_thread(writing.close)
+        if checksum and checksum != entry.sha256:
+            raise InvalidRequest(f"the body has SHA-256 {entry.sha256}, and X-Checksum-Sha256 says otherwise")
+        yield _Upload(folder / MODEL_FILE, entry)
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise NotReady(f"the model could not be written, and nothing has changed: {reason}") from error
+    finally:
+        if folder is not None:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _place(root: Path) -> Path:
+    folder = state_folder(root) / "staging" / secrets.token_hex(8)
+    folder.mkdir(parents=True)
+    return folder
+
+
+async def _write(request: Request, writing: Writing, limit: int) -> None:
+    """Write the body as it comes; a thread gets a megabyte at a time, so that the loop never waits for the disk."""
+    buffer = bytearray()
+    size = 0
+    more = True
+    while more:
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                message = await request.receive()
+        except TimeoutError:
+            raise InvalidRequest(f"nothing of the body came for {SILENCE_S:g} s") from None
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise PayloadTooLarge(f"the model has over {limit} bytes, which is the limit: see --max-model-bytes")
+        buffer += part
+        more = message.get("more_body", False)
+        if len(buffer) >= _BUFFER or not more:
+            await asyncio.to_thread(writing.write, bytes(buffer))
+            buffer.clear()
+    if not size:
+        raise InvalidRequest("the body is empty: send an ONNX file")

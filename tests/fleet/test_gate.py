@@ -1,0 +1,116 @@
+"""No version serves before the gate has looked at it, and nothing that a model does there harms who asked."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from serving.fleet import gate, manifest
+from serving.fleet.gate import Gate, Limits, judge
+from serving.fleet.manifest import Hashes
+from serving.fleet.report_table import table
+from tests.conftest import MODELS
+from tests.drills.drill import Report
+from tests.drills.hostile_models import hostile_models
+
+IRIS = MODELS / "iris"
+
+
+def test_hostile_models_are_refused(examiner: Gate) -> None:
+    """Short form of the drill: crafted and damaged files get a reason each, and the gate lives on."""
+    report = Report()
+    hostile_models(report, mutations=12, control_s=1.0, gate=examiner)
+    assert not report.broken()
+
+
+def test_every_shipped_model_passes(examiner: Gate) -> None:
+    """What ships goes through its own gate, with its cost measured."""
+    for folder in sorted(MODELS.glob("*/*")):
+        report = examiner.examine(folder)
+        assert report.ok, report.reasons
+        assert report.figures is not None
+        assert report.figures.row_s
+
+
+def test_the_report_shows_the_cost_beside_the_serving_version(examiner: Gate) -> None:
+    """The table has both versions' latency and memory, and the checks in words."""
+    report = examiner.examine(IRIS / "2", serving=IRIS / "1")
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(table(report, "iris 2"))
+    text = console.export_text()
+    for word in ("golden rows", "serving now", "1 row, µs", "memory, MiB", "passed"):
+        assert word in text
+
+
+@pytest.fixture
+def patched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that the gate's process runs before anything else: how a test gets to act inside of it."""
+    monkeypatch.syspath_prepend(str(tmp_path / "early"))
+    (tmp_path / "early").mkdir()
+    return tmp_path / "early" / "sitecustomize.py"
+
+
+def act(patched: Path, code: str, limits: Limits | None = None) -> list[str]:
+    """Have the examination of a good model run some code; return the reasons."""
+    lines = "\n    ".join(code.splitlines())
+    # The parent calls it too, to load the libraries, and not with a path.
+    early = f"import os, onnx.checker\ndef check(what):\n    if type(what) is not str: return\n    {lines}\n"
+    patched.write_text(f"{early}onnx.checker.check_model = check\n")
+    with Gate(limits) as examiner:
+        return list(examiner.examine(IRIS / "1").reasons)
+
+
+def test_a_model_that_aborts_takes_only_its_own_process_along(patched: Path) -> None:
+    """A crash in native code is a reason like any other, and names what was being done."""
+    (reason,) = act(patched, "os.abort()")
+    assert reason == "it ended its process (SIGABRT) at: ONNX"
+
+
+def test_a_model_sees_no_credentials_and_no_network(patched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside, there is no environment, no socket, no other program, and the lowest priority."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    code = """import socket, subprocess
+got = [dict(os.environ), os.getpriority(os.PRIO_PROCESS, 0), sorted(map(int, os.listdir("/proc/self/fd")))[:3]]
+for attempt in (socket.socket, lambda: subprocess.run(["/bin/true"])):
+    try:
+        attempt(); got.append("allowed")
+    except PermissionError:
+        got.append("refused")
+raise ValueError(repr(got))"""
+    (reason,) = act(patched, code)
+    assert reason == "it can't be examined: [{}, 19, [0, 1, 2], 'refused', 'refused']"
+
+
+def test_what_overstays_is_ended(patched: Path) -> None:
+    """A model that sleeps uses no processor time, and is ended by the clock."""
+    (reason,) = act(patched, "import time\ntime.sleep(600)", Limits(wall_s=1))
+    assert reason == "it did not end within 1 s at: ONNX"
+
+
+def test_an_answer_from_inside_is_not_believed_blindly() -> None:
+    """What the process says is checked like everything from outside: no verdict without a sensible one."""
+    found = manifest.of(IRIS / "1", Hashes())
+    for findings in ({}, {"signature": {"inputs": 1}}, {"checks": [{"name": 1}]}, {"reasons": ["\x1b[31m red"]}):
+        report = judge(found, findings, {}, runtime="1", at=0.0, allow_breaking=False)
+        assert not report.ok
+        assert "\x1b" not in report.reasons[0]
+
+
+def test_verdicts_are_kept_by_content_and_runtime(
+    tmp_path: Path, examiner: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kept verdict is for these bytes and this onnxruntime; another, or a file that lies about it, is none."""
+    report = examiner.examine(IRIS / "1")
+    gate.keep(tmp_path, report)
+    assert gate.verdict(tmp_path, report.content) == report
+    assert gate.verdict(tmp_path, "0" * 64) is None
+    place = tmp_path / "reports" / f"{report.content}.json"
+    document = json.loads(place.read_text())
+    (tmp_path / "reports" / f"{'0' * 64}.json").write_text(json.dumps(document))
+    assert gate.verdict(tmp_path, "0" * 64) is None
+    monkeypatch.setattr(gate, "runtime", lambda: "0.0")
+    assert gate.verdict(tmp_path, report.content) is None
