@@ -143,14 +143,14 @@ class Coordinator:
 
         self._call(soon)
 
-    def quarantine(self, name: str, version: str, reason: str) -> None:
-        """Serve a version no more, whatever the folder says, until this server ends."""
+    def quarantine(self, held: dict[tuple[str, str], str]) -> None:
+        """Serve these versions, by name and version, for these reasons no more, whatever the folder says."""
 
-        def add() -> None:
-            self._quarantined[name, version] = reason
+        def hold() -> None:
+            self._quarantined = dict(held)
             self._due = 0.0
 
-        self._call(add)
+        self._call(hold)
 
     def _call(self, action: Callable[[], None]) -> None:
         self._inbox.put(action)

@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from serving.access.access import Access
+from serving.black_box import BlackBox
 from serving.engine.model import Limits
 from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError
 from serving.fleet.deployment import Deployment
@@ -53,13 +54,15 @@ def create_app(
     threads: int = 1,
     companion: Callable[[Fleet, Metrics | None, Access], Companion] | None = None,
     link: Connection | None = None,
+    box: BlackBox | None = None,
 ) -> FastAPI:
     """Make the application that serves `settings.models`.
 
     metrics: where to count; None makes a registry of this application's own, unless settings turn metrics off.
     threads: onnxruntime threads for each model. companion: makes what serves beside HTTP. link: to the coordinator
-    of this worker's server; without one the application coordinates itself. The lifespan loads the models and raises
-    ModelInvalid where `settings.strict` and one can't be. Raises AccessInvalid for bad keys.
+    of this worker's server; without one the application coordinates itself. box: where to note which model runs. The
+    lifespan loads the models and raises ModelInvalid where `settings.strict` and one can't be. Raises AccessInvalid for
+    bad keys.
     """
     access = Access(keys=settings.keys, jwks=settings.jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
     if metrics is None and settings.metrics:
@@ -87,7 +90,9 @@ def create_app(
         ours, link = Pipe()
         app.state.deployment = Deployment(settings.models, lambda models: _totals(app, models))
         app.state.deployment.attach(ours)
-    app.state.fleet = Fleet(settings.models, link, ledger=Ledger(settings.models), limits=limits, metrics=metrics)
+    app.state.fleet = Fleet(
+        settings.models, link, ledger=Ledger(settings.models), limits=limits, metrics=metrics, box=box
+    )
     app.state.fleet.prepare.append(prepare)
     app.state.access = access
     app.state.companion = companion(app.state.fleet, metrics, access) if companion is not None else None
