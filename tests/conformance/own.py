@@ -17,8 +17,11 @@ from tests.conftest import MODELS, Server, running
 
 
 @contextmanager
-def own(*flags: str) -> Iterator[Subject]:
-    """Run it for a while; with `--grpc-port 0` among the flags it is asked over gRPC too."""
+def own(*flags: str, python: str = sys.executable) -> Iterator[Subject]:
+    """Run it for a while; with `--grpc-port 0` among the flags it is asked over gRPC too.
+
+    python: the interpreter that runs it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "models"
         shutil.copytree(MODELS, root)
@@ -28,7 +31,7 @@ def own(*flags: str) -> Iterator[Subject]:
         made = subprocess.run(
             [sys.executable, "-m", "serving.cli", *create], check=True, capture_output=True, text=True
         )
-        with running("--keys", str(keys), *flags, models=root) as server:
+        with running("--keys", str(keys), *flags, models=root, python=python) as server:
             grpc = grpc_address(server) if "--grpc-port" in flags else None
             subject = Subject(server.url, grpc, key=made.stdout.strip())
             subject.pid = server.process.pid
