@@ -25,11 +25,16 @@ class Server:
     """The real `serving run`, started on a free port; `url` answers once it is ready."""
 
     def __init__(
-        self, *flags: str, models: Path = MODELS, module: str = "serving.cli", environment: dict[str, str] | None = None
+        self,
+        *flags: str,
+        models: Path = MODELS,
+        module: str = "serving.cli",
+        environment: dict[str, str] | None = None,
+        python: str = sys.executable,
     ) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in stop
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, "run", "--port", "0", "--models", str(models), *flags],
+            [python, "-m", module, "run", "--port", "0", "--models", str(models), *flags],
             stderr=self._log,
             stdout=self._log,
             env={k: v for k, v in os.environ.items() if not k.startswith("SERVING_")}
@@ -78,9 +83,9 @@ class Server:
 
 
 @contextmanager
-def running(*flags: str, models: Path = MODELS) -> Iterator[Server]:
+def running(*flags: str, models: Path = MODELS, python: str = sys.executable) -> Iterator[Server]:
     """Run the real command for a while."""
-    server = Server(*flags, models=models)
+    server = Server(*flags, models=models, python=python)
     try:
         yield server.wait()
     finally:
