@@ -17,8 +17,11 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.http_api.answer import JSON, HeaderList, Headers, request_id
+from serving.http_api.codec import LENGTH, Blobs
+from serving.http_api.gathered import Gathered
 from serving.http_api.prediction import Call, Target
 from serving.metrics import RouteMetrics
+from serving.tensor_bytes import Buffer
 
 # A header that asks for more than the lane does.
 _UNUSUAL = frozenset(
@@ -99,7 +102,7 @@ class _Turn(Call):
         if route is not None:
             route.in_flight += 1
 
-    def finish(self, status: int, headers: HeaderList, body: bytes, kind: bytes = JSON) -> None:
+    def finish(self, status: int, headers: HeaderList, body: bytes | Blobs, kind: bytes = JSON) -> None:
         if self.route is not None:
             self.count(status)
         self.lane.write_answer(self.id, status, headers, body, kind)
@@ -143,7 +146,9 @@ class Lane(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._turn: _Turn | None = None  # the plain request that is being answered
         self._target: Target | None = None  # of the plain request that is being read
-        self._body: bytes | bytearray = b""
+        self._body: bytes | bytearray | Gathered = b""
+        self._length = 0
+        self._binary = False  # raw tensors stand behind the JSON
         self._id: bytes | None = None
         self._closing = False
         self._midway = False  # the parser is inside a request
@@ -204,6 +209,7 @@ class Lane(HttpToolsProtocol):
             return False
         length = None
         self._id = None
+        self._binary = False
         for name, value in self.headers:
             if name in _UNUSUAL:
                 return False
@@ -211,17 +217,29 @@ class Lane(HttpToolsProtocol):
                 length = value
             elif name == b"x-request-id":
                 self._id = value
-        return length is not None and length.isdigit() and int(length) <= self.door.max_body_bytes
+            elif name == LENGTH:
+                self._binary = True
+        if length is None or not length.isdigit():
+            return False
+        self._length = int(length)
+        return self._length <= self.door.max_body_bytes
 
     def on_body(self, body: bytes) -> None:  # noqa: D102
         if self._target is None:
             super().on_body(body)
-        elif not self._body:
+            return
+        gathered = self._body
+        if isinstance(gathered, Gathered):
+            gathered.add(body)
+        elif isinstance(gathered, bytearray):
+            gathered += body
+        elif len(body) == self._length:
             self._body = body
+        elif self._binary:
+            self._body = Gathered(self._length)
+            self._body.add(body)
         else:
-            if not isinstance(self._body, bytearray):
-                self._body = bytearray(self._body)
-            self._body += body
+            self._body = bytearray(body)
 
     def on_message_complete(self) -> None:  # noqa: D102
         self._midway = False
@@ -233,13 +251,13 @@ class Lane(HttpToolsProtocol):
         body, self._body = self._body, b""
         if self._id is None:
             self.door.remember(self._chunk, self.url, self.headers, len(body))
-        self._begin(target, self.headers, body)
+        self._begin(target, self.headers, body.whole() if isinstance(body, Gathered) else body)
 
-    def _begin(self, target: Target, headers: Headers, body: bytes | bytearray) -> None:
+    def _begin(self, target: Target, headers: Headers, body: Buffer) -> None:
         turn = self._turn = _Turn(self, request_id(self._id), self.door.routes.get(target.template))
         turn.start(target, headers, body)
 
-    def write_answer(self, identity: bytes, status: int, extra: HeaderList, body: bytes, kind: bytes) -> None:
+    def write_answer(self, identity: bytes, status: int, extra: HeaderList, body: bytes | Blobs, kind: bytes) -> None:
         """Write the answer of the request in progress, and let what waits behind it begin."""
         self._turn = None
         if self.transport.is_closing():
@@ -249,7 +267,12 @@ class Lane(HttpToolsProtocol):
         if extra or last:
             head += b"".join([b"%b: %b\r\n" % pair for pair in extra])
             head += b"connection: close\r\n" if last else b""
-        self.transport.write(b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (head, len(body), identity, body))
+        if isinstance(body, bytes):
+            answer = b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (head, len(body), identity, body)
+            self.transport.write(answer)
+        else:
+            head = b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n" % (head, body.size, identity)
+            self.transport.writelines([head, *body.parts])
         self._idle_since = self.door.now
         if last:
             self.server_state.total_requests += 1

@@ -19,6 +19,7 @@ from serving.http_api.answer import (
     header,
     status_of,
 )
+from serving.http_api.codec import Blobs
 from serving.http_api.prediction import Call, Target
 from serving.http_api.targets import TEMPLATES, Targets
 
@@ -87,9 +88,10 @@ class _Awaited(Call):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.answered: asyncio.Future[tuple[int, HeaderList, bytes, bytes]] = loop.create_future()
 
-    def finish(self, status: int, headers: HeaderList, body: bytes, kind: bytes = JSON) -> None:
+    def finish(self, status: int, headers: HeaderList, body: bytes | Blobs, kind: bytes = JSON) -> None:
         if not self.answered.done():
-            self.answered.set_result((status, headers, body, kind))
+            whole = body.joined() if isinstance(body, Blobs) else body
+            self.answered.set_result((status, headers, whole, kind))
 
 
 async def predict(target: Target, headers: Headers, body: bytes, receive: Receive, send: Send) -> None:
