@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
 from google.protobuf.json_format import ParseDict
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from serving.errors import InvalidRequest, NotReady, ServingError
 from serving.fleet import description
 from serving.fleet.fleet import Fleet
-from serving.grpc_api.messages import SERVICE, STREAM, UNARY, message, pool
-from serving.grpc_api.prediction import Predictor
-from serving.grpc_api.status import status_of, trailers
+from serving.grpc_api.call import Call, Method
+from serving.grpc_api.infer_wire import field, parsed
+from serving.grpc_api.messages import STREAM, UNARY, message, pool
+from serving.grpc_api.prediction import Prediction, Predictor
 from serving.metrics import Metrics
-
-log = logging.getLogger("serving.grpc")
+from serving.tensor_bytes import Buffer
 
 MOST_IN_FLIGHT = 256
 """Requests of one stream that are answered at the same time; further ones are read when one is done."""
-_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+_RESPONSE = 0x12  # the tag of ModelStreamInferResponse.infer_response
 
 
 class Service:
@@ -93,35 +90,41 @@ class Service:
         await self._fleet.unload_model(request.model_name)
         return self._responses["RepositoryModelUnload"]()
 
-    async def model_infer(self, request: Any, context: Any) -> Any:
-        """Predict."""
-        return await self._predictor.answer(request, context.time_remaining())
+    def infer(self, call: Call, request: Buffer) -> None:
+        """Predict, without a coroutine."""
 
-    async def stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        def finish(made: bytes | ServingError) -> None:
+            if isinstance(made, bytes):
+                call.answer(made)
+            else:
+                call.refuse(made)
+
+        call.prediction = self._predictor.start(request, call.time_remaining(), finish)
+
+    async def stream(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
         """Predict for each request of a stream, several at a time; answers carry the ids and come as they are done."""
-        answers: asyncio.Queue[Any] = asyncio.Queue()
-        running: set[asyncio.Task[None]] = set()
+        answers: asyncio.Queue[bytes | None] = asyncio.Queue()
         room = asyncio.Semaphore(MOST_IN_FLIGHT)
-
-        async def one(request: Any) -> None:
-            response = self._stream_response()
-            try:
-                response.infer_response.CopyFrom(await self._predictor.answer(request, context.time_remaining()))
-            except ServingError as error:
-                response.error_message = error.message
-                response.infer_response.id = request.id
-                response.infer_response.model_name = request.model_name
-            finally:
-                room.release()
-            answers.put_nowait(response)
+        running: dict[int, Prediction] = {}
 
         async def read() -> None:
+            number = 0
             async for request in requests:
                 await room.acquire()
-                task = asyncio.create_task(one(request))
-                running.add(task)
-                task.add_done_callback(running.discard)
-            await asyncio.gather(*running)
+                one(number, request)
+                number += 1
+            for _ in range(MOST_IN_FLIGHT):  # all of it is free once all are answered
+                await room.acquire()
+
+        def one(number: int, request: bytes) -> None:
+            def finish(made: bytes | ServingError) -> None:
+                room.release()
+                answers.put_nowait(field(_RESPONSE, made) if isinstance(made, bytes) else self._failed(request, made))
+                running.pop(number, None)
+
+            prediction = self._predictor.start(request, call.time_remaining(), finish)
+            if not prediction.finished:
+                running[number] = prediction
 
         reading = asyncio.create_task(read())
         reading.add_done_callback(lambda _: answers.put_nowait(None))
@@ -130,99 +133,37 @@ class Service:
                 yield answer
         finally:
             reading.cancel()
-            for task in running:
-                task.cancel()
+            for prediction in running.values():
+                prediction.cancel()
 
+    def _failed(self, request: bytes, error: ServingError) -> bytes:
+        """Write the answer on a stream to a request that failed: the stream goes on."""
+        response = self._stream_response(error_message=error.message)
+        with contextlib.suppress(ServingError):
+            message = parsed(request)
+            response.infer_response.id = message.id
+            response.infer_response.model_name = message.model_name
+        failed: bytes = response.SerializeToString()
+        return failed
 
-_NAMES = {
-    "ServerLive": Service.server_live,
-    "ServerReady": Service.server_ready,
-    "ModelReady": Service.model_ready,
-    "ServerMetadata": Service.server_metadata,
-    "ModelMetadata": Service.model_metadata,
-    "ModelInfer": Service.model_infer,
-    "ModelConfig": Service.model_config,
-    "ModelStatistics": Service.model_statistics,
-    "RepositoryIndex": Service.repository_index,
-    "RepositoryModelLoad": Service.repository_model_load,
-    "RepositoryModelUnload": Service.repository_model_unload,
-}
-
-
-def _answered(call: Callable[[Service, Any, Any], Awaitable[Any]], service: Service) -> Callable[..., Awaitable[Any]]:
-    """Turn our errors into statuses, and faults of ours into INTERNAL without their text."""
-
-    async def handle(request: Any, context: Any) -> Any:
-        try:
-            return await call(service, request, context)
-        except ServingError as error:
-            await context.abort(status_of(error), error.message, trailers(error))
-        except Exception:
-            log.exception("a call failed")
-            await context.abort(grpc.StatusCode.INTERNAL, "the server failed on this request; its log has the reason")
-
-    return handle
-
-
-class GrpcServer:
-    """The gRPC side of one worker. `start` once models are loaded, `stop` to drain; both on the event loop.
-
-    address: "host:port", shared by all workers with SO_REUSEPORT. deadline, grace (for calls in progress when it
-    stops): seconds. max_bytes: of one message.
-    """
-
-    def __init__(
-        self, fleet: Fleet, metrics: Metrics | None, *, address: str, deadline: float, grace: float, max_bytes: int
-    ) -> None:
-        self._service = Service(fleet, metrics, deadline=deadline)
-        self._address = address
-        self._grace = grace
-        self._max_bytes = max_bytes
-        self._stopping: asyncio.Task[None] | None = None
-        self._server: grpc.aio.Server | None = None
-        self._health: health.aio.HealthServicer | None = None
-        self.port = 0
-
-    async def start(self) -> None:
-        """Listen. Raises RuntimeError where the address can't be had."""
-        server = grpc.aio.server(
-            options=[
-                ("grpc.so_reuseport", 1),
-                ("grpc.max_receive_message_length", self._max_bytes),
-                ("grpc.max_send_message_length", -1),
-            ]
-        )
-        handlers: dict[str, Any] = {
-            method: grpc.unary_unary_rpc_method_handler(
-                _answered(call, self._service),
-                message(f"{method}Request").FromString,
-                message(f"{method}Response").SerializeToString,
-            )
-            for method, call in _NAMES.items()
+    def methods(self) -> dict[str, Method]:
+        """Return every call of the protocol by its name."""
+        unary = {
+            "ServerLive": self.server_live,
+            "ServerReady": self.server_ready,
+            "ModelReady": self.model_ready,
+            "ServerMetadata": self.server_metadata,
+            "ModelMetadata": self.model_metadata,
+            "ModelConfig": self.model_config,
+            "ModelStatistics": self.model_statistics,
+            "RepositoryIndex": self.repository_index,
+            "RepositoryModelLoad": self.repository_model_load,
+            "RepositoryModelUnload": self.repository_model_unload,
         }
-        handlers[STREAM] = grpc.stream_stream_rpc_method_handler(
-            self._service.stream,
-            message("ModelInferRequest").FromString,
-            message(f"{STREAM}Response").SerializeToString,
-        )
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        self._health = health.aio.HealthServicer()
-        await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
-            reflection.aio.ReflectionServicer((SERVICE, _HEALTH, reflection.SERVICE_NAME), pool=pool), server
-        )
-        self.port = server.add_insecure_port(self._address)
-        await server.start()
-        self._server = server
-
-    async def stop(self) -> None:
-        """Take no more calls, and let those in progress finish within the grace time."""
-        if self._stopping is None:
-            self._stopping = asyncio.create_task(self._stop())
-        await self._stopping
-
-    async def _stop(self) -> None:
-        if self._server is not None and self._health is not None:
-            await self._health.enter_graceful_shutdown()
-            await self._server.stop(self._grace)
+        made = {
+            name: Method(message(f"{name}Request").FromString, message(f"{name}Response").SerializeToString, unary=call)
+            for name, call in unary.items()
+        }
+        made["ModelInfer"] = Method(bytes, bytes, whole=self.infer)
+        made[STREAM] = Method(bytes, bytes, streaming=self.stream)
+        return made

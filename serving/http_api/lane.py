@@ -18,10 +18,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.http_api.answer import JSON, HeaderList, Headers, request_id
 from serving.http_api.codec import LENGTH, Blobs
-from serving.http_api.gathered import Gathered
 from serving.http_api.prediction import Call, Target
 from serving.metrics import RouteMetrics
-from serving.tensor_bytes import Buffer
+from serving.tensor_bytes import Buffer, Gathered
 
 # A header that asks for more than the lane does.
 _UNUSUAL = frozenset(
