@@ -32,6 +32,8 @@ _UNUSUAL = frozenset(
         b"origin",
     }
 )
+BURST_BYTES = 512 * 1024
+"""Bytes of a body after which the loop turns: else the socket is read until it is empty, 8 MB in one go."""
 _MOST_HEADS = 1024
 _LONGEST_HEAD = 1024
 
@@ -148,6 +150,7 @@ class Lane(HttpToolsProtocol):
         self._body: bytes | bytearray | Gathered = b""
         self._length = 0
         self._binary = False  # raw tensors stand behind the JSON
+        self._burst = 0
         self._id: bytes | None = None
         self._closing = False
         self._midway = False  # the parser is inside a request
@@ -227,6 +230,11 @@ class Lane(HttpToolsProtocol):
         if self._target is None:
             super().on_body(body)
             return
+        self._burst += len(body)
+        if self._burst > BURST_BYTES:
+            self._burst = 0
+            self.flow.pause_reading()
+            self.loop.call_soon(self._read_on)
         gathered = self._body
         if isinstance(gathered, Gathered):
             gathered.add(body)
@@ -239,6 +247,10 @@ class Lane(HttpToolsProtocol):
             self._body.add(body)
         else:
             self._body = bytearray(body)
+
+    def _read_on(self) -> None:
+        if not self.flow.write_paused and not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def on_message_complete(self) -> None:  # noqa: D102
         self._midway = False
