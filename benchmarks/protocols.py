@@ -7,6 +7,7 @@ libraries on LD_LIBRARY_PATH) gRPC is also measured with that.
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 import timeit
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -326,14 +328,20 @@ def held_loop(models: Path, folder: Path, seconds: float) -> list[Finding]:
 def hammer(url: str, body: bytes, json_bytes: int | None, seconds: float) -> int:
     """Send a body on two connections for a while; return how often."""
     headers = {} if json_bytes is None else {"inference-header-content-length": str(json_bytes)}
+    parts = urllib.parse.urlsplit(url)
     until = time.monotonic() + seconds
 
     def send() -> int:
         sent = 0
+        connection = http.client.HTTPConnection(parts.netloc, timeout=60)
         while time.monotonic() < until:
-            with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60) as answer:
-                answer.read()
+            connection.request("POST", parts.path, body, headers)
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status != 200:
+                raise RuntimeError(f"{url} answered {answer.status}")
             sent += 1
+        connection.close()
         return sent
 
     with ThreadPoolExecutor(2) as senders:

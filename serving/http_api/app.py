@@ -10,6 +10,7 @@ from typing import Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -105,6 +106,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     fleet: Fleet = app.state.fleet
     await fleet.start(strict=app.state.settings.strict)
     app.state.targets.bind(fleet, asyncio.get_running_loop())
+    await run_in_threadpool(int)  # it imports its backend at the first use, for which a client would wait
     companion: Companion | None = app.state.companion
     if companion is not None:
         await companion.start()

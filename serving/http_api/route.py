@@ -19,9 +19,10 @@ from serving.http_api.answer import (
     header,
     status_of,
 )
-from serving.http_api.codec import Blobs
+from serving.http_api.codec import INLINE_BYTES, Blobs
 from serving.http_api.prediction import Call, Target
 from serving.http_api.targets import TEMPLATES, Targets
+from serving.tensor_bytes import Buffer
 
 WATCH_AFTER_S = 0.05
 
@@ -94,7 +95,7 @@ class _Awaited(Call):
             self.answered.set_result((status, headers, whole, kind))
 
 
-async def predict(target: Target, headers: Headers, body: bytes, receive: Receive, send: Send) -> None:
+async def predict(target: Target, headers: Headers, body: Buffer, receive: Receive, send: Send) -> None:
     """Answer one prediction whose body is read; drop its rows if the client leaves before they run."""
     call = _Awaited(target.loop)
     call.start(target, headers, body)
@@ -136,7 +137,7 @@ async def respond(send: Send, status: int, extra: HeaderList, body: bytes, kind:
     await send({"type": "http.response.body", "body": body})
 
 
-async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
+async def read_body(headers: Headers, receive: Receive, limit: int) -> Buffer:
     """Read and inflate a body; `limit` bounds it before and after inflation.
 
     Raises PayloadTooLarge (judged from Content-Length before anything is read, and again while reading),
@@ -164,10 +165,14 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
         if not message.get("more_body"):
             break
         message = await receive()
-    return bytes(body) if coding == b"identity" else inflate(bytes(body), coding, limit)
+    if coding == b"identity":
+        return body
+    if len(body) <= INLINE_BYTES:
+        return inflate(body, coding, limit)
+    return await asyncio.to_thread(inflate, body, coding, limit)
 
 
-def inflate(body: bytes, coding: bytes, limit: int) -> bytes:
+def inflate(body: Buffer, coding: bytes, limit: int) -> bytes:
     """Inflate gzip or deflate, never making more than `limit` bytes."""
     inflater = zlib.decompressobj(wbits=47 if coding != b"deflate" else 15)
     try:
