@@ -1,5 +1,7 @@
-"""`make bench`."""
+"""`make bench`: the servers beside each other, then the protocols."""
 
-from benchmarks.throughput import main
+import sys
 
-raise SystemExit(main())
+from benchmarks import protocols, throughput
+
+raise SystemExit(throughput.main() or (0 if sys.argv[1:] else protocols.main()))

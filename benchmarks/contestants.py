@@ -80,7 +80,7 @@ def contestants(models: Path, scratch: Path) -> dict[str, Contestant]:
 @contextmanager
 def running(contestant: Contestant, scratch: Path, cores: str | None) -> Iterator[tuple[int, int, float]]:
     """Run a contestant; give its port, its pid and the seconds that it took to be ready."""
-    port = _free_port()
+    port = free_port()
     if contestant.name.startswith("nginx"):
         (scratch / "nginx.conf").write_text(NGINX.format(folder=scratch, port=port, reply=REPLY))
     command = [part.format(port=port) for part in contestant.command]
@@ -102,7 +102,8 @@ def running(contestant: Contestant, scratch: Path, cores: str | None) -> Iterato
             process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody uses now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

@@ -14,12 +14,46 @@ import numpy as np
 from serving.errors import InvalidRequest
 from serving.tensors import NUMPY, Array, count
 
-Buffer: TypeAlias = bytes | bytearray
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _length = struct.Struct("<I")
+_ALIGNMENT = 64
 
 
-def read(raw: Buffer | memoryview, datatype: str, shape: tuple[int, ...], at: str) -> Array:
+class Gathered:
+    """A body of raw tensors that arrives in pieces, put together once, where onnxruntime can read it in place.
+
+    Takes pieces until `length` bytes are there; `len()` says how many are.
+
+    The last tensor of a body ends where the body ends, so the buffer is placed such that its end is aligned: then
+    the last tensor, in most requests the only one, starts at a multiple of its element size and needs no copy. The
+    memory is not touched before bytes come, so that a head alone, however much it announces, takes none.
+    """
+
+    __slots__ = ("_place", "_view", "length")
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        store = np.empty(length + _ALIGNMENT, np.uint8)
+        start = -(store.ctypes.data + length) % _ALIGNMENT
+        self._view = memoryview(store.data)[start : start + length]
+        self._place = 0
+
+    def __len__(self) -> int:
+        return self._place
+
+    def add(self, piece: Buffer) -> None:
+        """Take the next piece; all pieces together have `length` bytes."""
+        end = self._place + len(piece)
+        self._view[self._place : end] = piece
+        self._place = end
+
+    def whole(self) -> memoryview:
+        """Return the body, once it is complete."""
+        return self._view
+
+
+def read(raw: Buffer, datatype: str, shape: tuple[int, ...], at: str) -> Array:
     """Make the array of a tensor's bytes; numbers are a view of `raw`, without a copy where it is aligned.
 
     Raises InvalidRequest, naming `at`, where the bytes are not exactly what datatype and shape take.
@@ -39,7 +73,7 @@ def read(raw: Buffer | memoryview, datatype: str, shape: tuple[int, ...], at: st
     return array if array.flags.aligned else array.copy()
 
 
-def _read_strings(raw: Buffer | memoryview, shape: tuple[int, ...], at: str) -> Array:
+def _read_strings(raw: Buffer, shape: tuple[int, ...], at: str) -> Array:
     due = count(shape)
     if due * _length.size > len(raw):
         raise InvalidRequest(f"{at}: {len(raw)} bytes can't hold the {due} elements of shape {list(shape)}")
@@ -60,7 +94,7 @@ def _read_strings(raw: Buffer | memoryview, shape: tuple[int, ...], at: str) -> 
     return strings(texts, shape)
 
 
-def text(raw: Buffer | memoryview, at: str) -> str:
+def text(raw: Buffer, at: str) -> str:
     """Read one element of a BYTES tensor. Raises InvalidRequest where it is not UTF-8."""
     try:
         return str(raw, "utf-8")
@@ -73,6 +107,13 @@ def strings(texts: list[str], shape: tuple[int, ...]) -> Array:
     array: Array = np.empty(len(texts), dtype=object)
     array[:] = texts
     return array.reshape(shape)
+
+
+def view(array: Array) -> bytes | memoryview:
+    """Return a tensor's bytes as they lie in memory, for large ones; a copy only where they do not lie in a row."""
+    if array.dtype.hasobject or not array.flags.c_contiguous:
+        return write(array)
+    return array.reshape(-1).view(np.uint8).data
 
 
 def write(array: Array) -> bytes:

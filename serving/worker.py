@@ -168,7 +168,7 @@ def address(sock: socket.socket) -> str:
 
 
 def _grpc(settings: Settings, where: str) -> Callable[[Fleet, Metrics | None, Access], Companion]:
-    from serving.grpc_api.service import GrpcServer  # noqa: PLC0415  only where gRPC is wanted
+    from serving.grpc_api.server import GrpcServer  # noqa: PLC0415  only where gRPC is wanted
 
     return lambda fleet, metrics, access: GrpcServer(
         fleet,

@@ -23,7 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from serving.access.key_store import KeyStore
 from serving.grpc_api.messages import SERVICE, pool
-from serving.grpc_api.service import GrpcServer
+from serving.grpc_api.server import GrpcServer
 from serving.http_api.app import create_app
 from serving.settings import Settings
 from tests.access import issuer

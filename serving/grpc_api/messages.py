@@ -8,11 +8,14 @@ and Triton's superset of it, https://github.com/triton-inference-server/common (
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
+
+from serving.errors import InvalidRequest
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -170,3 +173,16 @@ for _standard in (health_pb2, reflection_pb2):  # reflection describes them too
 def message(name: str) -> Any:
     """Return the class of a message by its name within the package."""
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"inference.{name}"))
+
+
+def reader(kind: Any) -> Callable[[bytes], Any]:
+    """Return what reads messages of a class; it raises InvalidRequest of bytes that are none."""
+    parse, name = kind.FromString, kind.DESCRIPTOR.name
+
+    def read(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except Exception:  # protobuf's own kind of error differs between its implementations
+            raise InvalidRequest(f"the bytes are no {name}") from None
+
+    return read

@@ -1,134 +1,246 @@
-"""One prediction over gRPC, from message to message: what `http_api.prediction` is for HTTP."""
+"""One prediction over gRPC, from message bytes to message bytes: what `http_api.prediction` is for HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from serving.engine.model import Model
 from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed, ServingError
 from serving.fleet.fleet import Fleet
+from serving.fleet.shadow import Shadow
 from serving.fleet.split import Split
-from serving.grpc_api.tensors import Codec, Decoded
-from serving.metrics import Metrics
-from serving.tensors import Tensors
+from serving.grpc_api.hpack import Pairs
+from serving.grpc_api.infer_wire import Cut, Wire, cut_up, parsed
+from serving.grpc_api.status import FAULT
+from serving.grpc_api.tensors import Decoded
+from serving.metrics import Metrics, ModelMetrics
+from serving.tensor_bytes import Buffer
 
 log = logging.getLogger("serving.grpc")
 
 PROTOCOL = "grpc"
-Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 INLINE_BYTES = 64 * 1024
 """Messages with more typed contents or strings than this are read on a thread, so that the event loop turns."""
+_MOST_NAMES = 1024
 
 _decoders = ThreadPoolExecutor(1, thread_name_prefix="grpc-decode")
 
+Finish: TypeAlias = Callable[["bytes | ServingError"], None]
 
-class _Awaited(Request):
-    """Rows whose outcome a coroutine waits for."""
 
-    __slots__ = ("answered",)
+class Prepared(NamedTuple):
+    """What calls need of one version of a model, kept on it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, decoded: Decoded, deadline: float) -> None:
-        self.answered: asyncio.Future[Outcome] = loop.create_future()
-        self.inputs, self.rows = decoded.inputs, decoded.rows
-        self.deadline = deadline
+    wire: Wire
+    metrics: ModelMetrics | None
+
+
+class Prediction(Request):
+    """Rows on their way; `finish` gets the response or the error, once, unless `cancel` came before.
+
+    headers: of its call. seconds: how long it may take, from `began`. feature: decides, from the rows as `model` reads
+    them, whether the candidate of a canary answers instead. shadow: gets a copy of what is answered.
+    """
+
+    __slots__ = (
+        "began",
+        "decoded",
+        "feature",
+        "finish",
+        "finished",
+        "headers",
+        "identity",
+        "metrics",
+        "model",
+        "seconds",
+        "shadow",
+        "wire",
+    )
+
+    decoded: Decoded
+    model: Model
+    wire: Wire
+
+    def __init__(self, finish: Finish, headers: Pairs, seconds: float) -> None:
+        self.began = time.monotonic()
+        self.headers = headers
+        self.seconds = seconds
+        self.finish = finish
+        self.finished = False
         self.gone = False
+        self.identity = b""
+        self.metrics: ModelMetrics | None = None
+        self.feature: Split | None = None
+        self.shadow: Shadow | None = None
+
+    def by(self, model: Model) -> None:
+        """Let a version answer."""
+        self.model = model
+        self.wire, self.metrics = model.codecs[PROTOCOL]
+
+    def read(self, reading: Callable[[Wire], Decoded]) -> Decoded:
+        """Read the rows as the version that answers wants them. Raises ServingError."""
+        decoded = reading(self.wire)
+        split = self.feature
+        if split is not None and split.feature is not None and split.takes(split.feature(decoded.inputs)):
+            self.shadow = None
+            self.by(split.candidate)
+            decoded = reading(self.wire)
+        return decoded
+
+    def submit(self, decoded: Decoded) -> None:
+        """Queue the rows; they are dropped where they still wait when their time is over. Raises ServingError."""
+        self.decoded = decoded
+        self.inputs, self.rows, _, _, timeout = decoded
+        self.deadline = self.began + (self.seconds if timeout is None else min(self.seconds, timeout))
+        self.model.submit(self)
 
     def reply(self, outcome: Outcome) -> None:
-        if not self.answered.done():
-            self.answered.set_result(outcome)
+        """Encode and finish."""
+        if isinstance(outcome, ServingError):
+            self.refuse(outcome)
+            return
+        try:
+            response = self.wire.encode(outcome, self.identity, self.decoded)
+        except Exception:  # the reason is for the log: a caller learns nothing of our insides
+            log.exception("an answer could not be encoded")
+            self.refuse(InferenceFailed("the model's answer could not be written"))
+            return
+        if self.metrics is not None:
+            self.metrics.answered(PROTOCOL, self.rows, time.monotonic() - self.began)
+        self.finished = True
+        self.finish(response)
+        if self.shadow is not None:
+            self.shadow.offer(self.inputs, self.rows, outcome)
 
+    def refuse(self, error: ServingError) -> None:
+        """Count and finish."""
+        if self.metrics is not None:
+            self.metrics.refused(PROTOCOL, error, time.monotonic() - self.began)
+        self.finished = True
+        self.finish(error)
 
-def codec_of(model: Model) -> Codec:
-    """Return the codec of a model; made once."""
-    made: Codec | None = model.codecs.get(PROTOCOL)
-    if made is None:
-        made = model.codecs[PROTOCOL] = Codec(model)
-    return made
+    def cancel(self) -> None:
+        """Tell that the caller has left: rows that still wait are not run."""
+        if not (self.gone or self.finished):
+            self.gone = True
+            if self.metrics is not None:
+                self.metrics.failed(PROTOCOL, "gone", time.monotonic() - self.began)
+
+    def step(self, step: Callable[..., None], *given: Any) -> None:
+        """Go on with what comes next, unless the caller has left; what fails is the answer."""
+        if self.gone:
+            return
+        try:
+            step(self, *given)
+        except ServingError as error:
+            self.refuse(error)
+        except Exception:  # a fault of ours must be answered, or the caller hangs
+            log.exception("a request could not be read")
+            self.refuse(ServingError(FAULT))
 
 
 class Predictor:
-    """Answers ModelInfer for all models of a fleet; deadline in seconds."""
+    """Answers ModelInfer for all models of a fleet; deadline in seconds. Made before the fleet starts."""
 
     def __init__(self, fleet: Fleet, metrics: Metrics | None, *, deadline: float) -> None:
         self._fleet = fleet
         self._metrics = metrics
         self._deadline = deadline
+        self._names: dict[bytes, tuple[str, str | None]] = {}
+        fleet.prepare.append(self._prepare)
 
-    async def answer(self, request: Any, remaining: float | None, metadata: Metadata = ()) -> Any:
-        """Return the ModelInferResponse; `remaining` is the client's own deadline in seconds.
-
-        Raises ServingError. Where the caller is cancelled, rows that still wait are not run.
-        """
-        began = time.monotonic()
-        model = self._fleet.get(request.model_name, request.model_version or None)
-        shadow = None
-        if not request.model_version:
-            served = self._fleet.models[request.model_name]
-            if served.canary is not None and await self._takes(served.canary, model, request, metadata):
-                model = served.canary.candidate
-            else:
-                shadow = served.shadow
+    def _prepare(self, model: Model) -> None:
         metrics = self._metrics.model(model.name, model.version) if self._metrics is not None else None
-        try:
-            response, decoded, outputs = await self._run(model, request, began, remaining)
-        except ServingError as error:
-            if metrics is not None:
-                metrics.refused(PROTOCOL, error, time.monotonic() - began)
-            raise
-        except asyncio.CancelledError:
-            if metrics is not None:
-                metrics.failed(PROTOCOL, "gone", time.monotonic() - began)
-            raise
-        if metrics is not None:
-            metrics.answered(PROTOCOL, decoded.rows, time.monotonic() - began)
-        if shadow is not None:
-            shadow.offer(decoded.inputs, decoded.rows, outputs)
-        return response
+        model.codecs[PROTOCOL] = Prepared(Wire(model), metrics)
 
-    async def _takes(self, split: Split, stable: Model, request: Any, metadata: Metadata) -> bool:
-        """Tell whether the canary answers."""
-        if split.feature is not None:
-            try:
-                return split.takes(split.feature((await self._decode(stable, request)).inputs))
-            except ServingError:
-                return False  # stable says what is wrong with it
-        if split.header is None:
-            return split.takes(None)
-        name = split.header.decode()
-        given = next((value for found, value in metadata if found == name), None)
-        return split.takes(given.encode() if isinstance(given, str) else given)
+    def start(self, request: Buffer, headers: Pairs, remaining: float | None, finish: Finish) -> Prediction:
+        """Begin a prediction; a bad request is finished before this returns. `remaining`: the client's seconds."""
+        prediction = Prediction(
+            finish, headers, self._deadline if remaining is None else min(self._deadline, remaining)
+        )
+        prediction.step(self._start, request)
+        return prediction
 
-    async def _decode(self, model: Model, request: Any) -> Decoded:
-        codec = codec_of(model)
-        # Raw numbers are views and cost nothing; anything else is read element by element.
-        if not request.raw_input_contents and request.ByteSize() > INLINE_BYTES:
-            return await asyncio.get_running_loop().run_in_executor(_decoders, codec.decode, request)
-        return codec.decode(request)
+    def _start(self, prediction: Prediction, request: Buffer) -> None:
+        cut = cut_up(request)
+        if cut is not None:
+            prediction.identity = cut.identity
+            named = self._names.get(cut.head)
+            if named is not None:
+                self._choose(prediction, *named)
+                wire = prediction.wire
+                plan = wire.plan(cut)
+                if plan is not None and not (wire.slow_bytes and len(request) > INLINE_BYTES):
+                    if prediction.feature is None:
+                        prediction.submit(wire.planned(request, cut, plan))
+                    else:
+                        prediction.submit(prediction.read(lambda chosen: _planned(chosen, request, cut)))
+                    return
+        if len(request) > INLINE_BYTES:
+            loop = asyncio.get_running_loop()
+            parsing = loop.run_in_executor(_decoders, parsed, request)
+            parsing.add_done_callback(lambda done: prediction.step(self._go_on, done, cut, loop))
+            return
+        message = parsed(request)
+        self._named(prediction, message, cut)
+        prediction.submit(prediction.read(lambda wire: wire.decode(message, cut)))
 
-    async def _run(
-        self, model: Model, request: Any, began: float, remaining: float | None
-    ) -> tuple[Any, Decoded, Tensors]:
-        codec = codec_of(model)
-        loop = asyncio.get_running_loop()
-        decoded = await self._decode(model, request)
-        seconds = min(s for s in (self._deadline, remaining, decoded.timeout) if s is not None)
-        waiting = _Awaited(loop, decoded, began + seconds)
-        model.submit(waiting)
-        try:
-            outcome = await waiting.answered
-        except asyncio.CancelledError:
-            waiting.gone = True
-            raise
-        if isinstance(outcome, ServingError):
-            raise outcome
-        try:
-            return codec.encode(outcome, request.id, decoded), decoded, outcome
-        except Exception as error:  # the reason is for the log: a caller learns nothing of our insides
-            log.exception("an answer could not be encoded")
-            raise InferenceFailed("the model's answer could not be written") from error
+    def _go_on(
+        self,
+        prediction: Prediction,
+        parsing: asyncio.Future[Any],
+        cut: Cut | None,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """Go on with a long message once it is read: find the model here, read the tensors on the thread."""
+        message = parsing.result()
+        self._named(prediction, message, cut)
+        reading = loop.run_in_executor(_decoders, prediction.read, lambda wire: wire.decode(message, cut))
+        reading.add_done_callback(lambda done: prediction.step(_submit, done))
+
+    def _named(self, prediction: Prediction, message: Any, cut: Cut | None) -> None:
+        """Find the model that a message names, and keep what its head says."""
+        prediction.identity = message.id.encode()
+        name, version = message.model_name, message.model_version or None
+        self._choose(prediction, name, version)
+        if cut is not None:
+            if len(self._names) >= _MOST_NAMES:
+                self._names.clear()
+            self._names[cut.head] = name, version
+
+    def _choose(self, prediction: Prediction, name: str, version: str | None) -> None:
+        """Find the version that answers; a canary by feature is decided when the rows are read."""
+        model = self._fleet.get(name, version)
+        if version is None:
+            served = self._fleet.models[name]
+            split = served.canary
+            prediction.shadow = served.shadow
+            if split is not None:
+                if split.feature is not None:
+                    prediction.feature = split
+                elif split.takes(_key(split, prediction.headers)):
+                    prediction.shadow = None
+                    model = split.candidate
+        prediction.by(model)
+
+
+def _key(split: Split, headers: Pairs) -> bytes | None:
+    """Return what tells callers apart: an entry of the metadata, where the canary goes by one."""
+    name = split.header
+    return next((value for found, value in headers if found == name), None) if name is not None else None
+
+
+def _submit(prediction: Prediction, reading: asyncio.Future[Decoded]) -> None:
+    prediction.submit(reading.result())
+
+
+def _planned(wire: Wire, request: Buffer, cut: Cut) -> Decoded:
+    plan = wire.plan(cut)
+    return wire.decode(parsed(request), cut) if plan is None else wire.planned(request, cut, plan)

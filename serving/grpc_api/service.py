@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
 from google.protobuf.json_format import ParseDict
-from google.protobuf.message import DecodeError
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from serving.access.access import Access
 from serving.errors import InvalidRequest, ModelNotFound, NotReady, ServingError
 from serving.fleet import description, transitions
 from serving.fleet.fleet import Fleet
-from serving.grpc_api.messages import SERVICE, STREAM, UNARY, message, pool
-from serving.grpc_api.prediction import Predictor
-from serving.grpc_api.security import Guard, deployer
-from serving.grpc_api.status import status_of, trailers
+from serving.grpc_api.call import Call, Method
+from serving.grpc_api.infer_wire import field, parsed
+from serving.grpc_api.messages import STREAM, UNARY, message, pool, reader
+from serving.grpc_api.prediction import Prediction, Predictor
+from serving.grpc_api.security import deployer, judge_of
 from serving.metrics import Metrics
-
-log = logging.getLogger("serving.grpc")
+from serving.tensor_bytes import Buffer
 
 MOST_IN_FLIGHT = 256
 """Requests of one stream that are answered at the same time; further ones are read when one is done."""
-FAULT = "the server failed on this request; its log has the reason"
-HEALTH_EVERY_S = 0.25
-_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+_RESPONSE = 0x12  # the tag of ModelStreamInferResponse.infer_response
+# Models answer once: clients that take streams of answers learn from this parameter that it was all.
+_FINAL = field(0x22, field(0x0A, b"triton_final_response"), field(0x12, b"\x08\x01"))
 
 
 class Service:
@@ -99,198 +95,105 @@ class Service:
         await self._fleet.changes.make(request.model_name, transitions.unload, who=self._who(context), what="unload")
         return self._responses["RepositoryModelUnload"]()
 
-    def _who(self, context: Any) -> str:
-        return deployer(self._access, context.invocation_metadata())
+    def _who(self, call: Call) -> str:
+        return deployer(self._access, call.head.headers)
 
-    async def model_infer(self, request: Any, context: Any) -> Any:
-        """Predict."""
-        return await self._predictor.answer(request, context.time_remaining(), context.invocation_metadata())
+    def infer(self, call: Call, request: Buffer) -> None:
+        """Predict, without a coroutine."""
 
-    async def stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        def finish(made: bytes | ServingError) -> None:
+            if isinstance(made, bytes):
+                call.answer(made)
+            else:
+                call.refuse(made)
+
+        call.prediction = self._predictor.start(request, call.head.headers, call.time_remaining(), finish)
+
+    async def stream(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
         """Predict for each request of a stream, several at a time; answers carry the ids and come as they are done."""
-        answers: asyncio.Queue[Any] = asyncio.Queue()
-        running: set[asyncio.Task[None]] = set()
+        answers: asyncio.Queue[bytes | None] = asyncio.Queue()
         room = asyncio.Semaphore(MOST_IN_FLIGHT)
-        metadata = context.invocation_metadata()
-
-        async def one(request: Any) -> None:
-            response = self._stream_response()
-            answered = response.infer_response
-            try:
-                answer = await self._predictor.answer(_whole(request), context.time_remaining(), metadata)
-                answered.CopyFrom(answer)
-            except ServingError as error:
-                response.error_message = error.message
-            except Exception:  # whoever waits for this answer would wait for ever
-                log.exception("a request of a stream failed")
-                response.error_message = FAULT
-            finally:
-                if response.error_message and not isinstance(request, ServingError):
-                    answered.id, answered.model_name = request.id, request.model_name
-                # Models answer once: clients that take streams of answers learn from it that this was all.
-                answered.parameters["triton_final_response"].bool_param = True
-                room.release()
-            answers.put_nowait(response)
+        running: dict[int, Prediction] = {}
 
         async def read() -> None:
-            async for request in requests:
+            number = 0
+            refusal = None
+            try:
+                async for request in requests:
+                    await room.acquire()
+                    one(number, request)
+                    number += 1
+            except ServingError as error:  # the caller's key was withdrawn: what was asked before is still answered
+                refusal = error
+            for _ in range(MOST_IN_FLIGHT):  # all of it is free once all are answered
                 await room.acquire()
-                task = asyncio.create_task(one(request))
-                running.add(task)
-                task.add_done_callback(running.discard)
-            await asyncio.gather(*running)
+            if refusal is not None:
+                raise refusal
+
+        def one(number: int, request: bytes) -> None:
+            def finish(made: bytes | ServingError) -> None:
+                room.release()
+                if isinstance(made, bytes):
+                    answers.put_nowait(field(_RESPONSE, made, _FINAL))
+                else:
+                    answers.put_nowait(self._failed(request, made))
+                running.pop(number, None)
+
+            prediction = self._predictor.start(request, call.head.headers, call.time_remaining(), finish)
+            if not prediction.finished:
+                running[number] = prediction
 
         reading = asyncio.create_task(read())
         reading.add_done_callback(lambda _: answers.put_nowait(None))
         try:
             while (answer := await answers.get()) is not None:
                 yield answer
+            reading.result()
         finally:
             reading.cancel()
-            for task in running:
-                task.cancel()
+            for prediction in running.values():
+                prediction.cancel()
 
+    def _failed(self, request: bytes, error: ServingError) -> bytes:
+        """Write the answer on a stream to a request that failed: the stream goes on."""
+        response = self._stream_response(error_message=error.message)
+        response.infer_response.parameters["triton_final_response"].bool_param = True
+        with contextlib.suppress(ServingError):
+            message = parsed(request)
+            response.infer_response.id = message.id
+            response.infer_response.model_name = message.model_name
+        failed: bytes = response.SerializeToString()
+        return failed
 
-_NAMES = {
-    "ServerLive": Service.server_live,
-    "ServerReady": Service.server_ready,
-    "ModelReady": Service.model_ready,
-    "ServerMetadata": Service.server_metadata,
-    "ModelMetadata": Service.model_metadata,
-    "ModelInfer": Service.model_infer,
-    "ModelConfig": Service.model_config,
-    "ModelStatistics": Service.model_statistics,
-    "RepositoryIndex": Service.repository_index,
-    "RepositoryModelLoad": Service.repository_model_load,
-    "RepositoryModelUnload": Service.repository_model_unload,
-}
-
-
-def _answered(call: Callable[[Service, Any, Any], Awaitable[Any]], service: Service) -> Callable[..., Awaitable[Any]]:
-    """Turn our errors into statuses, and faults of ours into INTERNAL without their text."""
-
-    async def handle(request: Any, context: Any) -> Any:
-        try:
-            return await call(service, _whole(request), context)
-        except ServingError as error:
-            await context.abort(status_of(error), error.message, trailers(error))
-        except Exception:
-            log.exception("a call failed")
-            await context.abort(grpc.StatusCode.INTERNAL, FAULT)
-
-    return handle
-
-
-def _reader(name: str) -> Callable[[bytes], Any]:
-    """Make the deserialiser of a message; what can't be read becomes the error, for grpc would answer UNKNOWN."""
-    parse = message(name).FromString
-
-    def read(data: bytes) -> Any:
-        try:
-            return parse(data)
-        except DecodeError:
-            return InvalidRequest(f"the bytes are no {name}")
-
-    return read
-
-
-def _whole(request: Any) -> Any:
-    """Return a request that could be read. Raises the error that stands for one that could not."""
-    if isinstance(request, ServingError):
-        raise request
-    return request
+    def methods(self) -> dict[str, Method]:
+        """Return every call of the protocol by its name."""
+        unary = {
+            "ServerLive": self.server_live,
+            "ServerReady": self.server_ready,
+            "ModelReady": self.model_ready,
+            "ServerMetadata": self.server_metadata,
+            "ModelMetadata": self.model_metadata,
+            "ModelConfig": self.model_config,
+            "ModelStatistics": self.model_statistics,
+            "RepositoryIndex": self.repository_index,
+            "RepositoryModelLoad": self.repository_model_load,
+            "RepositoryModelUnload": self.repository_model_unload,
+        }
+        made = {
+            name: Method(
+                reader(message(f"{name}Request")),
+                message(f"{name}Response").SerializeToString,
+                unary=call,
+                judge=judge_of(self._access, name),
+            )
+            for name, call in unary.items()
+        }
+        made["ModelInfer"] = Method(bytes, bytes, whole=self.infer, judge=judge_of(self._access, "ModelInfer"))
+        made[STREAM] = Method(bytes, bytes, streaming=self.stream, judge=judge_of(self._access, STREAM))
+        return made
 
 
 def _refuse_parameters(request: Any, harmless: tuple[str, ...]) -> None:
     for name in request.parameters:
         if name not in harmless:
             raise InvalidRequest("/parameters: files and configurations are not taken from requests: leave them out")
-
-
-class GrpcServer:
-    """The gRPC side of one worker. `start` once models are loaded, `stop` to drain; both on the event loop.
-
-    address: "host:port", shared by all workers with SO_REUSEPORT. deadline, grace (for calls in progress when it
-    stops): seconds. max_bytes: of one message.
-    """
-
-    def __init__(
-        self,
-        fleet: Fleet,
-        metrics: Metrics | None,
-        *,
-        access: Access,
-        address: str,
-        deadline: float,
-        grace: float,
-        max_bytes: int,
-    ) -> None:
-        self._fleet = fleet
-        self._access = access
-        self._service = Service(fleet, metrics, access, deadline=deadline)
-        self._address = address
-        self._grace = grace
-        self._max_bytes = max_bytes
-        self._stopping: asyncio.Task[None] | None = None
-        self._server: grpc.aio.Server | None = None
-        self._health: health.aio.HealthServicer | None = None
-        self._following: asyncio.Task[None] | None = None
-        self.port = 0
-
-    async def start(self) -> None:
-        """Listen. Raises RuntimeError where the address can't be had."""
-        server = grpc.aio.server(
-            options=[
-                ("grpc.so_reuseport", 1),
-                ("grpc.max_receive_message_length", self._max_bytes),
-                ("grpc.max_send_message_length", -1),
-            ]
-        )
-        handlers: dict[str, Any] = {
-            method: grpc.unary_unary_rpc_method_handler(
-                _answered(call, self._service),
-                _reader(f"{method}Request"),
-                message(f"{method}Response").SerializeToString,
-            )
-            for method, call in _NAMES.items()
-        }
-        handlers[STREAM] = grpc.stream_stream_rpc_method_handler(
-            self._service.stream,
-            _reader("ModelInferRequest"),
-            message(f"{STREAM}Response").SerializeToString,
-        )
-        generic = grpc.method_handlers_generic_handler(SERVICE, handlers)
-        server.add_generic_rpc_handlers((Guard(generic, self._access),))
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
-            reflection.aio.ReflectionServicer((SERVICE, _HEALTH, reflection.SERVICE_NAME), pool=pool), server
-        )
-        self.port = server.add_insecure_port(self._address)
-        await server.start()
-        self._server = server
-        self._following = asyncio.create_task(self._follow(self._health))
-
-    async def _follow(self, servicer: health.aio.HealthServicer) -> None:
-        """Let health say what ServerReady says: models come and go, and watchers are told."""
-        said: bool | None = None
-        while True:
-            if said is not (ready := self._fleet.ready):
-                said = ready
-                state = health_pb2.HealthCheckResponse.ServingStatus.Value("SERVING" if ready else "NOT_SERVING")
-                for service in ("", SERVICE):
-                    await servicer.set(service, state)
-            await asyncio.sleep(HEALTH_EVERY_S)
-
-    async def stop(self) -> None:
-        """Take no more calls, and let those in progress finish within the grace time."""
-        if self._stopping is None:
-            self._stopping = asyncio.create_task(self._stop())
-        await self._stopping
-
-    async def _stop(self) -> None:
-        if self._server is not None and self._health is not None:
-            if self._following is not None:
-                self._following.cancel()
-            await self._health.enter_graceful_shutdown()
-            await self._server.stop(self._grace)

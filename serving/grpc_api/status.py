@@ -19,6 +19,9 @@ from serving.errors import (
     Unauthenticated,
 )
 
+FAULT = "the server failed on this request; its log has the reason"
+"""What a caller learns of a fault of ours, with INTERNAL."""
+
 STATUS: dict[type[ServingError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,

@@ -87,7 +87,7 @@ def _endpoint(kind: type[Order]) -> Callable[..., Awaitable[Response]]:
     ) -> Response:
         generation = _generation(if_match)
         # Not as a parameter: FastAPI would read a body of any size before it asks who sends it.
-        body = await read_body(request.scope["headers"], request.receive, _MOST_BYTES)
+        body = bytes(await read_body(request.scope["headers"], request.receive, _MOST_BYTES))
         try:
             order = kind.model_validate_json(body if body.strip() else b"{}")
         except ValidationError as error:

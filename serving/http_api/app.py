@@ -12,6 +12,7 @@ from typing import Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -135,6 +136,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if deployment is not None:
         deployment.start()
     await fleet.start(strict=app.state.settings.strict)
+    await run_in_threadpool(int)  # it imports its backend at the first use, for which a client would wait
     companion: Companion | None = app.state.companion
     if companion is not None:
         await companion.start()

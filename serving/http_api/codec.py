@@ -25,15 +25,26 @@ class Decoded(NamedTuple):
     """Seconds from its arrival that the request itself allows."""
 
 
+class Blobs(NamedTuple):
+    """A large body in parts, `size` bytes in all: they are written as they lie, never joined."""
+
+    size: int
+    parts: Sequence[bytes | memoryview]
+
+    def joined(self) -> bytes:
+        """Return the body as one piece, for who can't take it in parts."""
+        return b"".join(self.parts)
+
+
 class Mixed(NamedTuple):
     """An answer of JSON, `length` bytes, with raw tensors behind it."""
 
     length: int
-    body: bytes
+    body: bytes | Blobs
 
 
 class Codec(Protocol):
-    """One dialect bound to one version of a model; `decode` may run on a thread, for bodies over INLINE_BYTES."""
+    """One dialect bound to one version of a model; `decode` and `encode` may run on threads, for over INLINE_BYTES."""
 
     protocol: str
     slow_bytes: bool
@@ -41,6 +52,9 @@ class Codec(Protocol):
 
     def decode(self, headers: Sequence[tuple[bytes, bytes]], body: Buffer) -> Decoded:
         """Read a request. Raises a ServingError that names the fault."""
+
+    def slow_answer(self, context: Any) -> bool:
+        """Tell whether a large answer takes time to write: all but raw tensors, which are sent as they lie."""
 
     def encode(self, outputs: Tensors, context: Any) -> bytes | Mixed:
         """Write the answer; `context` is what `decode` returned with the feeds."""

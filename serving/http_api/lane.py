@@ -18,9 +18,11 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.errors import ServingError
 from serving.http_api.answer import JSON, HeaderList, Headers, request_id
+from serving.http_api.codec import LENGTH, Blobs
 from serving.http_api.prediction import Call, Target
 from serving.http_api.security import admit
 from serving.metrics import RouteMetrics
+from serving.tensor_bytes import Buffer, Gathered
 
 # A header that asks for more than the lane does.
 _UNUSUAL = frozenset(
@@ -32,6 +34,8 @@ _UNUSUAL = frozenset(
         b"origin",
     }
 )
+BURST_BYTES = 512 * 1024
+"""Bytes of a body after which the loop turns: else the socket is read until it is empty, 8 MB in one go."""
 _MOST_HEADS = 1024
 _LONGEST_HEAD = 1024
 LINGER_S = 0.5
@@ -103,7 +107,7 @@ class _Turn(Call):
         if route is not None:
             route.in_flight += 1
 
-    def finish(self, status: int, headers: HeaderList, body: bytes, kind: bytes = JSON) -> None:
+    def finish(self, status: int, headers: HeaderList, body: bytes | Blobs, kind: bytes = JSON) -> None:
         if self.route is not None:
             self.count(status)
         self.lane.write_answer(self.id, status, headers, body, kind)
@@ -165,7 +169,10 @@ class Lane(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._turn: _Turn | None = None  # the plain request that is being answered
         self._target: Target | None = None  # of the plain request that is being read
-        self._body: bytes | bytearray = b""
+        self._body: bytes | bytearray | Gathered = b""
+        self._length = 0
+        self._binary = False  # raw tensors stand behind the JSON
+        self._burst = 0
         self._id: bytes | None = None
         self._closing = False
         self._midway = False  # the parser is inside a request
@@ -230,6 +237,7 @@ class Lane(HttpToolsProtocol):
             return False
         length = None
         self._id = None
+        self._binary = False
         for name, value in self.headers:
             if name in _UNUSUAL:
                 return False
@@ -237,7 +245,12 @@ class Lane(HttpToolsProtocol):
                 length = value
             elif name == b"x-request-id":
                 self._id = value
-        return length is not None and length.isdigit() and int(length) <= self.door.max_body_bytes
+            elif name == LENGTH:
+                self._binary = True
+        if length is None or not length.isdigit():
+            return False
+        self._length = int(length)
+        return self._length <= self.door.max_body_bytes
 
     def _welcome(self, target: Target) -> bool:
         """Tell whether a body from this caller is worth reading; uvicorn's way refuses the others before theirs."""
@@ -251,12 +264,28 @@ class Lane(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:  # noqa: D102
         if self._target is None:
             super().on_body(body)
-        elif not self._body:
+            return
+        self._burst += len(body)
+        if self._burst > BURST_BYTES:
+            self._burst = 0
+            self.flow.pause_reading()
+            self.loop.call_soon(self._read_on)
+        gathered = self._body
+        if isinstance(gathered, Gathered):
+            gathered.add(body)
+        elif isinstance(gathered, bytearray):
+            gathered += body
+        elif len(body) == self._length:
             self._body = body
+        elif self._binary:
+            self._body = Gathered(self._length)
+            self._body.add(body)
         else:
-            if not isinstance(self._body, bytearray):
-                self._body = bytearray(self._body)
-            self._body += body
+            self._body = bytearray(body)
+
+    def _read_on(self) -> None:
+        if not self.flow.write_paused and not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def on_message_complete(self) -> None:  # noqa: D102
         self._midway = False
@@ -268,13 +297,13 @@ class Lane(HttpToolsProtocol):
         body, self._body = self._body, b""
         if self._id is None:
             self.door.remember(self._chunk, self.url, self.headers, len(body))
-        self._begin(target, self.headers, body)
+        self._begin(target, self.headers, body.whole() if isinstance(body, Gathered) else body)
 
-    def _begin(self, target: Target, headers: Headers, body: bytes | bytearray) -> None:
+    def _begin(self, target: Target, headers: Headers, body: Buffer) -> None:
         turn = self._turn = _Turn(self, request_id(self._id), self.door.routes.get(target.template))
         turn.start(target, headers, body)
 
-    def write_answer(self, identity: bytes, status: int, extra: HeaderList, body: bytes, kind: bytes) -> None:
+    def write_answer(self, identity: bytes, status: int, extra: HeaderList, body: bytes | Blobs, kind: bytes) -> None:
         """Write the answer of the request in progress, and let what waits behind it begin."""
         self._turn = None
         if self.transport.is_closing():
@@ -284,7 +313,12 @@ class Lane(HttpToolsProtocol):
         if extra or last:
             head += b"".join([b"%b: %b\r\n" % pair for pair in extra])
             head += b"connection: close\r\n" if last else b""
-        self.transport.write(b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (head, len(body), identity, body))
+        if isinstance(body, bytes):
+            answer = b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (head, len(body), identity, body)
+            self.transport.write(answer)
+        else:
+            head = b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n" % (head, body.size, identity)
+            self.transport.writelines([head, *body.parts])
         self._idle_since = self.door.now
         if last:
             self.server_state.total_requests += 1

@@ -16,6 +16,7 @@ import simdjson
 
 from serving.engine.model import Model
 from serving.engine.ports import Ports
+from serving.http_api import number_array
 from serving.http_api.answer import header
 from serving.http_api.codec import INLINE_BYTES, LENGTH, Decoded, Mixed
 from serving.http_api.open_inference_answer import Writer
@@ -55,8 +56,14 @@ class Codec:
         length = header(headers, LENGTH)
         if length is not None:
             return self._reader.binary(length, body)
+        if isinstance(body, memoryview):
+            body = bytes(body)
         if self._fast:
-            decoded = self._decode_short(body) if len(body) < _SHORT_BYTES else self._decode_plain(body)
+            size = len(body)
+            if size < _SHORT_BYTES:
+                decoded = self._decode_short(body)
+            else:
+                decoded = self._decode_plain(body) if size <= INLINE_BYTES else self._decode_long(body)
             if decoded is not None:
                 return decoded
         return self._reader.json(body)
@@ -105,12 +112,10 @@ class Codec:
 
     def _decode_plain(self, body: bytes | bytearray) -> Decoded | None:
         """Read the usual request: one flat float tensor, no options. None for anything else, wrong or right."""
-        # A large body is decoded on another thread, where the loop's parser must not be touched.
-        parser = self._parser if len(body) <= INLINE_BYTES else simdjson.Parser()
         document: Any = None
         tensor: Any = None
         try:
-            document = parser.parse(body)
+            document = self._parser.parse(body)
             tensor = document["inputs"][0]
             members = len(document)
             # Counting the marks tells, without a walk, that no key stands twice and that no array is nested.
@@ -133,6 +138,35 @@ class Codec:
             return None
         return Decoded((array,), shape[0] if self._batch == "dynamic" else 1, Context(identity, None))
 
+    def _decode_long(self, body: bytes | bytearray) -> Decoded | None:
+        """Do what `_decode_plain` does, in pieces: such a body is decoded on another thread than the loop's."""
+        found = number_array.split(body)
+        if found is None:
+            return None
+        try:
+            document = orjson.loads(found.skeleton)
+            (tensor,) = document["inputs"]
+            data, shape = tensor["data"], tensor["shape"]
+            members = len(document)
+            if found.skeleton.count(b":") != members + 4 or len(tensor) != 4 or members > 2:
+                return None
+            if tensor["name"] != self._fast_name or tensor["datatype"] != self._fast_datatype:
+                return None
+            identity = document["id"] if members == 2 else None
+        except (ValueError, TypeError, KeyError):
+            return None
+        if data != number_array.STAND_IN or not (identity is None or isinstance(identity, str)):
+            return None
+        if not (
+            isinstance(shape, list) and _WHOLE.issuperset(map(type, shape)) and self._fits(shape, math.prod(shape))
+        ):
+            return None
+        array = number_array.numbers(body, found.start, found.end, math.prod(shape), self._fast_dtype)
+        if array is None:
+            return None
+        rows = shape[0] if self._batch == "dynamic" else 1
+        return Decoded((array.reshape(shape),), rows, Context(identity, None))
+
     def _fits(self, shape: list[Any], size: int) -> bool:
         """Tell whether a shape is one that the only input takes, and holds `size` elements."""
         if len(shape) != len(self._fast_shape):
@@ -143,6 +177,9 @@ class Codec:
                 return False
             total *= given
         return total == size
+
+    def slow_answer(self, context: Context) -> bool:  # noqa: D102
+        return context.wanted is None or any(not wanted.binary or wanted.classes for wanted in context.wanted)
 
     def encode(self, outputs: Tensors, context: Any) -> bytes | Mixed:
         """Write the answer to a decoded request."""

@@ -7,9 +7,9 @@ import orjson
 from serving.engine.model import Model
 from serving.engine.ports import Ports
 from serving.http_api import strict_json
-from serving.http_api.codec import Mixed
+from serving.http_api.codec import INLINE_BYTES, Blobs, Mixed
 from serving.http_api.open_inference_request import Context
-from serving.tensor_bytes import write
+from serving.tensor_bytes import view, write
 from serving.tensors import Array, Tensors
 
 _MOST_SHAPES = 256
@@ -44,7 +44,8 @@ class Writer:
 
     def _chosen(self, opening: bytes, outputs: Tensors, context: Context) -> bytes | Mixed:
         """Write the outputs that a request lists, each as it wants it."""
-        parts, blobs = [], []
+        parts: list[bytes] = []
+        blobs: list[bytes | memoryview] = []
         for position, binary, classes in context.wanted or ():
             array = outputs[position]
             if classes:
@@ -56,13 +57,16 @@ class Writer:
             else:
                 head = self._heads[position].get(array.shape) or self._output_head(position, array.shape)
             if binary:
-                blob = write(array)
+                blob = view(array) if array.nbytes >= INLINE_BYTES else write(array)
                 parts.append(b'%b,"parameters":{"binary_data_size":%d}}' % (head, len(blob)))
                 blobs.append(blob)
             else:
                 parts.append(b'%b,"data":%b}' % (head, orjson.dumps(array.ravel().tolist())))
         body = b"%b%b%b]}" % (opening, self._head, b",".join(parts))
-        return Mixed(len(body), b"".join((body, *blobs))) if blobs else body
+        if not blobs:
+            return body
+        size = len(body) + sum(map(len, blobs))
+        return Mixed(len(body), b"".join((body, *blobs)) if size < INLINE_BYTES else Blobs(size, (body, *blobs)))
 
     def _output_head(self, position: int, shape: tuple[int, ...]) -> bytes:
         heads = self._heads[position]

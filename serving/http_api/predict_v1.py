@@ -71,6 +71,8 @@ class Codec:
 
     def decode(self, headers: Sequence[tuple[bytes, bytes]], body: Buffer) -> Decoded:
         """Read a body into feeds. Raises InvalidRequest, or SignatureMismatch with all the bad cells."""
+        if isinstance(body, memoryview):
+            body = bytes(body)
         if self._numbers and (decoded := self._decode_numbers(body)) is not None:
             return decoded
         found = _FORM.match(body)
@@ -114,6 +116,9 @@ class Codec:
         except (ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error):
             return None
         return Decoded((np.ndarray((len(rows), self._width), self._dtype, packed),), len(rows))
+
+    def slow_answer(self, context: Any) -> bool:  # noqa: D102
+        return True
 
     def encode(self, outputs: Tensors, context: Any) -> bytes:
         """Write the answer to a decoded request: rows for `instances`, columns for `inputs`."""

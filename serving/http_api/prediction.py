@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from serving.access.access import Access
 from serving.engine.model import Model
@@ -31,15 +31,20 @@ from serving.http_api.answer import (
     header,
     status_of,
 )
-from serving.http_api.codec import INLINE_BYTES, LENGTH, Codec, Decoded, Mixed
+from serving.http_api.codec import INLINE_BYTES, LENGTH, Blobs, Codec, Decoded, Mixed
 from serving.http_api.security import admit
 from serving.metrics import ModelMetrics
+from serving.tensor_bytes import Buffer
+from serving.tensors import Tensors
 
 log = logging.getLogger("serving.prediction")
 
 NO_HEADERS: HeaderList = []
 
 _decoders = ThreadPoolExecutor(1, thread_name_prefix="decode")
+_encoders = ThreadPoolExecutor(1, thread_name_prefix="encode")
+Encoded: TypeAlias = tuple[bytes | Blobs, HeaderList, bytes]
+"""Body, headers and content type of an answer."""
 
 
 class Fork(NamedTuple):
@@ -105,11 +110,11 @@ class Call(Request):
     began: float
     context: Any
 
-    def finish(self, status: int, headers: HeaderList, body: bytes, kind: bytes = JSON) -> None:
+    def finish(self, status: int, headers: HeaderList, body: bytes | Blobs, kind: bytes = JSON) -> None:
         """Send the answer of content type `kind`; called once, on the event loop, unless `cancel` came before."""
         raise NotImplementedError
 
-    def start(self, target: Target, headers: Headers, body: bytes | bytearray) -> None:
+    def start(self, target: Target, headers: Headers, body: Buffer) -> None:
         """Decode and submit. A bad request, or a stranger's, is answered before this returns."""
         self.target = target
         self.headers = headers
@@ -130,7 +135,7 @@ class Call(Request):
             return
         self._submit(_decode(target.codec, headers, body))
 
-    def _choose(self, fork: Fork, headers: Headers, body: bytes | bytearray) -> None:
+    def _choose(self, fork: Fork, headers: Headers, body: Buffer) -> None:
         """Go on with one of two versions: by header before anything is decoded, by feature after."""
         split, stable = fork.split, fork.stable
         key_of = split.feature
@@ -178,35 +183,53 @@ class Call(Request):
         if isinstance(outcome, ServingError):
             self._refuse(outcome)
             return
-        target = self.target
+        if sum([array.nbytes for array in outcome]) > INLINE_BYTES and (
+            self.target.codec.slow_answer(self.context) or header(self.headers, b"accept-encoding") is not None
+        ):
+            writing = self.target.loop.run_in_executor(_encoders, self._encoded, outcome)
+            writing.add_done_callback(lambda done: self._answer(done.result(), outcome))
+            return
+        self._answer(self._encoded(outcome), outcome)
+
+    def _encoded(self, outputs: Tensors) -> Encoded | None:
+        """Write the answer, compressed for who wants that; None, and a line in the log, where it can't be."""
         try:
-            body = target.codec.encode(outcome, self.context)
+            made = self.target.codec.encode(outputs, self.context)
+            if type(made) is bytes and len(made) < COMPRESS_FROM:
+                return made, NO_HEADERS, JSON
+            return self._dressed(made)
         except Exception:  # one answer that can't be written must not take the batch's other answers along
             log.exception("an answer could not be encoded")
-            self._refuse(InferenceFailed("the model's answer could not be written"))
-            return
-        if target.metrics is not None:
-            target.metrics.answered(target.protocol, self.rows, time.monotonic() - self.began)
-        if type(body) is bytes and len(body) < COMPRESS_FROM:
-            self.finish(200, NO_HEADERS, body)
-        else:
-            self._finish_large(body)
-        if target.shadow is not None:
-            target.shadow.offer(self.inputs, self.rows, outcome)
+            return None
 
-    def _finish_large(self, body: bytes | Mixed) -> None:
+    def _dressed(self, made: bytes | Mixed) -> Encoded:
         headers: HeaderList = []
-        kind = JSON
-        if isinstance(body, Mixed):
-            headers.append((LENGTH, b"%d" % body.length))
-            kind, body = BINARY, body.body
-        if len(body) >= COMPRESS_FROM:
+        body: bytes | Blobs
+        if isinstance(made, Mixed):
+            headers.append((LENGTH, b"%d" % made.length))
+            kind, body = BINARY, made.body
+        else:
+            kind, body = JSON, made
+        if (body.size if isinstance(body, Blobs) else len(body)) >= COMPRESS_FROM:
             headers.append((b"vary", b"accept-encoding"))
             coding = accepted_coding(header(self.headers, b"accept-encoding"))
             if coding is not None:
-                body = compressed(body, coding)
+                body = compressed(body.joined() if isinstance(body, Blobs) else body, coding)
                 headers.append((b"content-encoding", coding))
-        self.finish(200, headers, body, kind)
+        return body, headers, kind
+
+    def _answer(self, encoded: Encoded | None, outputs: Tensors) -> None:
+        if self.gone:
+            return
+        if encoded is None:
+            self._refuse(InferenceFailed("the model's answer could not be written"))
+            return
+        target = self.target
+        if target.metrics is not None:
+            target.metrics.answered(target.protocol, self.rows, time.monotonic() - self.began)
+        self.finish(200, encoded[1], encoded[0], encoded[2])
+        if target.shadow is not None:
+            target.shadow.offer(self.inputs, self.rows, outputs)
 
     def _refuse(self, error: ServingError) -> None:
         target = self.target
@@ -215,7 +238,7 @@ class Call(Request):
         self.finish(status_of(error, target.protocol), error_headers(error), error_body(error))
 
 
-def _decode(codec: Codec, headers: Headers, body: bytes | bytearray) -> Decoded | ServingError:
+def _decode(codec: Codec, headers: Headers, body: Buffer) -> Decoded | ServingError:
     try:
         return codec.decode(headers, body)
     except ServingError as error:

@@ -20,9 +20,11 @@ from serving.http_api.answer import (
     header,
     status_of,
 )
+from serving.http_api.codec import INLINE_BYTES, Blobs
 from serving.http_api.prediction import Call, Target
 from serving.http_api.security import admit
 from serving.http_api.targets import TEMPLATES, Targets
+from serving.tensor_bytes import Buffer
 
 WATCH_AFTER_S = 0.05
 
@@ -95,12 +97,13 @@ class _Awaited(Call):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.answered: asyncio.Future[tuple[int, HeaderList, bytes, bytes]] = loop.create_future()
 
-    def finish(self, status: int, headers: HeaderList, body: bytes, kind: bytes = JSON) -> None:
+    def finish(self, status: int, headers: HeaderList, body: bytes | Blobs, kind: bytes = JSON) -> None:
         if not self.answered.done():
-            self.answered.set_result((status, headers, body, kind))
+            whole = body.joined() if isinstance(body, Blobs) else body
+            self.answered.set_result((status, headers, whole, kind))
 
 
-async def predict(target: Target, headers: Headers, body: bytes, receive: Receive, send: Send) -> None:
+async def predict(target: Target, headers: Headers, body: Buffer, receive: Receive, send: Send) -> None:
     """Answer one prediction whose body is read; drop its rows if the client leaves before they run."""
     call = _Awaited(target.loop)
     call.start(target, headers, body)
@@ -142,7 +145,7 @@ async def respond(send: Send, status: int, extra: HeaderList, body: bytes, kind:
     await send({"type": "http.response.body", "body": body})
 
 
-async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
+async def read_body(headers: Headers, receive: Receive, limit: int) -> Buffer:
     """Read and inflate a body; `limit` bounds it before and after inflation.
 
     Raises PayloadTooLarge (judged from Content-Length before anything is read, and again while reading),
@@ -170,10 +173,14 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
         if not message.get("more_body"):
             break
         message = await receive()
-    return bytes(body) if coding == b"identity" else inflate(bytes(body), coding, limit)
+    if coding == b"identity":
+        return body
+    if len(body) <= INLINE_BYTES:
+        return inflate(body, coding, limit)
+    return await asyncio.to_thread(inflate, body, coding, limit)
 
 
-def inflate(body: bytes, coding: bytes, limit: int) -> bytes:
+def inflate(body: Buffer, coding: bytes, limit: int) -> bytes:
     """Inflate gzip or deflate, never making more than `limit` bytes."""
     inflater = zlib.decompressobj(wbits=47 if coding != b"deflate" else 15)
     try:

@@ -109,7 +109,7 @@ async def _no_parameters(request: Request, harmless: tuple[str, ...]) -> None:
 
 
 async def _document(request: Request) -> dict[str, Any]:
-    body = await read_body(request.scope["headers"], request.receive, _MOST_BYTES)
+    body = bytes(await read_body(request.scope["headers"], request.receive, _MOST_BYTES))
     document = strict_json.loads(body) if body.strip() else {}
     if not isinstance(document, dict):
         raise InvalidRequest(f"the body is {strict_json.kind(document)}: send an object or nothing")

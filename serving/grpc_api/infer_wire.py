@@ -1,0 +1,204 @@
+"""ModelInfer from message bytes to message bytes, for one version of a model.
+
+Most clients send the same request again and again with other numbers in it. So what the message says in front of its
+raw contents is read once, through protobuf, and kept as a plan; answers are written from templates. Everything else
+(typed contents, what has not been seen before, what is wrong) goes through the protobuf messages of `tensors`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from serving.engine.model import Model
+from serving.engine.ports import Ports, Wanted
+from serving.grpc_api.messages import message, reader
+from serving.grpc_api.tensors import Codec, Decoded
+from serving.tensor_bytes import Buffer, read, write
+from serving.tensors import Array, Tensors
+
+_MOST_PLANS = 256
+_LONGEST_PLAN = 1024
+_MOST_TENSORS = 64
+# Field numbers of ModelInferRequest and Response as tags of length-delimited fields.
+_NAME, _VERSION, _ID, _RAW_INPUT, _RAW_OUTPUT, _LAST = 0x0A, 0x12, 0x1A, 0x3A, 0x32, 0x3A
+
+Request = message("ModelInferRequest")
+Response = message("ModelInferResponse")
+Output = message("ModelInferResponse.InferOutputTensor")
+_read = reader(Request)
+
+
+class Cut(NamedTuple):
+    """A request cut up: what stands in front of the raw contents but the id, the id, and where the contents lie."""
+
+    head: bytes
+    identity: bytes
+    raws: tuple[tuple[int, int], ...]
+
+
+class Plan(NamedTuple):
+    """What a head means: (position, datatype, shape, bytes) of each input, in the order of the raw contents."""
+
+    inputs: tuple[tuple[int, str, tuple[int, ...], int], ...]
+    rows: int
+    wanted: tuple[Wanted, ...]
+
+
+def cut_up(request: Buffer) -> Cut | None:
+    """Cut up a request whose contents are all raw; None for any other, wrong or right."""
+    place, end = 0, len(request)
+    identity = b""
+    first = second = 0  # where the id stands
+    try:
+        while place < end and (tag := request[place]) != _RAW_INPUT:
+            size = request[place + 1]
+            start = place + 2
+            if size > 0x7F:
+                size, start = _size(request, place + 1)
+            if tag > _LAST or tag & 7 != 2 or size > _LONGEST_PLAN:
+                return None
+            if tag == _ID:
+                if second:
+                    return None
+                first, second = place, start + size
+                identity = bytes(request[start:second])
+            place = start + size
+        if not place < end or place > 2 * _LONGEST_PLAN:
+            return None
+        head = bytes(request[:place]) if not second else bytes(request[:first]) + bytes(request[second:place])
+        raws: list[tuple[int, int]] = []
+        while place < end:
+            if request[place] != _RAW_INPUT or len(raws) == _MOST_TENSORS:
+                return None
+            size = request[place + 1]
+            start = place + 2
+            if size > 0x7F:
+                size, start = _size(request, place + 1)
+            place = start + size
+            raws.append((start, place))
+    except IndexError:
+        return None
+    return Cut(head, identity, tuple(raws)) if place == end else None
+
+
+def _size(request: Buffer, place: int) -> tuple[int, int]:
+    """Read a varint that is a length; return it and the place behind."""
+    value = shift = 0
+    while True:
+        byte = request[place]
+        value |= (byte & 0x7F) << shift
+        place += 1
+        if byte < 0x80:
+            return value, place
+        shift += 7
+        if shift > 28:
+            raise IndexError
+
+
+def field(tag: int, *content: bytes) -> bytes:
+    """Write a length-delimited field of what its pieces are together.
+
+    >>> field(0x0A, b"iris")
+    b'\\n\\x04iris'
+    """
+    return b"".join((_head(tag, sum(map(len, content))), *content))
+
+
+def _head(tag: int, size: int) -> bytes:
+    if size < 0x80:
+        return bytes((tag, size))
+    made = bytearray((tag,))
+    while size > 0x7F:
+        made.append(size & 0x7F | 0x80)
+        size >>= 7
+    made.append(size)
+    return bytes(made)
+
+
+class Wire:
+    """Reads requests and writes responses."""
+
+    def __init__(self, model: Model) -> None:
+        self._codec = Codec(model)
+        self._ports = Ports(model.signature)
+        self._plans: dict[bytes, Plan] = {}
+        self._opening = field(_NAME, model.name.encode()) + field(_VERSION, model.version.encode())
+        self._outputs: dict[tuple[Any, ...], bytes] = {}
+        self.slow_bytes = any(spec.datatype == "BYTES" for spec in model.signature.inputs)
+
+    def plan(self, cut: Cut) -> Plan | None:
+        """Return the plan of a request that looks like one before."""
+        plan = self._plans.get(cut.head)
+        return plan if plan is not None and len(plan.inputs) == len(cut.raws) else None
+
+    def planned(self, request: Buffer, cut: Cut, plan: Plan) -> Decoded:
+        """Read a request by its plan; numbers are views of `request`. Raises InvalidRequest or SignatureMismatch."""
+        view = memoryview(request)
+        if len(plan.inputs) == 1:
+            array = self._tensor(view, cut.raws[0], plan.inputs[0], 0)
+            return Decoded((array,), plan.rows, plan.wanted, True, None)
+        arrays: list[Any] = [None] * len(plan.inputs)
+        for index, place in enumerate(cut.raws):
+            arrays[plan.inputs[index][0]] = self._tensor(view, place, plan.inputs[index], index)
+        return Decoded(tuple(arrays), plan.rows, plan.wanted, True, None)
+
+    def _tensor(
+        self, view: memoryview, place: tuple[int, int], due: tuple[int, str, tuple[int, ...], int], index: int
+    ) -> Array:
+        position, datatype, shape, _ = due
+        array = read(view[place[0] : place[1]], datatype, shape, f"/raw_input_contents/{index}")
+        self._ports.check(position, array, f"/inputs/{index}")
+        return array
+
+    def decode(self, request: Any, cut: Cut | None) -> Decoded:
+        """Read a request from its protobuf message, and keep the plan. Raises InvalidRequest or SignatureMismatch."""
+        decoded = self._codec.decode(request)
+        if cut is not None and decoded.raw and decoded.timeout is None and len(cut.head) <= _LONGEST_PLAN:
+            positions = {spec.name: i for i, spec in enumerate(self._ports.inputs)}
+            inputs = tuple(
+                (positions[t.name], t.datatype, tuple(t.shape), e - s)
+                for t, (s, e) in zip(request.inputs, cut.raws, strict=True)
+            )
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            self._plans[cut.head] = Plan(inputs, decoded.rows, decoded.wanted)
+        return decoded
+
+    def encode(self, outputs: Tensors, identity: bytes, decoded: Decoded) -> bytes:
+        """Write the response."""
+        if not decoded.raw:
+            response: bytes = self._codec.encode(outputs, identity.decode(), decoded).SerializeToString()
+            return response
+        specs = self._ports.outputs
+        blobs: list[bytes] = []
+        shapes: list[Any] = [decoded.wanted]
+        for position, _, classes in decoded.wanted:
+            array = outputs[position]
+            if classes:
+                array = self._ports.classified(position, array, classes)
+            shapes.append(array.shape)
+            blob = write(array)
+            blobs += (_head(_RAW_OUTPUT, len(blob)), blob)
+        key = tuple(shapes)
+        described = self._outputs.get(key)
+        if described is None:
+            if len(self._outputs) >= _MOST_PLANS:
+                self._outputs.clear()
+            described = self._outputs[key] = b"".join(
+                field(
+                    0x2A,
+                    Output(
+                        name=specs[w.position].name,
+                        datatype="BYTES" if w.classes else specs[w.position].datatype,
+                        shape=shape,
+                    ).SerializeToString(),
+                )
+                for w, shape in zip(decoded.wanted, shapes[1:], strict=True)
+            )
+        opening = self._opening + field(_ID, identity) if identity else self._opening
+        return b"".join((opening, described, *blobs))
+
+
+def parsed(request: Buffer) -> Any:
+    """Read the protobuf message. Raises InvalidRequest."""
+    return _read(bytes(request))

@@ -1,0 +1,170 @@
+"""The gRPC side of one worker: its socket, its connections, and every method that they may call."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from serving.access.access import Access
+from serving.fleet.fleet import Fleet
+from serving.grpc_api.call import Call, Head, Method, head_of
+from serving.grpc_api.hpack import Pairs
+from serving.grpc_api.http2 import INTERNAL_ERROR, Connection
+from serving.grpc_api.messages import SERVICE, pool, reader
+from serving.grpc_api.service import Service
+from serving.metrics import Metrics
+
+PREFACE_S = 10.0
+"""Seconds in which a new connection must say that it speaks HTTP/2."""
+_SWEEP_S = 0.25
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+
+class GrpcServer:
+    """`start` once models are loaded, `stop` to drain; both on the event loop.
+
+    address: "host:port", shared by all workers with SO_REUSEPORT. deadline, grace (for calls in progress when it
+    stops): seconds. max_bytes: of one message.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        metrics: Metrics | None,
+        *,
+        access: Access,
+        address: str,
+        deadline: float,
+        grace: float,
+        max_bytes: int,
+    ) -> None:
+        self._fleet = fleet
+        self._service = Service(fleet, metrics, access, deadline=deadline)
+        self._address = address
+        self._deadline = deadline
+        self._grace = grace
+        self._max_bytes = max_bytes
+        self._methods: dict[bytes, Method] = {}
+        self._watching: Method | None = None  # it never ends by itself
+        self._connections: dict[Connection, float] = {}
+        self._health: Any = health.aio.HealthServicer()
+        self._following: asyncio.Task[None] | None = None
+        self._server: asyncio.Server | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._quiet = asyncio.Event()
+        self.port = 0
+
+    async def start(self) -> None:
+        """Listen. Raises OSError where the address can't be had."""
+        self._loop = asyncio.get_running_loop()
+        said = self._fleet.ready
+        await self._tell_health(said)
+        self._methods = self._all_methods()
+        host, _, port = self._address.rpartition(":")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # connections inherit it: the dead are found out
+        sock.bind((host.strip("[]"), int(port)))
+        self.port = sock.getsockname()[1]
+        self._server = await self._loop.create_server(lambda: Connection(self), sock=sock, backlog=2048)
+        self._sweeping = self._loop.call_later(_SWEEP_S, self._sweep)
+        self._following = self._loop.create_task(self._follow(said))
+
+    async def _follow(self, said: bool) -> None:
+        """Let health say what ServerReady says: models come and go, and watchers are told."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            if said is not (ready := self._fleet.ready):
+                said = ready
+                await self._tell_health(ready)
+
+    async def _tell_health(self, ready: bool) -> None:
+        state = health_pb2.HealthCheckResponse.ServingStatus.Value("SERVING" if ready else "NOT_SERVING")
+        for service in ("", SERVICE):
+            await self._health.set(service, state)
+
+    def _all_methods(self) -> dict[bytes, Method]:
+        made = {f"/{SERVICE}/{name}".encode(): method for name, method in self._service.methods().items()}
+        checked, status = reader(health_pb2.HealthCheckRequest), health_pb2.HealthCheckResponse.SerializeToString
+        made[f"/{_HEALTH}/Check".encode()] = Method(checked, status, unary=self._health.Check)
+        self._watching = made[f"/{_HEALTH}/Watch".encode()] = Method(checked, status, streaming=self._watch)
+        servicer: Any = reflection.aio.ReflectionServicer((SERVICE, _HEALTH, reflection.SERVICE_NAME), pool=pool)
+        made[f"/{reflection.SERVICE_NAME}/ServerReflectionInfo".encode()] = Method(
+            reader(reflection_pb2.ServerReflectionRequest),
+            reflection_pb2.ServerReflectionResponse.SerializeToString,
+            streaming=servicer.ServerReflectionInfo,
+        )
+        return made
+
+    async def _watch(self, requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
+        async for request in requests:
+            await self._health.Watch(request, call)
+        return
+        yield
+
+    # What connections ask
+
+    def made(self, connection: Connection) -> None:
+        """Take note of a new connection."""
+        self._connections[connection] = time.monotonic()
+
+    def gone(self, connection: Connection) -> None:
+        """Take note of one that has ended."""
+        self._connections.pop(connection, None)
+        if not self._connections:
+            self._quiet.set()
+
+    def head(self, headers: Pairs) -> Head:
+        """Read the headers of a call."""
+        return head_of(headers, self._methods, self._loop, self._max_bytes)
+
+    def _sweep(self) -> None:
+        """End calls whose time is over, and connections that say nothing."""
+        now = time.monotonic()
+        for connection, since in list(self._connections.items()):
+            if not connection.prefaced and now - since > PREFACE_S:
+                connection.transport.abort()
+            for stream in list(connection.streams.values()):
+                if isinstance(stream, Call):
+                    stream.expire(now, self._deadline)
+        self._sweeping = self._loop.call_later(_SWEEP_S, self._sweep)
+
+    async def stop(self) -> None:
+        """Take no more calls, and let those in progress finish within the grace time."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop())
+        await self._stopping
+
+    async def _stop(self) -> None:
+        if self._server is None:
+            return
+        if self._following is not None:
+            self._following.cancel()
+        self._server.close()
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(0)  # who watches is told before the connection goes
+        self._quiet.clear()
+        for connection in list(self._connections):
+            for stream in list(connection.streams.values()):
+                if isinstance(stream, Call) and stream.head.method is self._watching:
+                    stream.fail(grpc.StatusCode.UNAVAILABLE, "the server is going away")
+            connection.drain()
+        if self._connections:
+            try:
+                await asyncio.wait_for(self._quiet.wait(), self._grace)
+            except TimeoutError:
+                for connection in list(self._connections):
+                    connection.end(INTERNAL_ERROR, "the time to finish is over")
+                    connection.transport.abort()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
