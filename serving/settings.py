@@ -47,6 +47,18 @@ class Settings(BaseSettings):
     """Seconds that accepted requests get to finish after SIGTERM."""
     keep_alive_s: float = Field(75.0, gt=0)
     """Seconds that an idle connection is kept open."""
+    head_s: float = Field(5.0, gt=0)
+    """Seconds in which the head of a request must arrive, from its first byte or from connecting."""
+    max_head_bytes: int = Field(16 * 1024, ge=1024)
+    """Largest request head in bytes."""
+    body_s: float = Field(120.0, gt=0)
+    """Seconds in which a body must arrive."""
+    write_s: float = Field(30.0, gt=0)
+    """Seconds that a client may take to read any of its answer."""
+    min_bytes_per_s: int = Field(500, ge=1)
+    """Slowest body, and slowest reader of an answer, that is waited for, in bytes a second."""
+    max_connections: int = Field(4096, ge=1)
+    """Connections of one worker; beyond it those that have been idle longest are closed."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call this server from a browser, as a JSON list."""
     lane: bool = True

@@ -19,6 +19,7 @@ from serving.errors import InvalidRequest, ServingError
 from serving.fleet.fleet import Fleet
 from serving.http_api import docs, metadata, triton
 from serving.http_api.answer import error_body, error_headers, status_of
+from serving.http_api.connection import Patience
 from serving.http_api.lane import Door
 from serving.http_api.observed import Observed
 from serving.http_api.route import prediction_routes
@@ -75,7 +76,16 @@ def create_app(
     app.state.targets = Targets(metrics, deadline=settings.deadline_s)
     routes = {t: metrics.route(t, "POST") for t in TEMPLATES.values()} if metrics is not None else {}
     paths = app.state.targets.paths if settings.lane else {}
-    app.state.door = Door(paths, settings.max_body_bytes, routes, idle_s=settings.keep_alive_s)
+    patience = Patience(
+        head_s=settings.head_s,
+        body_s=settings.body_s,
+        write_s=settings.write_s,
+        idle_s=settings.keep_alive_s,
+        min_rate=settings.min_bytes_per_s,
+        head_bytes=settings.max_head_bytes,
+        connections=settings.max_connections,
+    )
+    app.state.door = Door(patience, paths=paths, max_body_bytes=settings.max_body_bytes, routes=routes)
     app.router.routes.extend(
         prediction_routes(app.state.fleet, app.state.targets, max_body_bytes=settings.max_body_bytes)
     )

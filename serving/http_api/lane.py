@@ -17,6 +17,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.http_api.answer import JSON, HeaderList, Headers, request_id
+from serving.http_api.connection import Connection, Guard
 from serving.http_api.prediction import Call, Target
 from serving.metrics import RouteMetrics
 
@@ -44,17 +45,14 @@ class Known:
 
 
 @dataclass(slots=True)
-class Door:
+class Door(Guard):
     """What all lane connections of one worker share."""
 
-    paths: dict[bytes, Target]
+    paths: dict[bytes, Target] = field(default_factory=dict)
     """Raw request target to prediction target; replaced entry by entry as models come and go. Empty: no lane."""
-    max_body_bytes: int
+    max_body_bytes: int = 0
     routes: dict[str, RouteMetrics] = field(default_factory=dict)
     """Counters by route template; empty where metrics are off."""
-    idle_s: float = 5.0
-    now: float = field(default_factory=time.monotonic)
-    """A coarse clock, moved by `sweep`, so that an answer needs no timer of its own."""
     defaults: list[tuple[bytes, bytes]] = field(default_factory=list)
     heads: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
     known: dict[bytes, Known] = field(default_factory=dict)
@@ -67,13 +65,6 @@ class Door:
         if len(self.known) >= _MOST_HEADS:
             self.known.clear()
         self.known[data[:end]] = Known(url, headers, length)
-
-    def sweep(self, connections: Any) -> None:
-        """Close connections that have been idle too long; to be called about once a second."""
-        self.now = time.monotonic()
-        for connection in list(connections):
-            if isinstance(connection, Lane):
-                connection.close_if_idle(self.now - self.idle_s)
 
     def head(self, status: int, kind: bytes, defaults: list[tuple[bytes, bytes]]) -> bytes:
         """Return status line, uvicorn's own headers and content type; the list is new each second, for the date."""
@@ -131,7 +122,7 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
-class Lane(HttpToolsProtocol):
+class Lane(Connection):
     """One connection. `door` is set on the subclass that `lane_for` makes.
 
     At most one plain request is in progress; what a client sends behind it waits in uvicorn's line, in order.
@@ -146,9 +137,7 @@ class Lane(HttpToolsProtocol):
         self._body: bytes | bytearray = b""
         self._id: bytes | None = None
         self._closing = False
-        self._midway = False  # the parser is inside a request
         self._chunk = b""
-        self._idle_since = self.door.now
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # noqa: D102
         super().connection_made(transport)
@@ -162,7 +151,6 @@ class Lane(HttpToolsProtocol):
             if known is not None and len(data) - end == known.length:
                 target = self.door.paths.get(known.url)
                 if target is not None:
-                    self._unset_keepalive_if_required()
                     self._id = None
                     self._begin(target, known.headers, data[end:])
                     return
@@ -174,8 +162,17 @@ class Lane(HttpToolsProtocol):
         """Tell whether no answer is owed on this connection."""
         return self._turn is None and not self.pipeline and (self.cycle is None or self.cycle.response_complete)
 
+    def _is_idle(self) -> bool:
+        return self._turn is None and super()._is_idle()
+
+    def _unanswered(self) -> bool:
+        return self._target is not None or (self._turn is None and super()._unanswered())
+
+    def body_bytes(self) -> int:  # noqa: D102
+        return super().body_bytes() if self._target is None else len(self._body)
+
     def on_message_begin(self) -> None:  # noqa: D102
-        self._midway = True
+        self.begin_head()
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -184,11 +181,13 @@ class Lane(HttpToolsProtocol):
     def on_headers_complete(self) -> None:  # noqa: D102
         target = self.door.paths.get(self.url)
         if target is not None and self._plain():
+            self.judge_head()
+            self._in_head = False
             self._target = target
             self._body = b""
             return
         url, headers, expect = self.url, self.headers, self.expect_100_continue
-        super().on_message_begin()
+        HttpToolsProtocol.on_message_begin(self)  # makes the scope
         self.url, self.expect_100_continue = url, expect
         self.headers.extend(headers)
         if self._turn is not None and not self.pipeline:
@@ -224,11 +223,11 @@ class Lane(HttpToolsProtocol):
             self._body += body
 
     def on_message_complete(self) -> None:  # noqa: D102
-        self._midway = False
         target = self._target
         if target is None:
             super().on_message_complete()
             return
+        self._midway = False
         self._target = None
         body, self._body = self._body, b""
         if self._id is None:
@@ -250,7 +249,7 @@ class Lane(HttpToolsProtocol):
             head += b"".join([b"%b: %b\r\n" % pair for pair in extra])
             head += b"connection: close\r\n" if last else b""
         self.transport.write(b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (head, len(body), identity, body))
-        self._idle_since = self.door.now
+        self.since = self.door.now
         if last:
             self.server_state.total_requests += 1
             self.transport.close()
@@ -261,8 +260,6 @@ class Lane(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:  # noqa: D102
         super().on_response_complete()
-        if not self.flow.write_paused:
-            self.flow.resume_reading()
         if self._closing and self._free() and not self._midway:
             self.transport.close()
 
@@ -287,12 +284,6 @@ class Lane(HttpToolsProtocol):
         self._closing = True
         if self._turn is None and self._target is None:
             super().shutdown()
-
-    def close_if_idle(self, before: float) -> None:
-        """Close if no request has been in progress since `before`, monotonic seconds."""
-        idle = self._free() and self._target is None and self._idle_since <= before
-        if idle and self.timeout_keep_alive_task is None and not self.transport.is_closing():
-            self.transport.close()
 
 
 def lane_for(door: Door) -> type[asyncio.Protocol]:

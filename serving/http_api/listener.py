@@ -61,13 +61,20 @@ class Listener(uvicorn.Server):
         """Drain both servers at the same time; the lifespan then closes the fleet."""
         companion = self._app.state.companion
         stopping = asyncio.ensure_future(companion.stop()) if companion is not None else None
+        sweeping = asyncio.ensure_future(self._sweep_on())  # or a slow client would hold the end up
         await super().shutdown(sockets)
+        sweeping.cancel()
         if stopping is not None:
             await stopping
 
+    async def _sweep_on(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            self._door.sweep(self.server_state.connections)
+
     async def on_tick(self, counter: int) -> bool:
-        """Do the once-a-second work; return whether to end."""
-        if counter % 10 == 0:
+        """Do the twice-a-second work; return whether to end."""
+        if counter % 5 == 0:
             self._door.sweep(self.server_state.connections)
             if self._parent is not None and os.getppid() != self._parent:
                 self.should_exit = True
