@@ -54,9 +54,9 @@ class Settings(BaseSettings):
     body_s: float = Field(120.0, gt=0)
     """Seconds in which a body must arrive."""
     write_s: float = Field(30.0, gt=0)
-    """Seconds that a client may take to read any of its answer."""
+    """Seconds that a client may take nothing of its answer."""
     min_bytes_per_s: int = Field(500, ge=1)
-    """Slowest body, and slowest reader of an answer, that is waited for, in bytes a second."""
+    """Slowest body that is waited for, in bytes a second."""
     max_connections: int = Field(4096, ge=1)
     """Connections of one worker; beyond it those that have been idle longest are closed."""
     cors_origins: tuple[str, ...] = ()

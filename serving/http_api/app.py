@@ -19,7 +19,7 @@ from serving.errors import InvalidRequest, ServingError
 from serving.fleet.fleet import Fleet
 from serving.http_api import docs, metadata, triton
 from serving.http_api.answer import error_body, error_headers, status_of
-from serving.http_api.connection import Patience
+from serving.http_api.guard import Patience
 from serving.http_api.lane import Door
 from serving.http_api.observed import Observed
 from serving.http_api.route import prediction_routes

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
 import httptools
@@ -19,9 +16,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.errors import InvalidRequest
 from serving.http_api.answer import Headers, error_body, header, request_id
+from serving.http_api.guard import Guard
 
-GRACE_S = 5.0
-"""Seconds that a body gets before its rate counts."""
 LINGER_S = 2.0
 """Seconds in which a client that was refused may still send, so that it reads the refusal and not a reset."""
 SPARE = 32
@@ -43,52 +39,6 @@ TINY_CHUNKS = (400, "tiny_chunks", "the chunks of the body are too small, or car
 CROWDED = (503, "crowded", "this server has all the connections that it takes: come back later")
 
 
-@dataclass(slots=True, frozen=True)
-class Patience:
-    """How long a connection is waited for, in seconds, and how much it may take.
-
-    head_s: from the first byte of a request, or from connecting, to the end of its head. body_s: all of a body.
-    write_s: a client that reads nothing of its answer. idle_s: between requests. min_rate: bytes a second of a body
-    or an answer. head_bytes: of one head. connections: of one worker.
-    """
-
-    head_s: float = 5.0
-    body_s: float = 120.0
-    write_s: float = 30.0
-    idle_s: float = 75.0
-    min_rate: int = 500
-    head_bytes: int = 16 * 1024
-    connections: int = 4096
-
-
-@dataclass(slots=True)
-class Guard:
-    """What all connections of one worker share."""
-
-    patience: Patience = field(default_factory=Patience)
-    now: float = field(default_factory=time.monotonic)
-    """A coarse clock, moved by `sweep`, so that an answer needs no timer of its own."""
-    cut: Counter[str] = field(default_factory=Counter)
-    """Connections that this side ended, by reason."""
-
-    def sweep(self, connections: Any) -> None:
-        """Cut what takes too long; to be called twice a second."""
-        now = self.now = time.monotonic()
-        for connection in list(connections):
-            if isinstance(connection, Connection):
-                connection.look(now)
-
-    def make_room(self, connections: Any) -> bool:
-        """Close the connections that have been quiet longest, a sixteenth of all; tell whether there is room now."""
-        if any(connection.transport.is_closing() for connection in connections):
-            return True  # made a moment ago
-        quiet = sorted((c for c in connections if c.is_quiet()), key=lambda c: c.since)
-        for connection in quiet[: max(1, self.patience.connections // 16)]:
-            self.cut["crowded"] += 1
-            connection.transport.abort()
-        return bool(quiet)
-
-
 class Connection(HttpToolsProtocol):
     """One connection. `door` is set on the subclass that is made for a worker."""
 
@@ -107,6 +57,7 @@ class Connection(HttpToolsProtocol):
         self._overhead = 0  # bytes of its coding
         self._unparsed = 0  # bytes of it that do not go through the parser
         self._write_by = 0.0  # when the client must have read what is written; 0: nothing waits
+        self._unread = 0  # bytes written that the client has not taken
         self._spare = False
         self._over = False  # refused: what still comes is thrown away until then
         self._fault = MALFORMED
@@ -223,7 +174,7 @@ class Connection(HttpToolsProtocol):
         if version not in ("1.1", "1.0") or (coding is not None and self.parser.should_upgrade()):
             self._wrong(MALFORMED)
         if self.parser.should_upgrade():
-            # The parser takes what follows for another protocol; it is the body all the same, as Java's client sends it.
+            # The parser takes what follows for another protocol; it is the body, as Java's client sends it.
             self._unparsed = int(header(self.headers, b"content-length") or b"0")
 
     def _wrong(self, fault: tuple[int, str, str]) -> None:
@@ -267,11 +218,12 @@ class Connection(HttpToolsProtocol):
         unread = transport.get_write_buffer_size()
         if not unread:
             self._write_by = 0.0
-        elif not self._write_by:
-            self._write_by = now + patience.write_s + unread / patience.min_rate
+        elif not self._write_by or unread < self._unread:
+            self._write_by = now + patience.write_s
         elif now > self._write_by:
             self._abort("slow_reader")
             return
+        self._unread = unread
         if self._over:
             if now > self.since + LINGER_S:
                 transport.abort()
@@ -291,9 +243,9 @@ class Connection(HttpToolsProtocol):
             if seconds > patience.head_s:
                 self.refuse(SLOW_HEAD)
         elif not self._unanswered():
-            if seconds > GRACE_S:  # it has its answer, and does not stop to send what was not wanted
+            if seconds > patience.head_s:  # it has its answer, and does not stop to send what was not wanted
                 self._abort("unwanted_body")
-        elif seconds > patience.body_s or seconds > GRACE_S + self.body_bytes() / patience.min_rate:
+        elif seconds > patience.body_s or seconds > patience.head_s + self.body_bytes() / patience.min_rate:
             self.refuse(SLOW_BODY)
 
     def body_bytes(self) -> int:

@@ -17,7 +17,8 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.http_api.answer import JSON, HeaderList, Headers, request_id
-from serving.http_api.connection import Connection, Guard
+from serving.http_api.connection import Connection
+from serving.http_api.guard import Guard
 from serving.http_api.prediction import Call, Target
 from serving.metrics import RouteMetrics
 
