@@ -33,6 +33,8 @@ class Settings(BaseSettings):
     """Refuse to start if any model can't be loaded."""
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
     """Largest request body, before and after inflation, in bytes."""
+    max_held_bytes: int = Field(256 * 1024 * 1024, ge=64 * 1024)
+    """Bytes of request bodies that one worker holds at the same time; beyond it the answer is 429."""
     max_batch_rows: int = Field(512, ge=1)
     """Rows that run together; a larger request runs alone."""
     max_queued_rows: int = Field(4096, ge=1)

@@ -19,6 +19,7 @@ from rich.table import Table
 from serving.settings import Settings
 
 if TYPE_CHECKING:  # the parent imports this module, and must not load onnxruntime
+    from serving.engine.admission import Bodies
     from serving.fleet.fleet import Fleet
     from serving.http_api.app import Companion
     from serving.metrics import Metrics
@@ -96,12 +97,13 @@ def address(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _grpc(settings: Settings, where: str) -> Callable[[Fleet, Metrics | None], Companion]:
+def _grpc(settings: Settings, where: str) -> Callable[[Fleet, Metrics | None, Bodies], Companion]:
     from serving.grpc_api.service import GrpcServer  # noqa: PLC0415  only where gRPC is wanted
 
-    return lambda fleet, metrics: GrpcServer(
+    return lambda fleet, metrics, bodies: GrpcServer(
         fleet,
         metrics,
+        bodies=bodies,
         address=where,
         deadline=settings.deadline_s,
         grace=settings.drain_s,

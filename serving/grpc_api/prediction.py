@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from serving.engine.admission import Bodies
 from serving.engine.model import Model
 from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed, ServingError
@@ -32,6 +33,7 @@ class _Awaited(Request):
     def __init__(self, loop: asyncio.AbstractEventLoop, decoded: Decoded, deadline: float) -> None:
         self.answered: asyncio.Future[Outcome] = loop.create_future()
         self.inputs, self.rows = decoded.inputs, decoded.rows
+        self.priority = decoded.priority
         self.deadline = deadline
         self.gone = False
 
@@ -43,7 +45,8 @@ class _Awaited(Request):
 class Predictor:
     """Answers ModelInfer for all models of a fleet; deadline in seconds."""
 
-    def __init__(self, fleet: Fleet, metrics: Metrics | None, *, deadline: float) -> None:
+    def __init__(self, fleet: Fleet, metrics: Metrics | None, *, deadline: float, bodies: Bodies) -> None:
+        self._bodies = bodies
         self._fleet = fleet
         self._metrics = metrics
         self._deadline = deadline
@@ -63,6 +66,16 @@ class Predictor:
         Raises ServingError. Where the caller is cancelled, rows that still wait are not run.
         """
         began = time.monotonic()
+        size = request.ByteSize()
+        if size <= Bodies.FREE:
+            return await self._answer(request, began, remaining)
+        self._bodies.hold(size)
+        try:
+            return await self._answer(request, began, remaining)
+        finally:
+            self._bodies.held -= size
+
+    async def _answer(self, request: Any, began: float, remaining: float | None) -> Any:
         model = self._fleet.get(request.model_name, request.model_version or None)
         metrics = self._metrics.model(model.name, model.version) if self._metrics is not None else None
         try:

@@ -12,6 +12,7 @@ from google.protobuf.json_format import ParseDict
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from serving.engine.admission import Bodies
 from serving.errors import InvalidRequest, NotReady, ServingError
 from serving.fleet import description
 from serving.fleet.fleet import Fleet
@@ -24,16 +25,20 @@ log = logging.getLogger("serving.grpc")
 
 MOST_IN_FLIGHT = 256
 """Requests of one stream that are answered at the same time; further ones are read when one is done."""
+MOST_STREAMS = 1024
+"""Calls in progress on one connection; further ones wait in the client."""
+MOST_CALLS = 8192
+"""Calls in progress in one worker; further ones are told RESOURCE_EXHAUSTED."""
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
 class Service:
     """The calls; each takes a request message and returns a response message, or raises ServingError."""
 
-    def __init__(self, fleet: Fleet, metrics: Metrics | None, *, deadline: float) -> None:
+    def __init__(self, fleet: Fleet, metrics: Metrics | None, *, deadline: float, bodies: Bodies) -> None:
         self._fleet = fleet
         self._metrics = metrics
-        self._predictor = Predictor(fleet, metrics, deadline=deadline)
+        self._predictor = Predictor(fleet, metrics, deadline=deadline, bodies=bodies)
         self._responses = {method: message(f"{method}Response") for method in UNARY}
         self._stream_response = message(f"{STREAM}Response")
 
@@ -172,9 +177,17 @@ class GrpcServer:
     """
 
     def __init__(
-        self, fleet: Fleet, metrics: Metrics | None, *, address: str, deadline: float, grace: float, max_bytes: int
+        self,
+        fleet: Fleet,
+        metrics: Metrics | None,
+        *,
+        bodies: Bodies,
+        address: str,
+        deadline: float,
+        grace: float,
+        max_bytes: int,
     ) -> None:
-        self._service = Service(fleet, metrics, deadline=deadline)
+        self._service = Service(fleet, metrics, deadline=deadline, bodies=bodies)
         self._address = address
         self._grace = grace
         self._max_bytes = max_bytes
@@ -190,7 +203,14 @@ class GrpcServer:
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", self._max_bytes),
                 ("grpc.max_send_message_length", -1),
-            ]
+                ("grpc.max_metadata_size", 16 * 1024),
+                ("grpc.max_concurrent_streams", MOST_STREAMS),
+                ("grpc.server_handshake_timeout_ms", 5000),
+                ("grpc.keepalive_time_ms", 60_000),  # finds clients that have gone without a word
+                ("grpc.keepalive_timeout_ms", 20_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ],
+            maximum_concurrent_rpcs=MOST_CALLS,
         )
         handlers: dict[str, Any] = {
             method: grpc.unary_unary_rpc_method_handler(

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
+from serving.engine.admission import Bodies
 from serving.engine.model import Limits
 from serving.errors import InvalidRequest, ServingError
 from serving.fleet.fleet import Fleet
@@ -43,7 +44,7 @@ def create_app(
     *,
     metrics: Metrics | None = None,
     threads: int = 1,
-    companion: Callable[[Fleet, Metrics | None], Companion] | None = None,
+    companion: Callable[[Fleet, Metrics | None, Bodies], Companion] | None = None,
 ) -> FastAPI:
     """Make the application that serves `settings.models`.
 
@@ -69,10 +70,11 @@ def create_app(
         openapi_url=None,
         lifespan=_lifespan,
     )
+    bodies = Bodies(settings.max_held_bytes)
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.fleet = Fleet(settings.models, limits=limits, metrics=metrics)
-    app.state.companion = companion(app.state.fleet, metrics) if companion is not None else None
+    app.state.companion = companion(app.state.fleet, metrics, bodies) if companion is not None else None
     app.state.targets = Targets(metrics, deadline=settings.deadline_s)
     routes = {t: metrics.route(t, "POST") for t in TEMPLATES.values()} if metrics is not None else {}
     paths = app.state.targets.paths if settings.lane else {}
@@ -85,9 +87,9 @@ def create_app(
         head_bytes=settings.max_head_bytes,
         connections=settings.max_connections,
     )
-    app.state.door = Door(patience, paths=paths, max_body_bytes=settings.max_body_bytes, routes=routes)
+    app.state.door = Door(patience, paths=paths, max_body_bytes=settings.max_body_bytes, routes=routes, bodies=bodies)
     app.router.routes.extend(
-        prediction_routes(app.state.fleet, app.state.targets, max_body_bytes=settings.max_body_bytes)
+        prediction_routes(app.state.fleet, app.state.targets, max_body_bytes=settings.max_body_bytes, bodies=bodies)
     )
     app.include_router(metadata.router)
     app.include_router(triton.router)
@@ -106,7 +108,13 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    app.add_middleware(Observed, metrics=metrics, paths=app.state.targets.paths, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        Observed,
+        metrics=metrics,
+        paths=app.state.targets.paths,
+        max_body_bytes=settings.max_body_bytes,
+        bodies=bodies,
+    )
     return app
 
 

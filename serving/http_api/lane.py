@@ -8,6 +8,7 @@ the same functions decode and encode there, so the answers are the same bytes.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -16,7 +17,10 @@ from typing import Any
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from serving.engine.admission import Bodies
+from serving.errors import InvalidRequest
 from serving.http_api.answer import JSON, HeaderList, Headers, request_id
+from serving.http_api.asks import NOTHING, PRIORITY, TIMEOUT, Asks, asks_of
 from serving.http_api.connection import Connection
 from serving.http_api.guard import Guard
 from serving.http_api.prediction import Call, Target
@@ -32,6 +36,7 @@ _UNUSUAL = frozenset(
         b"origin",
     }
 )
+_ASKING = frozenset({PRIORITY, TIMEOUT})
 _MOST_HEADS = 1024
 _LONGEST_HEAD = 1024
 
@@ -43,6 +48,7 @@ class Known:
     url: bytes
     headers: Headers
     length: int
+    asks: Asks
 
 
 @dataclass(slots=True)
@@ -55,17 +61,18 @@ class Door(Guard):
     routes: dict[str, RouteMetrics] = field(default_factory=dict)
     """Counters by route template; empty where metrics are off."""
     defaults: list[tuple[bytes, bytes]] = field(default_factory=list)
+    bodies: Bodies = field(default_factory=lambda: Bodies(sys.maxsize))
     heads: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
     known: dict[bytes, Known] = field(default_factory=dict)
 
-    def remember(self, data: bytes, url: bytes, headers: Headers, length: int) -> None:
+    def remember(self, data: bytes, url: bytes, headers: Headers, length: int, asks: Asks) -> None:
         """Keep the head of a plain request if `data` is all of it: the same bytes will mean the same again."""
         end = data.find(b"\r\n\r\n") + 4
-        if len(data) - end != length or end > _LONGEST_HEAD:
+        if len(data) - end != length or end > _LONGEST_HEAD or length > Bodies.FREE:
             return
         if len(self.known) >= _MOST_HEADS:
             self.known.clear()
-        self.known[data[:end]] = Known(url, headers, length)
+        self.known[data[:end]] = Known(url, headers, length, asks)
 
     def head(self, status: int, kind: bytes, defaults: list[tuple[bytes, bytes]]) -> bytes:
         """Return status line, uvicorn's own headers and content type; the list is new each second, for the date."""
@@ -139,6 +146,9 @@ class Lane(Connection):
         self._id: bytes | None = None
         self._closing = False
         self._chunk = b""
+        self._asks = NOTHING
+        self._length = 0
+        self._held = 0  # bytes of its body that are counted
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # noqa: D102
         super().connection_made(transport)
@@ -153,7 +163,7 @@ class Lane(Connection):
                 target = self.door.paths.get(known.url)
                 if target is not None:
                     self._id = None
-                    self._begin(target, known.headers, data[end:])
+                    self._begin(target, known.headers, data[end:], known.asks)
                     return
         self._chunk = data
         super().data_received(data)
@@ -185,6 +195,9 @@ class Lane(Connection):
             self.judge_head()
             self._in_head = False
             self._target = target
+            if self._length > Bodies.FREE:
+                self.door.bodies.hold(self._length)
+                self._held = self._length
             self._body = b""
             return
         url, headers, expect = self.url, self.headers, self.expect_100_continue
@@ -204,6 +217,7 @@ class Lane(Connection):
             return False
         length = None
         self._id = None
+        asking = False
         for name, value in self.headers:
             if name in _UNUSUAL:
                 return False
@@ -211,7 +225,22 @@ class Lane(Connection):
                 length = value
             elif name == b"x-request-id":
                 self._id = value
-        return length is not None and length.isdigit() and int(length) <= self.door.max_body_bytes
+            elif name in _ASKING:
+                asking = True
+        if length is None or not length.isdigit():
+            return False
+        self._length = int(length)
+        if asking:
+            try:
+                self._asks = asks_of(self.headers)
+            except InvalidRequest:
+                return False  # the other path says what is wrong with it
+        else:
+            self._asks = NOTHING
+        # What is too much to hold is refused on the other path.
+        return self._length <= Bodies.FREE or (
+            self._length <= self.door.max_body_bytes and self.door.bodies.fits(self._length)
+        )
 
     def on_body(self, body: bytes) -> None:  # noqa: D102
         if self._target is None:
@@ -232,16 +261,18 @@ class Lane(Connection):
         self._target = None
         body, self._body = self._body, b""
         if self._id is None:
-            self.door.remember(self._chunk, self.url, self.headers, len(body))
-        self._begin(target, self.headers, body)
+            self.door.remember(self._chunk, self.url, self.headers, len(body), self._asks)
+        self._begin(target, self.headers, body, self._asks)
 
-    def _begin(self, target: Target, headers: Headers, body: bytes | bytearray) -> None:
+    def _begin(self, target: Target, headers: Headers, body: bytes | bytearray, asks: Asks) -> None:
         turn = self._turn = _Turn(self, request_id(self._id), self.door.routes.get(target.template))
-        turn.start(target, headers, body)
+        turn.start(target, headers, body, asks)
 
     def write_answer(self, identity: bytes, status: int, extra: HeaderList, body: bytes, kind: bytes) -> None:
         """Write the answer of the request in progress, and let what waits behind it begin."""
         self._turn = None
+        if self._held:
+            self._release()
         if self.transport.is_closing():
             return
         last = self._closing and not self.pipeline and not self._midway
@@ -259,6 +290,11 @@ class Lane(Connection):
         else:
             self.server_state.total_requests += 1
 
+    def _release(self) -> None:
+        """Count the bytes of the body out of what the process holds."""
+        self.door.bodies.held -= self._held
+        self._held = 0
+
     def on_response_complete(self) -> None:  # noqa: D102
         super().on_response_complete()
         if self._closing and self._free() and not self._midway:
@@ -275,6 +311,7 @@ class Lane(Connection):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
         super().connection_lost(exc)
+        self._release()
         turn, self._turn = self._turn, None
         if turn is not None:
             turn.cancel()

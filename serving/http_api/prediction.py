@@ -28,6 +28,7 @@ from serving.http_api.answer import (
     header,
     status_of,
 )
+from serving.http_api.asks import NOTHING, Asks
 from serving.http_api.codec import INLINE_BYTES, LENGTH, Codec, Decoded, Mixed
 from serving.metrics import ModelMetrics
 
@@ -66,8 +67,9 @@ class Target:
 class Call(Request):
     """One prediction from body to answer: the request itself, so that it costs one object."""
 
-    __slots__ = ("began", "context", "headers", "target")
+    __slots__ = ("asks", "began", "context", "headers", "target")
 
+    asks: Asks
     target: Target
     headers: Headers
     began: float
@@ -77,8 +79,9 @@ class Call(Request):
         """Send the answer of content type `kind`; called once, on the event loop, unless `cancel` came before."""
         raise NotImplementedError
 
-    def start(self, target: Target, headers: Headers, body: bytes | bytearray) -> None:
+    def start(self, target: Target, headers: Headers, body: bytes | bytearray, asks: Asks = NOTHING) -> None:
         """Decode and submit. A bad request is answered before this returns."""
+        self.asks = asks
         self.target = target
         self.headers = headers
         self.gone = False
@@ -102,9 +105,13 @@ class Call(Request):
         if isinstance(decoded, ServingError):
             self._refuse(decoded)
             return
-        self.inputs, self.rows, self.context, timeout = decoded
+        self.inputs, self.rows, self.context, timeout, priority = decoded
         seconds = self.target.deadline
-        self.deadline = self.began + (seconds if timeout is None else min(timeout, seconds))
+        asks = self.asks
+        self.priority = asks.priority if priority is None else priority
+        if timeout is not None or asks is not NOTHING:
+            seconds = min(seconds, timeout or seconds, asks.timeout or seconds)
+        self.deadline = self.began + seconds
         try:
             self.target.submit(self)
         except ServingError as error:
