@@ -15,9 +15,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
+from serving.logs import configure, form_of
 from serving.metrics import forget_gauges
 from serving.settings import Settings
-from serving.worker import LOG_FORMAT, REFUSED, work
+from serving.worker import REFUSED, work
 
 log = logging.getLogger("serving.server")
 
@@ -155,7 +156,7 @@ class Supervisor:
 
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or Ctrl-C; return the exit status. Raises CannotStart."""
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    configure(settings.log_level, form_of(settings.log_format, sys.stderr), sys.stderr)
     sock = bind(settings.host, settings.port)
     grpc = reserve(settings.host, settings.grpc_port) if settings.grpc_port is not None else None
     return Supervisor(settings, sock, grpc).run()

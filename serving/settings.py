@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     """Count and time, and answer GET /metrics."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe message to log."""
+    log_format: Literal["json", "text"] | None = None
+    """json writes one object a line, text is for people; without it, text on a terminal and json elsewhere."""
 
     @classmethod
     def settings_customise_sources(

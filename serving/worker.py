@@ -10,12 +10,13 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from serving.logs import configure, form_of
 from serving.settings import Settings
 
 if TYPE_CHECKING:  # the parent imports this module, and must not load onnxruntime
@@ -24,7 +25,6 @@ if TYPE_CHECKING:  # the parent imports this module, and must not load onnxrunti
     from serving.http_api.app import Companion
     from serving.metrics import Metrics
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
 REFUSED = 3
 """Exit status of a worker that must not be replaced: it was told to be strict, and a model is bad."""
 
@@ -59,7 +59,8 @@ def work(  # noqa: PLR0917  what a spawned process gets is positional
     settings: Settings, sock: socket.socket, grpc: socket.socket | None, slot: int, metrics_dir: Path, parent: int
 ) -> None:
     """Be one worker: build the application and serve it from the shared socket, and gRPC at the address of another."""
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    form = form_of(settings.log_format, sys.stderr)
+    configure(settings.log_level, form, sys.stderr)
     logging.getLogger("uvicorn").setLevel("WARNING")
     # The fleet has said in a line which model is bad; the traceback of refusing to start with it says no more.
     logging.getLogger("uvicorn.error").addFilter(lambda record: "errors.ModelInvalid" not in record.getMessage())
@@ -83,7 +84,9 @@ def work(  # noqa: PLR0917  what a spawned process gets is positional
         drain_s=settings.drain_s,
         keep_alive_s=settings.keep_alive_s,
         parent=parent,
-        announce=(lambda fleet: announce(fleet, url, beside)) if slot == 0 else None,
+        announce=(lambda fleet: announce(fleet, url, beside, sys.stdout if form == "json" else sys.stderr))
+        if slot == 0
+        else None,
     )
     try:
         listener.listen(sock)
@@ -111,8 +114,8 @@ def _grpc(settings: Settings, where: str) -> Callable[[Fleet, Metrics | None, Bo
     )
 
 
-def announce(fleet: Fleet, url: str, beside: str) -> None:
-    """Print what is served, what is not and why, and where the documentation is."""
+def announce(fleet: Fleet, url: str, beside: str, stream: TextIO) -> None:
+    """Print what is served, what is not and why, and where the documentation is; never into a log of JSON lines."""
     table = Table(title=f"serving on {url}", title_justify="left", box=box.SIMPLE)
     for column in ("model", "versions", "task", "features"):
         table.add_column(column, overflow="fold")
@@ -126,7 +129,7 @@ def announce(fleet: Fleet, url: str, beside: str) -> None:
             served.default.signature.task,
             ", ".join(names[:4]) + more,
         )
-    console = Console(stderr=True, highlight=False)
+    console = Console(file=stream, highlight=False)
     console.print(table)
     for problem in fleet.problems:
         console.print(f"not served: {problem.name} {problem.version}: {problem.reason}", markup=False, soft_wrap=True)

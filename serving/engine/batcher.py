@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from serving.engine.admission import Pace, seconds_to_come_back
+from serving.engine.admission import MARGIN, Pace, seconds_to_come_back
 from serving.engine.executor import Batch, Executor
 from serving.engine.request import Request
 from serving.errors import DeadlineExceeded, NotReady, PayloadTooLarge, QueueFull
@@ -237,7 +237,7 @@ class Batcher:
         spent = batch.ended - batch.started
         pace, most = self._pace, self._most
         pace.learn(batch.rows, spent)
-        full = pace.seconds(most)
+        full = MARGIN * pace.seconds(most)
         self._row_seconds = full / most / self._instances
         self._lag = 2 * full
         started = batch.started
