@@ -86,7 +86,7 @@ class Executor:
             return _split(outputs, requests)
         except ServingError as error:
             if len(requests) == 1:
-                return [error]
+                return [error.bare()]
             middle = len(requests) // 2
             return self._outcomes(requests[:middle]) + self._outcomes(requests[middle:])
 

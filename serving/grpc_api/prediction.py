@@ -109,7 +109,10 @@ class Predictor:
             waiting.gone = True
             raise
         if isinstance(outcome, ServingError):
-            raise outcome
+            try:
+                raise outcome
+            finally:
+                del outcome  # or the error would hold this frame, and the frame the error
         try:
             return codec.encode(outcome, request.id, decoded), decoded.rows
         except Exception as error:  # the reason is for the log: a caller learns nothing of our insides

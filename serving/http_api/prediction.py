@@ -158,7 +158,7 @@ def _decode(codec: Codec, headers: Headers, body: bytes | bytearray) -> Decoded 
     try:
         return codec.decode(headers, body)
     except ServingError as error:
-        return error
+        return error.bare()
     except Exception:  # a fault of ours must be answered, or the caller hangs
         log.exception("a request could not be decoded")
         return ServingError("the server failed on this request; its log has the reason")
