@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
@@ -29,6 +30,7 @@ MOST_STREAMS = 1024
 """Calls in progress on one connection; further ones wait in the client."""
 MOST_CALLS = 8192
 """Calls in progress in one worker; further ones are told RESOURCE_EXHAUSTED."""
+_NO_MESSAGE = "the bytes are no message of this call: see the protocol's grpc_service.proto"
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
@@ -111,11 +113,14 @@ class Service:
         async def one(request: Any) -> None:
             response = self._stream_response()
             try:
+                if request is None:
+                    raise InvalidRequest(_NO_MESSAGE)
                 response.infer_response.CopyFrom(await self._predictor.answer(request, context.time_remaining()))
             except ServingError as error:
                 response.error_message = error.message
-                response.infer_response.id = request.id
-                response.infer_response.model_name = request.model_name
+                if request is not None:
+                    response.infer_response.id = request.id
+                    response.infer_response.model_name = request.model_name
             finally:
                 room.release()
             answers.put_nowait(response)
@@ -159,6 +164,8 @@ def _answered(call: Callable[[Service, Any, Any], Awaitable[Any]], service: Serv
 
     async def handle(request: Any, context: Any) -> Any:
         try:
+            if request is None:
+                raise InvalidRequest(_NO_MESSAGE)
             return await call(service, request, context)
         except ServingError as error:
             await context.abort(status_of(error), error.message, trailers(error))
@@ -167,6 +174,19 @@ def _answered(call: Callable[[Service, Any, Any], Awaitable[Any]], service: Serv
             await context.abort(grpc.StatusCode.INTERNAL, "the server failed on this request; its log has the reason")
 
     return handle
+
+
+def _reader(name: str) -> Callable[[bytes], Any]:
+    """Make what reads a message: None of bytes that are none, which gRPC itself would answer as a fault of ours."""
+    read = message(name).FromString
+
+    def reader(data: bytes) -> Any:
+        try:
+            return read(data)
+        except DecodeError:
+            return None
+
+    return reader
 
 
 class GrpcServer:
@@ -215,14 +235,14 @@ class GrpcServer:
         handlers: dict[str, Any] = {
             method: grpc.unary_unary_rpc_method_handler(
                 _answered(call, self._service),
-                message(f"{method}Request").FromString,
+                _reader(f"{method}Request"),
                 message(f"{method}Response").SerializeToString,
             )
             for method, call in _NAMES.items()
         }
         handlers[STREAM] = grpc.stream_stream_rpc_method_handler(
             self._service.stream,
-            message("ModelInferRequest").FromString,
+            _reader("ModelInferRequest"),
             message(f"{STREAM}Response").SerializeToString,
         )
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))

@@ -214,9 +214,6 @@ def run_grpc(report: Report, *, calls: int = 20_000) -> None:
             )
             request = _grpc_request()
             assert len(infer(request, timeout=20).outputs) > 0
-            _reset(infer, request, 500)
-            before = resident_mib(server)
-            _reset(infer, request, calls)
             bad = {
                 "oversized": bytes(17 * 2**20),
                 "not a message": b"\xff" * 100,
@@ -225,15 +222,11 @@ def run_grpc(report: Report, *, calls: int = 20_000) -> None:
                 "100,000 outputs": _grpc_request(outputs=100_000),
                 "path": _grpc_request(name="../../etc"),
             }
-            codes = {}
-            told = 0
-            for name, piece in bad.items():
-                try:
-                    infer(piece, timeout=20)
-                    codes[name] = "OK"
-                except grpc.RpcError as error:
-                    codes[name] = error.code().name  # type: ignore[attr-defined]
-                    told += bool(SECRETS.search(error.details().encode()))  # type: ignore[attr-defined]
+            _refusals(infer, bad)
+            _reset(infer, request, 500)
+            before = resident_mib(server)
+            _reset(infer, request, calls)
+            codes, told = _refusals(infer, bad)
             wrong = sorted(
                 f"{name} {code}" for name, code in codes.items() if code in ("OK", "UNKNOWN", "DEADLINE_EXCEEDED")
             )
@@ -244,6 +237,19 @@ def run_grpc(report: Report, *, calls: int = 20_000) -> None:
                 f"memory after {calls} calls that were reset", resident_mib(server) - before, MEMORY_MIB, "MiB"
             )
             report.exactly("lines of the log that are no JSON object", _broken_lines(server), 0)
+
+
+def _refusals(infer: Any, bad: dict[str, Any]) -> tuple[dict[str, str], int]:
+    """Return the status of each call, and how many of the texts tell of the insides."""
+    codes, told = {}, 0
+    for name, piece in bad.items():
+        try:
+            infer(piece, timeout=20)
+            codes[name] = "OK"
+        except grpc.RpcError as error:
+            codes[name] = error.code().name  # type: ignore[attr-defined]
+            told += bool(SECRETS.search(error.details().encode()))  # type: ignore[attr-defined]
+    return codes, told
 
 
 def ask(server: Server, piece: bytes) -> tuple[int, float, bytes]:

@@ -91,7 +91,7 @@ def run(report: Report, *, seconds: float = 60.0, timed: bool = True) -> None:
         with running("--deadline-s", str(DEADLINE_S), "--log-level", "error", models=models) as server:
             course = asyncio.run(_course(server, seconds))
         with running("--deadline-s", "600", "--log-level", "error", models=models) as server:
-            fixed = asyncio.run(_course(server, min(seconds, 4.0 if timed else 2.5)))
+            fixed = asyncio.run(_course(server, min(seconds, 4.0)))
     good = [s for s in course.during if s.status == 200]
     refused = [s for s in course.during if s.status == 429]
     everything = [*course.before, *course.during, *course.after]
@@ -121,17 +121,17 @@ def run(report: Report, *, seconds: float = 60.0, timed: bool = True) -> None:
 async def _course(server: Server, seconds: float) -> Course:
     load, other = Load(server.port, SLOW), Load(server.port, OTHER)
     loop = asyncio.get_running_loop()
-    await load.closed(64, max(1.0, seconds / 20))
-    capacity = statistics.median([await load.closed(64, max(1.0, seconds / 20)) for _ in range(3)])
+    await load.closed(64, seconds / 10)
+    capacity = statistics.median([await load.closed(64, seconds / 10) for _ in range(3)])
     warm, load.samples = load.samples, []
-    await load.offer(capacity / 2, max(1.0, seconds / 10))
+    await load.offer(capacity / 2, seconds / 10)
     before, load.samples = load.samples, []
     health: list[float] = []
     beside = [asyncio.ensure_future(_health(server, health)), asyncio.ensure_future(other.offer(20, seconds))]
     began = loop.time()
     await load.offer(2 * capacity, seconds)
     ended = loop.time()
-    await load.offer(capacity / 2, max(3.0, seconds / 10))
+    await load.offer(capacity / 2, max(1.0, seconds / 6))
     beside[0].cancel()
     await beside[1]
     await load.finish(10)
