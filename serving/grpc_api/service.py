@@ -168,10 +168,13 @@ def _answered(call: Callable[[Service, Any, Any], Awaitable[Any]], service: Serv
                 raise InvalidRequest(_NO_MESSAGE)
             return await call(service, request, context)
         except ServingError as error:
-            await context.abort(status_of(error), error.message, trailers(error))
+            refusal = error.bare()
         except Exception:
             log.exception("a call failed")
-            await context.abort(grpc.StatusCode.INTERNAL, "the server failed on this request; its log has the reason")
+            refusal = ServingError("the server failed on this request; its log has the reason")
+        # Not in the handlers above: what abort raises would keep their error, its frames and so the whole request.
+        del request
+        return await context.abort(status_of(refusal), refusal.message, trailers(refusal))
 
     return handle
 
