@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -49,6 +49,7 @@ _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_rows": ("Rows predicted.", _MODEL),
     "serving_rejected": ("Predictions that were not run, by reason.", (*_MODEL, "reason")),
     "serving_invalid_features": ("Bad cells by feature.", (*_MODEL, "feature")),
+    "serving_connections_cut": ("Connections that the server ended for what their client did, by reason.", ("reason",)),
     "serving_http_requests": ("HTTP requests by status class.", ("route", "method", "status")),
 }
 _HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
@@ -269,6 +270,8 @@ class Metrics:
         self._store = _Store()
         self._models: dict[Labels, ModelMetrics] = {}
         self._routes: dict[Labels, RouteMetrics] = {}
+        self.cut: Counter[str] = Counter()
+        """Connections that were ended, by reason; who ends them adds."""
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         self._store.gauges["serving_worker_start_time_seconds", (str(slot),)] = time.time()
@@ -300,6 +303,9 @@ class Metrics:
             model.fold(self._store)
         for route in self._routes.values():
             route.fold(self._store)
+        for reason, number in self.cut.items():
+            self._store.counters["serving_connections_cut", (reason,)] += number
+        self.cut.clear()
         self._store.gauges["serving_worker_resident_bytes", (str(self._slot),)] = _resident_bytes()
         if self._directory is None:
             return

@@ -25,6 +25,14 @@ def test_slow_clients_are_cut() -> None:
     assert report.kept, report.broken()
 
 
+def test_who_is_cut_is_counted(client: httpx.Client, server: Server) -> None:
+    """Each connection that is ended for what its client did is counted by reason."""
+    with connected(server) as connection:
+        connection.send(b"GET /v2 HTTP/1.1\r\n\r\n")
+        assert connection.answer()[0] == 400
+    assert 'serving_connections_cut_total{reason="malformed"}' in client.get("/metrics").text
+
+
 def test_hostile_input_is_refused() -> None:
     """Each piece of hostile input is refused or cut, tells nothing of the insides and leaves nothing."""
     report = Report()

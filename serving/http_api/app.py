@@ -88,6 +88,8 @@ def create_app(
         connections=settings.max_connections,
     )
     app.state.door = Door(patience, paths=paths, max_body_bytes=settings.max_body_bytes, routes=routes, bodies=bodies)
+    if metrics is not None:
+        app.state.door.cut = metrics.cut
     app.router.routes.extend(
         prediction_routes(app.state.fleet, app.state.targets, max_body_bytes=settings.max_body_bytes, bodies=bodies)
     )

@@ -8,6 +8,7 @@ connections are looked at twice a second.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from typing import Any
 
@@ -29,6 +30,9 @@ _FEW_PIECES = 4096
 _SMALL_PIECE = 16
 _LARGEST_OVERHEAD = 64 * 1024
 
+log = logging.getLogger("serving.connection")
+
+FAILED = (500, "failed", "the server failed on this request; its log has the reason")
 SLOW_HEAD = (408, "slow_head", "the request's head did not arrive in time")
 SLOW_BODY = (408, "slow_body", "the request's body did not arrive in time, or came too slowly")
 MALFORMED = (400, "malformed", "this is not HTTP as RFC 9112 has it")
@@ -93,6 +97,13 @@ class Connection(HttpToolsProtocol):
         begun, received = self._begun, self.body_bytes()
         try:
             self._feed(data)
+        except httptools.HttpParserCallbackError as error:
+            if not self._in_head and self._fault is MALFORMED:
+                # Behind the head nothing that a client sends makes our own functions raise.
+                log.error("a request could not be taken", exc_info=error.__context__)
+                self._fault = FAILED
+            self.refuse(self._fault)
+            return
         except (httptools.HttpParserError, ValueError):
             self.refuse(self._fault)
             return
