@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
+from serving.engine.admission import Bodies
 from serving.engine.model import Model
 from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed, ServingError
@@ -36,6 +37,7 @@ class _Awaited(Request):
     def __init__(self, loop: asyncio.AbstractEventLoop, decoded: Decoded, deadline: float) -> None:
         self.answered: asyncio.Future[Outcome] = loop.create_future()
         self.inputs, self.rows = decoded.inputs, decoded.rows
+        self.priority = decoded.priority
         self.deadline = deadline
         self.gone = False
 
@@ -55,7 +57,8 @@ def codec_of(model: Model) -> Codec:
 class Predictor:
     """Answers ModelInfer for all models of a fleet; deadline in seconds."""
 
-    def __init__(self, fleet: Fleet, metrics: Metrics | None, *, deadline: float) -> None:
+    def __init__(self, fleet: Fleet, metrics: Metrics | None, *, deadline: float, bodies: Bodies) -> None:
+        self._bodies = bodies
         self._fleet = fleet
         self._metrics = metrics
         self._deadline = deadline
@@ -66,6 +69,16 @@ class Predictor:
         Raises ServingError. Where the caller is cancelled, rows that still wait are not run.
         """
         began = time.monotonic()
+        size = request.ByteSize()
+        if size <= Bodies.FREE:
+            return await self._answer(request, began, remaining, metadata)
+        self._bodies.hold(size)
+        try:
+            return await self._answer(request, began, remaining, metadata)
+        finally:
+            self._bodies.held -= size
+
+    async def _answer(self, request: Any, began: float, remaining: float | None, metadata: Metadata) -> Any:
         model = self._fleet.get(request.model_name, request.model_version or None)
         shadow = None
         if not request.model_version:
@@ -126,7 +139,10 @@ class Predictor:
             waiting.gone = True
             raise
         if isinstance(outcome, ServingError):
-            raise outcome
+            try:
+                raise outcome
+            finally:
+                del outcome  # or the error would hold this frame, and the frame the error
         try:
             return codec.encode(outcome, request.id, decoded), decoded, outcome
         except Exception as error:  # the reason is for the log: a caller learns nothing of our insides

@@ -14,6 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from serving.access.access import Access
+from serving.engine.admission import Bodies
 from serving.errors import InvalidRequest, ModelNotFound, NotReady, ServingError
 from serving.fleet import description, transitions
 from serving.fleet.fleet import Fleet
@@ -29,17 +30,23 @@ MOST_IN_FLIGHT = 256
 """Requests of one stream that are answered at the same time; further ones are read when one is done."""
 FAULT = "the server failed on this request; its log has the reason"
 HEALTH_EVERY_S = 0.25
+MOST_STREAMS = 1024
+"""Calls in progress on one connection; further ones wait in the client."""
+MOST_CALLS = 8192
+"""Calls in progress in one worker; further ones are told RESOURCE_EXHAUSTED."""
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
 class Service:
     """The calls; each takes a request message and returns a response message, or raises ServingError."""
 
-    def __init__(self, fleet: Fleet, metrics: Metrics | None, access: Access, *, deadline: float) -> None:
+    def __init__(
+        self, fleet: Fleet, metrics: Metrics | None, access: Access, *, deadline: float, bodies: Bodies
+    ) -> None:
         self._access = access
         self._fleet = fleet
         self._metrics = metrics
-        self._predictor = Predictor(fleet, metrics, deadline=deadline)
+        self._predictor = Predictor(fleet, metrics, deadline=deadline, bodies=bodies)
         self._responses = {method: message(f"{method}Response") for method in UNARY}
         self._stream_response = message(f"{STREAM}Response")
 
@@ -173,10 +180,13 @@ def _answered(call: Callable[[Service, Any, Any], Awaitable[Any]], service: Serv
         try:
             return await call(service, _whole(request), context)
         except ServingError as error:
-            await context.abort(status_of(error), error.message, trailers(error))
+            refusal = error.bare()
         except Exception:
             log.exception("a call failed")
-            await context.abort(grpc.StatusCode.INTERNAL, FAULT)
+            refusal = ServingError(FAULT)
+        # Not in the handlers above: what abort raises would keep their error, its frames and so the whole request.
+        del request
+        return await context.abort(status_of(refusal), refusal.message, trailers(refusal))
 
     return handle
 
@@ -220,6 +230,7 @@ class GrpcServer:
         metrics: Metrics | None,
         *,
         access: Access,
+        bodies: Bodies,
         address: str,
         deadline: float,
         grace: float,
@@ -227,7 +238,7 @@ class GrpcServer:
     ) -> None:
         self._fleet = fleet
         self._access = access
-        self._service = Service(fleet, metrics, access, deadline=deadline)
+        self._service = Service(fleet, metrics, access, deadline=deadline, bodies=bodies)
         self._address = address
         self._grace = grace
         self._max_bytes = max_bytes
@@ -244,7 +255,14 @@ class GrpcServer:
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", self._max_bytes),
                 ("grpc.max_send_message_length", -1),
-            ]
+                ("grpc.max_metadata_size", 16 * 1024),
+                ("grpc.max_concurrent_streams", MOST_STREAMS),
+                ("grpc.server_handshake_timeout_ms", 5000),
+                ("grpc.keepalive_time_ms", 60_000),  # finds clients that have gone without a word
+                ("grpc.keepalive_timeout_ms", 20_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ],
+            maximum_concurrent_rpcs=MOST_CALLS,
         )
         handlers: dict[str, Any] = {
             method: grpc.unary_unary_rpc_method_handler(
