@@ -107,7 +107,7 @@ def attack(server: Server, sockets: int, seconds: float) -> Iterator[Connection]
 
 def _trickle(port: int, sockets: int, seconds: float, report: Any) -> None:
     """Be the slow clients, in a process of their own."""
-    kinds = [*KINDS, DEAF]
+    kinds = [DEAF, *list(KINDS) * 4]
     open_: dict[socket.socket, str] = {}
     poll = selectors.DefaultSelector()
     for index in range(sockets):
