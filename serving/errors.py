@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 DETAILS_SHOWN = 20
 
@@ -25,6 +25,11 @@ class ServingError(Exception):
         super().__init__(message)
         self.message = message
         self.details = tuple(details)
+
+    def bare(self) -> Self:
+        """Forget where it was raised, and return it: kept as a value, its frames would keep the whole request."""
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+        return self
 
 
 class InvalidRequest(ServingError):

@@ -10,6 +10,7 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Callable
 
 MOST_LINES = 4096
 """Lines that may wait for the reader; beyond it they are dropped."""
@@ -27,6 +28,8 @@ class LogPipe:
         self._descriptor = descriptor
         self._lines: queue.Queue[str] = queue.Queue(MOST_LINES)
         self.dropped = 0
+        self.notice: Callable[[str], str] = "{}\n".format
+        """Makes a line of this stream's own of a text: as the other lines of the log are."""
         self._busy = False
         self._told = 0
         threading.Thread(target=self._work, name="log", daemon=True).start()
@@ -66,7 +69,7 @@ class LogPipe:
             self._busy = True
             if self.dropped != self._told and self._lines.qsize() < MOST_LINES // 2:
                 told, self._told = self._told, self.dropped
-                text += f"{self._told - told} lines of the log were dropped: nobody read them\n"
+                text += self.notice(f"{self._told - told} lines of the log were dropped: nobody read them")
             self._put(text.encode(errors="backslashreplace"))
             self._busy = not self._lines.empty()
 

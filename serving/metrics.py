@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -55,6 +55,7 @@ _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_shadow_requests": ("Live requests in a shadow's share, by what became of the copy.", (*_MODEL, "outcome")),
     "serving_shadow_rows": ("Rows whose labels a shadow and the live version gave.", _MODEL),
     "serving_shadow_agreeing_rows": ("Rows for which both gave the same label.", _MODEL),
+    "serving_connections_cut": ("Connections that the server ended for what their client did, by reason.", ("reason",)),
     "serving_http_requests": ("HTTP requests by status class.", ("route", "method", "status")),
 }
 _HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
@@ -341,6 +342,8 @@ class Metrics:
         self._models: dict[Labels, ModelMetrics] = {}
         self._routes: dict[Labels, RouteMetrics] = {}
         self._shadows: dict[Labels, ShadowMetrics] = {}
+        self.cut: Counter[str] = Counter()
+        """Connections that were ended, by reason; who ends them adds."""
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         self._store.gauges["serving_worker_start_time_seconds", (str(slot),)] = time.time()
@@ -388,6 +391,9 @@ class Metrics:
             shadow.fold(self._store)
         for route in self._routes.values():
             route.fold(self._store)
+        for reason, number in self.cut.items():
+            self._store.counters["serving_connections_cut", (reason,)] += number
+        self.cut.clear()
         self._store.gauges["serving_worker_resident_bytes", (str(self._slot),)] = _resident_bytes()
         dropped = self._dropped_lines()
         self._store.counters["serving_log_lines_dropped", ()] += dropped - self._dropped

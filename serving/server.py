@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import sys
@@ -10,9 +9,10 @@ from collections.abc import Callable
 
 from serving.access.caller import AccessInvalid
 from serving.log_pipe import LogPipe
+from serving.logs import configure, form_of
 from serving.settings import Settings
 from serving.supervisor import Supervisor, check_access
-from serving.worker import LOG_FORMAT, allow_descriptors
+from serving.worker import allow_descriptors
 
 
 class CannotStart(Exception):
@@ -63,8 +63,7 @@ def serve(settings: Settings, reread: Callable[[], Settings]) -> int:
     reread: gives the settings anew when SIGHUP asks for it; raises CannotReload.
     """
     allow_descriptors()
-    pipe = LogPipe(sys.stderr.fileno())
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=pipe)
+    configure(settings.log_level, form_of(settings.log_format, sys.stderr), LogPipe(sys.stderr.fileno()))
     try:
         check_access(settings)
     except AccessInvalid as error:  # said once here, rather than by every worker

@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     """Largest request body, before and after inflation, in bytes."""
     max_model_bytes: int = Field(2 * 1024**3, ge=1024)
     """Largest model that may be published over HTTP, in bytes."""
+    max_held_bytes: int = Field(256 * 1024 * 1024, ge=64 * 1024)
+    """Bytes of request bodies that one worker holds at the same time; beyond it the answer is 429."""
     max_batch_rows: int = Field(512, ge=1)
     """Rows that run together; a larger request runs alone."""
     max_queued_rows: int = Field(4096, ge=1)
@@ -59,6 +61,18 @@ class Settings(BaseSettings):
     """The `aud` that a token must have."""
     jwt_issuer: str | None = None
     """The `iss` that a token must have."""
+    head_s: float = Field(5.0, gt=0)
+    """Seconds in which the head of a request must arrive, from its first byte or from connecting."""
+    max_head_bytes: int = Field(16 * 1024, ge=1024)
+    """Largest request head in bytes."""
+    body_s: float = Field(120.0, gt=0)
+    """Seconds in which a body must arrive."""
+    write_s: float = Field(30.0, gt=0)
+    """Seconds that a client may take nothing of its answer."""
+    min_bytes_per_s: int = Field(500, ge=1)
+    """Slowest body that is waited for, in bytes a second."""
+    max_connections: int = Field(4096, ge=1)
+    """Connections of one worker; beyond it those that have been idle longest are closed."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call this server from a browser, as a JSON list."""
     lane: bool = True
@@ -67,6 +81,8 @@ class Settings(BaseSettings):
     """Count and time, and answer GET /metrics."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe message to log."""
+    log_format: Literal["json", "text"] | None = None
+    """json writes one object a line, text is for people; without it, text on a terminal and json elsewhere."""
 
     @classmethod
     def settings_customise_sources(

@@ -23,17 +23,18 @@ from rich.table import Table
 
 from serving.black_box import BlackBox
 from serving.log_pipe import LogPipe
+from serving.logs import configure, form_of
 from serving.settings import Settings
 
 if TYPE_CHECKING:  # the parent imports this module, and must not load onnxruntime
     from serving.access.access import Access
+    from serving.engine.admission import Bodies
     from serving.fleet.fleet import Fleet
     from serving.http_api.app import Companion
     from serving.metrics import Metrics
 
 log = logging.getLogger("serving.worker")
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
 REFUSED = 3
 """Exit status of a worker that must not be replaced: it was told to be strict, and a model is bad."""
 
@@ -99,7 +100,8 @@ def work(given: Assignment) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     given.box.catch_crashes()
     pipe = LogPipe(sys.stderr.fileno())
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=pipe)
+    form = form_of(settings.log_format, sys.stderr)
+    configure(settings.log_level, form, pipe)
     logging.getLogger("uvicorn").setLevel("WARNING")
     # The fleet has said in a line which model is bad; the traceback of refusing to start with it says no more.
     logging.getLogger("uvicorn.error").addFilter(lambda record: "errors.ModelInvalid" not in record.getMessage())
@@ -127,13 +129,15 @@ def work(given: Assignment) -> None:
     url = f"http://{address(given.sock)}"
     beside = f"   gRPC: {address(given.grpc)}" if given.grpc is not None else ""
     first = given.slot == 0 and not given.replacement
+    # An announcement is no JSON, and its log may be read by a machine.
+    voice = LogPipe(sys.stdout.fileno()) if first and form == "json" else pipe
     listener = Listener(
         app,
         drain_s=settings.drain_s,
         keep_alive_s=settings.keep_alive_s,
         parent=given.parent,
         box=given.box,
-        announce=(lambda fleet: announce(fleet, url, beside, pipe)) if first else None,
+        announce=(lambda fleet: announce(fleet, url, beside, voice)) if first else None,
     )
     try:
         listener.listen(given.sock)
@@ -167,13 +171,14 @@ def address(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _grpc(settings: Settings, where: str) -> Callable[[Fleet, Metrics | None, Access], Companion]:
+def _grpc(settings: Settings, where: str) -> Callable[[Fleet, Metrics | None, Access, Bodies], Companion]:
     from serving.grpc_api.server import GrpcServer  # noqa: PLC0415  only where gRPC is wanted
 
-    return lambda fleet, metrics, access: GrpcServer(
+    return lambda fleet, metrics, access, bodies: GrpcServer(
         fleet,
         metrics,
         access=access,
+        bodies=bodies,
         address=where,
         deadline=settings.deadline_s,
         grace=settings.drain_s,

@@ -150,8 +150,15 @@ def application(folder: Path, **settings: Any) -> FastAPI:
         shutil.copytree(MODELS / name, folder / "models" / name)
     return create_app(
         Settings(models=folder / "models", **settings),
-        companion=lambda fleet, metrics, access: GrpcServer(
-            fleet, metrics, access=access, address="127.0.0.1:0", deadline=10, grace=0.2, max_bytes=1 << 20
+        companion=lambda fleet, metrics, access, bodies: GrpcServer(
+            fleet,
+            metrics,
+            access=access,
+            bodies=bodies,
+            address="127.0.0.1:0",
+            deadline=10,
+            grace=0.2,
+            max_bytes=1 << 20,
         ),
     )
 

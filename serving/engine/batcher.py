@@ -7,17 +7,20 @@ It costs nothing at low load and coalesces by itself under load. All of it runs 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 from serving.black_box import Record, unrecorded
+from serving.engine.admission import MARGIN, Pace, seconds_to_come_back
 from serving.engine.executor import Batch, Executor
 from serving.engine.request import Request
 from serving.errors import DeadlineExceeded, NotReady, PayloadTooLarge, QueueFull, ServingError
 from serving.tensors import Tensors
+
+_FIRST_FOR_ONCE = ((0, 1, 2), (2, 1, 0), (0, 1, 2), (1, 0, 2))
+"""Lines in the order in which batches take from them, in turn: every fourth serves the last line first."""
 
 
 class Observer(Protocol):
@@ -44,7 +47,8 @@ class Batcher:
     """Gathers requests into batches for one model.
 
     uniform: all requests have the same trailing shapes (the signature fixes them), so no comparison is needed.
-    max_rows: of one batch; a larger request runs alone. max_queued_rows: beyond it `submit` raises QueueFull.
+    max_rows: of one batch; a larger request runs alone. max_queued_rows: beyond it `submit` raises QueueFull, and so it
+    does where a request could not be answered before its deadline. Requests wait in three lines, by priority.
     max_delay: seconds that an idle model may wait for company; 0 never waits.
     """
 
@@ -70,14 +74,19 @@ class Batcher:
         self._max_rows = max_rows if batched else 1
         self._max_queued_rows = max_queued_rows
         self._max_delay = max_delay
-        self._waiting: deque[Request] = deque()
+        self._lines: tuple[deque[Request], ...] = (deque(), deque(), deque())
+        self._orders = tuple(tuple(self._lines[i] for i in order) for order in _FIRST_FOR_ONCE)
+        self._taken = 0  # batches
+        self._most = self._max_rows  # rows of the last batch, had there been so many
         self._queued_rows = 0
         self._at_work: set[Batch] = set()
         self._idle = instances
         self._instances = instances
         self._scheduled = False
         self._closing = False
-        self._row_seconds = 0.0
+        self._pace = Pace()
+        self._row_seconds = 0.0  # of a row in a batch as large as they are under load
+        self._lag = 0.0  # from the end of the queue to an answer: the batch that runs, and its own
         self._lonely = True  # the last batch held one request: waiting for company would only cost time
         self._drained: asyncio.Event | None = None
         self._executor = Executor(
@@ -96,17 +105,17 @@ class Batcher:
         Raises QueueFull with an honest `retry_after`, PayloadTooLarge where it could never fit, NotReady once closed.
         """
         rows = request.rows
-        if self._queued_rows + rows > self._max_queued_rows:
-            if rows > self._max_queued_rows:
-                raise PayloadTooLarge(
-                    f"{rows} rows in one request; the queue of this model holds {self._max_queued_rows}: send fewer"
-                )
-            wait = self._queued_rows * self._row_seconds / self._instances
-            raise QueueFull("the queue of this model is full: come back later", retry_after=max(1, math.ceil(wait)))
+        now = request.queued_at = time.monotonic()
+        queued = self._queued_rows
+        if queued and (
+            queued + rows > self._max_queued_rows or now + queued * self._row_seconds + self._lag > request.deadline
+        ):
+            self._judge(request, now)
+        elif rows > self._max_queued_rows:
+            raise self._too_many(rows)
         if self._closing:
             raise NotReady("this version of the model is going away")
-        request.queued_at = time.monotonic()
-        self._waiting.append(request)
+        self._lines[request.priority].append(request)
         self._queued_rows += rows
         if self._idle and not self._scheduled:
             self._scheduled = True
@@ -117,6 +126,35 @@ class Batcher:
             else:
                 self._loop.call_soon(self._flush)  # what else arrived in this turn of the loop joins
 
+    def _too_many(self, rows: int) -> PayloadTooLarge:
+        return PayloadTooLarge(
+            f"{rows} rows in one request; the queue of this model holds {self._max_queued_rows}: send fewer"
+        )
+
+    def _judge(self, request: Request, now: float) -> None:
+        """Refuse what finds no room, or what its deadline would overtake; rows of lower priority make room."""
+        rows = request.rows
+        if rows > self._max_queued_rows:
+            raise self._too_many(rows)
+        behind = sum(other.rows for line in self._lines[request.priority + 1 :] for other in line)
+        ahead = self._queued_rows - behind
+        wait = ahead * self._row_seconds + self._lag
+        allowance = request.deadline - now
+        if ahead + rows > self._max_queued_rows or wait > allowance:
+            if wait > allowance:
+                text = "this could not be answered before its deadline: come back later, or allow it more time"
+                wait -= allowance
+            else:
+                text = "the queue of this model is full: come back later"
+            raise QueueFull(text, seconds_to_come_back(wait))
+        for line in reversed(self._lines[request.priority + 1 :]):
+            while line and self._queued_rows + rows > self._max_queued_rows:
+                displaced = line.pop()
+                self._queued_rows -= displaced.rows
+                if not displaced.gone:
+                    text = "requests of higher priority took the place: come back later"
+                    displaced.reply(QueueFull(text, seconds_to_come_back(wait)))
+
     @property
     def queued_rows(self) -> int:
         """Rows that wait, not counting those that run."""
@@ -124,21 +162,22 @@ class Batcher:
 
     def expire(self, now: float) -> None:
         """Answer those whose deadline passed while they wait, though the model is still busy with others."""
-        if any(r.deadline <= now or r.gone for r in self._waiting):
-            keep: deque[Request] = deque()
-            for request in self._waiting:
-                if self._live(request, now):
-                    keep.append(request)
-            self._waiting = keep
+        for line in self._lines:
+            if any(r.deadline <= now or r.gone for r in line):
+                keep = [request for request in line if self._live(request, now)]
+                line.clear()
+                line.extend(keep)
 
     def refuse(self, error: ServingError) -> None:
         """Answer all that waits and runs with `error`, and take no more; what the threads still make is lost."""
         self._closing = True
-        for request in [*self._waiting, *(r for batch in self._at_work for r in batch.requests)]:
+        at_work = (batch.requests for batch in self._at_work)
+        for request in [request for requests in (*self._lines, *at_work) for request in requests]:
             if not request.gone:
                 request.reply(error)
                 request.gone = True  # it has its answer
-        self._waiting.clear()
+        for line in self._lines:
+            line.clear()
         self._at_work.clear()
         self._queued_rows = 0
         self._settled()
@@ -146,7 +185,7 @@ class Batcher:
     async def close(self) -> None:
         """Take no more, finish what was accepted, let the threads go."""
         self._closing = True
-        if self._waiting or self._at_work:
+        if self._queued_rows or self._at_work:
             self._drained = asyncio.Event()
             await self._drained.wait()
         self._executor.close()
@@ -167,7 +206,7 @@ class Batcher:
 
     def _flush(self) -> None:
         self._scheduled = False
-        while self._idle and self._waiting:
+        while self._idle and self._queued_rows:
             batch = self._take()
             if batch is None:
                 break
@@ -178,53 +217,64 @@ class Batcher:
 
     def _settled(self) -> None:
         self._observer.queued(self._queued_rows)
-        if self._drained is not None and not self._waiting and not self._at_work:
+        if self._drained is not None and not self._queued_rows and not self._at_work:
             self._drained.set()
 
     def _take(self) -> Batch | None:
-        """Gather the next batch: up to `max_rows`, one shape, in order of arrival."""
+        """Gather the next batch: one shape, by priority, then in order of arrival."""
         now = time.monotonic()
         taken: list[Request] = []
         rows = 0
-        others: list[Request] = []
+        most = self._max_rows
         shapes: tuple[tuple[int, ...], ...] | None = None
-        waiting = self._waiting
-        while waiting:
-            request = waiting[0]
-            if taken and rows + request.rows > self._max_rows:
-                break
-            waiting.popleft()
-            if (request.gone or request.deadline <= now) and not self._live(request, now):
-                continue
-            if not self._uniform and self._batched:
-                trailing = tuple(array.shape[1:] for array in request.inputs)
-                if shapes is None:
-                    shapes = trailing
-                elif shapes != trailing:
-                    others.append(request)
+        self._taken += 1
+        for line in self._orders[self._taken & 3]:
+            others: list[Request] = []
+            while line:
+                request = line[0]
+                if taken and rows + request.rows > most:
+                    break
+                line.popleft()
+                if (request.gone or request.deadline <= now) and not self._live(request, now):
                     continue
-            taken.append(request)
-            rows += request.rows
-            if not self._batched:
+                if not self._uniform and self._batched:
+                    trailing = tuple(array.shape[1:] for array in request.inputs)
+                    if shapes is None:
+                        shapes = trailing
+                    elif shapes != trailing:
+                        others.append(request)
+                        continue
+                if not taken:
+                    most = self._pace.rows(request.deadline - request.queued_at, most)
+                taken.append(request)
+                rows += request.rows
+                if not self._batched:
+                    break
+            line.extendleft(reversed(others))
+            if rows >= most:
                 break
-        waiting.extendleft(reversed(others))
         if not taken:
             return None
         self._queued_rows -= rows
         self._lonely = len(taken) == 1
+        self._most = most
         return Batch(taken, rows)
 
     def _finish(self, batch: Batch) -> None:
         self._idle += 1
         self._at_work.discard(batch)
         spent = batch.ended - batch.started
-        self._row_seconds = 0.9 * self._row_seconds + 0.1 * spent / batch.rows
+        pace, most = self._pace, self._most
+        pace.learn(batch.rows, spent)
+        full = MARGIN * pace.seconds(most)
+        self._row_seconds = full / most / self._instances
+        self._lag = 2 * full
         started = batch.started
         self._observer.ran(batch.rows, [started - r.queued_at for r in batch.requests], spent)
         for request, outcome in zip(batch.requests, batch.outcomes, strict=True):
             if not request.gone:
                 request.reply(outcome)
-        if not self._waiting:
+        if not self._queued_rows:
             self._settled()
         elif not self._scheduled:
             # Not at once: what has arrived at the sockets meanwhile joins, which makes batches five times as large.

@@ -111,7 +111,7 @@ class Executor:
             return self._together(requests)
         except ServingError as error:
             if len(requests) == 1:
-                return [error]
+                return [error.bare()]
             middle = len(requests) // 2
             return self._halved(requests[:middle]) + self._halved(requests[middle:])
 

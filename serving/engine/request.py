@@ -4,26 +4,41 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from serving.errors import ServingError
+from serving.errors import InvalidRequest, ServingError
 from serving.tensors import Tensors
 
 Outcome: TypeAlias = Tensors | ServingError
+
+HIGH, NORMAL, LOW = 0, 1, 2
+"""Priorities, which are places in line too: a smaller one goes first."""
+
+
+def priority_of(asked: int, at: str) -> int:
+    """Return the priority for a protocol's number: 1 first, 2 as others, 3 last; 0 where none was asked for.
+
+    Source: Triton's schedule policy extension, where a lower number goes first and 0 is the default.
+    Raises InvalidRequest, which names the place `at`.
+    """
+    if not 0 <= asked <= 3:
+        raise InvalidRequest(f"{at}: should be 1 (before others), 2 (as others) or 3 (after others)")
+    return asked - 1 if asked else NORMAL
 
 
 class Request:
     """Rows on their way to a model; a transport derives its own, with a `reply` that writes the answer.
 
     inputs: arrays in the order of the signature's inputs. rows: how many (1 where the model has no batch dimension).
-    deadline, queued_at: monotonic seconds. gone: the caller has left; `reply` is never called any more, and the rows
-    are not run if they still wait.
+    deadline, queued_at: monotonic seconds. priority: HIGH, NORMAL or LOW. gone: the caller has left; `reply` is never
+    called any more, and the rows are not run if they still wait.
     """
 
-    __slots__ = ("deadline", "gone", "inputs", "queued_at", "rows")
+    __slots__ = ("deadline", "gone", "inputs", "priority", "queued_at", "rows")
 
     inputs: Tensors
     rows: int
     deadline: float
     queued_at: float
+    priority: int
     gone: bool
 
     def reply(self, outcome: Outcome) -> None:

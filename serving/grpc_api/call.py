@@ -18,7 +18,8 @@ from urllib.parse import quote_from_bytes
 
 import grpc
 
-from serving.errors import ServingError
+from serving.engine.admission import Bodies
+from serving.errors import QueueFull, ServingError
 from serving.grpc_api.hpack import Pairs, literal
 from serving.grpc_api.http2 import END_HEADERS, END_STREAM, HEADERS, Connection, Stream, frame
 from serving.grpc_api.security import Judge
@@ -27,8 +28,8 @@ from serving.tensor_bytes import Gathered
 
 log = logging.getLogger("serving.grpc")
 
-INLINE_BYTES = 64 * 1024
-"""Messages above it are inflated, or read element by element, on a thread: the event loop must turn."""
+MOST_CALLS = 8192
+"""Calls in progress in one worker; further ones are told RESOURCE_EXHAUSTED."""
 _MOST_QUEUED = 16
 _LONGEST_MESSAGE = 1024
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
@@ -93,13 +94,21 @@ class Head:
     admit: Callable[[], object] | None
     loop: asyncio.AbstractEventLoop
     most_bytes: int
+    bodies: Bodies
 
     def open(self, connection: Connection, identity: int) -> Call:
         """Begin a call of them."""
         return Call(connection, identity, self)
 
 
-def head_of(headers: Pairs, methods: dict[bytes, Method], loop: asyncio.AbstractEventLoop, most_bytes: int) -> Head:
+def head_of(
+    headers: Pairs,
+    methods: dict[bytes, Method],
+    *,
+    loop: asyncio.AbstractEventLoop,
+    most_bytes: int,
+    bodies: Bodies,
+) -> Head:
     """Read the headers of a call; what is wrong with them is its answer."""
     by_name = dict(headers)
     path = by_name.get(b":path", b"")
@@ -121,7 +130,7 @@ def head_of(headers: Pairs, methods: dict[bytes, Method], loop: asyncio.Abstract
         else:
             timeout = int(found[1]) * _UNITS[found[2]]
     admit = method.judge(headers) if method is not None and method.judge is not None else None
-    return Head(method, timeout, encoding, headers, refusal, admit, loop, most_bytes)
+    return Head(method, timeout, encoding, headers, refusal, admit, loop, most_bytes, bodies)
 
 
 class Call(Stream):
@@ -129,6 +138,7 @@ class Call(Stream):
 
     __slots__ = (
         "_flag",
+        "_held",
         "_messages",
         "_opened",
         "_prefix",
@@ -153,6 +163,7 @@ class Call(Stream):
         self._messages: deque[bytes | memoryview] = deque()
         self._store: Gathered | None = None
         self._flag = 0
+        self._held = 0  # bytes of its messages that are counted
         self._prefix = b""
         self._opened = False
         self._room: asyncio.Event | None = None
@@ -164,13 +175,15 @@ class Call(Stream):
             # Answered once the stream is known to the connection.
             head.loop.call_soon(self.fail, *head.refusal)
             return
-        if head.admit is not None:
-            try:
+        try:
+            if connection.endpoint.in_progress >= MOST_CALLS:
+                raise QueueFull("this server has all the calls in progress that it takes: come back later")
+            if head.admit is not None:
                 head.admit()
-            except ServingError as error:
-                self.refused = True
-                head.loop.call_soon(self.refuse, error)
-                return
+        except ServingError as error:
+            self.refused = True
+            head.loop.call_soon(self.refuse, error.bare())
+            return
         if head.method is not None and head.method.streaming is not None:
             self._wake = asyncio.Event()
             self._task = head.loop.create_task(self._stream(head.method))
@@ -190,7 +203,7 @@ class Call(Stream):
         self._gather(piece)
 
     def _gather(self, piece: bytes | memoryview) -> None:
-        while len(piece):
+        while len(piece) and not self.done:
             if self._store is None:
                 missing = 5 - len(self._prefix)
                 self._prefix += bytes(piece[:missing])
@@ -205,6 +218,8 @@ class Call(Stream):
                         f"the message has {size} bytes, and the limit is {self.head.most_bytes}",
                     )
                     return
+                if not self._hold(size):
+                    return
                 self._store = Gathered(size)
             store = self._store
             part = piece[: store.length - len(store)]
@@ -215,13 +230,38 @@ class Call(Stream):
             self._store = None
             self._took(store.whole())
 
+    def _hold(self, size: int) -> bool:
+        """Count a message in, unless it is small; return whether it may be held: else the call is refused."""
+        if size > Bodies.FREE:
+            try:
+                self.head.bodies.hold(size)
+            except QueueFull as error:
+                self.refuse(error)
+                return False
+            self._held += size
+        return True
+
+    def release(self, size: int) -> None:
+        """Count a message out that is not needed any more."""
+        if size > Bodies.FREE and self._held:
+            self._held -= size
+            self.head.bodies.held -= size
+
+    def _let_go(self) -> None:
+        self.head.bodies.held -= self._held
+        self._held = 0
+
     def _took(self, message: bytes | memoryview) -> None:
         if self._flag == 1 and self.head.encoding != b"identity":
+            packed = len(message)
             try:
                 message = _inflated(message, self.head.encoding, self.head.most_bytes)
             except ValueError as error:
                 self.fail(grpc.StatusCode.INVALID_ARGUMENT, str(error))
                 return
+            if not self._hold(len(message)):
+                return
+            self.release(packed)
         elif self._flag:
             self.fail(grpc.StatusCode.INTERNAL, "a message is flagged as compressed, and no grpc-encoding says how")
             return
@@ -265,6 +305,7 @@ class Call(Stream):
                 self.prediction.cancel()
 
     def _drop(self) -> None:
+        self._let_go()
         self._store = None
         self._messages.clear()
         if self._task is not None and self._task is not asyncio.current_task(self.head.loop):
@@ -314,6 +355,8 @@ class Call(Stream):
         if self.done:
             return
         self.done = True
+        if self._held:
+            self._let_go()
         connection = self.connection
         size = len(message) + 5
         if connection.fits(self, size):
@@ -376,6 +419,7 @@ class Call(Stream):
                 await self.write(response)
             if not self.done:
                 self.done = True
+                self._let_go()
                 if not self._opened:
                     self.connection.transport.write(frame(HEADERS, END_HEADERS, self.id, OPENING))
                 self.connection.finish(self, _FINE)

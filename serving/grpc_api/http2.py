@@ -100,6 +100,9 @@ class Head(Protocol):
 class Endpoint(Protocol):
     """What the connections of one server share."""
 
+    in_progress: int
+    """Streams that are open, on all connections together."""
+
     def made(self, connection: Connection) -> None:
         """Take note of a new connection."""
 
@@ -153,6 +156,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
         self.endpoint.gone(self)
         streams, self.streams = self.streams, {}
+        self.endpoint.in_progress -= len(streams)
         for stream in streams.values():
             stream.left()
 
@@ -352,6 +356,7 @@ class Connection(asyncio.Protocol):
             stream = head.open(self, identity)
             if not self.transport.is_closing():
                 self.streams[identity] = stream
+                self.endpoint.in_progress += 1
         else:
             self._decoder.decode(block)
             found = self.streams.get(identity)
@@ -498,6 +503,8 @@ class Connection(asyncio.Protocol):
         self._done()
 
     def _done(self) -> None:
+        """Take note that a stream has ended."""
+        self.endpoint.in_progress -= 1
         if self.draining and not self.streams:
             self.end(NO_ERROR)
 

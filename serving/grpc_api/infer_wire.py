@@ -42,6 +42,7 @@ class Plan(NamedTuple):
     inputs: tuple[tuple[int, str, tuple[int, ...], int], ...]
     rows: int
     wanted: tuple[Wanted, ...]
+    priority: int
 
 
 def cut_up(request: Buffer) -> Cut | None:
@@ -136,11 +137,11 @@ class Wire:
         view = memoryview(request)
         if len(plan.inputs) == 1:
             array = self._tensor(view, cut.raws[0], plan.inputs[0], 0)
-            return Decoded((array,), plan.rows, plan.wanted, True, None)
+            return Decoded((array,), plan.rows, plan.wanted, True, None, plan.priority)
         arrays: list[Any] = [None] * len(plan.inputs)
         for index, place in enumerate(cut.raws):
             arrays[plan.inputs[index][0]] = self._tensor(view, place, plan.inputs[index], index)
-        return Decoded(tuple(arrays), plan.rows, plan.wanted, True, None)
+        return Decoded(tuple(arrays), plan.rows, plan.wanted, True, None, plan.priority)
 
     def _tensor(
         self, view: memoryview, place: tuple[int, int], due: tuple[int, str, tuple[int, ...], int], index: int
@@ -161,7 +162,7 @@ class Wire:
             )
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            self._plans[cut.head] = Plan(inputs, decoded.rows, decoded.wanted)
+            self._plans[cut.head] = Plan(inputs, decoded.rows, decoded.wanted, decoded.priority)
         return decoded
 
     def encode(self, outputs: Tensors, identity: bytes, decoded: Decoded) -> bytes:

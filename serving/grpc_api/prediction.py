@@ -97,7 +97,7 @@ class Prediction(Request):
     def submit(self, decoded: Decoded) -> None:
         """Queue the rows; they are dropped where they still wait when their time is over. Raises ServingError."""
         self.decoded = decoded
-        self.inputs, self.rows, _, _, timeout = decoded
+        self.inputs, self.rows, _, _, timeout, self.priority = decoded
         self.deadline = self.began + (self.seconds if timeout is None else min(self.seconds, timeout))
         self.model.submit(self)
 
@@ -140,7 +140,7 @@ class Prediction(Request):
         try:
             step(self, *given)
         except ServingError as error:
-            self.refuse(error)
+            self.refuse(error.bare())  # a step on a thread leaves it in its future, and its frames hold the request
         except Exception:  # a fault of ours must be answered, or the caller hangs
             log.exception("a request could not be read")
             self.refuse(ServingError(FAULT))

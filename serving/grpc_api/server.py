@@ -13,6 +13,7 @@ from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving.access.access import Access
+from serving.engine.admission import Bodies
 from serving.fleet.fleet import Fleet
 from serving.grpc_api.call import Call, Head, Method, head_of
 from serving.grpc_api.hpack import Pairs
@@ -40,6 +41,7 @@ class GrpcServer:
         metrics: Metrics | None,
         *,
         access: Access,
+        bodies: Bodies,
         address: str,
         deadline: float,
         grace: float,
@@ -51,6 +53,8 @@ class GrpcServer:
         self._deadline = deadline
         self._grace = grace
         self._max_bytes = max_bytes
+        self._bodies = bodies
+        self.in_progress = 0
         self._methods: dict[bytes, Method] = {}
         self._watching: Method | None = None  # it never ends by itself
         self._connections: dict[Connection, float] = {}
@@ -73,7 +77,10 @@ class GrpcServer:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # connections inherit it: the dead are found out
+        # Connections inherit these: clients that have gone without a word are found out within 80 s.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4)):
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
         sock.bind((host.strip("[]"), int(port)))
         self.port = sock.getsockname()[1]
         self._server = await self._loop.create_server(lambda: Connection(self), sock=sock, backlog=2048)
@@ -126,7 +133,7 @@ class GrpcServer:
 
     def head(self, headers: Pairs) -> Head:
         """Read the headers of a call."""
-        return head_of(headers, self._methods, self._loop, self._max_bytes)
+        return head_of(headers, self._methods, loop=self._loop, most_bytes=self._max_bytes, bodies=self._bodies)
 
     def _sweep(self) -> None:
         """End calls whose time is over, and connections that say nothing."""

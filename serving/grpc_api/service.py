@@ -133,6 +133,7 @@ class Service:
         def one(number: int, request: bytes) -> None:
             def finish(made: bytes | ServingError) -> None:
                 room.release()
+                call.release(len(request))
                 if isinstance(made, bytes):
                     answers.put_nowait(field(_RESPONSE, made, _FINAL))
                 else:

@@ -11,6 +11,7 @@ import numpy as np
 
 from serving.engine.model import Model
 from serving.engine.ports import Ports, Wanted
+from serving.engine.request import priority_of
 from serving.errors import InvalidRequest
 from serving.grpc_api.messages import message
 from serving.tensor_bytes import read, strings, text, write
@@ -31,13 +32,14 @@ CONTENTS = {
 
 
 class Decoded(NamedTuple):
-    """Feeds, rows, and what the answer must know: its id, outputs, kind of contents; timeout in seconds."""
+    """Feeds, rows, and what the answer must know: outputs, kind of contents; timeout in seconds; place in line."""
 
     inputs: Tensors
     rows: int
     wanted: tuple[Wanted, ...]
     raw: bool
     timeout: float | None
+    priority: int
 
 
 class Codec:
@@ -50,7 +52,7 @@ class Codec:
     def decode(self, request: Any) -> Decoded:
         """Read a request. Raises InvalidRequest or SignatureMismatch."""
         raws = list(request.raw_input_contents)
-        timeout = _options(request.parameters)
+        timeout, priority = _options(request.parameters)
         arrays: list[Array | None] = [None] * len(self._ports.inputs)
         if raws and len(raws) != len(request.inputs):
             raise InvalidRequest(f"raw_input_contents: has {len(raws)} tensors, and inputs has {len(request.inputs)}")
@@ -71,7 +73,7 @@ class Codec:
             arrays[position] = array
         inputs, rows = self._ports.whole(arrays)
         wanted = self._wanted(request.outputs) if request.outputs else self._ports.every(binary=True)
-        return Decoded(inputs, rows, wanted, bool(raws), timeout)
+        return Decoded(inputs, rows, wanted, bool(raws), timeout, priority)
 
     def _wanted(self, outputs: Any) -> tuple[Wanted, ...]:
         asked = []
@@ -139,12 +141,12 @@ def _whole(parameters: Any, name: str, at: str) -> int:
     return value
 
 
-def _options(parameters: Any) -> float | None:
-    for name, meaning in (("priority", "requests are served in their order"), ("sequence_id", "models keep no state")):
-        if _value(parameters, name) not in (None, 0, ""):
-            raise InvalidRequest(f"/parameters/{name}: is not offered, {meaning}: leave it out")
+def _options(parameters: Any) -> tuple[float | None, int]:
+    if _value(parameters, "sequence_id") not in (None, 0, ""):
+        raise InvalidRequest("/parameters/sequence_id: is not offered, models keep no state: leave it out")
     timeout = _whole(parameters, "timeout", "")
-    return timeout / 1e6 if timeout else None
+    priority = priority_of(_whole(parameters, "priority", ""), "/parameters/priority")
+    return timeout / 1e6 if timeout else None, priority
 
 
 def _refuse_shared(parameters: Any, at: str) -> None:

@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from serving.access.access import Access
 from serving.black_box import BlackBox
+from serving.engine.admission import Bodies
 from serving.engine.model import Limits
 from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError
 from serving.fleet.deployment import Deployment
@@ -28,6 +29,7 @@ from serving.fleet.traffic import sentence
 from serving.fleet.trial import Totals
 from serving.http_api import admin, docs, metadata, repository_api, strict_json, triton
 from serving.http_api.answer import error_body, error_headers, status_of
+from serving.http_api.guard import Patience
 from serving.http_api.lane import Door
 from serving.http_api.observed import Observed
 from serving.http_api.route import prediction_routes
@@ -51,7 +53,7 @@ def create_app(
     *,
     metrics: Metrics | None = None,
     threads: int = 1,
-    companion: Callable[[Fleet, Metrics | None, Access], Companion] | None = None,
+    companion: Callable[[Fleet, Metrics | None, Access, Bodies], Companion] | None = None,
     link: Connection | None = None,
     box: BlackBox | None = None,
 ) -> FastAPI:
@@ -82,6 +84,7 @@ def create_app(
         openapi_url=None,
         lifespan=_lifespan,
     )
+    bodies = Bodies(settings.max_held_bytes)
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.deployment = None
@@ -94,13 +97,26 @@ def create_app(
     )
     app.state.fleet.prepare.append(prepare)
     app.state.access = access
-    app.state.companion = companion(app.state.fleet, metrics, access) if companion is not None else None
+    app.state.companion = companion(app.state.fleet, metrics, access, bodies) if companion is not None else None
     app.state.targets = Targets(metrics, access, deadline=settings.deadline_s)
     routes = {t: metrics.route(t, "POST") for t in TEMPLATES.values()} if metrics is not None else {}
     paths = app.state.targets.paths if settings.lane else {}
-    app.state.door = Door(paths, settings.max_body_bytes, routes, idle_s=settings.keep_alive_s)
+    patience = Patience(
+        head_s=settings.head_s,
+        body_s=settings.body_s,
+        write_s=settings.write_s,
+        idle_s=settings.keep_alive_s,
+        min_rate=settings.min_bytes_per_s,
+        head_bytes=settings.max_head_bytes,
+        connections=settings.max_connections,
+    )
+    app.state.door = Door(patience, paths=paths, max_body_bytes=settings.max_body_bytes, routes=routes, bodies=bodies)
+    if metrics is not None:
+        app.state.door.cut = metrics.cut
     app.router.routes.extend(
-        prediction_routes(app.state.fleet, app.state.targets, access, max_body_bytes=settings.max_body_bytes)
+        prediction_routes(
+            app.state.fleet, app.state.targets, access, max_body_bytes=settings.max_body_bytes, bodies=bodies
+        )
     )
     app.include_router(metadata.health_router)
     app.include_router(triton.router)  # before: its /v2/models/stats is no model called stats
@@ -123,7 +139,13 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    app.add_middleware(Observed, metrics=metrics, paths=app.state.targets.paths, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        Observed,
+        metrics=metrics,
+        paths=app.state.targets.paths,
+        max_body_bytes=settings.max_body_bytes,
+        bodies=bodies,
+    )
     return app
 
 

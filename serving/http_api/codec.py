@@ -23,6 +23,8 @@ class Decoded(NamedTuple):
     context: Any = None
     timeout: float | None = None
     """Seconds from its arrival that the request itself allows."""
+    priority: int | None = None
+    """Its place in line, where the request itself has one."""
 
 
 class Blobs(NamedTuple):

@@ -8,6 +8,7 @@ the same functions decode and encode there, so the answers are the same bytes.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -16,9 +17,13 @@ from typing import Any
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from serving.errors import ServingError
+from serving.engine.admission import Bodies
+from serving.errors import InvalidRequest, ServingError
 from serving.http_api.answer import JSON, HeaderList, Headers, request_id
+from serving.http_api.asks import NOTHING, PRIORITY, TIMEOUT, Asks, asks_of
 from serving.http_api.codec import LENGTH, Blobs
+from serving.http_api.connection import Connection
+from serving.http_api.guard import Guard
 from serving.http_api.prediction import Call, Target
 from serving.http_api.security import admit
 from serving.metrics import RouteMetrics
@@ -36,6 +41,7 @@ _UNUSUAL = frozenset(
 )
 BURST_BYTES = 512 * 1024
 """Bytes of a body after which the loop turns: else the socket is read until it is empty, 8 MB in one go."""
+_ASKING = frozenset({PRIORITY, TIMEOUT})
 _MOST_HEADS = 1024
 _LONGEST_HEAD = 1024
 LINGER_S = 0.5
@@ -49,39 +55,31 @@ class Known:
     url: bytes
     headers: Headers
     length: int
+    asks: Asks
 
 
 @dataclass(slots=True)
-class Door:
+class Door(Guard):
     """What all lane connections of one worker share."""
 
-    paths: dict[bytes, Target]
+    paths: dict[bytes, Target] = field(default_factory=dict)
     """Raw request target to prediction target; replaced entry by entry as models come and go. Empty: no lane."""
-    max_body_bytes: int
+    max_body_bytes: int = 0
     routes: dict[str, RouteMetrics] = field(default_factory=dict)
     """Counters by route template; empty where metrics are off."""
-    idle_s: float = 5.0
-    now: float = field(default_factory=time.monotonic)
-    """A coarse clock, moved by `sweep`, so that an answer needs no timer of its own."""
     defaults: list[tuple[bytes, bytes]] = field(default_factory=list)
+    bodies: Bodies = field(default_factory=lambda: Bodies(sys.maxsize))
     heads: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
     known: dict[bytes, Known] = field(default_factory=dict)
 
-    def remember(self, data: bytes, url: bytes, headers: Headers, length: int) -> None:
+    def remember(self, data: bytes, url: bytes, headers: Headers, length: int, asks: Asks) -> None:
         """Keep the head of a plain request if `data` is all of it: the same bytes will mean the same again."""
         end = data.find(b"\r\n\r\n") + 4
-        if len(data) - end != length or end > _LONGEST_HEAD:
+        if len(data) - end != length or end > _LONGEST_HEAD or length > Bodies.FREE:
             return
         if len(self.known) >= _MOST_HEADS:
             self.known.clear()
-        self.known[data[:end]] = Known(url, headers, length)
-
-    def sweep(self, connections: Any) -> None:
-        """Close connections that have been idle too long; to be called about once a second."""
-        self.now = time.monotonic()
-        for connection in list(connections):
-            if isinstance(connection, Lane):
-                connection.close_if_idle(self.now - self.idle_s)
+        self.known[data[:end]] = Known(url, headers, length, asks)
 
     def head(self, status: int, kind: bytes, defaults: list[tuple[bytes, bytes]]) -> bytes:
         """Return status line, uvicorn's own headers and content type; the list is new each second, for the date."""
@@ -122,6 +120,7 @@ class _Busy:
     """Stands for the answer that the lane still owes, so that uvicorn queues what comes behind it."""
 
     response_complete = False
+    message_event = asyncio.Event()  # for nobody; uvicorn sets it when the client leaves
 
 
 class _Writer:
@@ -157,7 +156,7 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
-class Lane(HttpToolsProtocol):
+class Lane(Connection):
     """One connection. `door` is set on the subclass that `lane_for` makes.
 
     At most one plain request is in progress; what a client sends behind it waits in uvicorn's line, in order.
@@ -175,9 +174,9 @@ class Lane(HttpToolsProtocol):
         self._burst = 0
         self._id: bytes | None = None
         self._closing = False
-        self._midway = False  # the parser is inside a request
         self._chunk = b""
-        self._idle_since = self.door.now
+        self._asks = NOTHING
+        self._held = 0  # bytes of its body that are counted
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # noqa: D102
         super().connection_made(transport)
@@ -191,9 +190,8 @@ class Lane(HttpToolsProtocol):
             if known is not None and len(data) - end == known.length:
                 target = self.door.paths.get(known.url)
                 if target is not None:
-                    self._unset_keepalive_if_required()
                     self._id = None
-                    self._begin(target, known.headers, data[end:])
+                    self._begin(target, known.headers, data[end:], known.asks)
                     return
         self._chunk = data
         super().data_received(data)
@@ -203,8 +201,17 @@ class Lane(HttpToolsProtocol):
         """Tell whether no answer is owed on this connection."""
         return self._turn is None and not self.pipeline and (self.cycle is None or self.cycle.response_complete)
 
+    def _is_idle(self) -> bool:
+        return self._turn is None and super()._is_idle()
+
+    def _unanswered(self) -> bool:
+        return self._target is not None or (self._turn is None and super()._unanswered())
+
+    def body_bytes(self) -> int:  # noqa: D102
+        return super().body_bytes() if self._target is None else len(self._body)
+
     def on_message_begin(self) -> None:  # noqa: D102
-        self._midway = True
+        self.begin_head()
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -213,11 +220,16 @@ class Lane(HttpToolsProtocol):
     def on_headers_complete(self) -> None:  # noqa: D102
         target = self.door.paths.get(self.url)
         if target is not None and self._plain() and self._welcome(target):
+            self.judge_head()
+            self._in_head = False
             self._target = target
+            if self._length > Bodies.FREE:
+                self.door.bodies.hold(self._length)
+                self._held = self._length
             self._body = b""
             return
         url, headers, expect = self.url, self.headers, self.expect_100_continue
-        super().on_message_begin()
+        HttpToolsProtocol.on_message_begin(self)  # makes the scope
         self.url, self.expect_100_continue = url, expect
         self.headers.extend(headers)
         if self._turn is not None and not self.pipeline:
@@ -237,7 +249,7 @@ class Lane(HttpToolsProtocol):
             return False
         length = None
         self._id = None
-        self._binary = False
+        self._binary = asking = False
         for name, value in self.headers:
             if name in _UNUSUAL:
                 return False
@@ -247,10 +259,22 @@ class Lane(HttpToolsProtocol):
                 self._id = value
             elif name == LENGTH:
                 self._binary = True
+            elif name in _ASKING:
+                asking = True
         if length is None or not length.isdigit():
             return False
         self._length = int(length)
-        return self._length <= self.door.max_body_bytes
+        if asking:
+            try:
+                self._asks = asks_of(self.headers)
+            except InvalidRequest:
+                return False  # the other path says what is wrong with it
+        else:
+            self._asks = NOTHING
+        # What is too much to hold is refused on the other path.
+        return self._length <= Bodies.FREE or (
+            self._length <= self.door.max_body_bytes and self.door.bodies.fits(self._length)
+        )
 
     def _welcome(self, target: Target) -> bool:
         """Tell whether a body from this caller is worth reading; uvicorn's way refuses the others before theirs."""
@@ -288,24 +312,34 @@ class Lane(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def on_message_complete(self) -> None:  # noqa: D102
-        self._midway = False
         target = self._target
         if target is None:
             super().on_message_complete()
             return
+        self._midway = False
         self._target = None
         body, self._body = self._body, b""
         if self._id is None:
-            self.door.remember(self._chunk, self.url, self.headers, len(body))
-        self._begin(target, self.headers, body.whole() if isinstance(body, Gathered) else body)
+            self.door.remember(self._chunk, self.url, self.headers, len(body), self._asks)
+        self._begin(target, self.headers, body.whole() if isinstance(body, Gathered) else body, self._asks)
 
-    def _begin(self, target: Target, headers: Headers, body: Buffer) -> None:
+    def _begin(self, target: Target, headers: Headers, body: Buffer, asks: Asks) -> None:
         turn = self._turn = _Turn(self, request_id(self._id), self.door.routes.get(target.template))
-        turn.start(target, headers, body)
+        turn.start(target, headers, body, asks)
+
+    def refuse(self, fault: tuple[int, str, str]) -> None:
+        """Let go of what was read of a body that will not be read to its end."""
+        super().refuse(fault)
+        if self._target is not None:
+            self._target = None
+            self._body = b""
+            self._release()
 
     def write_answer(self, identity: bytes, status: int, extra: HeaderList, body: bytes | Blobs, kind: bytes) -> None:
         """Write the answer of the request in progress, and let what waits behind it begin."""
         self._turn = None
+        if self._held:
+            self._release()
         if self.transport.is_closing():
             return
         last = self._closing and not self.pipeline and not self._midway
@@ -319,7 +353,7 @@ class Lane(HttpToolsProtocol):
         else:
             head = b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n" % (head, body.size, identity)
             self.transport.writelines([head, *body.parts])
-        self._idle_since = self.door.now
+        self.since = self.door.now
         if last:
             self.server_state.total_requests += 1
             self.transport.close()
@@ -328,10 +362,13 @@ class Lane(HttpToolsProtocol):
         else:
             self.server_state.total_requests += 1
 
+    def _release(self) -> None:
+        """Count the bytes of the body out of what the process holds."""
+        self.door.bodies.held -= self._held
+        self._held = 0
+
     def on_response_complete(self) -> None:  # noqa: D102
         super().on_response_complete()
-        if not self.flow.write_paused:
-            self.flow.resume_reading()
         if self._closing and self._free() and not self._midway:
             self.transport.close()
 
@@ -346,6 +383,7 @@ class Lane(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
         super().connection_lost(exc)
+        self._release()
         turn, self._turn = self._turn, None
         if turn is not None:
             turn.cancel()
@@ -357,6 +395,9 @@ class Lane(HttpToolsProtocol):
         Closing at once what is idle this very moment would reset a client that has just sent its next request.
         """
         self._closing = True
+        if self._over:
+            super().shutdown()
+            return
         if self.cycle is not None and not self.cycle.response_complete and not self.pipeline:
             self.cycle.keep_alive = False
         # Timers come before sockets in a turn of the loop: after a turn that took long, look at the socket once more.
@@ -364,12 +405,6 @@ class Lane(HttpToolsProtocol):
 
     def _close_lingering(self) -> None:
         if self._free() and not self._midway:
-            self.transport.close()
-
-    def close_if_idle(self, before: float) -> None:
-        """Close if no request has been in progress since `before`, monotonic seconds."""
-        idle = self._free() and self._target is None and self._idle_since <= before
-        if idle and self.timeout_keep_alive_task is None and not self.transport.is_closing():
             self.transport.close()
 
 

@@ -75,7 +75,7 @@ class Listener(uvicorn.Server):
         """Do what is due ten times a second; return whether to end."""
         if self._box is not None:
             self._box.beat()
-        if counter % 10 == 0:
+        if counter % 5 == 0:
             self._door.sweep(self.server_state.connections)
             if self._parent is not None and os.getppid() != self._parent:
                 self.should_exit = True
@@ -99,6 +99,7 @@ class Listener(uvicorn.Server):
             sock.close()
         companion = self._app.state.companion
         stopping = asyncio.ensure_future(companion.stop()) if companion is not None else None
+        sweeping = asyncio.ensure_future(self._sweep_on())  # or a slow client would hold the end up
         state = self.server_state
         told: set[object] = set()
 
@@ -118,9 +119,15 @@ class Listener(uvicorn.Server):
             await self._while(busy, LAST_WORDS_S)
             for connection in list(state.connections):
                 connection.transport.abort()
+        sweeping.cancel()
         with contextlib.suppress(asyncio.TimeoutError):
             # A model that never comes back must not hold the process.
             await asyncio.wait_for(self.lifespan.shutdown(), LAST_WORDS_S if self.cut_short else None)
+
+    async def _sweep_on(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            self._door.sweep(self.server_state.connections)
 
     async def _while(self, busy: Callable[[], bool], seconds: float) -> None:
         """Wait as long as there is something to wait for, at most so long, and not beyond another signal."""

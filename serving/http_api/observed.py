@@ -10,6 +10,7 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.engine.admission import Bodies
 from serving.http_api.answer import header, request_id
 from serving.http_api.prediction import Target
 from serving.http_api.route import answer
@@ -22,8 +23,9 @@ class Observed:
     """Pure ASGI; wraps `app`. paths: prediction targets by raw path, for requests that need nothing of the app."""
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics | None, paths: dict[bytes, Target], max_body_bytes: int
+        self, app: ASGIApp, *, metrics: Metrics | None, paths: dict[bytes, Target], max_body_bytes: int, bodies: Bodies
     ) -> None:
+        self._bodies = bodies
         self._app = app
         self._metrics = metrics
         self._paths = paths
@@ -51,7 +53,7 @@ class Observed:
             target = None  # cross-origin requests need the CORS middleware
         try:
             if target is not None:
-                await answer(target, headers, receive, observed_send, self._max_body_bytes)
+                await answer(target, headers, receive, observed_send, self._max_body_bytes, self._bodies)
             else:
                 await self._app(scope, receive, observed_send)
         except Exception:

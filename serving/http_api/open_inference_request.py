@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from serving.engine.ports import Ports, Wanted
+from serving.engine.request import priority_of
 from serving.errors import InvalidRequest
 from serving.http_api import strict_json
 from serving.http_api.codec import Decoded
@@ -36,6 +37,7 @@ class _Plan(NamedTuple):
     rows: int
     context: Context
     timeout: float | None
+    priority: int | None
 
 
 class Reader:
@@ -70,7 +72,7 @@ class Reader:
         if place != len(blobs):
             raise InvalidRequest(f"the body has {len(blobs)} bytes behind its JSON, and the inputs take {place}")
         inputs = tuple(array for array in arrays if array is not None)
-        return Decoded(inputs, plan.rows, plan.context, plan.timeout)
+        return Decoded(inputs, plan.rows, plan.context, plan.timeout, plan.priority)
 
     def _read(self, raw: memoryview, position: int, datatype: str, shape: tuple[int, ...], at: str) -> Array:
         array = read(raw, datatype, shape, at)
@@ -91,7 +93,7 @@ class Reader:
         identity = document.get("id")
         if identity is not None and not isinstance(identity, str):
             raise InvalidRequest(f'"id" is {strict_json.kind(identity)}: send a string')
-        binary, timeout = _options(_parameters(document, ""))
+        binary, timeout, priority = _options(_parameters(document, ""))
         given = document.get("inputs")
         if not isinstance(given, list):
             raise InvalidRequest('"inputs" is missing or no array: send one object for each input tensor')
@@ -116,8 +118,8 @@ class Reader:
         if len(planned) == len(arrays) and len(head) <= _LONGEST_PLAN:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            self._plans[head] = _Plan(tuple(planned), rows, context, timeout)
-        return Decoded(inputs, rows, context, timeout)
+            self._plans[head] = _Plan(tuple(planned), rows, context, timeout, priority)
+        return Decoded(inputs, rows, context, timeout, priority)
 
     def _tensor(self, tensor: Any, at: str, left: int) -> tuple[int, tuple[int, ...], int | None]:
         """Read what an input says of itself: position, shape, and its raw bytes (None: its data is JSON)."""
@@ -170,16 +172,17 @@ def _parameters(owner: dict[str, Any], at: str) -> dict[str, Any]:
     return parameters
 
 
-def _options(parameters: dict[str, Any]) -> tuple[bool, float | None]:
-    """Read the request's own parameters: whether outputs are raw unless they say, and the timeout in seconds."""
+def _options(parameters: dict[str, Any]) -> tuple[bool, float | None, int | None]:
+    """Read the request's own parameters: whether outputs are raw unless they say, timeout in seconds, priority."""
     timeout = parameters.get("timeout", 0)
     if type(timeout) is not int or timeout < 0:
         raise InvalidRequest("/parameters/timeout: should be a whole number of microseconds")
-    for name, meaning in (("priority", "requests are served in their order"), ("sequence_id", "models keep no state")):
-        if parameters.get(name, 0) not in (0, ""):
-            raise InvalidRequest(f"/parameters/{name}: is not offered, {meaning}: leave it out")
+    if parameters.get("sequence_id", 0) not in (0, ""):
+        raise InvalidRequest("/parameters/sequence_id: is not offered, models keep no state: leave it out")
+    priority = parameters.get("priority", 0)
+    place = priority_of(priority if type(priority) is int else -1, "/parameters/priority")
     binary = _flag(parameters, "binary_data_output", "/parameters", default=False)
-    return binary, timeout / 1e6 if timeout else None
+    return binary, timeout / 1e6 if timeout else None, place if priority else None
 
 
 def _flag(parameters: dict[str, Any], name: str, at: str, *, default: bool) -> bool:

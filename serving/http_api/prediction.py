@@ -31,6 +31,7 @@ from serving.http_api.answer import (
     header,
     status_of,
 )
+from serving.http_api.asks import NOTHING, Asks
 from serving.http_api.codec import INLINE_BYTES, LENGTH, Blobs, Codec, Decoded, Mixed
 from serving.http_api.security import admit
 from serving.metrics import ModelMetrics
@@ -103,8 +104,9 @@ class Target:
 class Call(Request):
     """One prediction from body to answer: the request itself, so that it costs one object."""
 
-    __slots__ = ("began", "context", "headers", "target")
+    __slots__ = ("asks", "began", "context", "headers", "target")
 
+    asks: Asks
     target: Target
     headers: Headers
     began: float
@@ -114,8 +116,9 @@ class Call(Request):
         """Send the answer of content type `kind`; called once, on the event loop, unless `cancel` came before."""
         raise NotImplementedError
 
-    def start(self, target: Target, headers: Headers, body: Buffer) -> None:
+    def start(self, target: Target, headers: Headers, body: Buffer, asks: Asks = NOTHING) -> None:
         """Decode and submit. A bad request, or a stranger's, is answered before this returns."""
+        self.asks = asks
         self.target = target
         self.headers = headers
         self.gone = False
@@ -141,7 +144,7 @@ class Call(Request):
         key_of = split.feature
         if key_of is None:
             key = header(headers, split.header) if split.header is not None else None
-            self.start(fork.candidate if split.takes(key) else stable, headers, body)
+            self.start(fork.candidate if split.takes(key) else stable, headers, body, self.asks)
             return
         self.target = stable
 
@@ -149,7 +152,7 @@ class Call(Request):
             if isinstance(found, ServingError) or not split.takes(key_of(found.inputs)):
                 self._submit(found)
             elif not self.gone:
-                self.start(fork.candidate, headers, body)
+                self.start(fork.candidate, headers, body, self.asks)
 
         if len(body) > INLINE_BYTES:
             decoding = stable.loop.run_in_executor(_decoders, _decode, stable.codec, headers, body)
@@ -170,9 +173,13 @@ class Call(Request):
         if isinstance(decoded, ServingError):
             self._refuse(decoded)
             return
-        self.inputs, self.rows, self.context, timeout = decoded
+        self.inputs, self.rows, self.context, timeout, priority = decoded
         seconds = self.target.deadline
-        self.deadline = self.began + (seconds if timeout is None else min(timeout, seconds))
+        asks = self.asks
+        self.priority = asks.priority if priority is None else priority
+        if timeout is not None or asks is not NOTHING:
+            seconds = min(seconds, timeout or seconds, asks.timeout or seconds)
+        self.deadline = self.began + seconds
         try:
             self.target.submit(self)
         except ServingError as error:
@@ -242,7 +249,7 @@ def _decode(codec: Codec, headers: Headers, body: Buffer) -> Decoded | ServingEr
     try:
         return codec.decode(headers, body)
     except ServingError as error:
-        return error
+        return error.bare()
     except Exception:  # a fault of ours must be answered, or the caller hangs
         log.exception("a request could not be decoded")
         return ServingError("the server failed on this request; its log has the reason")

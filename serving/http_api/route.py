@@ -9,6 +9,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from serving.access.access import Access
+from serving.engine.admission import Bodies
 from serving.errors import InvalidRequest, ModelNotFound, PayloadTooLarge, ServingError, UnsupportedMediaType
 from serving.fleet.fleet import Fleet
 from serving.http_api.answer import (
@@ -20,6 +21,7 @@ from serving.http_api.answer import (
     header,
     status_of,
 )
+from serving.http_api.asks import Asks, asks_of
 from serving.http_api.codec import INLINE_BYTES, Blobs
 from serving.http_api.prediction import Call, Target
 from serving.http_api.security import admit
@@ -33,12 +35,14 @@ class ClientLeft(Exception):
     """The client closed the connection before its request was whole."""
 
 
-def prediction_routes(fleet: Fleet, targets: Targets, access: Access, *, max_body_bytes: int) -> list[BaseRoute]:
+def prediction_routes(
+    fleet: Fleet, targets: Targets, access: Access, *, max_body_bytes: int, bodies: Bodies
+) -> list[BaseRoute]:
     """Make one route for each prediction path template."""
     return [
         Route(
             template,
-            PredictionRoute(protocol, template, fleet, targets, access, max_body_bytes=max_body_bytes),
+            PredictionRoute(protocol, template, fleet, targets, access, max_body_bytes=max_body_bytes, bodies=bodies),
             methods=["POST"],
             include_in_schema=False,
         )
@@ -50,8 +54,17 @@ class PredictionRoute:
     """An ASGI application for one prediction path template."""
 
     def __init__(
-        self, protocol: str, template: str, fleet: Fleet, targets: Targets, access: Access, *, max_body_bytes: int
+        self,
+        protocol: str,
+        template: str,
+        fleet: Fleet,
+        targets: Targets,
+        access: Access,
+        *,
+        max_body_bytes: int,
+        bodies: Bodies,
     ) -> None:
+        self._bodies = bodies
         self._protocol = protocol
         self._template = template
         self._fleet = fleet
@@ -72,21 +85,53 @@ class PredictionRoute:
         except ServingError as error:
             await respond(send, status_of(error, self._protocol), error_headers(error), error_body(error))
             return
-        await answer(target, scope["headers"], receive, send, self._max_body_bytes)
+        await answer(target, scope["headers"], receive, send, self._max_body_bytes, self._bodies)
 
 
-async def answer(target: Target, headers: Headers, receive: Receive, send: Send, max_body_bytes: int) -> None:
+async def answer(  # noqa: PLR0917  an ASGI call and what bounds it
+    target: Target, headers: Headers, receive: Receive, send: Send, max_body_bytes: int, bodies: Bodies
+) -> None:
     """Read a body under the limit and answer the prediction that it asks for."""
+    lease = Lease(bodies)
+    try:
+        await _answer(target, headers, receive, send, max_body_bytes, lease)
+    finally:
+        lease.end()
+
+
+async def _answer(  # noqa: PLR0917
+    target: Target, headers: Headers, receive: Receive, send: Send, max_body_bytes: int, lease: Lease
+) -> None:
     try:
         if target.access is not None:
             admit(target.access, headers, "predict")  # before a stranger's body takes memory
-        body = await read_body(headers, receive, max_body_bytes)
+        asks = asks_of(headers)
+        body = await read_body(headers, receive, max_body_bytes, lease)
     except ServingError as error:
         await respond(send, status_of(error, target.protocol), error_headers(error), error_body(error))
     except ClientLeft:
         return
     else:
-        await predict(target, headers, body, receive, send)
+        await predict(target, headers, body, asks, receive, send)
+
+
+class Lease:
+    """The part of one request in the bytes that the process holds; nothing while it is small."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._held = 0
+
+    def grow_to(self, size: int) -> None:
+        """Hold so many bytes in all. Raises QueueFull where the process holds too many."""
+        if size > Bodies.FREE and size > self._held:
+            self._bodies.hold(size - self._held)
+            self._held = size
+
+    def end(self) -> None:
+        """Hold nothing any more."""
+        self._bodies.held -= self._held
+        self._held = 0
 
 
 class _Awaited(Call):
@@ -103,10 +148,12 @@ class _Awaited(Call):
             self.answered.set_result((status, headers, whole, kind))
 
 
-async def predict(target: Target, headers: Headers, body: Buffer, receive: Receive, send: Send) -> None:
+async def predict(  # noqa: PLR0917  an ASGI call and what was read of it
+    target: Target, headers: Headers, body: Buffer, asks: Asks, receive: Receive, send: Send
+) -> None:
     """Answer one prediction whose body is read; drop its rows if the client leaves before they run."""
     call = _Awaited(target.loop)
-    call.start(target, headers, body)
+    call.start(target, headers, body, asks)
     if not call.answered.done():
         # A task that listens for the client's leaving costs as much as the rest: only slow answers get one.
         watch = target.loop.call_later(WATCH_AFTER_S, _watch, call, receive)
@@ -145,8 +192,8 @@ async def respond(send: Send, status: int, extra: HeaderList, body: bytes, kind:
     await send({"type": "http.response.body", "body": body})
 
 
-async def read_body(headers: Headers, receive: Receive, limit: int) -> Buffer:
-    """Read and inflate a body; `limit` bounds it before and after inflation.
+async def read_body(headers: Headers, receive: Receive, limit: int, lease: Lease | None = None) -> Buffer:
+    """Read and inflate a body; `limit` bounds it before and after inflation, `lease` counts what is held.
 
     Raises PayloadTooLarge (judged from Content-Length before anything is read, and again while reading),
     UnsupportedMediaType for a coding other than gzip, InvalidRequest where the coding is broken.
@@ -157,6 +204,8 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> Buffer:
     coding = (header(headers, b"content-encoding") or b"identity").strip().lower()
     if coding not in (b"identity", b"gzip", b"x-gzip", b"deflate"):
         raise UnsupportedMediaType("the body's Content-Encoding is not one of gzip, deflate, identity")
+    if lease is not None and declared is not None:
+        lease.grow_to(int(declared))
     message = await receive()
     if not message.get("more_body") and coding == b"identity" and len(message.get("body", b"")) <= limit:
         if message["type"] == "http.disconnect":
@@ -170,14 +219,18 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> Buffer:
         body += message.get("body", b"")
         if len(body) > limit:
             raise PayloadTooLarge(f"the body has over {limit} bytes, which is the limit")
+        if lease is not None:
+            lease.grow_to(len(body))
         if not message.get("more_body"):
             break
         message = await receive()
     if coding == b"identity":
         return body
-    if len(body) <= INLINE_BYTES:
-        return inflate(body, coding, limit)
-    return await asyncio.to_thread(inflate, body, coding, limit)
+    long = len(body) > INLINE_BYTES
+    made = await asyncio.to_thread(inflate, body, coding, limit) if long else inflate(body, coding, limit)
+    if lease is not None:
+        lease.grow_to(len(made))
+    return made
 
 
 def inflate(body: Buffer, coding: bytes, limit: int) -> bytes:

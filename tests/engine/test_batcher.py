@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from serving.engine.batcher import Batcher, Unobserved
-from serving.engine.request import Outcome, Request
+from serving.engine.request import HIGH, LOW, NORMAL, Outcome, Request
 from serving.errors import DeadlineExceeded, InferenceFailed, NotReady, PayloadTooLarge, QueueFull, ServingError
 from serving.tensors import Tensors
 
@@ -40,11 +40,12 @@ class Model:
 class Asked(Request):
     """A request whose answer can be awaited."""
 
-    def __init__(self, *rows: float, width: int = 1, deadline: float = 60.0) -> None:
+    def __init__(self, *rows: float, width: int = 1, deadline: float = 60.0, priority: int = NORMAL) -> None:
         self.inputs = (np.repeat(np.array(rows, dtype=np.float32).reshape(-1, 1), width, axis=1),)
         self.rows = len(rows)
         self.deadline = time.monotonic() + deadline
         self.gone = False
+        self.priority = priority
         self.answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
     def reply(self, outcome: Outcome) -> None:
@@ -71,6 +72,11 @@ def batcher(model: Callable[[Tensors], Tensors], **changes: Any) -> Batcher:
         **changes,
     }
     return Batcher(model, **settings)
+
+
+async def ran_alone(made: Batcher, request: Asked) -> list[float]:
+    made.submit(request)
+    return await request.values()
 
 
 async def held(model: Model, made: Batcher) -> Asked:
@@ -265,3 +271,68 @@ async def test_instances_run_side_by_side() -> None:
         await asyncio.sleep(0.001)
     for request in asked:
         await request.values()
+
+
+async def test_higher_priority_runs_first_and_none_starves() -> None:
+    """Of what waits, higher priority runs first; yet of every four batches one begins with the last in line."""
+    model = Model()
+    made = batcher(model, max_rows=1)
+    await held(model, made)
+    low = [Asked(3.0, priority=LOW) for _ in range(4)]
+    normal = [Asked(2.0) for _ in range(4)]
+    high = [Asked(1.0, priority=HIGH) for _ in range(12)]
+    for request in (*low, *normal, *high):
+        made.submit(request)
+    model.open.set()
+    for request in (*low, *normal, *high):
+        await request.values()
+    ran = [int(batch[0, 0]) for batch in model.batches[1:]]
+    assert ran[:16].count(1) == 8
+    assert ran[:16].count(2) == 4
+    assert ran[:16].count(3) == 4
+    assert 1 in ran[:2]
+
+
+async def test_higher_priority_takes_the_place_of_lower_in_a_full_queue() -> None:
+    """Where the queue is full, the newest of lower priority is told to come back, and the higher one is taken."""
+    model = Model()
+    made = batcher(model, max_queued_rows=3)
+    await held(model, made)
+    older, newer = Asked(1, 1, priority=LOW), Asked(2, priority=LOW)
+    for request in (older, newer):
+        made.submit(request)
+    with pytest.raises(QueueFull):
+        made.submit(Asked(9, priority=LOW))
+    high = Asked(3, priority=HIGH)
+    made.submit(high)
+    assert isinstance(newer.answer.result(), QueueFull)
+    model.open.set()
+    assert await high.values() == [6.0]
+    assert await older.values() == [2.0, 2.0]
+    assert made.queued_rows == 0
+
+
+async def test_what_cannot_be_answered_in_time_is_refused_at_once() -> None:
+    """Behind a queue that takes longer than its deadline a request is refused; with more time it is taken."""
+    model = Model()
+
+    def slow(inputs: Tensors) -> Tensors:
+        time.sleep(0.02)
+        return model(inputs)
+
+    made = batcher(slow, max_rows=1)
+    for _ in range(3):
+        assert await ran_alone(made, Asked(1)) == [2.0]
+    await held(model, made)
+    waiting = [Asked(1) for _ in range(90)]
+    for request in waiting:
+        made.submit(request)
+    with pytest.raises(QueueFull, match="deadline") as refused:
+        made.submit(Asked(1, deadline=1.0))
+    assert 1 <= refused.value.retry_after <= 3  # 90 rows at 20 ms take 1.8 s
+    patient = Asked(1, deadline=30)
+    made.submit(patient)
+    for request in waiting:
+        request.gone = True
+    model.open.set()
+    assert await patient.values() == [2.0]

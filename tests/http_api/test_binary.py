@@ -155,7 +155,7 @@ BAD = {
             ]
         }
     ),
-    "priority": raw(iris(parameters={"priority": 1}), b"\0" * 16),
+    "priority": raw(iris(parameters={"priority": 4}), b"\0" * 16),
     "timeout": raw(iris(parameters={"timeout": -1}), b"\0" * 16),
     "classes of strings": raw(
         iris(outputs=[{"name": "label", "parameters": {"classification": 1}}]), np.array(ROW, "<f4").tobytes()

@@ -1,0 +1,85 @@
+"""What is let in: how long a batch takes, learnt from those that ran, and how many bytes of bodies are held at once."""
+
+from __future__ import annotations
+
+import math
+
+from serving.errors import QueueFull
+
+_WEIGHT = 0.1
+"""Of the newest batch in the averages: some twenty batches tell."""
+MARGIN = 1.25
+"""By how much a wait is thought longer than the average says: machines have other work too."""
+_SHARE = 0.125
+"""Of its allowance that a request may spend in its own batch: the rest is for waiting."""
+_EFFICIENT = 4.0
+"""Never cut a batch below so many times its fixed cost, or the fixed cost eats the capacity."""
+
+
+class Pace:
+    """How long a batch takes: `fixed` seconds and `each` row's, the line through the batches that ran of late."""
+
+    __slots__ = ("_rows", "_rows2", "_rows_seconds", "_seconds", "each", "fixed")
+
+    def __init__(self) -> None:
+        self._rows = self._seconds = self._rows2 = self._rows_seconds = 0.0
+        self.fixed = 0.0
+        self.each = 0.0
+
+    def learn(self, rows: int, seconds: float) -> None:
+        """Take a batch that ran."""
+        weight = _WEIGHT if self._rows else 1.0
+        self._rows += weight * (rows - self._rows)
+        self._seconds += weight * (seconds - self._seconds)
+        self._rows2 += weight * (rows * rows - self._rows2)
+        self._rows_seconds += weight * (rows * seconds - self._rows_seconds)
+        spread = self._rows2 - self._rows * self._rows
+        # Batches of one size tell nothing of another: until they differ, a row is taken to cost nothing more.
+        slope = (self._rows_seconds - self._rows * self._seconds) / spread if spread > 0.01 * self._rows2 else 0.0
+        self.each = min(max(slope, 0.0), self._seconds / self._rows)
+        self.fixed = self._seconds - self.each * self._rows
+
+    def seconds(self, rows: int) -> float:
+        """Return how long a batch of so many rows takes."""
+        return self.fixed + self.each * rows
+
+    def rows(self, allowance: float, most: int) -> int:
+        """Return how many rows, `most` at most, run together for requests that have `allowance` seconds in all."""
+        if not self.each:
+            return most
+        spare = max(_SHARE * allowance, _EFFICIENT * self.fixed) - self.fixed
+        return max(1, min(most, int(spare / self.each)))
+
+
+def seconds_to_come_back(wait: float) -> int:
+    """Return whole seconds for a Retry-After: never before the queue has gone down.
+
+    >>> seconds_to_come_back(2.1), seconds_to_come_back(0.2)
+    (3, 1)
+    """
+    return max(1, math.ceil(wait))
+
+
+class Bodies:
+    """Counts the bytes of bodies that one process holds, from their announcement to their answer.
+
+    Bodies of up to FREE bytes are not counted: connections and queued rows bound them already.
+    """
+
+    FREE = 64 * 1024
+
+    __slots__ = ("held", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+    def fits(self, size: int) -> bool:
+        """Tell whether so many bytes more may be held."""
+        return self.held + size <= self.limit
+
+    def hold(self, size: int) -> None:
+        """Count bytes in. Raises QueueFull where they are too many."""
+        if not self.fits(size):
+            raise QueueFull("this server holds all the bytes of requests that it takes: come back later")
+        self.held += size

@@ -1,0 +1,310 @@
+"""One HTTP connection with bounds on what a client may take: time, bytes of head, company.
+
+uvicorn alone waits for ever for the rest of a head or a body, keeps what a client does not read, and takes any number
+of connections. Both ways to an answer, lane and ASGI, pass through here. No timer belongs to a request: all
+connections are looked at twice a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from serving.errors import InvalidRequest
+from serving.http_api.answer import Headers, error_body, header, request_id
+from serving.http_api.guard import Guard
+
+LINGER_S = 2.0
+"""Seconds in which a client that was refused may still send, so that it reads the refusal and not a reset."""
+SPARE = 32
+"""Connections beyond the cap that are taken to answer the paths below, and to say no in words."""
+ALWAYS = frozenset({b"/v2/health/live", b"/v2/health/ready", b"/metrics"})
+"""What is answered even where connections have run out."""
+_HOST = re.compile(rb"[^\s/@?#\\<>\"]*")
+_FEW_PIECES = 4096
+_SMALL_PIECE = 16
+_LARGEST_OVERHEAD = 64 * 1024
+
+log = logging.getLogger("serving.connection")
+
+FAILED = (500, "failed", "the server failed on this request; its log has the reason")
+SLOW_HEAD = (408, "slow_head", "the request's head did not arrive in time")
+SLOW_BODY = (408, "slow_body", "the request's body did not arrive in time, or came too slowly")
+MALFORMED = (400, "malformed", "this is not HTTP as RFC 9112 has it")
+HOST = (400, "malformed", "an HTTP/1.1 request has exactly one Host header, with a name and maybe a port")
+CODING = (400, "malformed", "Transfer-Encoding is not offered but for chunked, over HTTP/1.1")
+LARGE_HEAD = (431, "large_head", "the request's head is too large")
+TINY_CHUNKS = (400, "tiny_chunks", "the chunks of the body are too small, or carry too much beside data: send larger")
+CROWDED = (503, "crowded", "this server has all the connections that it takes: come back later")
+
+
+class Connection(HttpToolsProtocol):
+    """One connection. `door` is set on the subclass that is made for a worker."""
+
+    door: Guard
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.since = 0.0  # when the head, the body or the pause began that lasts now; monotonic seconds
+        self._born = 0.0  # `since` until the first request
+        self._midway = False  # the parser is inside a request
+        self._in_head = False
+        self._begun = 0  # requests
+        self._head_bytes = 0  # of a head that did not come at once
+        self._received = 0  # bytes of the body
+        self._pieces = 0  # that it came in
+        self._overhead = 0  # bytes of its coding
+        self._unparsed = 0  # bytes of it that do not go through the parser
+        self._write_by = 0.0  # when the client must have read what is written; 0: nothing waits
+        self._unread = 0  # bytes written that the client has not taken
+        self._spare = False
+        self._over = False  # refused: what still comes is thrown away until then
+        self._fault = MALFORMED
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # noqa: D102
+        most = self.door.patience.connections
+        crowded = len(self.connections) >= most and not self.door.make_room(self.connections)
+        super().connection_made(transport)
+        self.since = self._born = self.door.now - 0.001  # like no time that the clock says later
+        if crowded:
+            self._spare = True
+            if len(self.connections) > most + SPARE:
+                self.refuse(CROWDED)
+
+    def is_quiet(self) -> bool:
+        """Tell whether nothing is owed to the client: it is idle, or has not sent a whole request."""
+        return self._is_idle() or (self._midway and self._unanswered())
+
+    def _is_idle(self) -> bool:
+        """Tell whether no request is in progress, read or answered."""
+        return not self._midway and not self.pipeline and (self.cycle is None or self.cycle.response_complete)
+
+    def _unanswered(self) -> bool:
+        """Tell whether the request that is being read is the only one, and nothing of its answer is written."""
+        if self._in_head:
+            return not self.pipeline and (self.cycle is None or self.cycle.response_complete)
+        return not self.pipeline and (self.cycle is None or not self.cycle.response_started)
+
+    def data_received(self, data: bytes) -> None:  # noqa: D102
+        if self._over:
+            return
+        midway, reading = self._midway, self._midway and not self._in_head
+        begun, received = self._begun, self.body_bytes()
+        try:
+            self._feed(data)
+        except httptools.HttpParserCallbackError as error:
+            if not self._in_head and self._fault is MALFORMED:
+                # Behind the head nothing that a client sends makes our own functions raise.
+                log.error("a request could not be taken", exc_info=error.__context__)
+                self._fault = FAILED
+            self.refuse(self._fault)
+            return
+        except (httptools.HttpParserError, ValueError):
+            self.refuse(self._fault)
+            return
+        if not self._midway or self._over:
+            return
+        if self._in_head:
+            # Where in a packet a head begins that follows another request is not known: it counts from the next on.
+            if self._begun - begun <= (not midway):
+                self._head_bytes += len(data)
+            if self._head_bytes > self.door.patience.head_bytes:
+                self.refuse(LARGE_HEAD)
+        elif reading and self._begun == begun:
+            self._overhead += len(data) - (self.body_bytes() - received)
+            if self._overhead > _LARGEST_OVERHEAD + self.body_bytes():
+                self.refuse(TINY_CHUNKS)
+
+    def _feed(self, data: bytes) -> None:
+        """Give the parser all of `data`: it stops behind each wish to speak another protocol, and none is granted."""
+        while True:
+            if self._unparsed:
+                body, data = data[: self._unparsed], data[self._unparsed :]
+                self._unparsed -= len(body)
+                self.on_body(body)
+                if not self._unparsed:
+                    self.on_message_complete()
+                if not data:
+                    return
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as stopped:
+                if self.parser.get_method() == b"CONNECT":
+                    raise httptools.HttpParserError("CONNECT") from None
+                data = data[stopped.args[0] :]
+                if not data:
+                    return
+
+    def on_message_begin(self) -> None:  # noqa: D102
+        self.begin_head()
+        super().on_message_begin()
+
+    def begin_head(self) -> None:
+        """Note that a request begins."""
+        self._begun += 1
+        self._head_bytes = 0
+        self._midway = self._in_head = True
+        self.since = self.door.now
+
+    def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102
+        if not self._in_head:
+            return  # a trailer: what it says was not asked for, and must not pass for a header
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:  # noqa: D102
+        self.judge_head()
+        super().on_headers_complete()
+        self._in_head = False
+        if self._spare:
+            self.cycle.keep_alive = False
+
+    def judge_head(self) -> None:
+        """Judge a head by what only all of it tells. Raises ValueError, which the parser turns into its own error."""
+        self.since = self.door.now
+        self._received = self._pieces = self._overhead = 0
+        if self._spare and self.url.partition(b"?")[0] not in ALWAYS:
+            self._wrong(CROWDED)
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > self.door.patience.head_bytes:
+            self._wrong(LARGE_HEAD)
+        version = self.parser.get_http_version()
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) != 1 and (hosts or version == "1.1"):
+            self._wrong(HOST)
+        if hosts and not _HOST.fullmatch(hosts[0]):
+            self._wrong(HOST)
+        coding = header(self.headers, b"transfer-encoding")
+        if coding is not None and (version != "1.1" or coding.lower() != b"chunked"):
+            self._wrong(CODING)  # a length that a proxy before us may have read in another way
+        if version not in ("1.1", "1.0") or (coding is not None and self.parser.should_upgrade()):
+            self._wrong(MALFORMED)
+        if self.parser.should_upgrade():
+            # The parser takes what follows for another protocol; it is the body, as Java's client sends it.
+            self._unparsed = int(header(self.headers, b"content-length") or b"0")
+
+    def _wrong(self, fault: tuple[int, str, str]) -> None:
+        self._fault = fault
+        raise ValueError(fault[1])
+
+    def on_body(self, body: bytes) -> None:  # noqa: D102
+        self._received += len(body)
+        self._pieces += 1
+        # Each piece costs a call: a million of one byte would hold the event loop for a second.
+        if self._pieces > _FEW_PIECES and self._received < self._pieces * _SMALL_PIECE:
+            self._wrong(TINY_CHUNKS)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:  # noqa: D102
+        if self._unparsed:
+            return
+        self._midway = False
+        self.since = self.door.now
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Start what waits behind the answer; as uvicorn does, but for its timer."""
+        self.server_state.total_requests += 1
+        self.since = self.door.now
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and getattr(self.cycle, "waiting_for_100_continue", False):
+            # Told no before it was told to go on, a client may leave its body out: what comes next can't be known.
+            self.transport.close()
+            return
+        if not self.flow.write_paused:
+            self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+
+    def look(self, now: float) -> None:
+        """Cut the connection if its client takes too long; `now` in monotonic seconds."""
+        patience, transport = self.door.patience, self.transport
+        unread = transport.get_write_buffer_size()
+        if not unread:
+            self._write_by = 0.0
+        elif not self._write_by or unread < self._unread:
+            self._write_by = now + patience.write_s
+        elif now > self._write_by:
+            self._abort("slow_reader")
+            return
+        self._unread = unread
+        if self._over:
+            if now > self.since + LINGER_S:
+                transport.abort()
+        elif transport.is_closing():
+            return
+        elif self._midway:
+            self._look_midway(now - self.since)
+        # Who connects has to send a head: the pause before the first one is as short as a head's time.
+        elif now > self.since + (patience.head_s if self.since == self._born else patience.idle_s) and self._is_idle():
+            transport.close()
+
+    def _look_midway(self, seconds: float) -> None:
+        patience = self.door.patience
+        if self.flow.read_paused:
+            self.since = self.door.now  # it is this side that does not read
+        elif self._in_head:
+            if seconds > patience.head_s:
+                self.refuse(SLOW_HEAD)
+        elif not self._unanswered():
+            if seconds > patience.head_s:  # it has its answer, and does not stop to send what was not wanted
+                self._abort("unwanted_body")
+        elif seconds > patience.body_s or seconds > patience.head_s + self.body_bytes() / patience.min_rate:
+            self.refuse(SLOW_BODY)
+
+    def body_bytes(self) -> int:
+        """Return how much of the body that is being read has come."""
+        return self._received
+
+    def resume_writing(self) -> None:  # noqa: D102
+        self._write_by = 0.0  # the client has read some
+        super().resume_writing()
+
+    def shutdown(self) -> None:
+        """Finish what was accepted, then close."""
+        if self._over:
+            self.transport.close()
+        else:
+            super().shutdown()
+
+    def _abort(self, reason: str) -> None:
+        self.door.cut[reason] += 1
+        self.transport.abort()
+
+    def refuse(self, fault: tuple[int, str, str]) -> None:
+        """Answer a request that can't be read, where its turn has come, and end the connection."""
+        status, reason, text = fault
+        self.door.cut[reason] += 1
+        self._over = True
+        self.since = self.door.now
+        transport = self.transport
+        if transport.is_closing():
+            return
+        # Never before an answer that is still owed, nor into the middle of one.
+        if not self.is_quiet():
+            transport.close()
+            return
+        self.write_refusal(status, text, self.headers or ())
+        # Closing at once would reset the connection under what the client still sends, and with it the answer.
+        transport.write_eof()
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    def write_refusal(self, status: int, text: str, headers: Headers) -> None:
+        """Write a whole answer that closes the connection."""
+        body = error_body(InvalidRequest(text))
+        lines = [b"%b: %b\r\n" % pair for pair in self.server_state.default_headers]
+        identity = request_id(header(headers, b"x-request-id"))
+        lines += [
+            b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body),
+            b"x-request-id: %b\r\nconnection: close\r\n\r\n" % identity,
+        ]
+        self.transport.write(b"".join([STATUS_LINE[status], *lines, body]))

@@ -1,0 +1,53 @@
+"""What all connections of one worker share: how long clients are waited for, and who is cut."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True, frozen=True)
+class Patience:
+    """How long a connection is waited for, in seconds, and how much it may take.
+
+    head_s: from the first byte of a request, or from connecting, to the end of its head; a body's rate counts after it.
+    body_s: all of a body. write_s: a client that takes nothing of its answer. idle_s: between requests. min_rate: bytes
+    a second of a body. head_bytes: of one head. connections: of one worker.
+    """
+
+    head_s: float = 5.0
+    body_s: float = 120.0
+    write_s: float = 30.0
+    idle_s: float = 75.0
+    min_rate: int = 500
+    head_bytes: int = 16 * 1024
+    connections: int = 4096
+
+
+@dataclass(slots=True)
+class Guard:
+    """What all connections of one worker share."""
+
+    patience: Patience = field(default_factory=Patience)
+    now: float = field(default_factory=time.monotonic)
+    """A coarse clock, moved by `sweep`, so that an answer needs no timer of its own."""
+    cut: Counter[str] = field(default_factory=Counter)
+    """Connections that this side ended, by reason."""
+
+    def sweep(self, connections: Any) -> None:
+        """Cut what takes too long; to be called twice a second."""
+        now = self.now = time.monotonic()
+        for connection in list(connections):
+            connection.look(now)
+
+    def make_room(self, connections: Any) -> bool:
+        """Close the connections that have been quiet longest, a sixteenth of all; tell whether there is room now."""
+        if any(connection.transport.is_closing() for connection in connections):
+            return True  # made a moment ago
+        quiet = sorted((c for c in connections if c.is_quiet()), key=lambda c: c.since)
+        for connection in quiet[: max(1, self.patience.connections // 16)]:
+            self.cut["crowded"] += 1
+            connection.transport.abort()
+        return bool(quiet)

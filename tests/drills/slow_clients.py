@@ -1,0 +1,166 @@
+"""Clients that trickle, that never end what they began, and that do not read: cut in time, and felt by nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import multiprocessing
+import selectors
+import socket
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+from tests.conftest import Server, running
+from tests.drills.drill import Report, drill
+
+PATH = "/v1/models/iris:predict"
+ROWS = json.dumps({"instances": [[5.1, 3.5, 1.4, 0.2]]}).encode()
+LARGE = b"GET /docs/assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: t\r\n\r\n"
+"""Asks for a megabyte that costs no computing: what is measured is waiting, not work."""
+
+
+def _head(length: int, path: str = PATH) -> bytes:
+    return b"POST %b HTTP/1.1\r\nHost: t\r\nContent-Length: %d\r\n" % (path.encode(), length)
+
+
+KINDS: dict[str, tuple[bytes, bytes]] = {
+    # What is sent at once, and what comes after it byte by byte, for ever.
+    "head": (b"POST %b HTTP/1.1\r\nHost: t\r\nX-Slow: " % PATH.encode(), b"a"),
+    "silent": (b"", b""),
+    "lane body": (_head(100_000) + b"\r\n", b" "),
+    "asgi body": (_head(100_000, "/v2/repository/index") + b"\r\n", b" "),
+    "chunked body": (
+        b"POST %b HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n" % PATH.encode(),
+        b"1\r\n \r\n",
+    ),
+}
+DEAF = "not reading"
+"""Sends requests with large answers, and reads none."""
+
+
+@drill(
+    "slow_clients", "500 clients that trickle, stall or do not read are cut in time, and a good client feels nothing"
+)
+def run(report: Report, *, sockets: int = 500, patience: float = 5.0, seconds: float = 6.0, timed: bool = True) -> None:
+    """`patience`: seconds for a head, and before a body's rate counts. `timed`: measure the good client too."""
+    flags = ("--head-s", str(patience), "--write-s", str(patience))
+    for lane in ("--lane", "--no-lane"):
+        with running(lane, *flags) as server:
+            quiet = p99(server, seconds) if timed else 0.0
+            with attack(server, sockets, patience + 6) as ending:
+                busy = p99(server, min(seconds, patience)) if timed else _good(server)
+                left, latest = ending.recv()
+            report.exactly(f"{lane}: slow clients not cut, of {sockets}", sum(left.values()), 0)
+            report.at_most(f"{lane}: the last was cut after", latest, patience + 1.5, "s")
+            if timed:
+                again = p99(server, seconds)
+                base = statistics.median([quiet, again])
+                report.at_most(
+                    f"{lane}: p99 of a good client, times its baseline ({base * 1e3:.2f} ms)", busy / base, 1.5
+                )
+    never = ("--head-s", "1000", "--body-s", "1000", "--write-s", "1000", "--min-bytes-per-s", "1")
+    with running(*never) as server, attack(server, len(KINDS), patience + 2) as ending:
+        left, _ = ending.recv()
+    report.control("without patience's end slow clients stay", sum(left.values()) >= len(KINDS))
+
+
+def _good(server: Server) -> float:
+    return p99(server, 0.2)
+
+
+def p99(server: Server, seconds: float) -> float:
+    """Return the 99th percentile, in seconds, of one client that asks, waits and asks again."""
+    client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    times = []
+    until = time.monotonic() + seconds
+    while (began := time.perf_counter()) and time.monotonic() < until:
+        client.request("POST", PATH, ROWS)
+        answer = client.getresponse()
+        answer.read()
+        assert answer.status == 200
+        times.append(time.perf_counter() - began)
+        time.sleep(0.002)
+    client.close()
+    return sorted(times)[int(len(times) * 0.99)]
+
+
+@contextmanager
+def attack(server: Server, sockets: int, seconds: float) -> Iterator[Connection]:
+    """Trickle from another process for at most `seconds`; receive what was not cut, by kind, and when the last was."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_trickle, args=(server.port, sockets, seconds, there), daemon=True)
+    process.start()
+    there.close()
+    assert here.recv() == "connected"
+    try:
+        yield here
+    finally:
+        process.join()
+
+
+def _trickle(port: int, sockets: int, seconds: float, report: Any) -> None:
+    """Be the slow clients, in a process of their own."""
+    kinds = [DEAF, *list(KINDS) * 4]
+    open_: dict[socket.socket, str] = {}
+    poll = selectors.DefaultSelector()
+    for index in range(sockets):
+        kind = kinds[index % len(kinds)]
+        client = socket.socket()
+        if kind == DEAF:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        client.setblocking(False)
+        open_[client] = kind
+        if kind != DEAF:
+            client.send(KINDS[kind][0])
+            poll.register(client, selectors.EVENT_READ)
+    deaf = [client for client, kind in open_.items() if kind == DEAF]
+    _fill(deaf)
+    began = latest = time.monotonic()
+    report.send("connected")
+    while open_ and time.monotonic() < began + seconds:
+        ended = [client for client, kind in open_.items() if kind == DEAF and _is_dead(client)]
+        ended += [key.fileobj for key, _ in poll.select(0) if _has_ended(key.fileobj)]  # type: ignore[arg-type, misc]
+        for client in ended:
+            if open_.pop(client) != DEAF:
+                poll.unregister(client)
+            client.close()
+            latest = time.monotonic()
+        for client, kind in open_.items():
+            if kind != DEAF and KINDS[kind][1]:
+                with contextlib.suppress(OSError):  # seen when it is read
+                    client.send(KINDS[kind][1])
+        time.sleep(0.25)
+    report.send((Counter(open_.values()), latest - began))
+
+
+def _fill(deaf: list[socket.socket]) -> None:
+    """Send requests until more is owed than the buffers on the way hold."""
+    sent: Counter[socket.socket] = Counter()
+    until = time.monotonic() + 3
+    while deaf and min(sent[client] for client in deaf) < 20 * len(LARGE) and time.monotonic() < until:
+        for client in deaf:
+            with contextlib.suppress(OSError):  # full; or cut already
+                sent[client] += client.send(LARGE[sent[client] % len(LARGE) :])
+        time.sleep(0.01)
+
+
+def _is_dead(client: socket.socket) -> bool:
+    """Tell whether a client that reads nothing has been reset."""
+    return client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != b"\x01"
+
+
+def _has_ended(client: socket.socket) -> bool:
+    try:
+        return client.recv(65536) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
