@@ -114,6 +114,17 @@ def test_a_canary_sticks_to_a_feature(server: Server, protocol: str) -> None:
         assert 8 < Counter(found.values())["2"] < 32
 
 
+@pytest.mark.parametrize("model", ["header", "feature"])
+def test_a_canary_keeps_what_a_header_asks(server: Server, model: str) -> None:
+    """The time that a request allows bounds it whichever of two versions answers, on lane and ASGI."""
+    with httpx.Client(base_url=server.url) as client:
+        for origin in ({}, {"Origin": "https://example.org"}):
+            for value in (4.0, *range(41, 80)):
+                late = {"X-Request-Timeout": "0.0000001", "X-User": str(value), **origin}
+                row = {"instances": [[value / 10, 3.5, 1.4, 0.2]]}
+                assert client.post(f"/v1/models/{model}:predict", json=row, headers=late).status_code in {429, 504}
+
+
 def test_a_sticky_feature_that_stable_lacks_is_named() -> None:
     """A rule that could never decide is refused with the features that there are."""
     from serving.engine.session import OnnxSession
