@@ -50,3 +50,4 @@ lock: install
 # Starts the server on the shipped models and asks it, as `python -m tests.conformance --http URL` asks any other.
 conformance: install
 	$(BIN)/python -m tests.conformance --own --results benchmarks/results/conformance.json
+	$(BIN)/python -m tests.conformance --own --protobuf7 --light --only gRPC --only grpc --quiet

@@ -14,6 +14,7 @@ from rich.console import Console
 from serving.commands import keys, status, traffic, versions
 from serving.server import CannotStart, serve
 from serving.settings import Settings, read
+from serving.supervisor import CannotReload
 
 app = typer.Typer(
     help="Serve a folder of ONNX models.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
@@ -50,13 +51,21 @@ def _flags() -> list[inspect.Parameter]:
 
 def run(config: Path | None, **given: Any) -> None:
     """Serve the models of a folder over HTTP until SIGTERM or Ctrl-C."""
+    flags = {name: value for name, value in given.items() if value is not None}
     try:
-        settings = read(config, **{k: v for k, v in given.items() if v is not None})
+        settings = read(config, **flags)
     except (ValidationError, ValueError) as error:
         raise typer.Exit(_complain(error)) from None
+
+    def reread() -> Settings:
+        try:
+            return read(config, **flags)
+        except (OSError, ValidationError, ValueError) as error:
+            raise CannotReload("; ".join(_complaints(error))) from error
+
     console = Console(stderr=True, highlight=False)
     try:
-        code = serve(settings)
+        code = serve(settings, reread)
     except CannotStart as error:
         console.print(f"serving: {error}", style="red", soft_wrap=True)
         raise typer.Exit(1) from None
@@ -65,13 +74,16 @@ def run(config: Path | None, **given: Any) -> None:
 
 def _complain(error: Exception) -> int:
     console = Console(stderr=True, highlight=False)
-    if isinstance(error, ValidationError):
-        for found in error.errors():
-            name = str(found["loc"][0]) if found["loc"] else ""
-            console.print(f"serving: {name}: {found['msg'].lower()}", soft_wrap=True)
-    else:
-        console.print(f"serving: {error}", soft_wrap=True)
+    for complaint in _complaints(error):
+        console.print(f"serving: {complaint}", soft_wrap=True)
     return 2
+
+
+def _complaints(error: Exception) -> list[str]:
+    """Return a line for each setting that is wrong."""
+    if isinstance(error, ValidationError):
+        return [f"{found['loc'][0] if found['loc'] else ''}: {found['msg'].lower()}" for found in error.errors()]
+    return [str(error)]
 
 
 _config = inspect.Parameter(

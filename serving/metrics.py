@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -50,6 +50,8 @@ _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_rows": ("Rows predicted.", _MODEL),
     "serving_rejected": ("Predictions that were not run, by reason.", (*_MODEL, "reason")),
     "serving_invalid_features": ("Bad cells by feature.", (*_MODEL, "feature")),
+    "serving_worker_restarts": ("Workers that were replaced, by why.", ("reason",)),
+    "serving_log_lines_dropped": ("Lines of the log that nobody read.", ()),
     "serving_shadow_requests": ("Live requests in a shadow's share, by what became of the copy.", (*_MODEL, "outcome")),
     "serving_shadow_rows": ("Rows whose labels a shadow and the live version gave.", _MODEL),
     "serving_shadow_agreeing_rows": ("Rows for which both gave the same label.", _MODEL),
@@ -74,6 +76,7 @@ _GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_model_ready": ("1 where every worker serves the version.", _MODEL),
     "serving_shadow_agreement_ratio": ("Share of compared rows with the same label, 0 to 1.", _MODEL),
     "serving_last_prediction_timestamp_seconds": ("Unix time of the last answered prediction.", _MODEL),
+    "serving_model_quarantined": ("1 where a version is held back because it ended workers.", _MODEL),
     "serving_model_generation": ("Generation of the traffic state that every worker serves.", ("model",)),
     "serving_model_asked_generation": ("Generation of the traffic state that the folder asks for.", ("model",)),
     "serving_model_refused": ("1 where the state that the folder asks for can't be served.", ("model",)),
@@ -83,7 +86,12 @@ _GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 _LEAST = frozenset({"serving_model_ready", "serving_model_info", "serving_model_generation"})
 _GREATEST = frozenset(
-    {"serving_last_prediction_timestamp_seconds", "serving_model_asked_generation", "serving_model_refused"}
+    {
+        "serving_last_prediction_timestamp_seconds",
+        "serving_model_asked_generation",
+        "serving_model_refused",
+        "serving_model_quarantined",
+    }
 )
 
 # Outcome, and the reason where the prediction was not run; what is not here failed by a fault of ours or the model's.
@@ -319,12 +327,15 @@ class RouteMetrics:
 class Metrics:
     """All counters of one worker, and the view over all workers that share `directory`.
 
-    directory: where the workers' snapshots lie; None keeps to this process. slot: this worker's number. All methods
-    are called on one thread, the event loop's.
+    directory: where the workers' snapshots lie; None keeps to this process. slot: this worker's number.
+    dropped_lines: says how many lines of the log this process dropped. All methods are called on one thread, the event
+    loop's.
     """
 
-    def __init__(self, *, directory: Path | None = None, slot: int = 0) -> None:
+    def __init__(self, *, directory: Path | None = None, slot: int = 0, dropped_lines: Callable[[], int] = int) -> None:
         self._directory = directory
+        self._dropped_lines = dropped_lines
+        self._dropped = 0
         self._slot = slot
         self._store = _Store()
         self._models: dict[Labels, ModelMetrics] = {}
@@ -378,6 +389,9 @@ class Metrics:
         for route in self._routes.values():
             route.fold(self._store)
         self._store.gauges["serving_worker_resident_bytes", (str(self._slot),)] = _resident_bytes()
+        dropped = self._dropped_lines()
+        self._store.counters["serving_log_lines_dropped", ()] += dropped - self._dropped
+        self._dropped = dropped
         if self._directory is None:
             return
         file = self._file()
@@ -471,6 +485,17 @@ def forget_gauges(directory: Path, slot: int) -> None:
         fresh = file.with_suffix(".dead")
         fresh.write_bytes(store.dump())
         fresh.replace(file)
+
+
+def leave_word(directory: Path, *, counters: dict[Key, float], gauges: dict[Key, float]) -> None:
+    """Leave what only the parent process knows where scrapes add it up."""
+    store = _Store()
+    store.counters.update(counters)
+    store.gauges.update(gauges)
+    with contextlib.suppress(OSError):  # a full disk: the next word says it again
+        fresh = directory / "worker-parent.new"
+        fresh.write_bytes(store.dump())
+        fresh.replace(directory / "worker-parent.json")
 
 
 def _families(store: _Store) -> Iterator[Metric]:

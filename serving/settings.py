@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     """Seconds after which a request that still waits is answered 504."""
     drain_s: float = Field(30.0, gt=0)
     """Seconds that accepted requests get to finish after SIGTERM."""
+    hang_s: float = Field(20.0, ge=1)
+    """Seconds without a sign of life after which a worker is replaced."""
     keep_alive_s: float = Field(75.0, gt=0)
     """Seconds that an idle connection is kept open."""
     keys: str | None = None

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
+import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from serving.black_box import BlackBox
+from serving.log_pipe import LogPipe
 from serving.settings import Settings
 
 if TYPE_CHECKING:  # the parent imports this module, and must not load onnxruntime
@@ -24,6 +30,8 @@ if TYPE_CHECKING:  # the parent imports this module, and must not load onnxrunti
     from serving.fleet.fleet import Fleet
     from serving.http_api.app import Companion
     from serving.metrics import Metrics
+
+log = logging.getLogger("serving.worker")
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s"
 REFUSED = 3
@@ -56,48 +64,101 @@ def _quota_v1(path: Path) -> float | None:
     return None if quota <= 0 else quota / int(path.with_name("cpu.cfs_period_us").read_text())
 
 
-def work(  # noqa: PLR0917  what a spawned process gets is positional
-    settings: Settings,
-    sock: socket.socket,
-    grpc: socket.socket | None,
-    slot: int,
-    metrics_dir: Path,
-    parent: int,
-    link: Connection,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What one worker process is given."""
+
+    settings: Settings
+    sock: socket.socket
+    """Listens already; shared by all workers."""
+    grpc: socket.socket | None
+    """Holds the address of gRPC, which each worker binds for itself."""
+    slot: int
+    metrics_dir: Path
+    parent: int
+    box: BlackBox
+    link: Connection
+    """To the coordinator, which says what to load."""
+    replacement: bool
+    """Whether others serve already: then it waits until the models folder can be read, rather than serve nothing."""
+
+
+def allow_descriptors() -> None:
+    """Raise this process's limit of open files to what it may have: each connection takes one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def work(given: Assignment) -> None:
     """Be one worker: build the application and serve it from the shared socket, and gRPC at the address of another."""
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    settings = given.settings
+    # Until it serves there is nothing to finish; uvicorn takes both signals when it starts.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    given.box.catch_crashes()
+    pipe = LogPipe(sys.stderr.fileno())
+    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=pipe)
     logging.getLogger("uvicorn").setLevel("WARNING")
     # The fleet has said in a line which model is bad; the traceback of refusing to start with it says no more.
     logging.getLogger("uvicorn.error").addFilter(lambda record: "errors.ModelInvalid" not in record.getMessage())
-    # uvicorn raises the signal once more when it has drained: by then it means nothing.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(given.metrics_dir)
 
     # Imported here, so that the parent, which only watches, stays small.
     from serving.http_api.app import create_app  # noqa: PLC0415
     from serving.http_api.listener import Listener  # noqa: PLC0415
     from serving.metrics import Metrics  # noqa: PLC0415
 
-    metrics = Metrics(directory=metrics_dir, slot=slot) if settings.metrics else None
-    companion = _grpc(settings, address(grpc)) if grpc is not None else None
+    if given.replacement:
+        _await_folder(settings.models, given.parent)
+    metrics = None
+    if settings.metrics:
+        metrics = Metrics(directory=given.metrics_dir, slot=given.slot, dropped_lines=lambda: pipe.dropped)
+    companion = _grpc(settings, address(given.grpc)) if given.grpc is not None else None
     app = create_app(
-        settings, metrics=metrics, threads=max(1, cores() // settings.workers), companion=companion, link=link
+        settings,
+        metrics=metrics,
+        threads=max(1, cores() // settings.workers),
+        companion=companion,
+        link=given.link,
+        box=given.box,
     )
-    url = f"http://{address(sock)}"
-    beside = f"   gRPC: {address(grpc)}" if grpc is not None else ""
+    url = f"http://{address(given.sock)}"
+    beside = f"   gRPC: {address(given.grpc)}" if given.grpc is not None else ""
+    first = given.slot == 0 and not given.replacement
     listener = Listener(
         app,
         drain_s=settings.drain_s,
         keep_alive_s=settings.keep_alive_s,
-        parent=parent,
-        announce=(lambda fleet: announce(fleet, url, beside)) if slot == 0 else None,
+        parent=given.parent,
+        box=given.box,
+        announce=(lambda fleet: announce(fleet, url, beside, pipe)) if first else None,
     )
     try:
-        listener.listen(sock)
+        listener.listen(given.sock)
     except SystemExit:
+        pipe.finish()
         sys.exit(REFUSED)
+    if listener.cut_short:
+        pipe.finish()
+        os._exit(0)  # a model's thread may still run, and nothing that it computes is wanted any more
+
+
+def _await_folder(models: Path, parent: int) -> None:
+    """Return once the models folder can be read: a worker without models would answer 404 beside others that serve."""
+    told = False
+    while os.getppid() == parent:
+        try:
+            next(models.iterdir(), None)
+        except OSError as error:
+            if not told:
+                log.error("this worker waits for the models folder: %s", error.strerror)
+                told = True
+            time.sleep(0.2)
+        else:
+            return
+    sys.exit(0)
 
 
 def address(sock: socket.socket) -> str:
@@ -120,7 +181,7 @@ def _grpc(settings: Settings, where: str) -> Callable[[Fleet, Metrics | None, Ac
     )
 
 
-def announce(fleet: Fleet, url: str, beside: str) -> None:
+def announce(fleet: Fleet, url: str, beside: str, pipe: LogPipe) -> None:
     """Print what is served, what is not and why, and where the documentation is."""
     table = Table(title=f"serving on {url}", title_justify="left", box=box.SIMPLE)
     for column in ("model", "versions", "task", "features"):
@@ -135,7 +196,7 @@ def announce(fleet: Fleet, url: str, beside: str) -> None:
             served.default.signature.task,
             ", ".join(names[:4]) + more,
         )
-    console = Console(stderr=True, highlight=False)
+    console = Console(file=cast("TextIO", pipe), highlight=False)
     console.print(table)
     for problem in fleet.problems:
         console.print(f"not served: {problem.name} {problem.version}: {problem.reason}", markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -23,13 +24,22 @@ MODELS = ROOT / "models"
 class Server:
     """The real `serving run`, started on a free port; `url` answers once it is ready."""
 
-    def __init__(self, *flags: str, models: Path = MODELS) -> None:
+    def __init__(
+        self,
+        *flags: str,
+        models: Path = MODELS,
+        module: str = "serving.cli",
+        environment: dict[str, str] | None = None,
+        python: str = sys.executable,
+    ) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in stop
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "serving.cli", "run", "--port", "0", "--models", str(models), *flags],
+            [python, "-m", module, "run", "--port", "0", "--models", str(models), *flags],
             stderr=self._log,
             stdout=self._log,
-            env={k: v for k, v in os.environ.items() if not k.startswith("SERVING_")} | {"COLUMNS": "200"},
+            env={k: v for k, v in os.environ.items() if not k.startswith("SERVING_")}
+            | {"COLUMNS": "200"}
+            | (environment or {}),
         )
         self.port = 0
         self._last = ""
@@ -73,9 +83,9 @@ class Server:
 
 
 @contextmanager
-def running(*flags: str, models: Path = MODELS) -> Iterator[Server]:
+def running(*flags: str, models: Path = MODELS, python: str = sys.executable) -> Iterator[Server]:
     """Run the real command for a while."""
-    server = Server(*flags, models=models)
+    server = Server(*flags, models=models, python=python)
     try:
         yield server.wait()
     finally:
@@ -106,3 +116,13 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
             time.sleep(0.02)
 
     return wait
+
+
+@contextmanager
+def faulty(faults: dict[str, object], *flags: str, models: Path = MODELS) -> Iterator[Server]:
+    """Run the real command with faults built in (tests/drills/faulty.py)."""
+    server = Server(*flags, models=models, module="tests.drills.faulty", environment={"FAULTS": json.dumps(faults)})
+    try:
+        yield server.wait(120)
+    finally:
+        server.stop()

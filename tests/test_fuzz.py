@@ -1,16 +1,9 @@
-"""The short forms of the fuzzing drills: `openapi`, `decoders` and `raw_socket`."""
+"""The short forms of the fuzzing drills: `decoders` and `raw_socket`."""
 
 from __future__ import annotations
 
-from tests.drills import decoders, openapi, raw_socket
+from tests.drills import decoders, raw_socket
 from tests.drills.drill import Report
-
-
-def test_nothing_that_openapi_describes_makes_a_5xx() -> None:
-    """What a client may send by the OpenAPI document, and what it may not, is answered or refused."""
-    report = Report()
-    openapi.run(report, cases=100)
-    assert report.kept, report.broken()
 
 
 def test_any_bytes_are_tensors_or_a_plain_no() -> None:

@@ -57,8 +57,8 @@ HTTP: dict[str, dict[str, str | None]] = {
     "/v2/repository/models/{model}/load": {"POST": DEPLOY},
     "/v2/repository/models/{model}/unload": {"POST": DEPLOY},
     "/v1/repository/models/{model}": {"GET": PREDICT},
-    "/v1/repository/models/{model}/versions/{version}/report": {"GET": PREDICT},
-    "/v1/repository/models/{model}/versions/{version}": {"PUT": DEPLOY},
+    "/v1/repository/models/{model}/report/{version}": {"GET": PREDICT},
+    "/v1/repository/models/{name}/versions/{version}": {"PUT": DEPLOY},
     "/v1/repository/models/{model}/history": {"GET": DEPLOY},
     **{
         f"/v1/repository/models/{{model}}/{verb}": {"POST": DEPLOY}

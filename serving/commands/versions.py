@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from serving.commands.traffic import carry_out, made
+from serving.commands.traffic import Models, carry_out, made
 from serving.errors import ServingError
 from serving.fleet import orders
 from serving.fleet.gate import Gate
@@ -18,8 +18,6 @@ from serving.fleet.publish import publish as publish_version
 from serving.fleet.report import GateRefused
 from serving.fleet.report_table import table
 from serving.fleet.staging import ModelFile
-
-Models = Annotated[Path, typer.Option("--models", envvar="SERVING_MODELS", help="Folder of models.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -62,10 +60,8 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
             allow_custom_ops=allow_custom_ops,
         )
         console.print(table(published.report, f"{name} {published.version}"))
-        said = "published" if published.new else "is there already, with the same bytes"
-        typer.echo(f"{name} version {published.version} {said}")
         if promote:
-            order = made(orders.Promote, version=published.version, why=note)
+            order = made(orders.Promote, version=published.version, why=note, judge=None)
             carry_out(models, name, order, no_wait=False)
     except GateRefused as error:
         console.print(table(error.report, f"{name}: not published"))
@@ -73,6 +69,8 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
     except ServingError as error:
         console.print(f"serving: {error.message}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
+    said = "published" if published.new else "is there already, with the same bytes"
+    typer.echo(f"{name} version {published.version} {said}{' and is stable' if promote else ''}")
 
 
 def check(

@@ -13,9 +13,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from serving.black_box import Record, unrecorded
 from serving.engine.executor import Batch, Executor
 from serving.engine.request import Request
-from serving.errors import DeadlineExceeded, NotReady, PayloadTooLarge, QueueFull
+from serving.errors import DeadlineExceeded, NotReady, PayloadTooLarge, QueueFull, ServingError
 from serving.tensors import Tensors
 
 
@@ -60,6 +61,7 @@ class Batcher:
         instances: int,
         loop: asyncio.AbstractEventLoop,
         observer: Observer,
+        open_record: Callable[[], Record] = unrecorded,
     ) -> None:
         self._loop = loop
         self._observer = observer
@@ -70,7 +72,7 @@ class Batcher:
         self._max_delay = max_delay
         self._waiting: deque[Request] = deque()
         self._queued_rows = 0
-        self._running = 0
+        self._at_work: set[Batch] = set()
         self._idle = instances
         self._instances = instances
         self._scheduled = False
@@ -78,7 +80,15 @@ class Batcher:
         self._row_seconds = 0.0
         self._lonely = True  # the last batch held one request: waiting for company would only cost time
         self._drained: asyncio.Event | None = None
-        self._executor = Executor(run, name=name, batched=batched, instances=instances, loop=loop, done=self._finish)
+        self._executor = Executor(
+            run,
+            name=name,
+            batched=batched,
+            instances=instances,
+            loop=loop,
+            done=self._finish,
+            open_record=open_record,
+        )
 
     def submit(self, request: Request) -> None:
         """Queue a request; its reply comes later, on the loop.
@@ -121,10 +131,22 @@ class Batcher:
                     keep.append(request)
             self._waiting = keep
 
+    def refuse(self, error: ServingError) -> None:
+        """Answer all that waits and runs with `error`, and take no more; what the threads still make is lost."""
+        self._closing = True
+        for request in [*self._waiting, *(r for batch in self._at_work for r in batch.requests)]:
+            if not request.gone:
+                request.reply(error)
+                request.gone = True  # it has its answer
+        self._waiting.clear()
+        self._at_work.clear()
+        self._queued_rows = 0
+        self._settled()
+
     async def close(self) -> None:
         """Take no more, finish what was accepted, let the threads go."""
         self._closing = True
-        if self._waiting or self._running:
+        if self._waiting or self._at_work:
             self._drained = asyncio.Event()
             await self._drained.wait()
         self._executor.close()
@@ -150,13 +172,13 @@ class Batcher:
             if batch is None:
                 break
             self._idle -= 1
-            self._running += 1
+            self._at_work.add(batch)
             self._executor.submit(batch)
         self._settled()
 
     def _settled(self) -> None:
         self._observer.queued(self._queued_rows)
-        if self._drained is not None and not self._waiting and not self._running:
+        if self._drained is not None and not self._waiting and not self._at_work:
             self._drained.set()
 
     def _take(self) -> Batch | None:
@@ -194,7 +216,7 @@ class Batcher:
 
     def _finish(self, batch: Batch) -> None:
         self._idle += 1
-        self._running -= 1
+        self._at_work.discard(batch)
         spent = batch.ended - batch.started
         self._row_seconds = 0.9 * self._row_seconds + 0.1 * spent / batch.rows
         started = batch.started

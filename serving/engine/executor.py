@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 import time
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from serving.black_box import Record, unrecorded
 from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed, ServingError
 from serving.tensors import Tensors
@@ -34,7 +36,10 @@ class Batch:
 
 
 class Executor:
-    """`instances` threads that run batches of one model and post each result back to `loop`."""
+    """`instances` threads that run batches of one model and post each result back to `loop`.
+
+    open_record: called once on each thread; the line in which it notes when it runs.
+    """
 
     def __init__(
         self,
@@ -45,9 +50,13 @@ class Executor:
         instances: int,
         loop: asyncio.AbstractEventLoop,
         done: Callable[[Batch], None],
+        open_record: Callable[[], Record] = unrecorded,
     ) -> None:
         self._run = run
+        self._open_record = open_record
         self._batched = batched
+        self._failing = 0.0
+        """Share of the requests of late that failed."""
         self._loop = loop
         self._done = done
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
@@ -62,35 +71,57 @@ class Executor:
             self._queue.put(None)
 
     def _work(self) -> None:
+        record = self._open_record()
+        since = record.since
         while (batch := self._queue.get()) is not None:
-            batch.started = time.monotonic()
+            since[0] = batch.started = time.monotonic()
             try:
                 batch.outcomes = self._outcomes(batch.requests)
             except Exception:  # whatever it is, every caller gets an answer and the thread lives on
                 log.exception("a batch failed outside the model")
                 batch.outcomes = [InferenceFailed("the model could not run") for _ in batch.requests]
             batch.ended = time.monotonic()
+            since[0] = 0.0
             try:
                 self._loop.call_soon_threadsafe(self._done, batch)
             except RuntimeError:
-                return  # the loop has closed: nobody waits any more
+                break  # the loop has closed: nobody waits any more
             # What was answered must not live until the next batch comes: its requests hold their model.
             del batch
+        record.close()
 
     def _outcomes(self, requests: list[Request]) -> list[Outcome]:
+        """Run them together, or in groups of which about half will pass where many requests fail."""
+        share = self._failing
+        if share < 0.02:
+            outcomes = self._halved(requests)
+        else:
+            size = max(1, round(math.log(0.5) / math.log(1 - min(share, 0.5))))
+            outcomes = []
+            for at in range(0, len(requests), size):
+                outcomes += self._halved(requests[at : at + size])
+        failed = sum(isinstance(outcome, ServingError) for outcome in outcomes)
+        if failed or share:
+            self._failing = 0.95 * share + 0.05 * failed / len(requests) if failed or share > 0.001 else 0.0
+        return outcomes
+
+    def _halved(self, requests: list[Request]) -> list[Outcome]:
         """Run them together; on failure halve until only the culprits fail."""
         try:
-            if len(requests) == 1:
-                return [self._alone(requests[0])]
-            outputs = self._run(
-                tuple(np.concatenate(columns) for columns in zip(*(r.inputs for r in requests), strict=True))
-            )
-            return _split(outputs, requests)
+            return self._together(requests)
         except ServingError as error:
             if len(requests) == 1:
                 return [error]
             middle = len(requests) // 2
-            return self._outcomes(requests[:middle]) + self._outcomes(requests[middle:])
+            return self._halved(requests[:middle]) + self._halved(requests[middle:])
+
+    def _together(self, requests: list[Request]) -> list[Outcome]:
+        if len(requests) == 1:
+            return [self._alone(requests[0])]
+        outputs = self._run(
+            tuple(np.concatenate(columns) for columns in zip(*(r.inputs for r in requests), strict=True))
+        )
+        return _split(outputs, requests)
 
     def _alone(self, request: Request) -> Tensors:
         if self._batched or request.rows == 1:

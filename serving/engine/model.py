@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serving.black_box import BlackBox, unrecorded
 from serving.engine.batcher import Batcher, Observer
 from serving.engine.request import Request
 from serving.engine.session import OnnxSession
@@ -43,6 +44,7 @@ class Model:
         limits: Limits,
         loop: asyncio.AbstractEventLoop,
         observer: Observer,
+        box: BlackBox | None = None,
     ) -> None:
         self.name = name
         self.version = version
@@ -63,6 +65,7 @@ class Model:
             instances=limits.instances,
             loop=loop,
             observer=observer,
+            open_record=unrecorded if box is None else lambda: box.open(name, version),
         )
         # Nothing on the way to or from this model is counted: whoever may still give it a request holds a reference,
         # and with the last one its threads end and its memory goes.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,19 @@ log = logging.getLogger("serving.session")
 WARM_BYTES = 16 * 1024 * 1024
 """Most that a warm-up feeds a model: images by the hundred would take memory that no client asked for."""
 
+FREE_SIZE = 65536
+"""Numbers in a batch up to which memory is kept for the next one, where a model's inner dimensions are free."""
+
+_GIVE_BACK = ort.RunOptions()
+_GIVE_BACK.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+_GIVE_BACK.log_severity_level = 4
 BF16 = "tensor(bfloat16)"
 BF16_ELEMENT = 16
 """Its number among ONNX element types (TensorProto.DataType)."""
+
+TRIM_BYTES = 1024 * 1024
+"""Size of a file from which what reading it took is given back to the system: the allocator would keep nearly all."""
+
 WEIGHTS_FILE = "weights.bin"
 """Where the prepared form of a model has its weights."""
 
@@ -64,25 +76,32 @@ class OnnxSession:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._session = _session(path, options)
         ports = (*self._session.get_inputs(), *self._session.get_outputs())
-        self._session_run = self._run_values if any(p.type == BF16 for p in ports) else self._run_arrays
+        # Functions and not methods: a session that knows itself would keep its memory until the collector came by.
+        self._call = _run_values if any(p.type == BF16 for p in ports) else _run_arrays
         self._input_names = [port.name for port in self._session.get_inputs()]
         self._output_names = [port.name for port in self._session.get_outputs()]
         self._zipped: dict[int, tuple[Any, ...]] = {}
         self.path, self.prepared = path, prepared
+        self._failures = 0
+        self._complained = 0.0
         self.threads = threads
         self.signature = self._own_signature() or self._bare_signature()
         self._check_ports()
         self._positions = [self._output_names.index(output.name) for output in self.signature.outputs]
         self._ordered = self._positions == list(range(len(self._output_names)))
-        self._warm(warm_rows)
+        self._usual_size: float = math.inf
+        self._usual_size = self._warm(warm_rows)
+        if path.stat().st_size >= TRIM_BYTES:
+            _give_back()
 
     def run(self, inputs: Tensors) -> Tensors:
         """Run the graph once. Raises InferenceFailed; its text says nothing of paths or node internals."""
         feeds = dict(zip(self._input_names, inputs, strict=True))
+        options = None if inputs[0].size <= self._usual_size else _GIVE_BACK
         try:
-            raw = self._session_run(feeds)
+            raw = self._call(self._session, feeds, options)
         except ORT_ERRORS as error:
-            log.warning("inference failed: %s", _first_line(error))
+            self._complain(error)
             raise InferenceFailed(
                 "the model could not run on these inputs: a value or shape is one it refuses"
             ) from error
@@ -91,13 +110,13 @@ class OnnxSession:
                 raw[index] = _unzip(raw[index], keys)
         return tuple(raw) if self._ordered else tuple(raw[position] for position in self._positions)
 
-    def _run_arrays(self, feeds: dict[str, Array]) -> list[Any]:
-        return list(self._session.run(None, feeds))
-
-    def _run_values(self, feeds: dict[str, Array]) -> list[Any]:
-        """Run where arrays will not do: onnxruntime takes and gives BF16 as its own values only."""
-        values = {name: _value(array) for name, array in feeds.items()}
-        return [_array(value) for value in self._session.run_with_ort_values(None, values)]
+    def _complain(self, error: Exception) -> None:
+        """Log a failure, once a second at most: looking for the culprit in a batch makes many."""
+        self._failures += 1
+        now = time.monotonic()
+        if now - self._complained >= 1:
+            log.warning("inference failed: %s (%d runs since the last such line)", _first_line(error), self._failures)
+            self._complained, self._failures = now, 0
 
     def _own_signature(self) -> Signature | None:
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
@@ -121,7 +140,7 @@ class OnnxSession:
     def _probe(self, inputs: Tensors) -> Probe:
         """Run on made-up inputs; None where the graph refuses them, which says nothing against it."""
         try:
-            return self._session_run(dict(zip(self._input_names, inputs, strict=True)))
+            return self._call(self._session, dict(zip(self._input_names, inputs, strict=True)), None)
         except ORT_ERRORS:
             return None
 
@@ -135,8 +154,11 @@ class OnnxSession:
         if missing:
             raise ModelInvalid(f"its signature declares outputs that its graph lacks: {', '.join(missing)}")
 
-    def _warm(self, warm_rows: tuple[int, ...]) -> None:
-        """Run at each batch size: the first run allocates, and a client would wait for it."""
+    def _warm(self, warm_rows: tuple[int, ...]) -> int:
+        """Run at each batch size: the first run allocates, and a client would wait for it.
+
+        Returns the size of the first input up to which the memory of a run is kept for the next one.
+        """
         size = sum(array.nbytes for array in self.sample(1))
         most = max(1, WARM_BYTES // max(1, size))
         sizes = sorted({min(rows, most) for rows in warm_rows}) if self.signature.batch == "dynamic" else [1]
@@ -145,9 +167,12 @@ class OnnxSession:
                 outputs = self.run(self.sample(rows))
             except InferenceFailed as error:
                 if self.signature.example is None:
-                    return  # a bare graph may well refuse made-up inputs
+                    break  # a bare graph may well refuse made-up inputs
                 raise ModelInvalid("it fails on its own example") from error
             self._check_outputs(outputs, rows)
+        usual = self.sample(max(sizes))[0].size
+        free = any(-1 in spec.shape[1:] for spec in self.signature.inputs)
+        return max(usual, FREE_SIZE) if free else usual
 
     def _check_outputs(self, outputs: Tensors, rows: int) -> None:
         for spec, array in zip(self.signature.outputs, outputs, strict=True):
@@ -179,6 +204,16 @@ class OnnxSession:
         )
 
 
+def _run_arrays(session: ort.InferenceSession, feeds: dict[str, Array], options: Any) -> list[Any]:
+    return list(session.run(None, feeds, options))
+
+
+def _run_values(session: ort.InferenceSession, feeds: dict[str, Array], options: Any) -> list[Any]:
+    """Run where arrays will not do: onnxruntime takes and gives BF16 as its own values only."""
+    values = {name: _value(array) for name, array in feeds.items()}
+    return [_array(value) for value in session.run_with_ort_values(None, values, options)]
+
+
 def write_prepared(path: Path, to: Path) -> None:
     """Write the optimised graph of `path` to `to`, and its weights, packed for this processor, beside it.
 
@@ -192,6 +227,13 @@ def write_prepared(path: Path, to: Path) -> None:
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "4096")
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     _session(path, options)
+
+
+def _give_back() -> None:
+    """Give memory that is free back to the system, where the C library can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _options(threads: int) -> ort.SessionOptions:

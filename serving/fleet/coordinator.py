@@ -13,11 +13,10 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
@@ -25,6 +24,7 @@ from serving.errors import ServingError
 from serving.fleet.plan import Plan
 from serving.fleet.repository import Contents, Found, Problem, Repository
 from serving.fleet.traffic import NOTHING, Traffic, plan
+from serving.fleet.verdicts import Judge, Verdicts
 
 log = logging.getLogger("serving.coordinator")
 
@@ -32,16 +32,6 @@ LOOK_S = 2.0
 """Seconds between looks at the folder when nothing was heard of it: for file systems that tell nothing."""
 GONE_S = 2.0
 """Seconds for which a model's folder must be missing before it stops being served: a copy may replace it."""
-
-
-class Judge(Protocol):
-    """The gate: says whether a version may be loaded at all."""
-
-    def known(self, found: Found, serving: Found | None) -> str | None:
-        """Return a verdict that needs no work: '' for passed, a reason for refused, None where it must be examined."""
-
-    def examine(self, found: Found, serving: Found | None) -> str:
-        """Examine a version; takes seconds. '' for passed, else the reason."""
 
 
 @dataclass(slots=True)
@@ -88,7 +78,7 @@ class Coordinator:
         report: Callable[[dict[str, Any]], None],
     ) -> None:
         self._repository = repository
-        self._judge = judge
+        self._verdicts = Verdicts(judge, self._call)
         self._report = report
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -97,14 +87,10 @@ class Coordinator:
         self._next = 0
         self._revision = 0
         self._models: dict[str, _Known] = {}
-        self._verdicts: dict[Found, str] = {}
-        self._judging: set[Found] = set()
-        self._gate = ThreadPoolExecutor(1, thread_name_prefix="gate")
         self._looked = False
         self.documents: dict[str, Traffic] = {}
         """The traffic that is served, by model; replaced and never changed, for other threads."""
         self._general: tuple[Problem, ...] = ()
-        self._quarantined: dict[tuple[str, str], str] = {}
         self._told: bytes = b""
         self._due = 0.0
         self._stopped = False
@@ -122,7 +108,7 @@ class Coordinator:
 
         self._call(end)
         self._thread.join(5)
-        self._gate.shutdown(wait=False, cancel_futures=True)
+        self._verdicts.close()
 
     def attach(self, connection: Connection) -> None:
         """Take a worker, by our end of its pipe: it gets all plans in force, and those to come until the pipe ends."""
@@ -131,28 +117,23 @@ class Coordinator:
             self._next += 1
             self._workers[self._next] = connection
             self._joining.add(self._next)
-            self._due = 0.0
 
         self._call(join)
 
     def look(self) -> None:
         """Look at the folder now."""
+        self._call(lambda: None)
 
-        def soon() -> None:
-            self._due = 0.0
+    def quarantine(self, held: dict[tuple[str, str], str]) -> None:
+        """Serve these versions, by name and version, for these reasons no more, whatever the folder says."""
 
-        self._call(soon)
+        def hold() -> None:
+            self._verdicts.quarantined = dict(held)
 
-    def quarantine(self, name: str, version: str, reason: str) -> None:
-        """Serve a version no more, whatever the folder says, until this server ends."""
-
-        def add() -> None:
-            self._quarantined[name, version] = reason
-            self._due = 0.0
-
-        self._call(add)
+        self._call(hold)
 
     def _call(self, action: Callable[[], None]) -> None:
+        """Have something done on the coordinator's thread, and the folder looked at after it."""
         self._inbox.put(action)
         with contextlib.suppress(BlockingIOError):  # it is awake already
             os.write(self._wake, b"x")
@@ -174,6 +155,7 @@ class Coordinator:
         while True:
             try:
                 self._inbox.get_nowait()()
+                self._due = 0.0
             except Empty:
                 break
         for worker, connection in list(self._workers.items()):
@@ -211,10 +193,9 @@ class Coordinator:
             self._due = 0.0
 
     def _retry(self, name: str | None) -> None:
-        """Forget what failed to load, or at the gate, for a model that somebody asks to be loaded again."""
-        for item in [item for item, reason in self._verdicts.items() if item.name == name and reason]:
-            del self._verdicts[item]
+        """Forget what failed, for a model that somebody asks to be loaded again."""
         if name in self._models:
+            self._verdicts.forget(name)
             self._models[name].refused = None
 
     def _mark(self, wanted: Plan, version: str, reason: str) -> None:
@@ -222,7 +203,7 @@ class Coordinator:
         log.error("not served: %s %s: %s", wanted.name, version, reason)
         for item in wanted.versions:
             if item.version == version:
-                self._verdicts[item] = reason
+                self._verdicts.mark(item, reason)
 
     def _lose(self, worker: int) -> None:
         """Go on without a worker that ended; its replacement comes as a new one."""
@@ -262,21 +243,24 @@ class Coordinator:
         else:
             known.missing_since = None
         traffic = contents.traffic.get(name) or (known.served.traffic if known.served else Traffic())
-        good, refused, pending = self._judged(name, found, traffic, known)
+        good, refused, pending = self._verdicts.part(name, found, traffic, self._reference(known))
         known.problems = (*problems, *refused)
         known.asked, known.pending = traffic.generation, pending
-        if pending:
+        if pending and known.served is None:
             return  # until the gate has spoken
         roles = NOTHING
         if good:
             try:
                 roles = plan(traffic, [item.version for item in good])
             except ServingError as error:
-                reasons = "; ".join(f"version {p.version}: {p.reason}" for p in refused)
-                known.error = f"{error.message}{f' ({reasons})' if reasons else ''}"
-                known.problems += (Problem(name, "", known.error),)
+                if not pending:
+                    reasons = "; ".join(f"version {p.version}: {p.reason}" for p in refused)
+                    known.error = f"{error.message}{f' ({reasons})' if reasons else ''}"
+                    known.problems += (Problem(name, "", known.error),)
                 return
-        elif known.served is not None and found and not good:
+        if pending and (roles.problems or not good):
+            return  # what is examined is asked for by name; a version that nobody names may come later
+        if known.served is not None and found and not good:
             known.error = "; ".join(f"version {p.version}: {p.reason}" for p in refused)
             return  # what serves goes on
         known.error = ""
@@ -302,30 +286,6 @@ class Coordinator:
             known.missing_since = now
         return now - known.missing_since < GONE_S
 
-    def _judged(
-        self, name: str, found: list[Found], traffic: Traffic, known: _Known
-    ) -> tuple[list[Found], list[Problem], bool]:
-        """Part versions into good and refused; those that are wanted and not judged yet go to the gate."""
-        refused = [
-            Problem(name, item.version, f"quarantined: {self._quarantined[name, item.version]}")
-            for item in found
-            if (name, item.version) in self._quarantined
-        ]
-        good = [item for item in found if (name, item.version) not in self._quarantined]
-        serving = self._reference(known)
-        while good:
-            try:
-                wanted = set(plan(traffic, [item.version for item in good]).loaded)
-            except ServingError:
-                return good, refused, False
-            verdicts = {item: self._verdict(item, serving) for item in good if item.version in wanted}
-            bad = [item for item, verdict in verdicts.items() if verdict]
-            if not bad:
-                return good, refused, None in verdicts.values()
-            refused += [Problem(name, item.version, verdicts[item] or "") for item in bad]
-            good = [item for item in good if item not in bad]
-        return good, refused, False
-
     @staticmethod
     def _reference(known: _Known) -> Found | None:
         """Return the version that serves now, with which the gate compares."""
@@ -333,32 +293,6 @@ class Coordinator:
             return None
         stable = known.served.roles.stable
         return next((item for item in known.served.versions if item.version == stable), None)
-
-    def _verdict(self, item: Found, serving: Found | None) -> str | None:
-        verdict = self._verdicts.get(item)
-        if verdict is None:
-            verdict = self._judge.known(item, serving)
-            if verdict is not None:
-                self._verdicts[item] = verdict
-            elif item not in self._judging:
-                self._judging.add(item)
-                self._gate.submit(self._examine, item, serving)
-        return verdict
-
-    def _examine(self, item: Found, serving: Found | None) -> None:
-        """Run the gate, on its thread."""
-        try:
-            verdict = self._judge.examine(item, serving)
-        except Exception:
-            log.exception("the gate stumbled over %s %s", item.name, item.version)
-            verdict = "it could not be examined: the server's log has the reason"
-
-        def note() -> None:
-            self._judging.discard(item)
-            self._verdicts[item] = verdict
-            self._due = 0.0
-
-        self._call(note)
 
     def _begin(self, known: _Known, wanted: Plan) -> None:
         known.change = _Change(wanted, set(self._workers) - self._joining)

@@ -20,6 +20,7 @@ EXTENSIONS = (
     "classification",
     "model_configuration",
     "model_repository",
+    "model_repository(unload_dependents)",
     "parameters",
     "statistics",
 )

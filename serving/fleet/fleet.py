@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from serving.black_box import BlackBox, unrecorded
 from serving.engine.batcher import Observer, Unobserved
 from serving.engine.model import Limits, Model, load
 from serving.engine.session import OnnxSession
@@ -55,14 +56,22 @@ class Fleet:
     """All live models of one worker, kept as the coordinator at the other end of `link` says. root: the models folder.
 
     `prepare` are called with each new model, on a thread, before it can get requests; `changed` on the event loop,
-    right after `models` was replaced.
+    right after `models` was replaced. box: where to note which model runs.
     """
 
     def __init__(
-        self, root: Path, link: Connection, *, ledger: Ledger, limits: Limits, metrics: Metrics | None
+        self,
+        root: Path,
+        link: Connection,
+        *,
+        ledger: Ledger,
+        limits: Limits,
+        metrics: Metrics | None,
+        box: BlackBox | None = None,
     ) -> None:
         self._root = root
         self.limits = limits
+        self._box = box
         self._metrics = metrics
         self._tick: asyncio.TimerHandle | None = None
         self.models: dict[str, Served] = {}
@@ -89,6 +98,8 @@ class Fleet:
             first = self.problems[0]
             raise ModelInvalid(f"{' '.join(filter(None, (first.name, first.version)))}: {first.reason}")
         self.started = True
+        if self._box is not None:
+            self._box.loaded()
         versions = sum(len(served.versions) for served in self.models.values())
         log.info("%d models, %d versions in %.2f s", len(self.models), versions, time.monotonic() - began)
         self._expire()
@@ -108,16 +119,23 @@ class Fleet:
             limits=self.limits,
             loop=loop,
             observer=observer,
+            box=self._box,
         )
         for hook in self.prepare:
             await loop.run_in_executor(self._loader, hook, model)
         return model
 
     def _read(self, item: Found) -> tuple[OnnxSession, str]:
-        with contextlib.suppress(OSError):
-            prepared = locate(state_folder(self._root), item.content)
-            return load(item.path, limits=self.limits, prepared=prepared)
-        return load(item.path, limits=self.limits)
+        """Load a file, and note that: a file that kills whoever loads it is found out so."""
+        record = self._box.open(item.name, item.version) if self._box is not None else unrecorded()
+        record.since[0] = -time.monotonic()
+        try:
+            with contextlib.suppress(OSError):
+                prepared = locate(state_folder(self._root), item.content)
+                return load(item.path, limits=self.limits, prepared=prepared)
+            return load(item.path, limits=self.limits)
+        finally:
+            record.close()
 
     def _live(self, name: str) -> dict[Found, Model]:
         served = self.models.get(name)
@@ -159,6 +177,13 @@ class Fleet:
         if self._metrics is not None:
             for name, standing in standings.items():
                 self._metrics.asked(name, standing.asked, refused=bool(standing.error))
+
+    def refuse(self) -> None:
+        """Answer all that waits or runs with NotReady: the server ends now."""
+        self.draining = True
+        for served in self.models.values():
+            for model in served.versions.values():
+                model.batcher.refuse(NotReady("the server is ending: ask another one"))
 
     async def close(self) -> None:
         """Finish what was accepted and stop the models' threads."""

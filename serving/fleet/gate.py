@@ -200,16 +200,25 @@ def examine(folder: Path, *, serving: Path | None = None, limits: Limits | None 
 def verdict(state_dir: Path, content: str) -> Report | None:
     """Return the kept verdict on a version's content with this onnxruntime; None where there is none to trust."""
     try:
-        report = Report.model_validate_json(_place(state_dir, content).read_bytes())
+        kept = Report.model_validate_json(_place(state_dir, content).read_bytes())
     except (OSError, ValueError):
         return None
-    return report if report.content == content and report.runtime == runtime() else None
+    return kept if kept.content == content and kept.runtime == runtime() else None
 
 
-def keep(state_dir: Path, report: Report) -> None:
+def report(state_dir: Path, folder: Path) -> Report | None:
+    """Return the kept verdict on the version in a folder, as it is now; None where there is none. Reads all of it."""
+    try:
+        found = manifest.read(folder) or manifest.of(folder, Hashes())
+    except ModelInvalid:
+        return None
+    return verdict(state_dir, found.content)
+
+
+def keep(state_dir: Path, made: Report) -> None:
     """Keep a verdict where `verdict` finds it. Raises OSError."""
-    if report.content:
-        state.write(_place(state_dir, report.content), report.text())
+    if made.content:
+        state.write(_place(state_dir, made.content), made.text())
 
 
 def _place(state_dir: Path, content: str) -> Path:

@@ -29,12 +29,19 @@ class GateJudge:
         self.reports: dict[tuple[str, str], Report] = {}
 
     def known(self, found: Found, serving: Found | None) -> str | None:
-        """Return a verdict that was kept for this content and onnxruntime; None where it must be examined."""
-        try:
-            report = gate.verdict(state_folder(self._repository.root), found.content)
-        except OSError:
+        """Return a verdict that was kept for this content and onnxruntime; None where it must be examined.
+
+        That is so too where the prepared form is missing or damaged, unless the gate could make none.
+        """
+        state = self._state()
+        report = None if state is None else gate.verdict(state, found.content)
+        if state is None or report is None:
             return None
-        return None if report is None else self._said(found, report)
+        if report.ok and report.size_bytes >= prepared.FROM_BYTES and not prepared.verify(state, found.content):
+            made = next((check.outcome for check in report.checks if check.name == "prepared form"), "skipped")
+            if made == "passed":
+                return None
+        return self._said(found, report)
 
     def examine(self, found: Found, serving: Found | None) -> str:
         """Examine a version beside the one that serves, and keep the verdict and the prepared form."""
@@ -51,6 +58,7 @@ class GateJudge:
         if state is not None:
             with contextlib.suppress(OSError):  # a verdict that is not kept is made once more
                 gate.keep(state, report)
+            prepared.sweep(state, self._repository.contents())
         return self._said(found, report)
 
     def close(self) -> None:

@@ -96,11 +96,11 @@ class Member:
         while True:
             self._moved.clear()
             standing = self.standings.get(name)
-            if standing is not None and not standing.busy and standing.asked >= generation:
-                if standing.error:
-                    raise NotReady(standing.error)
+            if standing is not None and standing.asked >= generation:
                 if standing.serving is not None and standing.serving >= generation:
                     return standing
+                if standing.error and not standing.busy:
+                    raise NotReady(standing.error)
             await self._moved.wait()
 
     def _say(self, message: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ FROM_BYTES = 4 * 1024 * 1024
 """Smaller models skip it: they load in milliseconds, and a copy for each worker costs nothing."""
 
 _INDEX = "index.json"
-_STALE_S = 24 * 3600
+_YOUNG_S = 3600
 
 
 class _Made(Entry):
@@ -63,8 +63,12 @@ def verify(state_dir: Path, content: str) -> bool:
     hashes = Hashes()
     index = _index(folder)
     try:
-        if index is not None and all(hashes.of(folder / n) == made.sha256 for n, made in index.files.items()):
-            return locate(state_dir, content) is not None
+        if (
+            index is not None
+            and locate(state_dir, content) is not None
+            and all(hashes.of(folder / name) == made.sha256 for name, made in index.files.items())
+        ):
+            return True
     except OSError:
         pass
     shutil.rmtree(folder, ignore_errors=True)
@@ -131,13 +135,12 @@ def _take(folder: Path, to: Path) -> None:
 def sweep(state_dir: Path, contents: Collection[str]) -> None:
     """Remove the forms of contents that are not on disk any more, or are for another processor or onnxruntime.
 
-    A form in the making is removed when it is a day old: its maker has died.
+    One that is younger than an hour stays: its version may be about to be published.
     """
     keys = {key(content) for content in contents}
     with contextlib.suppress(OSError):
         for folder in (state_dir / "cache").iterdir():
-            making = folder.name.startswith(".") and time.time() - folder.lstat().st_mtime < _STALE_S
-            if folder.name not in keys and not making:
+            if folder.name not in keys and time.time() - folder.lstat().st_mtime > _YOUNG_S:
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -131,6 +131,10 @@ class Repository:
             raise ModelInvalid("it has changed on disk")
         return seen[1]
 
+    def contents(self) -> set[str]:
+        """Return the content of each version that the last look has found."""
+        return {whole.content for _, whole in self._seen.values() if isinstance(whole, Manifest)}
+
     def _whole(self, version: Path) -> Manifest | str:
         """Return what a version folder consists of, or say why it can't be loaded now."""
         now = settling.look(version, time.monotonic())

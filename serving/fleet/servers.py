@@ -28,12 +28,12 @@ class Server:
     def waits_for(self, name: str, generation: int) -> str | None:
         """Return '' once it serves a generation of a model, why it can't, or None as long as it is not known."""
         standing = self.models.get(name, {})
+        serving = standing.get("serving")
+        if serving is not None and serving >= generation:
+            return ""
         if standing.get("busy", True) or (standing.get("asked") or 0) < generation:
             return None
-        if standing.get("error"):
-            return str(standing["error"])
-        serving = standing.get("serving")
-        return "" if serving is not None and serving >= generation else None
+        return str(standing["error"]) if standing.get("error") else None
 
 
 def running(root: Path) -> list[Server]:

@@ -9,14 +9,17 @@ import asyncio
 import inspect
 import re
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import ValidationError
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, ModelNotFound
+from serving.fleet import gate
 from serving.fleet.fleet import Fleet
 from serving.fleet.orders import ORDERS, Order
+from serving.fleet.state import state_folder
 from serving.fleet.traffic import Traffic, sentence
 from serving.fleet.trial import figures, trial_of
 from serving.http_api.metadata import LiveFleet, json_answer
@@ -29,8 +32,8 @@ _MOST_BYTES = 64 * 1024
 _TAG = re.compile(r'\s*(?:W/)?"?(\d{1,18})"?\s*')
 
 
-def router(metrics: Metrics | None) -> APIRouter:
-    """Make the routes."""
+def router(root: Path, metrics: Metrics | None) -> APIRouter:
+    """Make the routes. root: the models folder."""
     made = APIRouter(prefix=PREFIX, tags=["deploy"])
     readers = [Depends(requires("predict"))]
 
@@ -47,6 +50,13 @@ def router(metrics: Metrics | None) -> APIRouter:
         """Answer with the last changes, oldest first: when, who, what, why, generation, before, after."""
         entries = await asyncio.to_thread(fleet.changes.ledger.history, model, limit)
         return json_answer({"name": model, "history": entries})
+
+    @made.get("/report/{version}", summary="What the gate found out about a version", dependencies=readers)
+    async def report(model: str, version: str, fleet: LiveFleet) -> Response:
+        """Answer with the report that is kept with a version."""
+        if version not in await asyncio.to_thread(fleet.changes.ledger.versions, model):
+            raise ModelNotFound(f"model {model!r} has no version {version[:16]!a} in the folder")
+        return json_answer(await asyncio.to_thread(_report, root, model, version))
 
     for order in ORDERS:
         does = inspect.getdoc(order) or ""
@@ -145,3 +155,13 @@ def _served(fleet: Fleet, metrics: Metrics | None, name: str) -> dict[str, Any]:
         totals = metrics.totals([(name, version) for version in of])
         found["figures"] = {version: figures(totals[name, version]) for version in of}
     return found
+
+
+def _report(root: Path, model: str, version: str) -> Any:
+    try:
+        report = gate.report(state_folder(root), root / model / version)
+    except OSError:
+        report = None
+    if report is None:
+        raise ModelNotFound("there is no report for this version")
+    return report.model_dump(mode="json")

@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from serving.access.access import Access
+from serving.black_box import BlackBox
 from serving.engine.model import Limits
 from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError
 from serving.fleet.deployment import Deployment
@@ -24,13 +25,11 @@ from serving.fleet.fleet import Fleet
 from serving.fleet.ledger import Ledger
 from serving.fleet.traffic import sentence
 from serving.fleet.trial import Totals
-from serving.http_api import admin, docs, metadata, strict_json, triton
+from serving.http_api import admin, docs, metadata, repository_api, strict_json, triton
 from serving.http_api.answer import error_body, error_headers, status_of
 from serving.http_api.lane import Door
 from serving.http_api.observed import Observed
-from serving.http_api.repository_api import repository_router
 from serving.http_api.route import prediction_routes
-from serving.http_api.security import requires
 from serving.http_api.targets import TEMPLATES, Targets, prepare
 from serving.metrics import Metrics
 from serving.settings import Settings
@@ -53,13 +52,15 @@ def create_app(
     threads: int = 1,
     companion: Callable[[Fleet, Metrics | None, Access], Companion] | None = None,
     link: Connection | None = None,
+    box: BlackBox | None = None,
 ) -> FastAPI:
     """Make the application that serves `settings.models`.
 
     metrics: where to count; None makes a registry of this application's own, unless settings turn metrics off.
     threads: onnxruntime threads for each model. companion: makes what serves beside HTTP. link: to the coordinator
-    of this worker's server; without one the application coordinates itself. The lifespan loads the models and raises
-    ModelInvalid where `settings.strict` and one can't be. Raises AccessInvalid for bad keys.
+    of this worker's server; without one the application coordinates itself. box: where to note which model runs. The
+    lifespan loads the models and raises ModelInvalid where `settings.strict` and one can't be. Raises AccessInvalid for
+    bad keys.
     """
     access = Access(keys=settings.keys, jwks=settings.jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
     if metrics is None and settings.metrics:
@@ -87,7 +88,9 @@ def create_app(
         ours, link = Pipe()
         app.state.deployment = Deployment(settings.models, lambda models: _totals(app, models))
         app.state.deployment.attach(ours)
-    app.state.fleet = Fleet(settings.models, link, ledger=Ledger(settings.models), limits=limits, metrics=metrics)
+    app.state.fleet = Fleet(
+        settings.models, link, ledger=Ledger(settings.models), limits=limits, metrics=metrics, box=box
+    )
     app.state.fleet.prepare.append(prepare)
     app.state.access = access
     app.state.companion = companion(app.state.fleet, metrics, access) if companion is not None else None
@@ -102,16 +105,8 @@ def create_app(
     app.include_router(triton.router)  # before: its /v2/models/stats is no model called stats
     app.include_router(metadata.router)
     app.include_router(triton.changes_router)
-    app.include_router(
-        repository_router(
-            settings.models,
-            max_model_bytes=settings.max_model_bytes,
-            deployer=requires("deploy"),
-            reader=requires("predict"),
-            published=app.state.fleet.member.look,
-        )
-    )
-    app.include_router(admin.router(metrics))
+    app.include_router(admin.router(settings.models, metrics))
+    app.include_router(repository_api.router(settings.models, max_model_bytes=settings.max_model_bytes))
     if metrics is not None:
         app.include_router(metadata.metrics_router)
     docs.add(app)

@@ -34,6 +34,8 @@ _UNUSUAL = frozenset(
 )
 _MOST_HEADS = 1024
 _LONGEST_HEAD = 1024
+LINGER_S = 0.5
+"""Seconds that an idle connection stays open when draining, to tell a client that is just writing that it ends."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -216,6 +218,8 @@ class Lane(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not None:
             self.cycle.transport = _Writer(self.transport)  # type: ignore[assignment]
+        if self._closing and not self.pipeline:
+            self.cycle.keep_alive = False  # uvicorn then says `connection: close`
 
     def _plain(self) -> bool:
         """Tell whether the lane may answer, from the method, the headers and what the connection is doing."""
@@ -314,10 +318,19 @@ class Lane(HttpToolsProtocol):
             turn.count(499)
 
     def shutdown(self) -> None:
-        """Finish what was accepted, then close."""
+        """Finish what was accepted, then close; a request that is on its way to us still gets its answer.
+
+        Closing at once what is idle this very moment would reset a client that has just sent its next request.
+        """
         self._closing = True
-        if self._turn is None and self._target is None:
-            super().shutdown()
+        if self.cycle is not None and not self.cycle.response_complete and not self.pipeline:
+            self.cycle.keep_alive = False
+        # Timers come before sockets in a turn of the loop: after a turn that took long, look at the socket once more.
+        self.loop.call_later(LINGER_S, self.loop.call_later, 0.01, self._close_lingering)
+
+    def _close_lingering(self) -> None:
+        if self._free() and not self._midway:
+            self.transport.close()
 
     def close_if_idle(self, before: float) -> None:
         """Close if no request has been in progress since `before`, monotonic seconds."""

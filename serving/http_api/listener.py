@@ -1,8 +1,10 @@
-"""uvicorn's server with this project's habits: a coarse clock for the lane, and an end when the parent has gone."""
+"""uvicorn's server with this project's habits: signs of life, a polite end, and an end when the parent has gone."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -11,16 +13,22 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from serving.black_box import BlackBox
 from serving.fleet.fleet import Fleet
 from serving.http_api.lane import Door, lane_for
+
+log = logging.getLogger("serving.listener")
+
+LAST_WORDS_S = 1.0
+"""Seconds that refusals get to reach their callers when the drain is cut short."""
 
 
 class Listener(uvicorn.Server):
     """Serves one application from a socket that is bound already.
 
     parent: pid of the process that started this one; when it is no longer our parent, this server drains and ends.
-    drain_s, keep_alive_s: seconds. announce: called once models
-    are loaded and the socket answers.
+    drain_s, keep_alive_s: seconds. box: where signs of life are left. announce: called once models are loaded and the
+    socket answers.
     """
 
     def __init__(
@@ -30,12 +38,17 @@ class Listener(uvicorn.Server):
         drain_s: float,
         keep_alive_s: float,
         parent: int | None = None,
+        box: BlackBox | None = None,
         announce: Callable[[Fleet], None] | None = None,
     ) -> None:
         self._announce = announce
         self._app = app
         self._door: Door = app.state.door
         self._parent = parent
+        self._box = box
+        self._drain_s = drain_s
+        self.cut_short = False
+        """Whether the drain ended before every request had its own answer."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -47,26 +60,21 @@ class Listener(uvicorn.Server):
                 log_config=None,
                 server_header=False,
                 timeout_keep_alive=max(1, round(keep_alive_s)),
-                timeout_graceful_shutdown=max(1, round(drain_s)),
             )
         )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Load the models, take connections, and say so."""
         await super().startup(sockets)
+        if self._box is not None and not self.should_exit:
+            self._box.ready()
         if self._announce is not None and self.started:
             self._announce(self._app.state.fleet)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain both servers at the same time; the lifespan then closes the fleet."""
-        companion = self._app.state.companion
-        stopping = asyncio.ensure_future(companion.stop()) if companion is not None else None
-        await super().shutdown(sockets)
-        if stopping is not None:
-            await stopping
-
     async def on_tick(self, counter: int) -> bool:
-        """Do the once-a-second work; return whether to end."""
+        """Do what is due ten times a second; return whether to end."""
+        if self._box is not None:
+            self._box.beat()
         if counter % 10 == 0:
             self._door.sweep(self.server_state.connections)
             if self._parent is not None and os.getppid() != self._parent:
@@ -74,9 +82,72 @@ class Listener(uvicorn.Server):
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Say unready at once; uvicorn then closes the socket and waits for what was accepted."""
+        """Say unready at once, and begin to drain; a second signal cuts the drain short."""
+        self.force_exit = self.should_exit
         self._app.state.fleet.draining = True
-        super().handle_exit(sig, frame)
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, answer what was accepted, close; refuse what is left when the time is over."""
+        if self._box is not None:
+            self._box.ending()
+        self._app.state.fleet.draining = True
+        self._take_the_last(sockets or [])
+        for server in self.servers:
+            server.close()
+        for sock in sockets or []:
+            sock.close()
+        companion = self._app.state.companion
+        stopping = asyncio.ensure_future(companion.stop()) if companion is not None else None
+        state = self.server_state
+        told: set[object] = set()
+
+        def busy() -> bool:
+            # Again and again: a connection that was just accepted joins the set a turn of the loop later.
+            for connection in state.connections - told:
+                told.add(connection)
+                connection.shutdown()
+            return bool(state.connections or state.tasks or (stopping is not None and not stopping.done()))
+
+        await self._while(busy, self._drain_s)
+        if busy():
+            self.cut_short = True
+            log.error("the drain is cut short: what still waits or runs is refused")
+            self._app.state.fleet.refuse()
+            self.force_exit = False
+            await self._while(busy, LAST_WORDS_S)
+            for connection in list(state.connections):
+                connection.transport.abort()
+        with contextlib.suppress(asyncio.TimeoutError):
+            # A model that never comes back must not hold the process.
+            await asyncio.wait_for(self.lifespan.shutdown(), LAST_WORDS_S if self.cut_short else None)
+
+    async def _while(self, busy: Callable[[], bool], seconds: float) -> None:
+        """Wait as long as there is something to wait for, at most so long, and not beyond another signal."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while busy() and loop.time() < until and not self.force_exit:  # noqa: ASYNC110  uvicorn has no event for it
+            await asyncio.sleep(0.02)
+
+    def _take_the_last(self, sockets: list[socket.socket]) -> None:
+        """Accept what the kernel has accepted for us: closing the socket would reset those connections."""
+        loop = asyncio.get_running_loop()
+        for sock in sockets:
+            sock.setblocking(False)
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = sock.accept()
+                    taking = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
+                    self.server_state.tasks.add(taking)  # type: ignore[arg-type]
+                    taking.add_done_callback(self.server_state.tasks.discard)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=asyncio.get_running_loop(),
+        )
 
     def listen(self, sock: socket.socket) -> None:
         """Serve until told to end. Raises SystemExit where the application refused to start."""

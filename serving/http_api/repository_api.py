@@ -6,24 +6,25 @@ import asyncio
 import re
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeAlias
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from serving.errors import InvalidRequest, ModelInvalid, ModelNotFound, NotReady, PayloadTooLarge, UnsupportedMediaType
-from serving.fleet import gate, manifest, publish
-from serving.fleet.manifest import MODEL_FILE, Entry, Hashes
+from serving.errors import InvalidRequest, NotReady, PayloadTooLarge, UnsupportedMediaType
+from serving.fleet import publish
+from serving.fleet.manifest import MODEL_FILE, Entry
 from serving.fleet.publish import Published
-from serving.fleet.report import GateRefused, Report
+from serving.fleet.report import GateRefused
 from serving.fleet.repository import VERSION
 from serving.fleet.staging import Writing
 from serving.fleet.state import state_folder
 from serving.http_api.metadata import json_answer
 from serving.http_api.route import ClientLeft
+from serving.http_api.security import Deployer
 
 CHECKSUM = "x-checksum-sha256"
 SILENCE_S = 60.0
@@ -39,18 +40,6 @@ _BODY = {
 }
 
 
-Caller: TypeAlias = Callable[..., Any]
-"""A dependency that tells who sent a request, and lets only some pass."""
-
-
-class Named(Protocol):
-    """Who sent a request."""
-
-    @property
-    def name(self) -> str:
-        """A name for the history."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Upload:
     """A file that has arrived."""
@@ -63,44 +52,32 @@ class _Upload:
         return {MODEL_FILE: self.entry}
 
 
-def repository_router(
-    root: Path,
-    *,
-    max_model_bytes: int,
-    deployer: Callable[..., Any],
-    reader: Callable[..., Any],
-    published: Callable[[], None],
-) -> APIRouter:
-    """Make the routes that publish into the models folder `root` and show reports.
-
-    deployer: the dependency that lets only those pass who may deploy, and gives their name; reader: those who may see
-    what is there. published: told when something new is in the folder.
-    """
-    router = APIRouter(tags=["repository"])
+def router(root: Path, *, max_model_bytes: int) -> APIRouter:
+    """Make the route that publishes into the models folder `root`."""
+    made = APIRouter(tags=["deploy"])
     at_once = asyncio.Semaphore(_AT_ONCE)
     one_gate = asyncio.Semaphore(1)
 
-    @router.put(
-        "/v1/repository/models/{model}/versions/{version}",
+    @made.put(
+        "/v1/repository/models/{name}/versions/{version}",
         summary="Publish a version: the ONNX file is the body",
         status_code=201,
         openapi_extra=_BODY,
     )
     async def publish_version(  # noqa: PLR0917  parameters are the request's
         request: Request,
-        model: str,
+        name: str,
         version: str,
+        caller: Deployer,
         note: Annotated[str, Query(max_length=2000, description="What is new, for people.")] = "",
         allow_breaking: Annotated[bool, Query(description="Callers of the version before may break.")] = False,
-        # As a default: an annotation is text until it is used, and would not find `deployer` then.
-        caller: Named = Depends(deployer),  # noqa: B008
     ) -> Response:
         """Take `version` or, for `next`, the number after the highest.
 
         201 with the gate's report; 200 where the same bytes were published before; 409 where the version is there with
         others; 422 with the report where the gate refuses it. `X-Checksum-Sha256` (hexadecimal) is compared if given.
         """
-        publish.check_name(model)
+        publish.check_name(name)
         number = None if version == "next" else version
         if number is not None and not VERSION.fullmatch(number):
             raise InvalidRequest("the version is a whole number from 1, or next")
@@ -108,10 +85,10 @@ def repository_router(
             raise NotReady("too many models are being published: try again in a minute")
         try:
             async with at_once, _received(request, root, max_model_bytes) as upload, one_gate:
-                made = await asyncio.to_thread(
+                published = await asyncio.to_thread(
                     publish.publish,
                     root,
-                    model,
+                    name,
                     upload,
                     version=number,
                     note=note,
@@ -122,46 +99,24 @@ def repository_router(
             return json_answer({"error": refused.message, "report": refused.report.model_dump(mode="json")}, 422)
         except ClientLeft:
             return Response(status_code=499)  # nobody reads it
-        published()
-        return _answer(model, made)
+        request.app.state.fleet.member.look()
+        return _answer(name, published)
 
-    @router.get(
-        "/v1/repository/models/{model}/versions/{version}/report",
-        summary="What the gate found of a version",
-        dependencies=[Depends(reader)],
-    )
-    async def report(model: str, version: str) -> Response:
-        """Answer with the verdict on a version that is in the folder, whether it serves or not."""
-        publish.check_name(model)
-        found = await asyncio.to_thread(_report, root, model, version) if VERSION.fullmatch(version) else None
-        if found is None:
-            raise ModelNotFound("there is no report on such a version")
-        return json_answer(found.model_dump(mode="json"))
-
-    return router
+    return made
 
 
-def _answer(model: str, published: Published) -> Response:
+def _answer(name: str, published: Published) -> Response:
     answer = json_answer(
         {
-            "name": model,
+            "name": name,
             "version": published.version,
             "new": published.new,
             "report": published.report.model_dump(mode="json"),
         },
         201 if published.new else 200,
     )
-    answer.headers["location"] = f"/v1/models/{model}/versions/{published.version}"
+    answer.headers["location"] = f"/v1/models/{name}/versions/{published.version}"
     return answer
-
-
-def _report(root: Path, name: str, version: str) -> Report | None:
-    folder = root / name / version
-    try:
-        found = manifest.read(folder) or manifest.of(folder, Hashes())
-        return gate.verdict(state_folder(root), found.content)
-    except (ModelInvalid, OSError):
-        return None
 
 
 @asynccontextmanager

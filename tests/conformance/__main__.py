@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.conformance import probes
+from tests.conformance.environments import environment
 from tests.conformance.own import own
 from tests.conformance.peers import PEERS
 from tests.conformance.point import Result, ask
 from tests.conformance.registry import LIGHT, POINTS
-from tests.conformance.results import keep
+from tests.conformance.results import keep, markdown
 from tests.conformance.subject import Subject
 
 
@@ -26,6 +27,9 @@ def main(arguments: list[str]) -> int:
     if given.write_models:
         probes.write(given.write_models)
         print(f"models to load into the server that is asked: {given.write_models}")
+        return 0
+    if given.table:
+        print(markdown(given.table), end="")
         return 0
     chosen = [
         one
@@ -37,7 +41,8 @@ def main(arguments: list[str]) -> int:
             print(f"{one.group}: {one.name}")
         return 0
     if given.own:
-        opened, name = own("--grpc-port", "0"), "serving"
+        python = str(environment("protobuf7") / "bin" / "python") if given.protobuf7 else sys.executable
+        opened, name = own("--grpc-port", "0", python=python), "serving"
     elif given.peer:
         opened, name = PEERS[given.peer](), given.peer
     elif given.http:
@@ -57,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=__doc__)
     parser.add_argument("--http", help="URL of the server")
     parser.add_argument("--own", action="store_true", help="start this project's server, and ask it")
+    parser.add_argument("--protobuf7", action="store_true", help="with protobuf 7, in an environment of its own")
     parser.add_argument("--peer", choices=sorted(PEERS), help="start another server from PyPI, and ask it")
     parser.add_argument("--grpc", help="host:port of its gRPC; left out, nothing is asked there")
     parser.add_argument("--model", action="append", default=[], help="ask with this model; may be repeated")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tests.conformance.point import point
-from tests.conformance.subject import LENGTH, NotAsked, Subject, from_bytes, read, same, to_bytes
+from tests.conformance.subject import LENGTH, NotAsked, Subject, bad, from_bytes, read, same, to_bytes
 
 BINARY = "REST: binary tensors"
 CODING = "REST: compression"
@@ -138,12 +138,12 @@ def _sized(document: dict[str, Any], size: Any) -> dict[str, Any]:
 
 def _lie(name: str) -> None:
     @point(BINARY, f"{name}: 400")
-    def _(subject: Subject) -> None:
+    def _(subject: Subject) -> str | None:
         model = subject.model(numbers=True)
         document, blobs = _LIES[name](*model.binary())
         head = json.dumps(document).encode()
         answer = subject.client.post(model.path, content=b"".join((head, *blobs)), headers={LENGTH: str(len(head))})
-        assert answer.status_code == 400, f"{answer.status_code}: {answer.text[:120]}"
+        return bad(answer)
 
 
 for _name in _LIES:
@@ -156,7 +156,7 @@ def _(subject: Subject) -> None:
     document, blobs = model.binary()
     for length in ("100000", "-1", "1e3", "x", "99999999999999999999999"):
         answer = subject.post(model.path, document, *blobs, **{LENGTH: length})
-        assert answer.status_code == 400, f"{length}: {answer.status_code}"
+        bad(answer, f"{length}: ")
 
 
 @point(BINARY, "string lengths that lie: 400")
@@ -168,7 +168,7 @@ def _(subject: Subject) -> None:
         document["inputs"][where]["parameters"]["binary_data_size"] = len(blob)
         blobs[where] = blob
         answer = subject.post(model.path, document, *blobs)
-        assert answer.status_code == 400, f"{blob!r}: {answer.status_code}"
+        bad(answer, f"{blob!r}: ")
 
 
 def _coded(body: bytes, coding: str) -> bytes:
@@ -208,7 +208,7 @@ def _in(coding: str) -> None:
         whole = _coded(json.dumps(model.json()).encode(), coding)
         for body in (b"{}", whole[:-6]):
             answer = subject.post(model.path, body, **{"content-encoding": coding})
-            assert answer.status_code == 400, f"{answer.status_code}: {answer.text[:100]}"
+            bad(answer)
 
 
 for _coding in ("gzip", "deflate"):

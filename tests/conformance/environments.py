@@ -13,6 +13,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     # The last wheel whose perf_analyzer runs with the C library of Debian 12; it wants Debian's libb64-0d too.
     "perf": ("--no-deps", "tritonclient==2.51.0", "nvidia-cuda-runtime-cu12==12.9.79"),
     "kserve": ("kserve==0.21.0", "onnxruntime"),
+    # The project itself, where the version of protobuf is the next one.
+    "protobuf7": ("--editable", str(ROOT.parent), "protobuf>=7,<8"),
     "mlserver": ("mlserver==1.7.1", "onnxruntime"),
 }
 

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from serving.access.keys import Key, digest, generate
 from tests.conformance import probes
 from tests.conformance.subject import Subject
 from tests.conftest import MODELS, Server, running
 
 
 @contextmanager
-def own(*flags: str) -> Iterator[Subject]:
-    """Run it for a while; with `--grpc-port 0` among the flags it is asked over gRPC too."""
+def own(*flags: str, python: str = sys.executable) -> Iterator[Subject]:
+    """Run it for a while; with `--grpc-port 0` among the flags it is asked over gRPC too.
+
+    python: the interpreter that runs it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "models"
         shutil.copytree(MODELS, root)
         probes.write(root)
         keys = Path(folder) / "keys"
-        create = ["keys", "create", "--name", "conformance", "--scope", "deploy", "--keys", str(keys)]
-        made = subprocess.run(
-            [sys.executable, "-m", "serving.cli", *create], check=True, capture_output=True, text=True
-        )
-        with running("--keys", str(keys), *flags, models=root) as server:
+        secret = generate()
+        keys.write_text(Key("conformance", frozenset({"deploy"}), digest(secret.encode())).line() + "\n")
+        keys.chmod(0o600)
+        with running("--keys", str(keys), *flags, models=root, python=python) as server:
             grpc = grpc_address(server) if "--grpc-port" in flags else None
-            subject = Subject(server.url, grpc, key=made.stdout.strip())
+            subject = Subject(server.url, grpc, key=secret)
             subject.pid = server.process.pid
             try:
                 yield subject

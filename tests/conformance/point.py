@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from tests.conformance.subject import NotAsked, Subject
@@ -81,5 +82,5 @@ def _note(error: Exception) -> str:
     code = getattr(error, "code", None)  # of a gRPC error, whose text is many lines
     details = getattr(error, "details", None)
     text = f"{code()}: {details()}" if callable(code) and callable(details) else str(error) or type(error).__name__
-    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r"\s+", " ", text).replace(f"{Path.cwd()}/", "")[:300]
     return text if isinstance(error, AssertionError) else f"{type(error).__name__}: {text}"

@@ -119,6 +119,16 @@ def from_bytes(datatype: str, raw: bytes) -> list[Any]:
     return list(np.frombuffer(raw, NUMPY[datatype]).tolist())
 
 
+class _Client(httpx.Client):
+    """Asks once more where a server closed the connection behind the answer before, as some do behind an error."""
+
+    def send(self, request: httpx.Request, **more: Any) -> httpx.Response:
+        try:
+            return super().send(request, **more)
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+            return super().send(request, **more)
+
+
 class Subject:
     """A server. http: its URL. grpc: host:port, or None. key: what it wants of those who change it, or None.
 
@@ -133,7 +143,7 @@ class Subject:
         self.key = key
         self._chosen = models
         self.headers = {"authorization": f"Bearer {key}"} if key else {}
-        self.client = httpx.Client(base_url=self.url, timeout=SECONDS, headers=self.headers)
+        self.client = _Client(base_url=self.url, timeout=SECONDS, headers=self.headers)
         self._channel: Any = None
         self.pid: int | None = None
 
@@ -236,6 +246,12 @@ def read(answer: httpx.Response) -> dict[str, Any]:
             at += size
     assert at == len(answer.content), f"{len(answer.content) - at} bytes lie behind the last output"
     return document
+
+
+def bad(answer: httpx.Response, what: str = "") -> str | None:
+    """Assert that a request was refused as its sender's fault: 400; 422, which some have it be, is noted."""
+    assert answer.status_code in (400, 422), f"{what}{answer.status_code}: {answer.text[:120]}"
+    return "422" if answer.status_code == 422 else None
 
 
 def flat(values: Any) -> list[Any]:

@@ -21,6 +21,8 @@ from serving.fleet.publish import publish
 from serving.fleet.report import GateRefused
 from serving.fleet.repository import Contents, Repository
 from tests.conftest import MODELS
+from tests.drills.drill import Report
+from tests.drills.publishing import publishing
 
 IRIS_1, IRIS_2 = MODELS / "iris" / "1" / "model.onnx", MODELS / "iris" / "2" / "model.onnx"
 
@@ -193,3 +195,11 @@ def test_a_read_only_folder_still_has_state(tmp_path: Path, monkeypatch: pytest.
     place.symlink_to(tmp_path)
     with pytest.raises(PermissionError):
         state.state_folder(tmp_path / "models")
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="the library that strikes is compiled")
+def test_a_publication_cut_off_anywhere_is_whole_or_not_there() -> None:
+    """Short form of the drill: kills, full disks and failing calls at some of the steps."""
+    report = Report()
+    publishing(report, strikes=24)
+    assert not report.broken()

@@ -10,9 +10,12 @@ import onnx
 import pytest
 
 from serving.fleet import manifest, onnx_file, settling
+from serving.fleet.ledger import Ledger
 from serving.fleet.repository import Contents, Repository
 from serving.fleet.settling import Look, settled
 from tests.conftest import MODELS
+from tests.drills.drill import Report
+from tests.drills.slow_copies import slow_copies
 from tests.fleet.test_publish import with_external_data
 
 IRIS = MODELS / "iris" / "1" / "model.onnx"
@@ -90,7 +93,7 @@ def test_a_slow_copy_is_found_once_when_whole(tmp_path: Path) -> None:
     source = with_external_data(tmp_path / "made", "w.bin", rows=4096)
     target = tmp_path / "models" / "linear" / "1"
     target.mkdir(parents=True)
-    repository = Repository(tmp_path / "models", settle_s=0.2)
+    repository = Repository(tmp_path / "models", Ledger(tmp_path / "models").read, settle_s=0.2)
     repository.look()
     done = threading.Event()
 
@@ -123,7 +126,7 @@ def test_replacing_a_plain_file_keeps_the_old_until_the_new_is_whole(tmp_path: P
     target = tmp_path / "iris" / "1"
     target.mkdir(parents=True)
     shutil.copy(IRIS, target)
-    repository = Repository(tmp_path, settle_s=0.2)
+    repository = Repository(tmp_path, Ledger(tmp_path).read, settle_s=0.2)
     (before,) = repository.look().found
     new = (MODELS / "iris" / "2" / "model.onnx").read_bytes()
     (target / "model.onnx").write_bytes(new[:100])
@@ -140,3 +143,10 @@ def test_replacing_a_plain_file_keeps_the_old_until_the_new_is_whole(tmp_path: P
             break
     (after,) = repository.look().found
     assert after.content != before.content
+
+
+def test_a_running_server_takes_a_slow_copy_once() -> None:
+    """Short form of the drill: a version copied in slowly is examined once, serves when whole, and nothing fails."""
+    report = Report()
+    slow_copies(report, copies=1, seconds=1.0)
+    assert not report.broken()

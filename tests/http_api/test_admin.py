@@ -167,6 +167,16 @@ def test_figures_of_a_trial(client: TestClient) -> None:
     assert client.get(AT).json()["serving"]["shadow"] == "1"
 
 
+def test_the_gates_report(client: TestClient, folder: Path) -> None:
+    """What the gate found out about a version can be read; a file beside it can't say otherwise."""
+    (folder / "iris" / "1" / "gate.json").write_text(json.dumps({"ok": False, "reasons": ["no"]}))
+    found = client.get(f"{AT}/report/1").json()
+    assert found["ok"] is True
+    assert "golden rows" in [check["name"] for check in found["checks"]]
+    assert client.get(f"{AT}/report/9").status_code == 404
+    assert client.get(f"{AT}/report/..%2F..").status_code == 404
+
+
 def test_the_documentation_shows_the_verbs(client: TestClient) -> None:
     """Each verb is in the OpenAPI document with its body, an example and its refusals."""
     paths = client.get("/openapi.json").json()["paths"]

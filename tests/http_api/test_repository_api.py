@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from serving.access.key_store import KeyStore
@@ -22,18 +21,19 @@ IRIS_1, IRIS_2 = MODELS / "iris" / "1" / "model.onnx", MODELS / "iris" / "2" / "
 LIMIT = 100_000
 
 
-def application(folder: Path) -> tuple[FastAPI, dict[str, str]]:
-    """An application over a folder, and what Ana, who may deploy, sends along."""
-    key = KeyStore(folder.parent / f"{folder.name}.keys").create("ana", frozenset({"deploy"}))
-    settings = Settings(models=folder, max_model_bytes=LIMIT, keys=str(folder.parent / f"{folder.name}.keys"))
-    return create_app(settings), {"authorization": f"Bearer {key}"}
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "models").mkdir()
+    return tmp_path / "models"
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Iterator[TestClient]:
-    """An application over an empty folder, and Ana."""
-    app, headers = application(tmp_path)
-    with TestClient(app, headers=headers) as made:
+def client(folder: Path) -> Iterator[TestClient]:
+    """An application over an empty folder; Ana may deploy."""
+    keys = folder.parent / "keys"
+    key = KeyStore(keys).create("ana", frozenset({"deploy"}))
+    app = create_app(Settings(models=folder, keys=str(keys), max_model_bytes=LIMIT))
+    with TestClient(app, headers={"authorization": f"Bearer {key}"}) as made:
         yield made
 
 
@@ -43,7 +43,7 @@ def put(client: TestClient, path: str, body: Any, **headers: str) -> Any:
     )
 
 
-def test_a_body_becomes_a_version(client: TestClient, tmp_path: Path) -> None:
+def test_a_body_becomes_a_version(client: TestClient, folder: Path) -> None:
     """201 with the report and the place; the same again is 200; other bytes under that number are 409."""
     body = IRIS_1.read_bytes()
     made = put(client, "iris/versions/next?note=first", body, x_checksum_sha256=hashlib.sha256(body).hexdigest())
@@ -51,26 +51,33 @@ def test_a_body_becomes_a_version(client: TestClient, tmp_path: Path) -> None:
     assert made.headers["location"] == "/v1/models/iris/versions/1"
     assert made.json()["version"] == "1"
     assert made.json()["report"]["ok"] is True
-    assert (tmp_path / "iris" / "1" / "model.onnx").read_bytes() == body
-    assert '"who": "ana"' in (tmp_path / "iris" / "1" / "manifest.json").read_text()
+    assert (folder / "iris" / "1" / "model.onnx").read_bytes() == body
+    assert '"who": "ana"' in (folder / "iris" / "1" / "manifest.json").read_text()
     again = put(client, "iris/versions/1", body)
     assert (again.status_code, again.json()["new"]) == (200, False)
     other = put(client, "iris/versions/1", IRIS_2.read_bytes())
     assert other.status_code == 409
     assert "never changes" in other.json()["error"]
-    shown = client.get("/v1/repository/models/iris/versions/1/report")
-    assert shown.json() == made.json()["report"]
-    assert client.get("/v1/repository/models/iris/versions/2/report").status_code == 404
+    assert client.get("/v1/repository/models/iris/report/1").json() == made.json()["report"]
 
 
-def test_what_the_gate_refuses_is_422_with_its_report(client: TestClient, tmp_path: Path) -> None:
+def test_only_who_may_deploy_publishes(client: TestClient, folder: Path) -> None:
+    """Without a key, nothing of the body is read."""
+    path = "/v1/repository/models/iris/versions/next"
+    answer = client.put(path, content=IRIS_1.read_bytes(), headers={"authorization": ""})
+    assert answer.status_code == 401
+    assert os.listdir(folder) in ([], [".serving"])
+    assert not (folder / ".serving" / "staging").exists()
+
+
+def test_what_the_gate_refuses_is_422_with_its_report(client: TestClient, folder: Path) -> None:
     """A body that is no model leaves nothing behind, not even the model's folder."""
     answer = put(client, "iris/versions/next", b"\x80\x04 not a model")
     assert answer.status_code == 422
     assert "Python pickle" in answer.json()["error"]
     assert answer.json()["report"]["checks"][0]["outcome"] == "refused"
-    assert not (tmp_path / "iris").exists()
-    assert os.listdir(tmp_path / ".serving" / "staging") == []
+    assert not (folder / "iris").exists()
+    assert os.listdir(folder / ".serving" / "staging") == []
 
 
 @pytest.mark.parametrize(
@@ -90,41 +97,34 @@ def test_what_the_gate_refuses_is_422_with_its_report(client: TestClient, tmp_pa
     ],
 )
 def test_bad_requests_change_nothing(  # noqa: PLR0917
-    client: TestClient, tmp_path: Path, path: str, body: Any, headers: dict[str, str], status: int, says: str
+    client: TestClient, folder: Path, path: str, body: Any, headers: dict[str, str], status: int, says: str
 ) -> None:
     """Each is answered with what to do, and the folder is as before."""
     answer = put(client, path, body, **headers)
     assert answer.status_code == status, answer.text
     assert says in answer.json()["error"]
-    assert [name for name in os.listdir(tmp_path) if name != ".serving"] == []
-    staging = tmp_path / ".serving" / "staging"
+    assert [name for name in os.listdir(folder) if name != ".serving"] == []
+    staging = folder / ".serving" / "staging"
     assert not staging.exists() or os.listdir(staging) == []
 
 
-def test_a_client_that_leaves_leaves_nothing(tmp_path: Path) -> None:
+def test_a_client_that_leaves_leaves_nothing(client: TestClient, folder: Path) -> None:
     """Half an upload is removed when its connection ends."""
-    app, headers = application(tmp_path)
     messages: list[dict[str, Any]] = [
         {"type": "http.request", "body": IRIS_1.read_bytes()[:1000], "more_body": True},
         {"type": "http.disconnect"},
     ]
+    sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
         return messages.pop(0)
-
-    sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
     path = "/v1/repository/models/iris/versions/next"
-    scope = {
-        "type": "http",
-        "method": "PUT",
-        "path": path,
-        "raw_path": path.encode(),
-        "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
-    }
-    asyncio.run(app(scope | {"query_string": b""}, receive, send))
+    scope = {"type": "http", "method": "PUT", "path": path, "raw_path": path.encode(), "query_string": b""}
+    headers = [(b"authorization", client.headers["authorization"].encode())]
+    asyncio.run(client.app(scope | {"headers": headers}, receive, send))  # type: ignore[arg-type,func-returns-value]
     assert sent[0]["status"] == 499
-    assert os.listdir(tmp_path / ".serving" / "staging") == []
+    assert os.listdir(folder / ".serving" / "staging") == []

@@ -10,6 +10,7 @@ import kserve
 import numpy as np
 import onnxruntime
 from kserve import InferOutput, InferRequest, InferResponse
+from kserve.utils.utils import generate_uuid
 
 
 class OnnxModel(kserve.Model):
@@ -46,7 +47,7 @@ class OnnxModel(kserve.Model):
             output.set_data_from_numpy(array, binary_data=payload.use_binary_outputs)
             outputs.append(output)
         return InferResponse(
-            response_id=payload.id,
+            response_id=payload.id or generate_uuid(),
             model_name=self.name,
             infer_outputs=outputs,
             use_binary_outputs=payload.use_binary_outputs,

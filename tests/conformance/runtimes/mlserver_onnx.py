@@ -33,8 +33,8 @@ class OnnxRuntime(MLModel):
         for name, array in zip(names, self._session.run(names, feeds), strict=True):
             if array.dtype == object:
                 output = StringCodec.encode_output(name, array.ravel().tolist())
-                output.shape = list(array.shape)
             else:
                 output = NumpyCodec.encode_output(name, array)
+            output.shape = list(array.shape)
             outputs.append(output)
         return InferenceResponse(model_name=self.name, model_version=self.version, id=payload.id, outputs=outputs)

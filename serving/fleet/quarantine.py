@@ -1,0 +1,93 @@
+"""Versions that ended workers: a query that kills must not kill every worker, one after the other.
+
+They are remembered in quarantine.json in the server's state folder, so that a restart does not forget. A version is
+let go when its file changes, or when its entry was taken out and the configuration is read again (SIGHUP).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from serving.fleet.manifest import MODEL_FILE
+from serving.fleet.state import state_folder
+
+log = logging.getLogger("serving.quarantine")
+
+FILE = "quarantine.json"
+DEATHS = 2
+"""Deaths of workers that put a version in quarantine."""
+DEATHS_UNSURE = 4
+"""The same, where each time another version ran that has as many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One version in quarantine: why, and the size and time of change of the file that did it."""
+
+    name: str
+    version: str
+    reason: str
+    size: int
+    modified_ns: int
+
+
+def guilty(deaths: Counter[tuple[str, str]], last: Iterable[tuple[str, str]]) -> tuple[str, str] | None:
+    """Choose, of the versions that ran at the last death, the one that is to be quarantined; None while it is unsure.
+
+    >>> guilty(Counter({("iris", "2"): 2, ("digits", "1"): 1}), [("iris", "2"), ("digits", "1")])
+    ('iris', '2')
+    >>> guilty(Counter({("iris", "2"): 2, ("digits", "1"): 2}), [("iris", "2"), ("digits", "1")])
+    """
+    ranked = sorted(last, key=lambda version: deaths[version], reverse=True)
+    if not ranked or deaths[ranked[0]] < DEATHS:
+        return None
+    tied = len(ranked) > 1 and deaths[ranked[1]] == deaths[ranked[0]]
+    return None if tied and deaths[ranked[0]] < DEATHS_UNSURE else ranked[0]
+
+
+class Quarantine:
+    """The file of cases for one models folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._unwritten: list[Case] = []
+
+    def add(self, name: str, version: str, reason: str) -> None:
+        """Put a version in quarantine; where that can't be written down, until this server ends."""
+        size, modified = self._state(name, version) or (0, 0)
+        case = Case(name, version, reason, size, modified)
+        cases = [*(c for c in self.cases() if (c.name, c.version) != (name, version)), case]
+        try:
+            file = state_folder(self._root) / FILE
+            fresh = file.with_suffix(".new")
+            fresh.write_text(json.dumps([asdict(c) for c in cases], indent=1) + "\n")
+            fresh.replace(file)
+        except OSError as error:
+            log.error("a quarantine can't be written down and ends with this server: %s", error.strerror)
+            self._unwritten.append(case)
+
+    def cases(self) -> list[Case]:
+        """Return the cases that hold: those whose model file is still the one that did it."""
+        found = [*self._read(), *self._unwritten]
+        return [c for c in found if self._state(c.name, c.version) in ((c.size, c.modified_ns), None)]
+
+    def _read(self) -> list[Case]:
+        try:
+            return [Case(**case) for case in json.loads((state_folder(self._root) / FILE).read_bytes())]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, TypeError):
+            log.error("%s can't be read: its versions are not held back", FILE)
+            return []
+
+    def _state(self, name: str, version: str) -> tuple[int, int] | None:
+        try:
+            found = (self._root / name / version / MODEL_FILE).stat()
+        except OSError:
+            return None
+        return (found.st_size, found.st_mtime_ns)

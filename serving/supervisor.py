@@ -1,0 +1,402 @@
+"""The parent's work: starts the workers, replaces those that die or hang, and drains them all when told to end."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import multiprocessing.connection
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+
+from serving.access.access import Access
+from serving.access.caller import AccessInvalid
+from serving.black_box import BlackBox, Running
+from serving.fleet.deployment import Deployment
+from serving.fleet.quarantine import Quarantine, guilty
+from serving.metrics import forget_gauges, leave_word, totals
+from serving.settings import Settings
+from serving.worker import REFUSED, Assignment, work
+
+log = logging.getLogger("serving.server")
+
+RESPAWN_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""Waits before a dead worker is replaced, growing while it keeps dying young."""
+YOUNG_S = 10.0
+LOOP = 3
+"""Deaths in a row, each of a young worker, that are called a crash loop."""
+HUNG_GRACE_S = 3.0
+"""Seconds that a hanging worker gets between SIGTERM and SIGKILL: it may still answer for other models."""
+CUT_SHORT_S = 5.0
+"""Seconds that workers get to refuse what they have, after a second SIGTERM."""
+_FIXED = ("host", "port", "grpc_port", "models")
+
+
+class CannotReload(Exception):
+    """The configuration can't be read again; the text is one line."""
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Worker:
+    """One worker process and what the parent knows of it. Times are monotonic seconds."""
+
+    slot: int
+    process: BaseProcess
+    box: BlackBox
+    born: float
+    ready_at: float | None = None
+    kill_at: float | None = None
+    """When it gets SIGKILL; set once it was told to end."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Roll:
+    """A reload in progress: the workers that are still to be replaced, and the one replacement that is awaited."""
+
+    old: list[Worker]
+    before: Settings
+    fresh: Worker | None = None
+    leaving: Worker | None = None
+
+
+class Supervisor:
+    """Keeps `settings.workers` workers serving from one socket. `reread` gives the settings anew, for SIGHUP."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        sock: socket.socket,
+        grpc: socket.socket | None,
+        reread: Callable[[], Settings],
+    ) -> None:
+        self._settings = settings
+        self._sock = sock
+        self._grpc = grpc
+        self._reread = reread
+        self._context = multiprocessing.get_context("spawn")  # onnxruntime sessions do not survive fork
+        self._workers: list[Worker] = []
+        self._due: list[float] = []
+        """When to start a worker in place of each one that died."""
+        self._young_deaths: Counter[int] = Counter()
+        self._metrics_dir = Path(tempfile.mkdtemp(prefix="serving-metrics-"))
+        self._deployment = Deployment(settings.models, lambda models: totals(self._metrics_dir, models))
+        self._quarantine = Quarantine(settings.models)
+        self._deaths: Counter[tuple[str, str]] = Counter()
+        self._restarts: Counter[str] = Counter()
+        self._oom_kills = (_oom_kills(),) * 2  # a second ago or more, and at the last look
+        self._roll: _Roll | None = None
+        self._served = False
+        self._ends_asked = 0
+        self._held: dict[tuple[str, str], str] = {}
+        self._reload_asked = False
+        self._looked = self._awake_since = time.monotonic()
+
+    def run(self) -> int:
+        """Run until told to end; return the exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end)
+        signal.signal(signal.SIGHUP, self._ask_reload)
+        self._hold_back()
+        self._deployment.start()
+        try:
+            for _ in range(self._settings.workers):
+                self._spawn(self._free_slot(), replacement=False)
+            while not self._ends_asked:
+                if not self._turn():
+                    return REFUSED
+            return self._drain()
+        finally:
+            self._deployment.stop()
+            shutil.rmtree(self._metrics_dir, ignore_errors=True)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self._ends_asked += 1
+
+    def _ask_reload(self, number: int, frame: FrameType | None) -> None:
+        self._reload_asked = True
+
+    # One worker's life.
+
+    def _free_slot(self) -> int:
+        """Return the lowest number that no worker has: a replacement goes on from the counters of a dead one."""
+        taken = {worker.slot for worker in self._workers}
+        return next(slot for slot in range(len(taken) + 1) if slot not in taken)
+
+    def _spawn(self, slot: int, *, replacement: bool = True) -> Worker | None:
+        """Start a worker; None, and another try later, where the system gives no process."""
+        now = time.monotonic()
+        try:
+            box = BlackBox()
+            ours, theirs = self._context.Pipe()
+            assignment = Assignment(
+                settings=self._settings,
+                sock=self._sock,
+                grpc=self._grpc,
+                slot=slot,
+                metrics_dir=self._metrics_dir,
+                parent=os.getpid(),
+                box=box,
+                link=theirs,
+                replacement=replacement,
+            )
+            process = self._context.Process(target=work, args=(assignment,), name=f"worker-{slot}")
+            process.start()
+            theirs.close()  # the worker's end must close with the worker
+            self._deployment.attach(ours)
+        except OSError as error:
+            log.error("worker %d can't be started: %s", slot, error.strerror)
+            self._due.append(now + RESPAWN_S[-2])
+            return None
+        worker = Worker(slot, process, box, now)
+        self._workers.append(worker)
+        return worker
+
+    def _retire(self, worker: Worker, grace: float) -> None:
+        """Tell a worker to end, and kill it once the grace time is over."""
+        if worker.kill_at is None:
+            worker.kill_at = time.monotonic() + grace
+            worker.process.terminate()
+
+    def _reap(self) -> list[tuple[Worker, int | None]]:
+        """Forget the workers that have ended; return each with its exit code."""
+        ended = [worker for worker in self._workers if not worker.process.is_alive()]
+        for worker in ended:
+            self._workers.remove(worker)
+            forget_gauges(self._metrics_dir, worker.slot)
+        return [(worker, worker.process.exitcode) for worker in ended]
+
+    # While serving.
+
+    def _turn(self) -> bool:
+        """Wait a moment for a death, and do what is due. False where a worker refused to start at all."""
+        multiprocessing.connection.wait([worker.process.sentinel for worker in self._workers], timeout=0.1)
+        for worker, code in self._reap():
+            if code == REFUSED and not self._served:
+                self._stop_all()
+                return False
+            if worker.kill_at is None and not self._ends_asked:
+                self._died(worker, code)
+            worker.process.close()
+            worker.box.close()
+        now = time.monotonic()
+        for worker in self._workers:
+            if worker.ready_at is None and worker.box.is_ready:
+                worker.ready_at = now
+                self._served = True
+            if worker.kill_at is not None and now > worker.kill_at:
+                log.error("worker %d did not end in time", worker.slot)
+                worker.process.kill()
+        self._judge(now)
+        for due in [due for due in self._due if due <= now and not self._ends_asked]:
+            self._due.remove(due)
+            self._spawn(self._free_slot())
+        if self._roll is None and self._reload_asked:
+            self._reload_asked = False
+            self._reload()
+        self._advance()
+        return True
+
+    def _died(self, worker: Worker, code: int | None) -> None:
+        """Say why a worker died by itself, blame the model that it ran, and have it replaced."""
+        now = time.monotonic()
+        why, reason = self._cause(code)
+        ran = worker.box.running() if reason in ("crash", "memory") else []
+        doing = f" while it ran {_listed(ran)}" if ran else ""
+        early = worker.ready_at is None or now - worker.ready_at < YOUNG_S
+        if reason == "killed" and worker.ready_at is not None:
+            wait = 0.0  # somebody outside did it: that says nothing of the next one
+        else:
+            self._young_deaths[worker.slot] = self._young_deaths[worker.slot] + 1 if early else 1
+            wait = RESPAWN_S[min(self._young_deaths[worker.slot], len(RESPAWN_S)) - 1]
+        log.error("worker %d %s%s; its replacement starts in %.1f s", worker.slot, why, doing, wait)
+        if self._young_deaths[worker.slot] >= LOOP and wait:
+            log.error("worker %d is in a crash loop: %d deaths in a row, each within %.0f s of its start or before it "
+                      "was ready", worker.slot, self._young_deaths[worker.slot], YOUNG_S)  # fmt: skip
+        if crash := worker.box.crash():
+            log.error("what worker %d was doing: %s", worker.slot, crash)
+        if self._roll is not None and worker is self._roll.fresh:
+            self._give_up_reload("the new worker ended before it was ready")
+        else:
+            self._due.append(now + wait)
+        self._restarted(reason, ran, why)
+
+    def _cause(self, code: int | None) -> tuple[str, str]:
+        """Say in words, and as the metric's label, how a worker ended."""
+        if code is None or code >= 0:
+            return f"ended with status {code}", "exit"
+        name = signal.Signals(-code).name
+        if -code == signal.SIGKILL:
+            if _oom_kills() > self._oom_kills[0]:
+                return "was killed because memory ran out", "memory"
+            return f"was ended by {name}", "killed"
+        return f"was ended by {name}", "killed" if -code in (signal.SIGTERM, signal.SIGINT) else "crash"
+
+    def _restarted(self, reason: str, ran: list[Running], why: str) -> None:
+        """Count a restart, and the death against the versions that ran; the second one quarantines."""
+        self._restarts[reason] += 1
+        versions = sorted({(running.name, running.version) for running in ran})
+        self._deaths.update(versions)
+        culprit = guilty(self._deaths, versions)
+        if culprit is not None:
+            del self._deaths[culprit]
+            self._hold(*culprit, why)
+        self._leave_word()
+
+    def _hold(self, name: str, version: str, why: str) -> None:
+        """Hold a version back: write it down, and have every worker serve another one."""
+        log.error("%s %s is quarantined: it ended two workers (the last %s)", name, version, why)
+        self._quarantine.add(name, version, f"it ended two workers; the last {why}")
+        self._hold_back()
+
+    def _hold_back(self) -> None:
+        """Have the coordinator serve what is in quarantine no more, and all else again."""
+        self._held = {(case.name, case.version): case.reason for case in self._quarantine.cases()}
+        self._deployment.coordinator.quarantine(self._held)
+        self._leave_word()
+
+    def _judge(self, now: float) -> None:
+        """Replace workers that hang, once a second: silent ones, and those whose model never comes back."""
+        if now - self._looked < 1:
+            return
+        if now - self._looked > 3:
+            self._awake_since = now  # this process did not run either: the whole machine stood still
+        self._looked = now
+        self._oom_kills = (self._oom_kills[1], _oom_kills())
+        limit = self._settings.hang_s
+        for worker in [w for w in self._workers if w.kill_at is None and w.box.is_ready]:
+            silent = now - max(worker.box.last_sign, self._awake_since)
+            ran = [r for r in worker.box.running() if now - max(r.since, self._awake_since) > limit]
+            stuck = [r for r in ran if not r.loading and now - r.since > limit + self._settings.deadline_s]
+            if silent <= limit and not stuck:
+                continue
+            why = f"gave no sign of life for {silent:.0f} s" if silent > limit else f"is stuck in {_listed(stuck)}"
+            log.error("worker %d %s; it is replaced", worker.slot, why)
+            self._retire(worker, HUNG_GRACE_S)
+            self._due.append(now)
+            self._restarted("hang", ran if silent > limit else stuck, "hung")
+
+    def _leave_word(self) -> None:
+        """Put what only the parent knows into the folder that every scrape adds up."""
+        leave_word(
+            self._metrics_dir,
+            counters={("serving_worker_restarts", (reason,)): n for reason, n in self._restarts.items()},
+            gauges={("serving_model_quarantined", version): 1.0 for version in self._held},
+        )
+
+    # Reload: one new worker at a time, ready before an old one drains.
+
+    def _reload(self) -> None:
+        try:
+            fresh = self._reread()
+            check_access(fresh)
+        except (CannotReload, AccessInvalid) as error:
+            log.error("the configuration is not read again, the old one stays: %s", error)
+            return
+        fixed = {name: getattr(self._settings, name) for name in _FIXED}
+        changed = [name for name, value in fixed.items() if getattr(fresh, name) != value]
+        if changed:
+            log.warning("%s can only change with a restart", ", ".join(changed))
+        log.info("configuration read again: %d workers are replaced one by one", len(self._workers))
+        self._begin_roll(fresh.model_copy(update=fixed))
+        self._hold_back()
+
+    def _begin_roll(self, settings: Settings) -> None:
+        before, self._settings = self._settings, settings
+        logging.getLogger().setLevel(settings.log_level.upper())
+        active = [worker for worker in self._workers if worker.kill_at is None]
+        missing = settings.workers - len(active) - len(self._due)
+        self._due += [time.monotonic()] * missing
+        if missing < 0:
+            del self._due[:-missing]
+        self._roll = _Roll(active, before)
+
+    def _advance(self) -> None:
+        """Take the next step of a reload, if one is in progress and its last step is done."""
+        roll = self._roll
+        if roll is None or self._ends_asked or (roll.leaving is not None and roll.leaving in self._workers):
+            return
+        roll.old = [worker for worker in roll.old if worker in self._workers and worker.kill_at is None]
+        if roll.fresh is not None and not roll.fresh.box.is_ready:
+            return
+        if roll.old and (roll.fresh is not None or self._too_many()):
+            roll.leaving, roll.fresh = roll.old.pop(0), None
+            self._retire(roll.leaving, self._settings.drain_s + 2)
+        elif roll.old:
+            roll.fresh = self._spawn(self._free_slot())
+        else:
+            self._roll = None
+            log.info("every worker is new")
+
+    def _too_many(self) -> bool:
+        staying = [worker for worker in self._workers if worker.kill_at is None]
+        return len(staying) + len(self._due) > self._settings.workers
+
+    def _give_up_reload(self, why: str) -> None:
+        assert self._roll is not None  # noqa: S101  only called while one is in progress
+        log.error("the reload is given up, the old workers and their configuration stay: %s", why)
+        self._settings = self._roll.before
+        self._roll = None
+
+    # The end.
+
+    def _drain(self) -> int:
+        """Let every worker finish what it accepted; return 0 where all did. A second signal cuts it short."""
+        self._sock.close()
+        for worker in [worker for worker in self._workers if worker.box.is_starting]:
+            # It holds the socket open, and would take what connects meanwhile with it.
+            worker.process.kill()
+            worker.process.join()
+            self._workers.remove(worker)
+        until = time.monotonic() + self._settings.drain_s + 2
+        for worker in self._workers:
+            worker.process.terminate()
+        bad: dict[int, int | None] = {}
+        asked = self._ends_asked
+        while self._workers:
+            multiprocessing.connection.wait([worker.process.sentinel for worker in self._workers], timeout=0.1)
+            bad |= {worker.slot: code for worker, code in self._reap() if code != 0}
+            if self._ends_asked > asked:
+                asked = self._ends_asked
+                until = min(until, time.monotonic() + CUT_SHORT_S)
+                for worker in self._workers:
+                    worker.process.terminate()
+            if time.monotonic() > until:
+                for worker in self._workers:
+                    log.error("%s did not end in time", worker.process.name)
+                    worker.process.kill()
+        if bad:
+            log.error("workers that did not end cleanly: %s", bad)
+        return 1 if bad else 0
+
+    def _stop_all(self) -> None:
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join(5)
+            worker.process.kill()
+
+
+def check_access(settings: Settings) -> None:
+    """Read the keys, as every worker will. Raises AccessInvalid."""
+    Access(keys=settings.keys, jwks=settings.jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
+
+
+def _listed(ran: list[Running]) -> str:
+    return " and ".join(sorted({f"{running.name} {running.version}" for running in ran}))
+
+
+def _oom_kills() -> int:
+    """Return how often memory ran out on this machine and a process was killed for it; 0 where that can't be known."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))

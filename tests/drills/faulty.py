@@ -1,0 +1,117 @@
+"""The real command with a fault built in: `python -m tests.drills.faulty run ...`, the fault named by FAULTS.
+
+FAULTS is JSON, and each key works in every process of the server, workers included (a spawned process imports its main
+module anew):
+  "kill": value       a row for iris 2 whose first cell is this ends its worker with SIGSEGV, as a bad kernel does
+  "hang": value       such a row stops the whole process: its thread keeps the interpreter and never gives it up
+  "stuck": value      such a row never comes back from the model, and the event loop goes on
+  "slow": seconds     each batch takes so much longer
+  "leak": bytes       each batch leaves so much behind: a control that the memory drill has to fail
+  "crash_at_start"    every worker dies before it is ready
+  "clock": seconds    the wall clock jumps by so much a second after the start
+  "off": [names]      defences that are switched off, for controls: bisection, departed, quarantine, hang, polite,
+                      respawn, shrink
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+FAULTS: dict[str, Any] = json.loads(os.environ.get("FAULTS", "{}"))
+_kept: list[bytes] = []
+
+
+def _bad(inputs: tuple[Any, ...], value: float) -> bool:
+    return inputs[0].dtype.kind == "f" and bool((inputs[0].reshape(len(inputs[0]), -1)[:, 0] == value).any())
+
+
+def _in_the_model() -> None:
+    from serving.engine.session import OnnxSession
+
+    run = OnnxSession.run
+
+    def faulty(self: OnnxSession, inputs: tuple[Any, ...]) -> Any:
+        if threading.current_thread().name.startswith("load"):
+            return run(self, inputs)  # warming up is no request
+        if "kill" in FAULTS and threading.current_thread().name.startswith("iris-2") and _bad(inputs, FAULTS["kill"]):
+            os.kill(os.getpid(), signal.SIGSEGV)
+            time.sleep(60)
+        if "stuck" in FAULTS and _bad(inputs, FAULTS["stuck"]):
+            time.sleep(3600)
+        if "hang" in FAULTS and _bad(inputs, FAULTS["hang"]):
+            _hold_the_interpreter()
+        if "slow" in FAULTS:
+            time.sleep(FAULTS["slow"])
+        if "leak" in FAULTS:
+            _kept.append(b"\1" * FAULTS["leak"])
+        return run(self, inputs)
+
+    OnnxSession.run = faulty  # type: ignore[method-assign]
+
+
+def _hold_the_interpreter() -> None:
+    """Never let another thread of this process run: one call into C that keeps the lock."""
+    import ctypes
+
+    ctypes.PyDLL(None).sleep(3600)
+
+
+def _off(name: str) -> None:
+    if name == "bisection":
+        from serving.engine.executor import Executor
+        from serving.errors import ServingError
+
+        def whole(self: Executor, requests: list[Any]) -> list[Any]:
+            try:
+                return self._together(requests)
+            except ServingError as error:
+                return [error for _ in requests]
+
+        Executor._outcomes = whole  # type: ignore[method-assign]
+    elif name == "departed":
+        from serving.http_api.prediction import Call
+
+        Call.cancel = lambda self: None  # type: ignore[method-assign]
+    elif name == "quarantine":
+        import serving.supervisor
+
+        serving.supervisor.guilty = lambda deaths, last: None  # type: ignore[assignment]
+    elif name == "hang":
+        from serving.supervisor import Supervisor
+
+        Supervisor._judge = lambda self, now: None  # type: ignore[method-assign]
+    elif name == "shrink":
+        import serving.engine.session
+
+        serving.engine.session._GIVE_BACK = None  # type: ignore[assignment]
+    elif name == "respawn":
+        from serving.supervisor import Supervisor
+
+        Supervisor._died = lambda self, worker, code: None  # type: ignore[method-assign]
+    elif name == "polite":
+        from serving.http_api.lane import Lane
+
+        Lane.shutdown = lambda self: self.transport.close()  # type: ignore[method-assign]
+
+
+if FAULTS:
+    _in_the_model()
+    for switched in FAULTS.get("off", ()):
+        _off(switched)
+    if "clock" in FAULTS:
+        began, real = time.monotonic(), time.time
+        time.time = lambda: real() + (FAULTS["clock"] if time.monotonic() - began > 1 else 0)
+    if FAULTS.get("crash_at_start"):
+        import serving.http_api.app
+
+        serving.http_api.app.create_app = lambda *_, **__: os.abort()  # type: ignore[assignment]
+
+if __name__ == "__main__":
+    from serving.cli import main
+
+    main()

@@ -1,0 +1,28 @@
+"""Every error that a caller can meet has its status, in each transport's one table."""
+
+from __future__ import annotations
+
+import pytest
+
+from serving import errors
+from serving.grpc_api import status
+from serving.http_api import answer
+
+# ModelInvalid is about a file: it is met at start and by the gate, and no caller is told it.
+ALL = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type)
+    and issubclass(kind, errors.ServingError)
+    and kind not in (errors.ServingError, errors.ModelInvalid)
+]
+# gRPC has no content codings, and no versions are published over it.
+HTTP_ALONE = {errors.UnsupportedMediaType, errors.Conflict}
+
+
+@pytest.mark.parametrize("kind", ALL, ids=lambda kind: str(kind.__name__))
+def test_no_error_of_ours_is_a_fault_of_the_server(kind: type[errors.ServingError]) -> None:
+    """Whatever this server says no with is a 4xx, 503 or 504, and never UNKNOWN or INTERNAL."""
+    code = answer.STATUS[kind]
+    assert 400 <= code < 500 or code in (503, 504)
+    assert kind in HTTP_ALONE or kind in status.STATUS
