@@ -172,11 +172,17 @@ class Fleet:
                 self._metrics.model(item.name, item.version).ready(item in found)
             self._metrics.serving(plan.name, plan.traffic.generation)
 
-    def _told(self, problems: tuple[Problem, ...], standings: dict[str, Standing]) -> None:
+    def _told(
+        self,
+        problems: tuple[Problem, ...],
+        standings: dict[str, Standing],
+        passed: list[tuple[str, str, bool]],
+    ) -> None:
         self.problems = problems
         if self._metrics is not None:
             for name, standing in standings.items():
                 self._metrics.asked(name, standing.asked, refused=bool(standing.error))
+            self._metrics.passed(passed)
 
     def refuse(self) -> None:
         """Answer all that waits or runs with NotReady: the server ends now."""

@@ -78,6 +78,10 @@ class Verdicts:
         for item in [item for item, reason in self._said.items() if item.name == name and reason]:
             del self._said[item]
 
+    def passed(self) -> list[tuple[str, str, bool]]:
+        """List, by name and version, which versions were let pass and which were refused."""
+        return [(item.name, item.version, not reason) for item, reason in self._said.items()]
+
     def close(self) -> None:
         """Examine nothing any more."""
         self._gate.shutdown(wait=False, cancel_futures=True)
