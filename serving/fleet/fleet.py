@@ -95,6 +95,8 @@ class Fleet:
         failed = await self.member.joined()
         self.problems = tuple({*self.problems, *failed})
         if strict and self.problems:
+            for problem in self.problems:
+                log.error("not served: %s %s: %s", problem.name, problem.version, problem.reason)
             first = self.problems[0]
             raise ModelInvalid(f"{' '.join(filter(None, (first.name, first.version)))}: {first.reason}")
         self.started = True

@@ -105,6 +105,9 @@ class Verdicts:
             log.exception("the gate stumbled over %s %s", item.name, item.version)
             verdict = "it could not be examined: the server's log has the reason"
 
+        if verdict:
+            log.error("not served: %s %s: %s", item.name, item.version, verdict)
+
         def note() -> None:
             self._examined.discard(item)
             self._said[item] = verdict
