@@ -80,12 +80,13 @@ _GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_model_quarantined": ("1 where a version is held back because it ended workers.", _MODEL),
     "serving_model_generation": ("Generation of the traffic state that every worker serves.", ("model",)),
     "serving_model_asked_generation": ("Generation of the traffic state that the folder asks for.", ("model",)),
+    "serving_gate_passed": ("1 where the gate let a version pass, 0 where it was refused.", _MODEL),
     "serving_model_refused": ("1 where the state that the folder asks for can't be served.", ("model",)),
     "serving_model_info": ("1; the labels describe the version.", (*_MODEL, "task", "sha256")),
     "serving_worker_start_time_seconds": ("Unix time at which the worker in a slot started.", ("worker",)),
     "serving_worker_resident_bytes": ("Resident memory of the worker in a slot.", ("worker",)),
 }
-_LEAST = frozenset({"serving_model_ready", "serving_model_info", "serving_model_generation"})
+_LEAST = frozenset({"serving_model_ready", "serving_model_info", "serving_model_generation", "serving_gate_passed"})
 _GREATEST = frozenset(
     {
         "serving_last_prediction_timestamp_seconds",
@@ -365,6 +366,13 @@ class Metrics:
     def serving(self, model: str, generation: int) -> None:
         """Say which generation of a model's traffic state this worker serves."""
         self._store.gauges["serving_model_generation", (model,)] = generation
+
+    def passed(self, versions: list[tuple[str, str, bool]]) -> None:
+        """Say which versions, by name and version, the gate let pass, and which not."""
+        for key in [key for key in self._store.gauges if key[0] == "serving_gate_passed"]:
+            del self._store.gauges[key]
+        for name, version, let in versions[:MOST_SERIES]:
+            self._store.gauges["serving_gate_passed", (name, version)] = float(let)
 
     def asked(self, model: str, generation: int, *, refused: bool) -> None:
         """Say which generation the folder asks for, and whether it can't be served."""

@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     max_head_bytes: int = Field(16 * 1024, ge=1024)
     """Largest request head in bytes."""
     body_s: float = Field(120.0, gt=0)
-    """Seconds in which a body must arrive."""
+    """Seconds in which a body must arrive; a model that is being published only has to keep to min_bytes_per_s."""
     write_s: float = Field(30.0, gt=0)
     """Seconds that a client may take nothing of its answer."""
     min_bytes_per_s: int = Field(500, ge=1)

@@ -106,7 +106,17 @@ def work(given: Assignment) -> None:
     # The fleet has said in a line which model is bad; the traceback of refusing to start with it says no more.
     logging.getLogger("uvicorn.error").addFilter(lambda record: "errors.ModelInvalid" not in record.getMessage())
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(given.metrics_dir)
+    try:
+        _serve(given, pipe, voice=LogPipe(sys.stdout.fileno()) if form == "json" and given.slot == 0 else pipe)
+    except Exception:  # multiprocessing would print it past the log
+        log.critical("this worker ends with a fault", exc_info=True)
+        pipe.finish()
+        sys.exit(1)
 
+
+def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
+    """Serve until told to end. voice: takes the announcement, which is no JSON and may not stand in a log that is."""
+    settings = given.settings
     # Imported here, so that the parent, which only watches, stays small.
     from serving.http_api.app import create_app  # noqa: PLC0415
     from serving.http_api.listener import Listener  # noqa: PLC0415
@@ -129,8 +139,6 @@ def work(given: Assignment) -> None:
     url = f"http://{address(given.sock)}"
     beside = f"   gRPC: {address(given.grpc)}" if given.grpc is not None else ""
     first = given.slot == 0 and not given.replacement
-    # An announcement is no JSON, and its log may be read by a machine.
-    voice = LogPipe(sys.stdout.fileno()) if first and form == "json" else pipe
     listener = Listener(
         app,
         drain_s=settings.drain_s,

@@ -219,7 +219,7 @@ def test_unknown_names_are_named(client: httpx.Client) -> None:
     for path, text in (
         ("/v1/models/nope:predict", "iris"),
         ("/v1/models/iris/versions/9:predict", "versions: 1, 2"),
-        ("/v1/models/iris/labels/nope:predict", "labels: stable, latest"),
+        ("/v1/models/iris/labels/nope:predict", "labels: latest, stable"),
         ("/v2/models/nope/infer", "iris"),
         ("/v1/nothing", "/docs"),
     ):

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import socket
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from io import StringIO
+from pathlib import Path
 
 import httpx2 as httpx
 import pytest
 
-from serving.logs import JsonLines, TextLines
-from tests.conftest import Server, running
+from serving.access.key_store import KeyStore
+from serving.log_pipe import LogPipe
+from serving.logs import JsonLines, TextLines, configure
+from tests.conftest import MODELS, Server, running
 from tests.drills import hostile, overload, slow_clients
 from tests.drills.drill import Report
 from tests.http_api.test_lane import BODY, PATH, connected, labels, post
@@ -94,6 +103,83 @@ def test_bytes_held_are_bounded(eventually: Callable[[Callable[[], bool]], None]
                 eventually(lambda: httpx.post(server.url + PATH, content=body, timeout=20).status_code == 429)
                 assert httpx.post(server.url + PATH, content=BODY).status_code == 200
             eventually(lambda: httpx.post(server.url + PATH, content=body, timeout=20).status_code == 200)
+
+
+def test_a_strangers_body_takes_no_room(tmp_path: Path) -> None:
+    """A large body that nobody may send is refused before it is read, and leaves its bytes to those who may."""
+    store = KeyStore(tmp_path / "serving.keys")
+    key = store.create("app", frozenset({"predict"}))
+    body = json.dumps({"instances": [[5.1, 3.5, 1.4, 0.2]] * 4000}).encode()
+    for lane in ("--lane", "--no-lane"):
+        bound = str(len(body) + 1000)
+        flags = (lane, "--max-held-bytes", bound, "--keys", str(tmp_path / "serving.keys"))
+        with running(*flags) as server, connected(server) as stranger:
+            stranger.send(post(body)[:-1])
+            assert stranger.answer()[0] == 401
+            for _ in range(2):
+                headers = {"Authorization": f"Bearer {key}"}
+                answer = httpx.post(server.url + PATH, content=body, headers=headers, timeout=20)
+                assert answer.status_code == 200
+
+
+def test_a_refused_request_behind_another_leaves_the_log_clean() -> None:
+    """What follows a request that is still being answered may be refused: the log holds no fault of the server's."""
+    large = json.dumps({"instances": [[5.1, 3.5, 1.4, 0.2]] * 4000}).encode()
+    for lane in ("--lane", "--no-lane"):
+        with running(lane) as server:
+            for body in (BODY, large):
+                with connected(server) as connection:
+                    connection.send(post(body) + b"GET /v2 HTTP/1.1\r\n\r\n")
+                    with contextlib.suppress(ConnectionResetError):
+                        while connection.socket.recv(65536):
+                            pass
+            assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
+        assert "Traceback" not in server.output()
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_the_log_holds_no_line_that_is_not_a_record(form: str, tmp_path: Path) -> None:
+    """In JSON every line of stderr is an object and the announcement is on stdout; in text both are on stderr."""
+    out, err = tmp_path / "out", tmp_path / "err"
+    command = [sys.executable, "-m", "serving.cli", "run", "--port", "0", "--models", str(MODELS), "--log-format", form]
+    with (
+        out.open("wb") as stdout,
+        err.open("wb") as stderr,
+        subprocess.Popen(command, stdout=stdout, stderr=stderr) as process,
+    ):
+        try:
+            said = out if form == "json" else err
+            until = time.monotonic() + 60
+            while "docs: http://" not in said.read_text() and time.monotonic() < until:
+                time.sleep(0.02)
+        finally:
+            process.terminate()
+        assert process.wait(40) == 0
+    assert "serving on http://127.0.0.1:" in said.read_text()
+    if form == "json":
+        assert all(json.loads(line)["process"] for line in err.read_text().splitlines())
+    else:
+        assert out.read_text() == ""
+
+
+def test_lines_that_were_dropped_are_told_in_the_form_of_the_log() -> None:
+    """In a JSON log the line that says how many lines were lost is JSON too."""
+    reader, writer = os.pipe()
+    before, hooks = list(logging.getLogger().handlers), (sys.excepthook, threading.excepthook)
+    try:
+        pipe = LogPipe(writer)
+        configure("warning", "json", pipe)
+        for _ in range(6000):
+            logging.getLogger("serving.test").warning("%s", "x" * 100)
+        got = b""
+        while b"were dropped" not in got or not got.endswith(b"\n"):
+            got += os.read(reader, 65536)
+    finally:
+        logging.getLogger().handlers[:] = before
+        sys.excepthook, threading.excepthook = hooks
+        logging.captureWarnings(False)
+    lines = [json.loads(line) for line in got.decode().splitlines()]
+    assert any("lines of the log were dropped" in line["message"] for line in lines)
 
 
 def test_health_answers_though_connections_have_run_out(eventually: Callable[[Callable[[], bool]], None]) -> None:

@@ -58,7 +58,7 @@ HTTP: dict[str, dict[str, str | None]] = {
     "/v2/repository/models/{model}/unload": {"POST": DEPLOY},
     "/v1/repository/models/{model}": {"GET": PREDICT},
     "/v1/repository/models/{model}/report/{version}": {"GET": PREDICT},
-    "/v1/repository/models/{name}/versions/{version}": {"PUT": DEPLOY},
+    "/v1/repository/models/{model}/versions/{version}": {"PUT": DEPLOY},
     "/v1/repository/models/{model}/history": {"GET": DEPLOY},
     **{
         f"/v1/repository/models/{{model}}/{verb}": {"POST": DEPLOY}

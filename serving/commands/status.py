@@ -18,6 +18,7 @@ from serving.fleet import servers
 from serving.fleet.ledger import Ledger
 from serving.fleet.traffic import Traffic, current
 
+_COLUMNS = ("model", "gen.", "stable", "canary", "shadow", "labels", "versions", "served")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -39,11 +40,13 @@ def status(
     if as_json:
         typer.echo(json.dumps({"models": found, "servers": [[s.host, s.pid] for s in live]}, indent=1))
         return
+    rows = [_row(one) for one in found]
+    shown = [i for i in range(len(_COLUMNS)) if i < 3 or any(row[i] for row in rows)]
     table = Table(box=box.SIMPLE)
-    for column in ("model", "generation", "stable", "canary", "shadow", "labels", "versions", "served"):
-        table.add_column(column, overflow="fold")
-    for one in found:
-        table.add_row(*_row(one))
+    for i in shown:
+        table.add_column(_COLUMNS[i], overflow="fold")
+    for row in rows:
+        table.add_row(*(row[i] for i in shown))
     console = Console(highlight=False, markup=False)
     console.print(table)
     for one in found:

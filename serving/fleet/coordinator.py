@@ -364,5 +364,6 @@ class Coordinator:
                 }
                 for name, known in self._models.items()
             },
+            "passed": self._verdicts.passed(),
             "problems": [[p.name, p.version, p.reason] for p in problems],
         }

@@ -95,6 +95,8 @@ class Fleet:
         failed = await self.member.joined()
         self.problems = tuple({*self.problems, *failed})
         if strict and self.problems:
+            for problem in self.problems:
+                log.error("not served: %s %s: %s", problem.name, problem.version, problem.reason)
             first = self.problems[0]
             raise ModelInvalid(f"{' '.join(filter(None, (first.name, first.version)))}: {first.reason}")
         self.started = True
@@ -172,11 +174,17 @@ class Fleet:
                 self._metrics.model(item.name, item.version).ready(item in found)
             self._metrics.serving(plan.name, plan.traffic.generation)
 
-    def _told(self, problems: tuple[Problem, ...], standings: dict[str, Standing]) -> None:
+    def _told(
+        self,
+        problems: tuple[Problem, ...],
+        standings: dict[str, Standing],
+        passed: list[tuple[str, str, bool]],
+    ) -> None:
         self.problems = problems
         if self._metrics is not None:
             for name, standing in standings.items():
                 self._metrics.asked(name, standing.asked, refused=bool(standing.error))
+            self._metrics.passed(passed)
 
     def refuse(self) -> None:
         """Answer all that waits or runs with NotReady: the server ends now."""

@@ -33,6 +33,9 @@ class Standing(NamedTuple):
     busy: bool
 
 
+Told = Callable[[tuple[Problem, ...], dict[str, Standing], list[tuple[str, str, bool]]], None]
+
+
 class _Failed(Exception):
     def __init__(self, version: str, reason: str) -> None:
         super().__init__(reason)
@@ -45,7 +48,7 @@ class Member:
 
     load: loads and warms a version. live: the versions of a model that serve now. check: raises a ServingError where a
     plan can't be served with what was loaded. swap: puts a plan's versions in their place, at once. told: takes what
-    is not served and why, and where each model stands.
+    is not served and why, where each model stands, and which versions (name, version) the gate let pass.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Member:
         live: Live,
         check: Check,
         swap: Swap,
-        told: Callable[[tuple[Problem, ...], dict[str, Standing]], None],
+        told: Told,
     ) -> None:
         self._connection = connection
         self._load = load
@@ -124,7 +127,8 @@ class Member:
             self._begin(self._prepare(Plan.read(message["plan"])))
         elif kind == "told":
             self.standings = {name: Standing(**standing) for name, standing in message["models"].items()}
-            self._told(tuple(Problem(*given) for given in message["problems"]), self.standings)
+            problems = tuple(Problem(*given) for given in message["problems"])
+            self._told(problems, self.standings, message["passed"])
             self._moved.set()
         else:
             self._end(message["name"], message["revision"], commit=kind == "commit")

@@ -1,7 +1,7 @@
 """A version in the shadow of another: it gets copies of answered requests, and its answers are only compared.
 
-It runs on spare capacity: nothing is copied while live rows wait, few copies wait at any time, and they run on a thread
-of the lowest priority, in a session without threads of its own, for a tenth of the time at most.
+It runs on spare capacity: nothing is copied while live rows wait, few copies wait at any time, and they run on one
+thread, in a session without threads of its own, for a tenth of the time at most; heavy models at the lowest priority.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ MOST_WAITING = 32
 MOST_ROWS = 4096
 """Rows of one request that is still copied: a larger one would hold a core for long."""
 LOWEST = 19
+HEAVY_S = 0.005
+"""Processor seconds in the session from which copies run at the lowest priority. Below, the thread is in Python for
+much of its time, and one that is put off while it holds the interpreter's lock stops the event loop for as long."""
 REST = 9
 """Times as long as a copy took, the thread then sleeps: what it does in Python holds up the event loop for a moment."""
 
@@ -60,6 +63,7 @@ class Shadow:
         self._waiting: queue.SimpleQueue[tuple[Tensors, Tensors] | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._closed = threading.Event()
+        self._lowered = False
         self._thread = threading.Thread(target=self._work, name=f"{model.name}-{model.version}-shadow", daemon=True)
         self._thread.start()
 
@@ -84,8 +88,6 @@ class Shadow:
         self._waiting.put(None)
 
     def _work(self) -> None:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
         try:
             session = self._session()
         except ServingError as error:
@@ -110,10 +112,12 @@ class Shadow:
 
     def _run(self, session: OnnxSession, inputs: Tensors, live: Tensors) -> None:
         assert self._adapt is not None  # noqa: S101  nothing is queued without it
-        began = time.monotonic()
+        began, worked = time.monotonic(), time.thread_time()
         try:
             outputs = session.run(self._adapt(inputs))
             seconds = time.monotonic() - began
+            if time.thread_time() - worked > HEAVY_S and not self._lowered:
+                self._lower()
             found = self._compare(live, outputs)
         except Exception as error:  # whatever it is, it is the shadow's, and nobody waits for it
             if not isinstance(error, ServingError):
@@ -121,6 +125,12 @@ class Shadow:
             self._tell(self._metrics.broke)
             return
         self._tell(lambda: self._metrics.compared(found.rows, found.agreeing, found.differences, seconds))
+
+    def _lower(self) -> None:
+        """Give way to all else from now on; without privileges there is no way back."""
+        self._lowered = True
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
 
     def _tell(self, count: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody counts any more

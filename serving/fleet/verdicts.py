@@ -78,6 +78,10 @@ class Verdicts:
         for item in [item for item, reason in self._said.items() if item.name == name and reason]:
             del self._said[item]
 
+    def passed(self) -> list[tuple[str, str, bool]]:
+        """List, by name and version, which versions were let pass and which were refused."""
+        return [(item.name, item.version, not reason) for item, reason in self._said.items()]
+
     def close(self) -> None:
         """Examine nothing any more."""
         self._gate.shutdown(wait=False, cancel_futures=True)
@@ -100,6 +104,9 @@ class Verdicts:
         except Exception:
             log.exception("the gate stumbled over %s %s", item.name, item.version)
             verdict = "it could not be examined: the server's log has the reason"
+
+        if verdict:
+            log.error("not served: %s %s: %s", item.name, item.version, verdict)
 
         def note() -> None:
             self._examined.discard(item)

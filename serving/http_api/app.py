@@ -104,6 +104,7 @@ def create_app(
     patience = Patience(
         head_s=settings.head_s,
         body_s=settings.body_s,
+        body_bytes=settings.max_body_bytes,
         write_s=settings.write_s,
         idle_s=settings.keep_alive_s,
         min_rate=settings.min_bytes_per_s,

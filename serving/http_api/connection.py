@@ -256,8 +256,11 @@ class Connection(HttpToolsProtocol):
         elif not self._unanswered():
             if seconds > patience.head_s:  # it has its answer, and does not stop to send what was not wanted
                 self._abort("unwanted_body")
-        elif seconds > patience.body_s or seconds > patience.head_s + self.body_bytes() / patience.min_rate:
-            self.refuse(SLOW_BODY)
+        else:
+            size = self.body_bytes()
+            late = seconds > patience.body_s and size <= patience.body_bytes
+            if late or seconds > patience.head_s + size / patience.min_rate:
+                self.refuse(SLOW_BODY)
 
     def body_bytes(self) -> int:
         """Return how much of the body that is being read has come."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,12 +14,14 @@ class Patience:
     """How long a connection is waited for, in seconds, and how much it may take.
 
     head_s: from the first byte of a request, or from connecting, to the end of its head; a body's rate counts after it.
-    body_s: all of a body. write_s: a client that takes nothing of its answer. idle_s: between requests. min_rate: bytes
-    a second of a body. head_bytes: of one head. connections: of one worker.
+    body_s: all of a body, unless it has more than body_bytes: that is a model on its way, and only its rate counts.
+    write_s: a client that takes nothing of its answer. idle_s: between requests. min_rate: bytes a second of a body.
+    head_bytes: of one head. connections: of one worker.
     """
 
     head_s: float = 5.0
     body_s: float = 120.0
+    body_bytes: int = sys.maxsize
     write_s: float = 30.0
     idle_s: float = 75.0
     min_rate: int = 500

@@ -59,14 +59,14 @@ def router(root: Path, *, max_model_bytes: int) -> APIRouter:
     one_gate = asyncio.Semaphore(1)
 
     @made.put(
-        "/v1/repository/models/{name}/versions/{version}",
+        "/v1/repository/models/{model}/versions/{version}",
         summary="Publish a version: the ONNX file is the body",
         status_code=201,
         openapi_extra=_BODY,
     )
     async def publish_version(  # noqa: PLR0917  parameters are the request's
         request: Request,
-        name: str,
+        model: str,
         version: str,
         caller: Deployer,
         note: Annotated[str, Query(max_length=2000, description="What is new, for people.")] = "",
@@ -77,7 +77,7 @@ def router(root: Path, *, max_model_bytes: int) -> APIRouter:
         201 with the gate's report; 200 where the same bytes were published before; 409 where the version is there with
         others; 422 with the report where the gate refuses it. `X-Checksum-Sha256` (hexadecimal) is compared if given.
         """
-        publish.check_name(name)
+        publish.check_name(model)
         number = None if version == "next" else version
         if number is not None and not VERSION.fullmatch(number):
             raise InvalidRequest("the version is a whole number from 1, or next")
@@ -88,7 +88,7 @@ def router(root: Path, *, max_model_bytes: int) -> APIRouter:
                 published = await asyncio.to_thread(
                     publish.publish,
                     root,
-                    name,
+                    model,
                     upload,
                     version=number,
                     note=note,
@@ -100,7 +100,7 @@ def router(root: Path, *, max_model_bytes: int) -> APIRouter:
         except ClientLeft:
             return Response(status_code=499)  # nobody reads it
         request.app.state.fleet.member.look()
-        return _answer(name, published)
+        return _answer(model, published)
 
     return made
 

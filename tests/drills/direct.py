@@ -116,7 +116,7 @@ def gathered(folder: Path) -> dict[str, Direct]:
         path = folder / name / "1" / "model.onnx"
         path.parent.mkdir(parents=True)
         onnx.save(graph, path)
-    return {path.name: Direct(path) for path in sorted(folder.iterdir())}
+    return {path.name: Direct(path) for path in sorted(folder.iterdir()) if path.name[0] != "."}
 
 
 def _made() -> dict[str, onnx.ModelProto]:

@@ -336,3 +336,19 @@ async def test_what_cannot_be_answered_in_time_is_refused_at_once() -> None:
         request.gone = True
     model.open.set()
     assert await patient.values() == [2.0]
+
+
+async def test_a_refused_queue_is_answered_in_every_line() -> None:
+    """When all is refused, whoever runs or waits gets that answer once, whatever its priority, and closing ends."""
+    model = Model()
+    made = batcher(model)
+    running = await held(model, made)
+    waiting = [Asked(2, priority=priority) for priority in (HIGH, NORMAL, LOW)]
+    for request in waiting:
+        made.submit(request)
+    made.refuse(NotReady("the end"))
+    outcomes = [await asyncio.wait_for(request.answer, 10) for request in (running, *waiting)]
+    assert all(isinstance(outcome, NotReady) for outcome in outcomes)
+    assert made.queued_rows == 0
+    await asyncio.wait_for(made.close(), 10)
+    model.open.set()

@@ -27,7 +27,7 @@ def test_every_example_is_answered(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     tried = 0
     for path, operations in document["paths"].items():
-        if "requestBody" in operations.get("post", {}):
+        if path.endswith((":predict", "/infer")):
             example = operations["post"]["requestBody"]["content"]["application/json"]["example"]
             answer = client.post(path, json=example)
             assert answer.status_code == 200, (path, answer.text)
