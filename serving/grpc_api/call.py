@@ -301,8 +301,7 @@ class Call(Stream):
         if not self.done:
             self.done = True
             self._drop()
-            if self.prediction is not None:
-                self.prediction.cancel()
+            self._cancel_prediction()
 
     def _drop(self) -> None:
         self._let_go()
@@ -316,9 +315,13 @@ class Call(Stream):
         timeout = self.head.timeout
         late = timeout is not None and now - self.began >= timeout
         if not self.done and (late or (self._wake is None and not self.ended and now - self.began >= deadline)):
-            if self.prediction is not None:
-                self.prediction.cancel()
+            self._cancel_prediction()
             self.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed")
+
+    def _cancel_prediction(self) -> None:
+        if self.prediction is not None:
+            self.prediction.cancel()
+            self.prediction = None
 
     # What methods use
 

@@ -102,12 +102,15 @@ class Service:
         """Predict, without a coroutine."""
 
         def finish(made: bytes | ServingError) -> None:
+            call.prediction = None  # the two would hold each other, and with them the rows and the model
             if isinstance(made, bytes):
                 call.answer(made)
             else:
                 call.refuse(made)
 
-        call.prediction = self._predictor.start(request, call.head.headers, call.time_remaining(), finish)
+        prediction = self._predictor.start(request, call.head.headers, call.time_remaining(), finish)
+        if not prediction.finished:
+            call.prediction = prediction
 
     async def stream(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
         """Predict for each request of a stream, several at a time; answers carry the ids and come as they are done."""
@@ -154,6 +157,7 @@ class Service:
             reading.cancel()
             for prediction in running.values():
                 prediction.cancel()
+            running.clear()
 
     def _failed(self, request: bytes, error: ServingError) -> bytes:
         """Write the answer on a stream to a request that failed: the stream goes on."""

@@ -1,0 +1,129 @@
+"""The gRPC side of a worker and what it stands on: models that come and go, bounds on what is held, endings."""
+
+from __future__ import annotations
+
+import gc
+import re
+import signal
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+from fastapi.testclient import TestClient
+
+from serving.engine.request import LOW
+from serving.grpc_api import call as calls
+from serving.grpc_api.http2 import CANCEL, DATA, END_HEADERS, GOAWAY, HEADERS, PING, RST_STREAM, frame, number
+from serving.grpc_api.infer_wire import cut_up
+from serving.grpc_api.messages import SERVICE, message
+from serving.grpc_api.server import GrpcServer
+from serving.http_api.app import create_app
+from serving.settings import Settings
+from tests.conftest import MODELS, running
+from tests.grpc_api.test_http2 import PATH, Request, Wire, call, framed, headers, infer
+
+Wait = Callable[[Callable[[], bool]], None]
+
+
+@pytest.fixture
+def app() -> Iterator[Any]:
+    made = create_app(
+        Settings(models=MODELS, max_queued_rows=60_000),
+        companion=lambda fleet, metrics, access, bodies: GrpcServer(
+            fleet, metrics, access=access, bodies=bodies, address="127.0.0.1:0", deadline=10, grace=1, max_bytes=1 << 22
+        ),
+    )
+    with TestClient(made):
+        yield made
+
+
+def test_a_model_goes_with_its_last_call(app: Any, eventually: Wait) -> None:
+    """No call that was answered, refused or left holds a version that was unloaded, without the help of a collector."""
+    with grpc.insecure_channel(f"127.0.0.1:{app.state.companion.port}") as channel:
+        ask = channel.unary_unary(PATH.decode())
+        stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+        gc.disable()
+        try:
+            for body in (infer(), infer(), infer(5000)):
+                ask(body, timeout=20)
+            assert len(list(stream(iter([infer(), b"\xff", infer(20_000)]), timeout=20))) == 3
+            with pytest.raises(grpc.RpcError):
+                ask(infer(100_000), timeout=20)  # more than the queue takes
+            for body in (infer(), infer(20_000)):
+                ask.future(body).cancel()
+            ask(infer(), timeout=20)
+            last = weakref.ref(app.state.fleet.models["iris"].default)
+            app.state.loop.call_soon_threadsafe(app.state.fleet.models.pop, "iris")
+            app.state.loop.call_soon_threadsafe(app.state.targets.bind, app.state.fleet, app.state.loop)
+            eventually(lambda: last() is None)
+        finally:
+            gc.enable()
+
+
+def test_a_planned_request_keeps_its_priority(app: Any) -> None:
+    """What a request asks of the queue counts each time, not only the first time that it is seen."""
+    wire = app.state.fleet.models["iris"].default.codecs["grpc"].wire
+    body = Request.FromString(infer())
+    body.parameters["priority"].int64_param = 3
+    data = body.SerializeToString()
+    cut = cut_up(data)
+    assert cut is not None
+    assert wire.decode(body, cut).priority == LOW
+    plan = wire.plan(cut)
+    assert plan is not None
+    assert wire.planned(data, cut, plan).priority == LOW
+
+
+def test_calls_in_progress_are_bounded(app: Any, monkeypatch: pytest.MonkeyPatch, eventually: Wait) -> None:
+    """Where a worker has all the calls that it takes, the next is told so, and taken again when one has ended."""
+    monkeypatch.setattr(calls, "MOST_CALLS", 2)
+    with Wire(app.state.companion.port) as wire:
+        for stream in (1, 3):
+            wire.send(frame(HEADERS, END_HEADERS, stream, headers()))
+        assert call(wire, 5, infer())[0][b"grpc-status"] == b"8"
+        wire.send(frame(RST_STREAM, 0, 1, number(CANCEL)))
+        assert call(wire, 7, infer())[0][b"grpc-status"] == b"0"
+    eventually(lambda: app.state.companion.in_progress == 0)
+
+
+def test_bytes_that_are_held_are_bounded(app: Any, eventually: Wait) -> None:
+    """A message counts from its announcement until its call ends; what is too much is refused before it comes."""
+    bodies = app.state.door.bodies
+    bodies.limit = 300_000
+    announced = b"\0" + (200_000).to_bytes(4, "big")
+    with Wire(app.state.companion.port) as wire:
+        for stream, path in ((1, PATH), (101, f"/{SERVICE}/ModelStreamInfer".encode())):
+            wire.send(frame(HEADERS, END_HEADERS, stream, headers(path)), frame(DATA, 0, stream, announced))
+            wire.send(frame(PING, 0, 0, bytes(8)))
+            wire.until(PING)
+            assert bodies.held == 200_000
+            found, _ = call(wire, stream + 2, infer(50_000))
+            assert (found[b"grpc-status"], found[b"retry-after"]) == (b"8", b"1")
+            wire.send(frame(RST_STREAM, 0, stream, number(CANCEL)))
+            eventually(lambda: bodies.held == 0)
+        assert call(wire, 201, infer(5_000, outputs=[{"name": "label"}]))[0][b"grpc-status"] == b"0"
+    with grpc.insecure_channel(f"127.0.0.1:{app.state.companion.port}") as channel:
+        ask = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+        for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
+            for _ in range(3):  # three of 80 KB fit, and go when they are answered
+                answers = list(ask(iter([infer(5_000)] * 3), timeout=20, compression=compression))
+                assert not any(message("ModelStreamInferResponse").FromString(a).error_message for a in answers)
+    eventually(lambda: bodies.held == 0)
+
+
+def test_a_second_signal_cuts_streams_short() -> None:
+    """A stream that stays open holds up the drain, and a second signal ends both, in the usual way."""
+    with running("--grpc-port", "0", "--drain-s", "600") as server:
+        found = re.search(r"gRPC: 127\.0\.0\.1:(\d+)", server.output())
+        assert found
+        with Wire(int(found[1])) as wire:
+            wire.send(frame(HEADERS, END_HEADERS, 1, headers(f"/{SERVICE}/ModelStreamInfer".encode())))
+            wire.send(frame(DATA, 0, 1, framed(infer())))
+            wire.until(DATA)
+            server.process.send_signal(signal.SIGTERM)
+            wire.until(GOAWAY)
+            wire.send(frame(DATA, 0, 1, framed(infer())))
+            wire.until(DATA)
+            assert server.stop() == 0
