@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextlib
 import logging
+import os
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,21 +79,29 @@ class Model:
         self.batcher.submit(request)
 
 
-def load(path: Path, *, limits: Limits, prepared: Path | None = None) -> tuple[OnnxSession, str]:
-    """Read, check and warm one ONNX file; return its session and the SHA-256 of its bytes. Raises ModelInvalid.
+def load(path: Path, *, limits: Limits, prepared: Path | None = None, quiet: bool = False) -> OnnxSession:
+    """Read, check and warm one ONNX file. Raises ModelInvalid.
 
-    prepared: the same model as `write_prepared` wrote it, which is loaded instead where it can be.
+    prepared: the same model as `write_prepared` wrote it, which is loaded instead where it can be. quiet: others serve
+    meanwhile, and have the processor first.
     """
-    session = _prepared(prepared, limits) if prepared is not None else None
-    if session is None:
-        session = OnnxSession(path, threads=limits.threads, warm_rows=(1, limits.max_batch_rows))
-    with path.open("rb") as file:
-        return session, hashlib.file_digest(file, "sha256").hexdigest()
+    # Threads that onnxruntime makes for a session keep the priority of who made it: with several it is not lowered.
+    if quiet and limits.threads == 1:
+        with ThreadPoolExecutor(1, initializer=_lowest_priority) as thread:
+            return thread.submit(_load, path, limits, prepared).result()
+    return _load(path, limits, prepared)
 
 
-def _prepared(path: Path, limits: Limits) -> OnnxSession | None:
-    try:
-        return OnnxSession(path, threads=limits.threads, warm_rows=(1, limits.max_batch_rows), prepared=True)
-    except ModelInvalid as error:  # it saves memory and time, and is never needed
-        log.warning("a prepared form is not used: %s", error.message)
-        return None
+def _lowest_priority() -> None:
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+def _load(path: Path, limits: Limits, prepared: Path | None) -> OnnxSession:
+    warm_rows = (1, limits.max_batch_rows)
+    if prepared is not None:
+        try:
+            return OnnxSession(prepared, threads=limits.threads, warm_rows=warm_rows, prepared=True)
+        except ModelInvalid as error:  # it saves memory and time, and is never needed
+            log.warning("a prepared form is not used: %s", error.message)
+    return OnnxSession(path, threads=limits.threads, warm_rows=warm_rows)

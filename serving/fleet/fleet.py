@@ -108,16 +108,16 @@ class Fleet:
 
     async def _load(self, item: Found) -> Model:
         loop = asyncio.get_running_loop()
-        session, sha256 = await loop.run_in_executor(self._loader, self._read, item)
+        session = await loop.run_in_executor(self._loader, self._read, item)
         observer: Observer = Unobserved()
         if self._metrics is not None:
             observer = metrics = self._metrics.model(item.name, item.version)
-            metrics.info(task=session.signature.task, sha256=sha256)
+            metrics.info(task=session.signature.task, sha256=item.sha256)
         model = Model(
             item.name,
             item.version,
             session,
-            sha256=sha256,
+            sha256=item.sha256,
             limits=self.limits,
             loop=loop,
             observer=observer,
@@ -127,15 +127,15 @@ class Fleet:
             await loop.run_in_executor(self._loader, hook, model)
         return model
 
-    def _read(self, item: Found) -> tuple[OnnxSession, str]:
+    def _read(self, item: Found) -> OnnxSession:
         """Load a file, and note that: a file that kills whoever loads it is found out so."""
         record = self._box.open(item.name, item.version) if self._box is not None else unrecorded()
         record.since[0] = -time.monotonic()
+        prepared = None
         try:
             with contextlib.suppress(OSError):
                 prepared = locate(state_folder(self._root), item.content)
-                return load(item.path, limits=self.limits, prepared=prepared)
-            return load(item.path, limits=self.limits)
+            return load(item.path, limits=self.limits, prepared=prepared, quiet=self.started)
         finally:
             record.close()
 

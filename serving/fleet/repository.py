@@ -30,16 +30,18 @@ class Found:
     version: str
     path: Path
     content: str
+    sha256: str = ""
+    """Of the model file."""
 
     def dump(self) -> list[str]:
         """Return it as JSON values."""
-        return [self.name, self.version, str(self.path), self.content]
+        return [self.name, self.version, str(self.path), self.content, self.sha256]
 
     @classmethod
     def read(cls, given: list[str]) -> Found:
         """Return what `dump` wrote."""
-        name, version, path, content = given
-        return cls(name, version, Path(path), content)
+        name, version, path, content, sha256 = given
+        return cls(name, version, Path(path), content, sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,9 @@ class Repository:
         for version in sorted(versions, key=lambda p: int(p.name)):
             whole = self._whole(version)
             if isinstance(whole, Manifest):
-                found.append(Found(name, version.name, version / MODEL_FILE, whole.content))
+                found.append(
+                    Found(name, version.name, version / MODEL_FILE, whole.content, whole.files[MODEL_FILE].sha256)
+                )
             else:
                 problems.append(Problem(name, version.name, whole))
         try:

@@ -26,16 +26,17 @@ MIB = 1024 * 1024
 
 
 def dense(mebibytes: int, seed: int) -> onnx.ModelProto:
-    """Make a model of a few square layers of weights, `mebibytes` together."""
+    """Make a model of 32 inputs and outputs with square layers of weights between, `mebibytes` together."""
     side, layers = 1024, max(1, mebibytes // 4)
     noise = np.random.default_rng(seed)
+    shapes = [(32, side), *[(side, side)] * layers, (side, 32)]
     weights = [
-        numpy_helper.from_array((noise.standard_normal((side, side)) / 32).astype(np.float32), f"w{i}")
-        for i in range(layers)
+        numpy_helper.from_array((noise.standard_normal(shape) / 32).astype(np.float32), f"w{i}")
+        for i, shape in enumerate(shapes)
     ]
-    names = ["x", *(f"h{i}" for i in range(1, layers)), "y"]
-    nodes = [helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]]) for i in range(layers)]
-    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", side]) for name in ("x", "y")]
+    names = ["x", *(f"h{i}" for i in range(len(shapes) - 1)), "y"]
+    nodes = [helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]]) for i in range(len(shapes))]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 32]) for name in ("x", "y")]
     graph = helper.make_graph(nodes, "dense", [ports[0]], [ports[1]], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 

@@ -38,7 +38,7 @@ def _is_worker(pid: int) -> bool:
 
 def ready(server: Server, count: int = 1, *, but: set[int] | frozenset[int] = frozenset()) -> bool:
     """Tell whether so many workers that are alive, and not among `but`, have said that they loaded their models."""
-    said = {int(pid) for pid in re.findall(r"serving\.fleet\[(\d+)\] \d+ models", server.output())}
+    said = {int(pid) for pid in re.findall(r'"process": (\d+), "message": "\d+ models', server.output())}
     return len((said & workers(server)) - but) >= count
 
 
