@@ -1,23 +1,31 @@
-"""The decoder of a model, without a server around it."""
+"""Loaded models, without a server around them, and the decoder of one."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from serving.engine.model import Limits
 from serving.fleet.fleet import Fleet
+from serving.http_api.app import create_app
 from serving.http_api.open_inference import Codec
+from serving.settings import Settings
+
+
+@asynccontextmanager
+async def loaded(models: Path) -> AsyncIterator[Fleet]:
+    """Load a folder as the application does."""
+    app = create_app(Settings(models=models, metrics=False))
+    async with app.router.lifespan_context(app):
+        yield app.state.fleet
 
 
 def forest_codec(models: Path) -> Codec:
     """Return the v2 codec of the forest."""
 
     async def made() -> Codec:
-        fleet = Fleet(models, limits=Limits(), metrics=None)
-        await fleet.start()
-        codec = Codec(fleet.models["forest"].default)
-        await fleet.close()
-        return codec
+        async with loaded(models) as fleet:
+            return Codec(fleet.models["forest"].default)
 
     return asyncio.run(made())

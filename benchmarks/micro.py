@@ -16,7 +16,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from serving.engine.model import Limits
+from benchmarks.decoding import loaded
 from serving.engine.request import Outcome, Request
 from serving.fleet.fleet import Fleet
 from serving.http_api import open_inference, predict_v1
@@ -56,8 +56,12 @@ async def _round_trip(model: Any, inputs: Any, rows: int) -> float:
 
 async def main() -> None:
     """Print microseconds for each model, dialect and size."""
-    fleet = Fleet(MODELS, limits=Limits(), metrics=None)
-    await fleet.start()
+    async with loaded(MODELS) as fleet:
+        await measure(fleet)
+
+
+async def measure(fleet: Fleet) -> None:
+    """Print the table of one fleet."""
     table = Table("model", "dialect", "rows", "decode", "run", "encode", "submit to reply", title="microseconds")
     for name in ("iris", "breast_cancer", "penguins", "docs_topic", "digits"):
         model = fleet.models[name].default
@@ -73,7 +77,7 @@ async def main() -> None:
             }
             for codec, document in bodies.items():
                 body = json.dumps(document, separators=(",", ":")).encode()
-                inputs, count, context = codec.decode([], body)
+                inputs, count, context, *_ = codec.decode([], body)
                 outputs = model.session.run(inputs)
                 figures = (
                     _micros(lambda c=codec, b=body: c.decode([], b)),
@@ -83,7 +87,6 @@ async def main() -> None:
                 )
                 table.add_row(name, codec.protocol, str(rows), *(f"{f:.1f}" for f in figures))
     Console().print(table)
-    await fleet.close()
 
 
 if __name__ == "__main__":

@@ -260,7 +260,7 @@ def totals(port: int) -> tuple[float, float, float]:
         text = answer.read().decode()
 
     def value(name: str) -> float:
-        return float(_found(rf'^{name}{{model="wide",version="1"}} (\S+)$', text)[1]) if name in text else 0.0
+        return float(_found(rf'(?m)^{name}{{model="wide",version="1"}} (\S+)$', text)[1]) if name in text else 0.0
 
     return (
         value("serving_prediction_seconds_count"),
