@@ -11,7 +11,6 @@ import signal
 import socket
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,19 +19,19 @@ from types import FrameType
 from serving.access.access import Access
 from serving.access.caller import AccessInvalid
 from serving.black_box import BlackBox, Running
+from serving.deaths import Deaths
 from serving.fleet.deployment import Deployment
-from serving.fleet.quarantine import Quarantine, guilty
+from serving.fleet.quarantine import Quarantine
 from serving.metrics import forget_gauges, leave_word, totals
 from serving.settings import Settings
 from serving.worker import REFUSED, Assignment, work
 
 log = logging.getLogger("serving.server")
 
-RESPAWN_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""Waits before a dead worker is replaced, growing while it keeps dying young."""
 YOUNG_S = 10.0
-LOOP = 3
-"""Deaths in a row, each of a young worker, that are called a crash loop."""
+"""Seconds that a worker is ready before its death says nothing of the next one's."""
+RETRY_S = 5.0
+"""Seconds until the next try where the system gives no process."""
 HUNG_GRACE_S = 3.0
 """Seconds that a hanging worker gets between SIGTERM and SIGKILL: it may still answer for other models."""
 CUT_SHORT_S = 5.0
@@ -85,13 +84,10 @@ class Supervisor:
         self._workers: list[Worker] = []
         self._due: list[float] = []
         """When to start a worker in place of each one that died."""
-        self._young_deaths: Counter[int] = Counter()
         self._metrics_dir = Path(tempfile.mkdtemp(prefix="serving-metrics-"))
         self._deployment = Deployment(settings.models, lambda models: totals(self._metrics_dir, models))
         self._quarantine = Quarantine(settings.models)
-        self._deaths: Counter[tuple[str, str]] = Counter()
-        self._restarts: Counter[str] = Counter()
-        self._oom_kills = (_oom_kills(),) * 2  # a second ago or more, and at the last look
+        self._deaths = Deaths()
         self._roll: _Roll | None = None
         self._served = False
         self._ends_asked = 0
@@ -153,7 +149,7 @@ class Supervisor:
             self._deployment.attach(ours)
         except OSError as error:
             log.error("worker %d can't be started: %s", slot, error.strerror)
-            self._due.append(now + RESPAWN_S[-2])
+            self._due.append(now + RETRY_S)
             return None
         worker = Worker(slot, process, box, now)
         self._workers.append(worker)
@@ -207,19 +203,18 @@ class Supervisor:
     def _died(self, worker: Worker, code: int | None) -> None:
         """Say why a worker died by itself, blame the model that it ran, and have it replaced."""
         now = time.monotonic()
-        why, reason = self._cause(code)
+        why, reason = self._deaths.cause(code)
         ran = worker.box.running() if reason in ("crash", "memory") else []
         doing = f" while it ran {_listed(ran)}" if ran else ""
         early = worker.ready_at is None or now - worker.ready_at < YOUNG_S
-        if reason == "killed" and worker.ready_at is not None:
-            wait = 0.0  # somebody outside did it: that says nothing of the next one
-        else:
-            self._young_deaths[worker.slot] = self._young_deaths[worker.slot] + 1 if early else 1
-            wait = RESPAWN_S[min(self._young_deaths[worker.slot], len(RESPAWN_S)) - 1]
+        # A kill from outside says nothing of the next worker.
+        wait = 0.0
+        if reason != "killed" or worker.ready_at is None:
+            wait = self._deaths.wait(worker.slot, early=early)
         log.error("worker %d %s%s; its replacement starts in %.1f s", worker.slot, why, doing, wait)
-        if self._young_deaths[worker.slot] >= LOOP and wait:
+        if wait and (row := self._deaths.in_a_row(worker.slot)):
             log.error("worker %d is in a crash loop: %d deaths in a row, each within %.0f s of its start or before it "
-                      "was ready", worker.slot, self._young_deaths[worker.slot], YOUNG_S)  # fmt: skip
+                      "was ready", worker.slot, row, YOUNG_S)  # fmt: skip
         if crash := worker.box.crash():
             log.error("what worker %d was doing: %s", worker.slot, crash)
         if self._roll is not None and worker is self._roll.fresh:
@@ -228,25 +223,10 @@ class Supervisor:
             self._due.append(now + wait)
         self._restarted(reason, ran, why)
 
-    def _cause(self, code: int | None) -> tuple[str, str]:
-        """Say in words, and as the metric's label, how a worker ended."""
-        if code is None or code >= 0:
-            return f"ended with status {code}", "exit"
-        name = signal.Signals(-code).name
-        if -code == signal.SIGKILL:
-            if _oom_kills() > self._oom_kills[0]:
-                return "was killed because memory ran out", "memory"
-            return f"was ended by {name}", "killed"
-        return f"was ended by {name}", "killed" if -code in (signal.SIGTERM, signal.SIGINT) else "crash"
-
     def _restarted(self, reason: str, ran: list[Running], why: str) -> None:
         """Count a restart, and the death against the versions that ran; the second one quarantines."""
-        self._restarts[reason] += 1
-        versions = sorted({(running.name, running.version) for running in ran})
-        self._deaths.update(versions)
-        culprit = guilty(self._deaths, versions)
+        culprit = self._deaths.blame(ran, reason)
         if culprit is not None:
-            del self._deaths[culprit]
             self._hold(*culprit, why)
         self._leave_word()
 
@@ -269,7 +249,7 @@ class Supervisor:
         if now - self._looked > 3:
             self._awake_since = now  # this process did not run either: the whole machine stood still
         self._looked = now
-        self._oom_kills = (self._oom_kills[1], _oom_kills())
+        self._deaths.look()
         limit = self._settings.hang_s
         for worker in [w for w in self._workers if w.kill_at is None and w.box.is_ready]:
             silent = now - max(worker.box.last_sign, self._awake_since)
@@ -287,7 +267,7 @@ class Supervisor:
         """Put what only the parent knows into the folder that every scrape adds up."""
         leave_word(
             self._metrics_dir,
-            counters={("serving_worker_restarts", (reason,)): n for reason, n in self._restarts.items()},
+            counters={("serving_worker_restarts", (reason,)): n for reason, n in self._deaths.restarts.items()},
             gauges={("serving_model_quarantined", version): 1.0 for version in self._held},
         )
 
@@ -391,12 +371,3 @@ def check_access(settings: Settings) -> None:
 
 def _listed(ran: list[Running]) -> str:
     return " and ".join(sorted({f"{running.name} {running.version}" for running in ran}))
-
-
-def _oom_kills() -> int:
-    """Return how often memory ran out on this machine and a process was killed for it; 0 where that can't be known."""
-    try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))

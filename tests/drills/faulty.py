@@ -78,9 +78,9 @@ def _off(name: str) -> None:
 
         Call.cancel = lambda self: None  # type: ignore[method-assign]
     elif name == "quarantine":
-        import serving.supervisor
+        import serving.deaths
 
-        serving.supervisor.guilty = lambda deaths, last: None  # type: ignore[assignment]
+        serving.deaths.guilty = lambda deaths, last: None  # type: ignore[assignment]
     elif name == "hang":
         from serving.supervisor import Supervisor
 

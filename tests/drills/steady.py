@@ -26,6 +26,8 @@ class Load:
         self._retry = retry
         self._stop = threading.Event()
         self.outcomes: Counter[str] = Counter()
+        self.opened = 0
+        """Connections that were had."""
         self.said_close = 0
         """Answers that announced the end of their connection."""
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(connections)]
@@ -55,6 +57,7 @@ class Load:
                 connection.connect()
             except OSError:
                 return None, "refused"
+            self.opened += 1
         try:
             connection.request("POST", PATH, ROW)
             answer = connection.getresponse()
