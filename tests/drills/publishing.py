@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onnx
 
-from serving.fleet import gate, publish
+from serving.fleet import gate, publish, transitions
 from serving.fleet.gate import Gate
 from serving.fleet.ledger import Ledger
 from serving.fleet.manifest import MODEL_FILE
@@ -62,6 +62,10 @@ class Publisher:
         """Return the exit status of one publication; negative where a signal ended it."""
         return self._do({"how": "publish", "root": str(root), "model": str(model), "faults": faults})
 
+    def promote(self, root: Path, version: str, **faults: str) -> int:
+        """Return the exit status of making a version of iris stable."""
+        return self._do({"how": "promote", "root": str(root), "model": version, "faults": faults})
+
     def copy(self, root: Path, model: Path, **faults: str) -> int:
         """Copy plainly, as a script would."""
         return self._do({"how": "copy", "root": str(root), "model": str(model), "faults": faults})
@@ -83,19 +87,23 @@ def serve() -> None:
             status = 1
             try:
                 os.environ.update(task["faults"], FAULT_ROOT=task["root"])
-                _one(task["how"], Path(task["root"]), Path(task["model"]))
+                _one(task["how"], Path(task["root"]), task["model"])
                 status = 0
             finally:
                 os._exit(status)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
-def _one(how: str, root: Path, model: Path) -> None:
+def _one(how: str, root: Path, model: str) -> None:
     if how == "publish":
-        publish.publish(root, "iris", model, who="drill", examiner=Willing())
+        publish.publish(root, "iris", Path(model), who="drill", examiner=Willing())
+        return
+    if how == "promote":
+        step = transitions.promote(model, available=["1", "2", "3"])
+        Ledger(root).change("iris", step, who="drill", what=f"promote {model}")
         return
     (root / "iris" / "1").mkdir(parents=True)
-    content = model.read_bytes()
+    content = Path(model).read_bytes()
     with (root / "iris" / "1" / MODEL_FILE).open("wb", buffering=0) as file:
         for at in range(0, len(content), 512):
             file.write(content[at : at + 512])

@@ -7,6 +7,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from serving.fleet.ledger import Ledger
 from serving.fleet.traffic import Traffic
 from tests.drills.deployers import deployers
 from tests.drills.drill import Report
+from tests.drills.promoting import promoting
 
 HERE = ("1", "2", "3")
 
@@ -219,3 +221,11 @@ def test_deployers_at_once() -> None:
     report = Report()
     deployers(report, processes=3, operations=12, live=False)
     assert report.kept, report.broken()
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="the library that strikes is compiled")
+def test_a_promotion_cut_off_anywhere_is_made_and_noted_or_not_made() -> None:
+    """Short form of the drill: kills, full disks and failing calls at some of the steps."""
+    report = Report()
+    promoting(report, strikes=18)
+    assert not report.broken()
