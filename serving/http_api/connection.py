@@ -65,6 +65,7 @@ class Connection(HttpToolsProtocol):
         self._spare = False
         self._over = False  # refused: what still comes is thrown away until then
         self._fault = MALFORMED
+        self._refusal: tuple[int, str, str] | None = None  # waits behind an answer that is owed
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # noqa: D102
         most = self.door.patience.connections
@@ -222,6 +223,8 @@ class Connection(HttpToolsProtocol):
         if self.pipeline:
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
+        elif self._refusal is not None:
+            self.say_refusal(self._refusal)
 
     def look(self, now: float) -> None:
         """Cut the connection if its client takes too long; `now` in monotonic seconds."""
@@ -236,7 +239,7 @@ class Connection(HttpToolsProtocol):
             return
         self._unread = unread
         if self._over:
-            if now > self.since + LINGER_S:
+            if self._refusal is None and now > self.since + LINGER_S:
                 transport.abort()
         elif transport.is_closing():
             return
@@ -272,10 +275,10 @@ class Connection(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Finish what was accepted, then close."""
-        if self._over:
-            self.transport.close()
-        else:
+        if not self._over:
             super().shutdown()
+        elif self._refusal is None:
+            self.transport.close()
 
     def _abort(self, reason: str) -> None:
         self.door.cut[reason] += 1
@@ -283,20 +286,26 @@ class Connection(HttpToolsProtocol):
 
     def refuse(self, fault: tuple[int, str, str]) -> None:
         """Answer a request that can't be read, where its turn has come, and end the connection."""
-        status, reason, text = fault
-        self.door.cut[reason] += 1
+        self.door.cut[fault[1]] += 1
         self._over = True
         self.since = self.door.now
-        transport = self.transport
-        if transport.is_closing():
+        if self.transport.is_closing():
             return
-        # Never before an answer that is still owed, nor into the middle of one.
-        if not self.is_quiet():
-            transport.close()
-            return
-        self.write_refusal(status, text, self.headers or ())
+        if self.is_quiet():
+            self.say_refusal(fault)
+        elif self._in_head or not self._midway:
+            self._refusal = fault  # what came before it is answered first
+        else:
+            self.transport.close()  # its own answer has begun, or it waits in line without all of its body
+
+    def say_refusal(self, fault: tuple[int, str, str]) -> None:
+        """Write the answer to what can't be read, and nothing behind it."""
+        status, _, text = fault
+        self._refusal = None
+        self.since = self.door.now
+        self.write_refusal(status, text, self.headers if self._midway else ())
         # Closing at once would reset the connection under what the client still sends, and with it the answer.
-        transport.write_eof()
+        self.transport.write_eof()
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()

@@ -361,6 +361,8 @@ class Lane(Connection):
             self.on_response_complete()  # counts, and starts what uvicorn queued behind us
         else:
             self.server_state.total_requests += 1
+            if self._refusal is not None:
+                self.say_refusal(self._refusal)
 
     def _release(self) -> None:
         """Count the bytes of the body out of what the process holds."""

@@ -306,3 +306,20 @@ def test_lane_and_asgi_answer_with_the_same_bytes() -> None:
             return got
 
     assert answers("--lane") == answers("--no-lane")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [b"\x00\x01 nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % (b"a" * 20_000)],
+)
+def test_what_cannot_be_read_costs_no_request_before_it(server: Server, bad: bytes) -> None:
+    """A good request is answered though what comes behind it, even in one packet, is refused."""
+    for good in (post(), post(path="/v2/models/iris/versions/1/infer"), b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"):
+        with connected(server) as connection:
+            connection.send(good + bad)
+            first, second = connection.answer(), connection.answer()
+            assert first[0] in (200, 400)
+            assert "connection" not in first[1]
+            assert second[0] in (400, 431)
+            assert second[1]["connection"] == "close"
+            assert connection.is_closed()
