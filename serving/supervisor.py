@@ -22,7 +22,7 @@ from serving.black_box import BlackBox, Running
 from serving.deaths import Deaths
 from serving.fleet.deployment import Deployment
 from serving.fleet.quarantine import Quarantine
-from serving.metrics import forget_gauges, leave_word, totals
+from serving.metrics.totals import forget_gauges, leave_word, totals
 from serving.settings import Settings
 from serving.worker import REFUSED, Assignment, work
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # the parent imports this module, and must not load onnxrunti
     from serving.engine.admission import Bodies
     from serving.fleet.fleet import Fleet
     from serving.http_api.app import Companion
-    from serving.metrics import Metrics
+    from serving.metrics.metrics import Metrics
 
 log = logging.getLogger("serving.worker")
 
@@ -123,7 +123,7 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
     # Imported here, so that the parent, which only watches, stays small.
     from serving.http_api.app import create_app  # noqa: PLC0415
     from serving.http_api.listener import Listener  # noqa: PLC0415
-    from serving.metrics import Metrics  # noqa: PLC0415
+    from serving.metrics.metrics import Metrics  # noqa: PLC0415
 
     if given.replacement:
         _await_folder(settings.models, given.parent)

@@ -10,7 +10,8 @@ import httpx2 as httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.metrics import MOST_SERIES, Metrics, forget_gauges
+from serving.metrics.metrics import MOST_SERIES, Metrics
+from serving.metrics.totals import forget_gauges
 from tests.conftest import Server
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]

@@ -13,7 +13,7 @@ from serving.engine.signature import TensorSpec
 from serving.errors import ModelNotFound, NotReady
 from serving.fleet.fleet import Fleet
 from serving.fleet.manifest import MODEL_FILE
-from serving.metrics import Metrics
+from serving.metrics.metrics import Metrics
 
 EXTENSIONS = (
     "binary_tensor_data",

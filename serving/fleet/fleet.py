@@ -27,7 +27,7 @@ from serving.fleet.shadow import Shadow
 from serving.fleet.split import Split
 from serving.fleet.state import state_folder
 from serving.fleet.traffic import Traffic
-from serving.metrics import Metrics
+from serving.metrics.metrics import Metrics
 
 log = logging.getLogger("serving.fleet")
 

@@ -23,7 +23,8 @@ from serving.engine.session import OnnxSession
 from serving.engine.signature import Signature
 from serving.errors import ServingError
 from serving.fleet.traffic import choose
-from serving.metrics import Metrics, ShadowMetrics
+from serving.metrics.gathered import ShadowMetrics
+from serving.metrics.metrics import Metrics
 from serving.tensors import Array, Tensors
 
 log = logging.getLogger("serving.shadow")

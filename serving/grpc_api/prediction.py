@@ -19,7 +19,8 @@ from serving.grpc_api.hpack import Pairs
 from serving.grpc_api.infer_wire import Cut, Wire, cut_up, parsed
 from serving.grpc_api.status import FAULT
 from serving.grpc_api.tensors import Decoded
-from serving.metrics import Metrics, ModelMetrics
+from serving.metrics.gathered import ModelMetrics
+from serving.metrics.metrics import Metrics
 from serving.tensor_bytes import Buffer
 
 log = logging.getLogger("serving.grpc")

@@ -20,7 +20,7 @@ from serving.grpc_api.hpack import Pairs
 from serving.grpc_api.http2 import INTERNAL_ERROR, Connection
 from serving.grpc_api.messages import SERVICE, pool, reader
 from serving.grpc_api.service import Service
-from serving.metrics import Metrics
+from serving.metrics.metrics import Metrics
 
 PREFACE_S = 10.0
 """Seconds in which a new connection must say that it speaks HTTP/2."""

@@ -18,7 +18,7 @@ from serving.grpc_api.infer_wire import field, parsed
 from serving.grpc_api.messages import STREAM, UNARY, message, pool, reader
 from serving.grpc_api.prediction import Prediction, Predictor
 from serving.grpc_api.security import deployer, judge_of
-from serving.metrics import Metrics
+from serving.metrics.metrics import Metrics
 from serving.tensor_bytes import Buffer
 
 MOST_IN_FLIGHT = 256

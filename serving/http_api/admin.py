@@ -25,7 +25,7 @@ from serving.fleet.trial import figures, trial_of
 from serving.http_api.metadata import LiveFleet, json_answer
 from serving.http_api.route import read_body
 from serving.http_api.security import Deployer, requires
-from serving.metrics import Metrics
+from serving.metrics.metrics import Metrics
 
 PREFIX = "/v1/repository/models/{model}"
 _MOST_BYTES = 64 * 1024

@@ -34,7 +34,7 @@ from serving.http_api.lane import Door
 from serving.http_api.observed import Observed
 from serving.http_api.route import prediction_routes
 from serving.http_api.targets import TEMPLATES, Targets, prepare
-from serving.metrics import Metrics
+from serving.metrics.metrics import Metrics
 from serving.settings import Settings
 
 

@@ -26,7 +26,7 @@ from serving.http_api.connection import Connection
 from serving.http_api.guard import Guard
 from serving.http_api.prediction import Call, Target
 from serving.http_api.security import admit
-from serving.metrics import RouteMetrics
+from serving.metrics.gathered import RouteMetrics
 from serving.tensor_bytes import Buffer, Gathered
 
 # A header that asks for more than the lane does.

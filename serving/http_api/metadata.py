@@ -12,7 +12,7 @@ from serving.fleet import description
 from serving.fleet.fleet import Fleet
 from serving.http_api.security import may, requires
 from serving.http_api.strict_json import dumps
-from serving.metrics import Metrics
+from serving.metrics.metrics import Metrics
 
 router = APIRouter(dependencies=[Depends(requires("predict"))])
 health_router = APIRouter()

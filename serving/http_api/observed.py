@@ -14,7 +14,7 @@ from serving.engine.admission import Bodies
 from serving.http_api.answer import header, request_id
 from serving.http_api.prediction import Target
 from serving.http_api.route import answer
-from serving.metrics import Metrics
+from serving.metrics.metrics import Metrics
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 

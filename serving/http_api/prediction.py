@@ -34,7 +34,7 @@ from serving.http_api.answer import (
 from serving.http_api.asks import NOTHING, Asks
 from serving.http_api.codec import INLINE_BYTES, LENGTH, Blobs, Codec, Decoded, Mixed
 from serving.http_api.security import admit
-from serving.metrics import ModelMetrics
+from serving.metrics.gathered import ModelMetrics
 from serving.tensor_bytes import Buffer
 from serving.tensors import Tensors
 

@@ -11,7 +11,7 @@ from serving.fleet.fleet import Fleet, Served
 from serving.http_api import open_inference, predict_v1
 from serving.http_api.codec import Codec
 from serving.http_api.prediction import Fork, Target
-from serving.metrics import Metrics
+from serving.metrics.metrics import Metrics
 
 TEMPLATES = {
     ("v1", "name"): "/v1/models/{model}:predict",

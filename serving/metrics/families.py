@@ -1,0 +1,66 @@
+"""The names of what is counted: help, labels, buckets, and how the workers' gauges are made one."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+Labels: TypeAlias = tuple[str, ...]
+Version: TypeAlias = tuple[str, str]
+"""Name and version of a model."""
+Key: TypeAlias = tuple[str, Labels]
+
+SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0, 100.0)
+
+_MODEL = ("model", "version")
+COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "serving_predictions": ("Predictions by how they ended.", (*_MODEL, "protocol", "outcome")),
+    "serving_rows": ("Rows predicted.", _MODEL),
+    "serving_rejected": ("Predictions that were not run, by reason.", (*_MODEL, "reason")),
+    "serving_invalid_features": ("Bad cells by feature.", (*_MODEL, "feature")),
+    "serving_worker_restarts": ("Workers that were replaced, by why.", ("reason",)),
+    "serving_log_lines_dropped": ("Lines of the log that nobody read.", ()),
+    "serving_shadow_requests": ("Live requests in a shadow's share, by what became of the copy.", (*_MODEL, "outcome")),
+    "serving_shadow_rows": ("Rows whose labels a shadow and the live version gave.", _MODEL),
+    "serving_shadow_agreeing_rows": ("Rows for which both gave the same label.", _MODEL),
+    "serving_connections_cut": ("Connections that the server ended for what their client did, by reason.", ("reason",)),
+    "serving_http_requests": ("HTTP requests by status class.", ("route", "method", "status")),
+}
+HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
+    "serving_batch_rows": ("Rows that ran together.", _MODEL, ROWS),
+    "serving_queue_seconds": ("Seconds from accepted to running, each request.", _MODEL, SECONDS),
+    "serving_inference_seconds": ("Seconds in the model, each batch.", _MODEL, SECONDS),
+    "serving_prediction_seconds": ("Seconds from body to answer, each prediction.", _MODEL, SECONDS),
+    "serving_shadow_seconds": ("Seconds in the shadow's model, each copy.", _MODEL, SECONDS),
+    "serving_shadow_score_difference": (
+        "Greatest difference of a row's scores between a shadow and the live version.",
+        _MODEL,
+        DIFFERENCES,
+    ),
+    "serving_http_request_seconds": ("Seconds from request to answer.", ("route", "method"), SECONDS),
+}
+GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "serving_queued_rows": ("Rows that wait, over all workers.", _MODEL),
+    "serving_http_in_flight": ("HTTP requests in progress, over all workers.", ("route", "method")),
+    "serving_model_ready": ("1 where every worker serves the version.", _MODEL),
+    "serving_shadow_agreement_ratio": ("Share of compared rows with the same label, 0 to 1.", _MODEL),
+    "serving_last_prediction_timestamp_seconds": ("Unix time of the last answered prediction.", _MODEL),
+    "serving_model_quarantined": ("1 where a version is held back because it ended workers.", _MODEL),
+    "serving_model_generation": ("Generation of the traffic state that every worker serves.", ("model",)),
+    "serving_model_asked_generation": ("Generation of the traffic state that the folder asks for.", ("model",)),
+    "serving_gate_passed": ("1 where the gate let a version pass, 0 where it was refused.", _MODEL),
+    "serving_model_refused": ("1 where the state that the folder asks for can't be served.", ("model",)),
+    "serving_model_info": ("1; the labels describe the version.", (*_MODEL, "task", "sha256")),
+    "serving_worker_start_time_seconds": ("Unix time at which the worker in a slot started.", ("worker",)),
+    "serving_worker_resident_bytes": ("Resident memory of the worker in a slot.", ("worker",)),
+}
+LEAST = frozenset({"serving_model_ready", "serving_model_info", "serving_model_generation", "serving_gate_passed"})
+GREATEST = frozenset(
+    {
+        "serving_last_prediction_timestamp_seconds",
+        "serving_model_asked_generation",
+        "serving_model_refused",
+        "serving_model_quarantined",
+    }
+)

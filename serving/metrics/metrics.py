@@ -1,0 +1,144 @@
+"""What the server counts, summed over its workers.
+
+Observing several histograms for each request would cost more than a small prediction, so a worker gathers in plain
+lists and ints and folds them in on a tick. After each fold it leaves a snapshot in the shared folder, named by its
+slot (never by pid, so the files stay bounded), and a scrape on any worker adds up all snapshots: the others' lag by a
+tick at most. A slot's next worker goes on from the counters of the one before, so that none goes back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from serving.metrics.exposition import exposition
+from serving.metrics.families import Labels, Version
+from serving.metrics.gathered import ModelMetrics, RouteMetrics, ShadowMetrics
+from serving.metrics.store import Store, add_file
+from serving.metrics.totals import totals_of
+
+log = logging.getLogger("serving.metrics")
+
+MOST_SERIES = 512
+"""Models, and routes, that get series of their own; further ones share the label value `other`."""
+
+
+class Metrics:
+    """All counters of one worker, and the view over all workers that share `directory`.
+
+    directory: where the workers' snapshots lie; None keeps to this process. slot: this worker's number.
+    dropped_lines: says how many lines of the log this process dropped. All methods are called on one thread, the event
+    loop's.
+    """
+
+    def __init__(self, *, directory: Path | None = None, slot: int = 0, dropped_lines: Callable[[], int] = int) -> None:
+        self._directory = directory
+        self._dropped_lines = dropped_lines
+        self._dropped = 0
+        self._slot = slot
+        self._store = Store()
+        self._models: dict[Labels, ModelMetrics] = {}
+        self._routes: dict[Labels, RouteMetrics] = {}
+        self._shadows: dict[Labels, ShadowMetrics] = {}
+        self.cut: Counter[str] = Counter()
+        """Connections that were ended, by reason; who ends them adds."""
+        self._store.gauges["serving_worker_start_time_seconds", (str(slot),)] = time.time()
+        if directory is not None:
+            with contextlib.suppress(OSError):
+                add_file(self._store, self._file(), gauges=False)
+
+    def _file(self) -> Path:
+        assert self._directory is not None  # noqa: S101  asked for only with a folder
+        return self._directory / f"worker-{self._slot}.json"
+
+    def model(self, name: str, version: str) -> ModelMetrics:
+        """Return the counters of one version."""
+        labels = (name, version)
+        if labels not in self._models and len(self._models) >= MOST_SERIES:
+            labels = ("other", "")
+        return self._models.setdefault(labels, ModelMetrics(labels))
+
+    def serving(self, model: str, generation: int) -> None:
+        """Say which generation of a model's traffic state this worker serves."""
+        self._store.gauges["serving_model_generation", (model,)] = generation
+
+    def passed(self, versions: list[tuple[str, str, bool]]) -> None:
+        """Say which versions, by name and version, the gate let pass, and which not."""
+        for key in [key for key in self._store.gauges if key[0] == "serving_gate_passed"]:
+            del self._store.gauges[key]
+        for name, version, let in versions[:MOST_SERIES]:
+            self._store.gauges["serving_gate_passed", (name, version)] = float(let)
+
+    def asked(self, model: str, generation: int, *, refused: bool) -> None:
+        """Say which generation the folder asks for, and whether it can't be served."""
+        self._store.gauges["serving_model_asked_generation", (model,)] = generation
+        self._store.gauges["serving_model_refused", (model,)] = float(refused)
+
+    def shadow(self, name: str, version: str) -> ShadowMetrics:
+        """Return the counters of a version that runs as shadow."""
+        labels = self.model(name, version).labels
+        return self._shadows.setdefault(labels, ShadowMetrics(labels))
+
+    def route(self, template: str, method: str) -> RouteMetrics:
+        """Return the counters of one route template and method."""
+        labels = (template, method)
+        if labels not in self._routes and len(self._routes) >= MOST_SERIES:
+            labels = ("other", "other")
+        return self._routes.setdefault(labels, RouteMetrics(labels))
+
+    def fold(self) -> None:
+        """Fold what was gathered since the last time, and leave a snapshot for the other workers."""
+        for model in self._models.values():
+            model.fold(self._store)
+        for shadow in self._shadows.values():
+            shadow.fold(self._store)
+        for route in self._routes.values():
+            route.fold(self._store)
+        for reason, number in self.cut.items():
+            self._store.counters["serving_connections_cut", (reason,)] += number
+        self.cut.clear()
+        self._store.gauges["serving_worker_resident_bytes", (str(self._slot),)] = _resident_bytes()
+        dropped = self._dropped_lines()
+        self._store.counters["serving_log_lines_dropped", ()] += dropped - self._dropped
+        self._dropped = dropped
+        if self._directory is None:
+            return
+        file = self._file()
+        fresh = file.with_suffix(".new")
+        try:
+            fresh.write_bytes(self._store.dump())
+            fresh.replace(file)  # a reader sees the old snapshot or the new one, never half of one
+        except OSError as error:
+            log.error("metrics of this worker are not shared: %s", error.strerror)
+
+    def totals(self, models: Iterable[Version]) -> dict[Version, dict[str, float]]:
+        """Sum what versions, given as (name, version), did over all workers; see `totals`."""
+        self.fold()
+        return totals_of(self._whole(), models)
+
+    def render(self) -> tuple[bytes, str]:
+        """Return the exposition of all workers together, and its content type."""
+        self.fold()
+        return exposition(self._whole())
+
+    def _whole(self) -> Store:
+        """Add up the snapshots of all workers."""
+        whole = Store()
+        whole.add(self._store.dump(), gauges=True)
+        if self._directory is not None:
+            mine = self._file()
+            for file in sorted(self._directory.glob("worker-*.json")):
+                if file != mine:
+                    add_file(whole, file, gauges=True)
+        return whole
+
+
+def _resident_bytes() -> float:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return float(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0.0

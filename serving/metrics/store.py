@@ -1,0 +1,91 @@
+"""One worker's counts, and the snapshot of them that the others read."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from serving.metrics.families import COUNTERS, GAUGES, GREATEST, HISTOGRAMS, LEAST, Key, Labels
+
+log = logging.getLogger("serving.metrics")
+
+
+class Store:
+    """Counters, histograms and gauges of one worker, as they go into its snapshot."""
+
+    def __init__(self) -> None:
+        self.counters: dict[Key, float] = defaultdict(float)
+        self.histograms: dict[Key, list[float]] = {}
+        """For each: a count a bucket, one beyond the last, and the sum."""
+        self.gauges: dict[Key, float] = {}
+
+    def observe(self, name: str, labels: Labels, values: list[float]) -> None:
+        """Count values into a histogram; without any it exists from now on."""
+        bounds = HISTOGRAMS[name][2]
+        cells = self.histograms.get((name, labels))
+        if cells is None:
+            cells = self.histograms[name, labels] = [0.0] * (len(bounds) + 2)
+        if values:
+            places = np.searchsorted(bounds, values)
+            for index, number in enumerate(np.bincount(places, minlength=len(bounds) + 1).tolist()):
+                cells[index] += number
+            cells[-1] += math.fsum(values)
+
+    def dump(self) -> bytes:
+        """Write the snapshot that `add` reads."""
+
+        def rows(table: dict[Key, Any]) -> list[Any]:
+            return [[name, labels, value] for (name, labels), value in table.items()]
+
+        return orjson.dumps([rows(self.counters), rows(self.histograms), rows(self.gauges)])
+
+    def add(self, text: bytes, *, gauges: bool) -> None:
+        """Add a snapshot. Raises ValueError, and adds nothing, where it is not one."""
+        try:
+            counters, histograms, found = orjson.loads(text)
+            counted = [((str(n), tuple(map(str, ls))), float(v)) for n, ls, v in counters]
+            observed = [((str(n), tuple(map(str, ls))), [float(c) for c in v]) for n, ls, v in histograms]
+            measured = [((str(n), tuple(map(str, ls))), float(v)) for n, ls, v in found]
+        except (TypeError, ValueError) as error:
+            raise ValueError("not a snapshot") from error
+        for key, value in counted:
+            if key[0] in COUNTERS:
+                self.counters[key] += value
+        for key, cells in observed:
+            if key[0] in HISTOGRAMS and len(cells) == len(HISTOGRAMS[key[0]][2]) + 2:
+                mine = self.histograms.setdefault(key, [0.0] * len(cells))
+                for index, cell in enumerate(cells):
+                    mine[index] += cell
+        for key, value in measured if gauges else ():
+            if key[0] in LEAST:
+                self.gauges[key] = min(value, self.gauges.get(key, value))
+            elif key[0] in GREATEST:
+                self.gauges[key] = max(value, self.gauges.get(key, value))
+            elif key[0] in GAUGES:
+                self.gauges[key] = self.gauges.get(key, 0.0) + value
+
+
+def add_file(store: Store, file: Path, *, gauges: bool) -> None:
+    """Add a worker's snapshot; one that can't be read is left out, and the log says so."""
+    try:
+        store.add(file.read_bytes(), gauges=gauges)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        log.error("%s can't be read and is left out", file.name)
+
+
+def cumulative(bounds: tuple[float, ...], cells: list[float]) -> Iterator[tuple[str, float]]:
+    """Yield each upper bound as text, and the count of all up to it."""
+    total = 0.0
+    for bound, cell in zip(bounds, cells, strict=False):
+        total += cell
+        yield f"{bound:g}", total
+    yield "+Inf", total + cells[len(bounds)]

@@ -1,0 +1,72 @@
+"""What the parent process reads of its workers' metrics, and adds to them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from serving.metrics.families import DIFFERENCES, Key, Version
+from serving.metrics.store import Store, add_file, cumulative
+
+
+def totals(directory: Path, models: Iterable[Version]) -> dict[Version, dict[str, float]]:
+    """Sum what versions, given as (name, version), did over the workers that share `directory`. For the parent process.
+
+    Times in seconds, `last` in Unix time. `ok` and `failed` are predictions; of the latter `invalid` were the callers'
+    fault and `gone` were left by them. `shadow_*` is what a version did as shadow.
+    """
+    whole = Store()
+    for file in sorted(directory.glob("worker-*.json")):
+        add_file(whole, file, gauges=True)
+    return totals_of(whole, models)
+
+
+def totals_of(whole: Store, models: Iterable[Version]) -> dict[Version, dict[str, float]]:
+    """Sum what versions did in a store; see `totals`."""
+    found: dict[Version, dict[str, float]] = {}
+    for labels in models:
+        total = found[labels] = dict.fromkeys(("ok", "failed", "invalid", "gone"), 0.0)
+        total["rows"] = whole.counters.get(("serving_rows", labels), 0.0)
+        for short in ("queue", "inference", "prediction", "shadow"):
+            cells = whole.histograms.get((f"serving_{short}_seconds", labels), [0.0])
+            total[f"{short}_count"], total[f"{short}_sum"] = sum(cells[:-1]), cells[-1]
+        total["last"] = whole.gauges.get(("serving_last_prediction_timestamp_seconds", labels), 0.0)
+        for short in ("rows", "agreeing_rows"):
+            total[f"shadow_{short}"] = whole.counters.get((f"serving_shadow_{short}", labels), 0.0)
+        for outcome in ("compared", "failed", "busy", "incompatible"):
+            key = ("serving_shadow_requests", (*labels, outcome))
+            total[f"shadow_{outcome}"] = whole.counters.get(key, 0.0)
+        cells = whole.histograms.get(("serving_shadow_score_difference", labels), [0.0])
+        total["shadow_difference_count"], total["shadow_difference_sum"] = sum(cells[:-1]), cells[-1]
+        for bound, count in cumulative(DIFFERENCES, cells) if len(cells) > 1 else ():
+            total[f"shadow_difference_le_{bound}"] = count
+    for (name, of), value in whole.counters.items():
+        if name == "serving_predictions" and (of[0], of[1]) in found:
+            total, outcome = found[of[0], of[1]], of[-1]
+            total["ok" if outcome == "ok" else "failed"] += value
+            if outcome in ("invalid", "gone"):
+                total[outcome] += value
+    return found
+
+
+def forget_gauges(directory: Path, slot: int) -> None:
+    """Drop the gauges of a worker that died: its queue and its requests went with it. For the parent process."""
+    file = directory / f"worker-{slot}.json"
+    store = Store()
+    with contextlib.suppress(OSError, ValueError):
+        store.add(file.read_bytes(), gauges=False)
+        fresh = file.with_suffix(".dead")
+        fresh.write_bytes(store.dump())
+        fresh.replace(file)
+
+
+def leave_word(directory: Path, *, counters: dict[Key, float], gauges: dict[Key, float]) -> None:
+    """Leave what only the parent process knows where scrapes add it up."""
+    store = Store()
+    store.counters.update(counters)
+    store.gauges.update(gauges)
+    with contextlib.suppress(OSError):  # a full disk: the next word says it again
+        fresh = directory / "worker-parent.new"
+        fresh.write_bytes(store.dump())
+        fresh.replace(directory / "worker-parent.json")
