@@ -15,14 +15,12 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.grpc_api.hpack import BadBlock, Decoder, literal
-from serving.grpc_api.http2 import (
+from serving.grpc_api.frames import (
     ACK,
     CONTINUATION,
     DATA,
     END_HEADERS,
     END_STREAM,
-    FRAME_BYTES,
     GOAWAY,
     HEADERS,
     PADDED,
@@ -34,7 +32,9 @@ from serving.grpc_api.http2 import (
     frame,
     number,
 )
+from serving.grpc_api.hpack import BadBlock, Decoder, literal
 from serving.grpc_api.messages import message
+from serving.grpc_api.reading import FRAME_BYTES
 from tests.conftest import Server, running
 
 PATH = b"/inference.GRPCInferenceService/ModelInfer"
