@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from serving.tensor_bytes import Buffer, Gathered
 
 INLINE_BYTES = 64 * 1024
-_PIECE = 1024 * 1024
+_PIECE = 256 * 1024
 """Bytes that a thread makes in one step, for copying them keeps the event loop from turning."""
 
 inflaters = ThreadPoolExecutor(1, thread_name_prefix="grpc-inflate")
@@ -36,29 +37,45 @@ class Inflation:
 
     def whole(self) -> Buffer:
         """Return the whole message, however long it is; for a thread."""
+        size = self._size()
+        if size > self._limit:
+            raise ValueError(f"a message inflates to over {self._limit} bytes, which is the limit")
+        store = Gathered(size)
+        for piece in self._pieces():
+            if len(store) + len(piece) > size:
+                raise ValueError(f"a {self._encoding} message has another size than it says")
+            store.add(piece)
+        if len(store) != size:
+            raise ValueError(f"a {self._encoding} message has another size than it says")
+        return store.whole()
+
+    def _size(self) -> int:
+        """Return how long it will be, so that nothing is made of a bomb: gzip says so at its end, deflate nowhere."""
+        if self._encoding == "gzip":
+            return int.from_bytes(bytes(self._message[-4:]), "little")
+        size = 0
+        for piece in self._pieces():
+            size += len(piece)
+            if size > self._limit:
+                break
+        return size
+
+    def _pieces(self) -> Iterator[bytes]:
         inflater = self._inflater()
         view = memoryview(self._message)
-        pieces: list[bytes] = []
-        size = place = 0
+        place = 0
         while place < len(view) and not inflater.eof:
             given: Buffer = view[place : place + INLINE_BYTES]
             place += len(given)
             while not inflater.eof:
-                pieces.append(self._more(inflater, given, _PIECE))
-                size += len(pieces[-1])
-                if size > self._limit:
-                    raise ValueError(f"a message inflates to over {self._limit} bytes, which is the limit")
+                piece = self._more(inflater, given, _PIECE)
+                yield piece
                 given = inflater.unconsumed_tail
-                if not given and len(pieces[-1]) < _PIECE:
+                if not given and len(piece) < _PIECE:
                     break
         if place < len(view):
             raise ValueError(f"a {self._encoding} message has something behind it")
         self._judge(inflater)
-        store = Gathered(size)
-        for index, piece in enumerate(pieces):
-            pieces[index] = b""  # what is copied goes, or the message would be there twice
-            store.add(piece)
-        return store.whole()
 
     def _inflater(self) -> zlib._Decompress:
         return zlib.decompressobj(wbits=31 if self._encoding == "gzip" else 15)

@@ -22,7 +22,7 @@ from serving.grpc_api.server import GrpcServer
 from serving.http_api.app import create_app
 from serving.settings import Settings
 from tests.conftest import MODELS, running
-from tests.grpc_api.test_http2 import PATH, Request, Wire, call, framed, headers, infer
+from tests.grpc_api.wire import PATH, Request, Wire, call, framed, headers, infer
 
 Wait = Callable[[Callable[[], bool]], None]
 
