@@ -183,8 +183,17 @@ def address(sock: socket.socket) -> str:
 
 
 def _grpc(settings: Settings, where: str) -> Callable[[Fleet, Metrics | None, Access, Bodies], Companion]:
-    from serving.grpc_api.server import GrpcServer  # noqa: PLC0415  only where gRPC is wanted
+    from serving.grpc_api.guard import Patience  # noqa: PLC0415  only where gRPC is wanted
+    from serving.grpc_api.server import GrpcServer  # noqa: PLC0415
 
+    patience = Patience(
+        head_s=settings.head_s,
+        body_s=settings.body_s,
+        write_s=settings.write_s,
+        idle_s=settings.keep_alive_s,
+        min_rate=settings.min_bytes_per_s,
+        connections=settings.max_connections,
+    )
     return lambda fleet, metrics, access, bodies: GrpcServer(
         fleet,
         metrics,
@@ -194,6 +203,7 @@ def _grpc(settings: Settings, where: str) -> Callable[[Fleet, Metrics | None, Ac
         deadline=settings.deadline_s,
         grace=settings.drain_s,
         max_bytes=settings.max_body_bytes,
+        patience=patience,
     )
 
 

@@ -22,7 +22,7 @@ from serving.access.key_store import KeyStore
 from serving.log_pipe import LogPipe
 from serving.logs import JsonLines, TextLines, configure
 from tests.conftest import MODELS, Server, running
-from tests.drills import hostile, overload, slow_clients
+from tests.drills import hostile, hostile_grpc, overload, slow_clients, slow_clients_grpc
 from tests.drills.drill import Report
 from tests.http_api.test_lane import BODY, PATH, connected, labels, post
 
@@ -49,10 +49,17 @@ def test_hostile_input_is_refused() -> None:
     assert report.kept, report.broken()
 
 
-def test_hostile_calls_are_refused() -> None:
-    """Calls that are reset, oversized or malformed are refused, tell nothing and leave nothing."""
+def test_hostile_frames_are_refused() -> None:
+    """Floods, lies and bombs over gRPC are refused or cut, tell nothing of the insides and leave nothing."""
     report = Report()
-    hostile.run_grpc(report, calls=500)
+    hostile_grpc.run(report, repetitions=2, timed=False)
+    assert report.kept, report.broken()
+
+
+def test_slow_clients_of_grpc_are_cut() -> None:
+    """Clients that trickle, stall, hold windows shut or take up room end in time, and take no more than their bound."""
+    report = Report()
+    slow_clients_grpc.run(report, sockets=30, patience=1.0, unread=40)
     assert report.kept, report.broken()
 
 

@@ -1,4 +1,4 @@
-"""One gRPC call on an HTTP/2 stream: its headers, its messages both ways, its deadline and its status.
+"""One gRPC call on an HTTP/2 stream: who may make it, its deadline, its answers and its status.
 
 Source: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
 """
@@ -7,34 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
-import zlib
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import quote_from_bytes
 
 import grpc
 
-from serving.engine.admission import Bodies
 from serving.errors import QueueFull, ServingError
-from serving.grpc_api.hpack import Pairs, literal
-from serving.grpc_api.http2 import END_HEADERS, END_STREAM, HEADERS, Connection, Stream, frame
-from serving.grpc_api.security import Judge
+from serving.grpc_api.connection import Connection
+from serving.grpc_api.frames import END_HEADERS, END_STREAM, HEADERS, frame
+from serving.grpc_api.head import Head, Method
+from serving.grpc_api.hpack import literal
+from serving.grpc_api.incoming import MOST_QUEUED, Incoming
 from serving.grpc_api.status import FAULT, status_of, trailers
-from serving.tensor_bytes import Gathered
 
 log = logging.getLogger("serving.grpc")
 
-MOST_CALLS = 8192
-"""Calls in progress in one worker; further ones are told RESOURCE_EXHAUSTED."""
-_MOST_QUEUED = 16
 _LONGEST_MESSAGE = 1024
-_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
-_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
-_ENCODINGS = (b"gzip", b"deflate", b"identity")
 
 # `:status 200`, then literals: the same bytes on every connection.
 OPENING = (
@@ -61,122 +51,29 @@ class Aborted(Exception):
         self.metadata = metadata
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
-    """What answers calls of one path; messages are read with `read`, which raises InvalidRequest, and made bytes with
-    `write`. judge: decides who may; None where anyone may.
-
-    unary: async (request, call) -> response. streaming: (requests, call) -> async iterator. whole: called with
-    (call, message bytes), and answers by itself, without a coroutine.
-    """
-
-    read: Callable[[bytes], Any]
-    write: Callable[[Any], bytes]
-    unary: Callable[[Any, Call], Awaitable[Any]] | None = None
-    streaming: Callable[[AsyncIterator[Any], Call], AsyncIterator[Any]] | None = None
-    whole: Callable[[Call, bytes | memoryview], None] | None = None
-    judge: Judge | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The headers of a call: its method (None: there is none), timeout in seconds, coding, and all of them.
-
-    refusal: what is wrong with them. admit: raises the ServingError of a caller who may not, each time anew, for keys
-    are withdrawn; None: anyone may.
-    """
-
-    method: Method | None
-    timeout: float | None
-    encoding: bytes
-    headers: Pairs
-    refusal: tuple[grpc.StatusCode, str] | None
-    admit: Callable[[], object] | None
-    loop: asyncio.AbstractEventLoop
-    most_bytes: int
-    bodies: Bodies
-
-    def open(self, connection: Connection, identity: int) -> Call:
-        """Begin a call of them."""
-        return Call(connection, identity, self)
-
-
-def head_of(
-    headers: Pairs,
-    methods: dict[bytes, Method],
-    *,
-    loop: asyncio.AbstractEventLoop,
-    most_bytes: int,
-    bodies: Bodies,
-) -> Head:
-    """Read the headers of a call; what is wrong with them is its answer."""
-    by_name = dict(headers)
-    path = by_name.get(b":path", b"")
-    method = methods.get(path)
-    refusal = None
-    timeout = None
-    encoding = by_name.get(b"grpc-encoding", b"identity")
-    if by_name.get(b":method") != b"POST" or not by_name.get(b"content-type", b"").startswith(b"application/grpc"):
-        refusal = grpc.StatusCode.INTERNAL, "this port speaks gRPC: POST with content-type application/grpc"
-    elif method is None:
-        refusal = grpc.StatusCode.UNIMPLEMENTED, f"there is no method {path[:128].decode('ascii', 'replace')}"
-    elif encoding not in _ENCODINGS:
-        refusal = grpc.StatusCode.UNIMPLEMENTED, "grpc-encoding is not one of identity, deflate, gzip"
-    given = by_name.get(b"grpc-timeout")
-    if given is not None:
-        found = _TIMEOUT.fullmatch(given)
-        if found is None:
-            refusal = grpc.StatusCode.INTERNAL, "grpc-timeout should be up to 8 digits and a unit"
-        else:
-            timeout = int(found[1]) * _UNITS[found[2]]
-    admit = method.judge(headers) if method is not None and method.judge is not None else None
-    return Head(method, timeout, encoding, headers, refusal, admit, loop, most_bytes, bodies)
-
-
-class Call(Stream):
+class Call(Incoming):
     """One call; also the context that its method gets."""
 
-    __slots__ = (
-        "_flag",
-        "_held",
-        "_messages",
-        "_opened",
-        "_prefix",
-        "_room",
-        "_store",
-        "_task",
-        "_wake",
-        "began",
-        "done",
-        "head",
-        "prediction",
-        "refused",
-    )
+    __slots__ = ("_opened", "_owed", "_room", "_task", "prediction")
+
+    connection: Connection
 
     def __init__(self, connection: Connection, identity: int, head: Head) -> None:
-        super().__init__(connection, identity)
-        self.head = head
-        self.began = time.monotonic()
-        self.done = False
+        super().__init__(connection, identity, head)
         self.prediction: Any = None
         """What answers this call without a coroutine; its `cancel` is called where the client leaves."""
-        self._messages: deque[bytes | memoryview] = deque()
-        self._store: Gathered | None = None
-        self._flag = 0
-        self._held = 0  # bytes of its messages that are counted
-        self._prefix = b""
         self._opened = False
+        self._owed = 0  # messages of a stream that were taken, less its answers
         self._room: asyncio.Event | None = None
         self._task: asyncio.Task[None] | None = None
-        self._wake: asyncio.Event | None = None
-        self.refused = head.refusal is not None
-        """Whether it was refused for its headers: nothing of what follows them is kept."""
         if head.refusal is not None:
+            self.refused = True
             # Answered once the stream is known to the connection.
             head.loop.call_soon(self.fail, *head.refusal)
             return
+        method = head.method
         try:
-            if connection.endpoint.in_progress >= MOST_CALLS:
+            if connection.endpoint.in_progress >= connection.most_calls and not (method and method.always):
                 raise QueueFull("this server has all the calls in progress that it takes: come back later")
             if head.admit is not None:
                 head.admit()
@@ -184,92 +81,11 @@ class Call(Stream):
             self.refused = True
             head.loop.call_soon(self.refuse, error.bare())
             return
-        if head.method is not None and head.method.streaming is not None:
+        if method is not None and method.streaming is not None:
             self._wake = asyncio.Event()
-            self._task = head.loop.create_task(self._stream(head.method))
+            self._task = head.loop.create_task(self._stream(method))
 
     # What the connection tells
-
-    def received(self, piece: bytes | memoryview) -> None:
-        """Take a piece of the messages: each stands behind a flag and its length."""
-        if self.done or self.refused:
-            return
-        if self._store is None and not self._prefix and len(piece) >= 5:
-            size = int.from_bytes(piece[1:5], "big")
-            if size == len(piece) - 5 and size <= self.head.most_bytes and isinstance(piece, bytes):
-                self._flag = piece[0]
-                self._took(piece[5:])
-                return
-        self._gather(piece)
-
-    def _gather(self, piece: bytes | memoryview) -> None:
-        while len(piece) and not self.done:
-            if self._store is None:
-                missing = 5 - len(self._prefix)
-                self._prefix += bytes(piece[:missing])
-                piece = piece[missing:]
-                if len(self._prefix) < 5:
-                    return
-                self._flag, size = self._prefix[0], int.from_bytes(self._prefix[1:], "big")
-                self._prefix = b""
-                if size > self.head.most_bytes:
-                    self.fail(
-                        grpc.StatusCode.RESOURCE_EXHAUSTED,
-                        f"the message has {size} bytes, and the limit is {self.head.most_bytes}",
-                    )
-                    return
-                if not self._hold(size):
-                    return
-                self._store = Gathered(size)
-            store = self._store
-            part = piece[: store.length - len(store)]
-            store.add(part)
-            piece = piece[len(part) :]
-            if len(store) < store.length:
-                return
-            self._store = None
-            self._took(store.whole())
-
-    def _hold(self, size: int) -> bool:
-        """Count a message in, unless it is small; return whether it may be held: else the call is refused."""
-        if size > Bodies.FREE:
-            try:
-                self.head.bodies.hold(size)
-            except QueueFull as error:
-                self.refuse(error)
-                return False
-            self._held += size
-        return True
-
-    def release(self, size: int) -> None:
-        """Count a message out that is not needed any more."""
-        if size > Bodies.FREE and self._held:
-            self._held -= size
-            self.head.bodies.held -= size
-
-    def _let_go(self) -> None:
-        self.head.bodies.held -= self._held
-        self._held = 0
-
-    def _took(self, message: bytes | memoryview) -> None:
-        if self._flag == 1 and self.head.encoding != b"identity":
-            packed = len(message)
-            try:
-                message = _inflated(message, self.head.encoding, self.head.most_bytes)
-            except ValueError as error:
-                self.fail(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-                return
-            if not self._hold(len(message)):
-                return
-            self.release(packed)
-        elif self._flag:
-            self.fail(grpc.StatusCode.INTERNAL, "a message is flagged as compressed, and no grpc-encoding says how")
-            return
-        self._messages.append(message)
-        if self._wake is not None:
-            self._wake.set()
-        elif len(self._messages) > 1:
-            self.fail(grpc.StatusCode.INVALID_ARGUMENT, "this method takes one message")
 
     def complete(self) -> None:
         """Answer: nothing more will come."""
@@ -277,7 +93,7 @@ class Call(Stream):
             self._wake.set()
             return
         method = self.head.method
-        if self.done or self.refused or method is None:
+        if self.done or self.refused or method is None or self._inflating is not None:
             return
         if not self._messages or self._prefix or self._store is not None:
             self.fail(grpc.StatusCode.INVALID_ARGUMENT, "the request has no whole message")
@@ -287,12 +103,10 @@ class Call(Stream):
         else:
             self._task = self.head.loop.create_task(self._unary(method))
 
-    def full(self) -> bool:
-        """Tell whether messages wait to be taken."""
-        return len(self._messages) >= _MOST_QUEUED
-
     def emptied(self) -> None:
         """Write on."""
+        if self.done:
+            self._let_go()
         if self._room is not None:
             self._room.set()
 
@@ -302,21 +116,30 @@ class Call(Stream):
             self.done = True
             self._drop()
             self._cancel_prediction()
+        self._let_go()  # an answer may still have waited
 
-    def _drop(self) -> None:
-        self._let_go()
-        self._store = None
-        self._messages.clear()
-        if self._task is not None and self._task is not asyncio.current_task(self.head.loop):
-            self._task.cancel()
+    def is_quiet(self) -> bool:
+        """Tell whether nothing is owed to the client: it has not sent a whole request, or has all its answers."""
+        if self.done or self.out is not None or self._messages:
+            return False
+        return self._owed <= 0 if self._wake is not None else not self.ended
 
-    def expire(self, now: float, deadline: float) -> None:
-        """End with DEADLINE_EXCEEDED where the client's time is over, or `deadline` seconds while it still sends."""
+    def look(self, now: float) -> None:
+        """End with DEADLINE_EXCEEDED where the client's time is over, or its message takes too long."""
+        if self.done:
+            return
         timeout = self.head.timeout
-        late = timeout is not None and now - self.began >= timeout
-        if not self.done and (late or (self._wake is None and not self.ended and now - self.began >= deadline)):
+        if timeout is not None and now - self.began >= timeout:
             self._cancel_prediction()
             self.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed")
+        elif self.is_late(now):
+            self.connection.guard.cut["slow_body"] += 1
+            self.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the message did not arrive in time, or came too slowly")
+
+    def _drop(self) -> None:
+        super()._drop()
+        if self._task is not None and self._task is not asyncio.current_task(self.head.loop):
+            self._task.cancel()
 
     def _cancel_prediction(self) -> None:
         if self.prediction is not None:
@@ -339,6 +162,7 @@ class Call(Stream):
     async def write(self, response: Any) -> None:
         """Send one of several responses; waits while the client takes none."""
         assert self.head.method is not None  # noqa: S101  only methods write
+        self._owed -= 1
         self._send(self.head.method.write(response))
         if self.out is not None and not self.done:
             self._room = asyncio.Event()
@@ -379,9 +203,15 @@ class Call(Stream):
             )
             connection.answer(self, frames, size)
             return
+        if size > min(connection.room, self.room):
+            try:
+                self.hold(size)  # until the client has taken it
+            except QueueFull as error:
+                self.done = False
+                self.refuse(error.bare())
+                return
         connection.transport.write(frame(HEADERS, END_HEADERS, self.id, OPENING))
-        connection.send(self, b"\0" + (size - 5).to_bytes(4, "big"))
-        connection.send(self, message)
+        connection.send(self, b"\0" + (size - 5).to_bytes(4, "big"), message)
         connection.finish(self, _FINE)
 
     def fail(self, code: grpc.StatusCode, details: str, metadata: tuple[tuple[str, str], ...] = ()) -> None:
@@ -446,30 +276,19 @@ class Call(Stream):
         while True:
             while self._messages:
                 message = self._messages.popleft()
-                if self.window < len(message) or len(self._messages) == _MOST_QUEUED // 2:
+                self._owed += 1
+                if self.window < len(message) or len(self._messages) == MOST_QUEUED // 2:
                     self.connection.refill(self)
                 if self.head.admit is not None:
                     self.head.admit()  # a stream may outlive the key that it began with
                 yield method.read(bytes(message))
-            if self.ended or self.done:
+                if method.read is not bytes:
+                    self.release(len(message))
+            if (self.ended and self._inflating is None) or self.done:
                 return
             self.connection.refill(self)
             self._wake.clear()
             await self._wake.wait()
-
-
-def _inflated(message: bytes | memoryview, encoding: bytes, limit: int) -> bytes:
-    """Inflate a message. Raises ValueError with what is wrong."""
-    inflater = zlib.decompressobj(wbits=31 if encoding == b"gzip" else 15)
-    try:
-        made = inflater.decompress(message, limit + 1)
-    except zlib.error:
-        raise ValueError(f"a message is not {encoding.decode()}, as grpc-encoding says") from None
-    if len(made) > limit:
-        raise ValueError(f"a message inflates to over {limit} bytes, which is the limit")
-    if not inflater.eof or inflater.unused_data:
-        raise ValueError(f"a {encoding.decode()} message is cut short or has something behind it")
-    return made
 
 
 def _escaped(text: str) -> bytes:

@@ -63,27 +63,59 @@ def _codes() -> dict[tuple[int, int], int]:
 _TABLE = _static()
 _SYMBOLS = _codes()
 _END = 256
+_LONGEST_REMEMBERED = 128
 
 
-@lru_cache(1024)
-def _huffman(text: bytes) -> bytes:
-    made = bytearray()
-    code = length = 0
+def _steps() -> tuple[list[list[tuple[int, bytes]]], frozenset[int]]:
+    """Return where four bits lead from each state, a begun code, and what they say; and where a string may end.
+
+    State -1 is none: there is no such code, or it is the end, which may not stand in a string.
+    """
+    begun = {(0, 0): 0}
+    for length, code in _SYMBOLS:
+        for more in range(1, length):
+            begun.setdefault((length - more, code >> more), len(begun))
+    steps = []
+    for length, code in begun:
+        row = []
+        for nibble in range(16):
+            at, said = (length, code), b""
+            for shift in (3, 2, 1, 0):
+                at = at[0] + 1, at[1] << 1 | (nibble >> shift & 1)
+                symbol = _SYMBOLS.get(at)
+                if symbol is not None and symbol != _END:
+                    said += bytes((symbol,))
+                    at = 0, 0
+            row.append((begun.get(at, -1), said))
+        steps.append(row)
+    return steps, frozenset(begun[length, (1 << length) - 1] for length in range(8))
+
+
+_STEPS, _ENDINGS = _steps()
+
+
+def _unpacked(text: bytes) -> bytes:
+    state = 0
+    made = []
     for byte in text:
-        for shift in range(7, -1, -1):
-            code = code << 1 | (byte >> shift & 1)
-            length += 1
-            symbol = _SYMBOLS.get((length, code))
-            if symbol is not None:
-                if symbol == _END:
-                    raise BadBlock("the end symbol stands in a string")
-                made.append(symbol)
-                code = length = 0
-            elif length > 30:
-                raise BadBlock("a string holds no code")
-    if length > 7 or code != (1 << length) - 1:
+        state, said = _STEPS[state][byte >> 4]
+        if state < 0:
+            raise BadBlock("a string holds no code")
+        made.append(said)
+        state, said = _STEPS[state][byte & 15]
+        if state < 0:
+            raise BadBlock("a string holds no code")
+        made.append(said)
+    if state not in _ENDINGS:
         raise BadBlock("a string is not filled up with ones")
-    return bytes(made)
+    return b"".join(made)
+
+
+_remembered = lru_cache(1024)(_unpacked)
+
+
+def _huffman(text: bytes) -> bytes:
+    return _remembered(text) if len(text) <= _LONGEST_REMEMBERED else _unpacked(text)
 
 
 class Decoder:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,15 +14,16 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from serving.access.access import Access
 from serving.engine.admission import Bodies
 from serving.fleet.fleet import Fleet
-from serving.grpc_api.call import Call, Head, Method, head_of
+from serving.grpc_api.call import Call
+from serving.grpc_api.connection import Connection
+from serving.grpc_api.frames import INTERNAL_ERROR
+from serving.grpc_api.guard import Guard, Patience
+from serving.grpc_api.head import Head, Method, head_of
 from serving.grpc_api.hpack import Pairs
-from serving.grpc_api.http2 import INTERNAL_ERROR, Connection
 from serving.grpc_api.messages import SERVICE, pool, reader
 from serving.grpc_api.service import Service
 from serving.metrics.metrics import Metrics
 
-PREFACE_S = 10.0
-"""Seconds in which a new connection must say that it speaks HTTP/2."""
 _SWEEP_S = 0.25
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -32,7 +32,7 @@ class GrpcServer:
     """`start` once models are loaded, `stop` to drain; both on the event loop.
 
     address: "host:port", shared by all workers with SO_REUSEPORT. deadline, grace (for calls in progress when it
-    stops): seconds. max_bytes: of one message.
+    stops): seconds. max_bytes: of one message. patience: with clients.
     """
 
     def __init__(
@@ -46,18 +46,20 @@ class GrpcServer:
         deadline: float,
         grace: float,
         max_bytes: int,
+        patience: Patience | None = None,
     ) -> None:
         self._fleet = fleet
         self._service = Service(fleet, metrics, access, deadline=deadline)
         self._address = address
-        self._deadline = deadline
         self._grace = grace
         self._max_bytes = max_bytes
         self._bodies = bodies
         self.in_progress = 0
+        self.guard = Guard(patience or Patience())
+        if metrics is not None:
+            self.guard.cut = metrics.cut
         self._methods: dict[bytes, Method] = {}
         self._watching: Method | None = None  # it never ends by itself
-        self._connections: dict[Connection, float] = {}
         self._health: Any = health.aio.HealthServicer()
         self._following: asyncio.Task[None] | None = None
         self._server: asyncio.Server | None = None
@@ -103,7 +105,7 @@ class GrpcServer:
     def _all_methods(self) -> dict[bytes, Method]:
         made = {f"/{SERVICE}/{name}".encode(): method for name, method in self._service.methods().items()}
         checked, status = reader(health_pb2.HealthCheckRequest), health_pb2.HealthCheckResponse.SerializeToString
-        made[f"/{_HEALTH}/Check".encode()] = Method(checked, status, unary=self._health.Check)
+        made[f"/{_HEALTH}/Check".encode()] = Method(checked, status, unary=self._health.Check, always=True)
         self._watching = made[f"/{_HEALTH}/Watch".encode()] = Method(checked, status, streaming=self._watch)
         servicer: Any = reflection.aio.ReflectionServicer((SERVICE, _HEALTH, reflection.SERVICE_NAME), pool=pool)
         made[f"/{reflection.SERVICE_NAME}/ServerReflectionInfo".encode()] = Method(
@@ -121,29 +123,19 @@ class GrpcServer:
 
     # What connections ask
 
-    def made(self, connection: Connection) -> None:
-        """Take note of a new connection."""
-        self._connections[connection] = time.monotonic()
-
-    def gone(self, connection: Connection) -> None:
-        """Take note of one that has ended."""
-        self._connections.pop(connection, None)
-        if not self._connections:
+    def gone(self) -> None:
+        """Take note that a connection has ended."""
+        if not self.guard.connections:
             self._quiet.set()
 
     def head(self, headers: Pairs) -> Head:
         """Read the headers of a call."""
-        return head_of(headers, self._methods, loop=self._loop, most_bytes=self._max_bytes, bodies=self._bodies)
+        return head_of(
+            headers, self._methods, loop=self._loop, most_bytes=self._max_bytes, bodies=self._bodies, begin=Call
+        )
 
     def _sweep(self) -> None:
-        """End calls whose time is over, and connections that say nothing."""
-        now = time.monotonic()
-        for connection, since in list(self._connections.items()):
-            if not connection.prefaced and now - since > PREFACE_S:
-                connection.transport.abort()
-            for stream in list(connection.streams.values()):
-                if isinstance(stream, Call):
-                    stream.expire(now, self._deadline)
+        self.guard.sweep()
         self._sweeping = self._loop.call_later(_SWEEP_S, self._sweep)
 
     async def stop(self) -> None:
@@ -161,16 +153,16 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(0)  # who watches is told before the connection goes
         self._quiet.clear()
-        for connection in list(self._connections):
+        for connection in list(self.guard.connections):
             for stream in list(connection.streams.values()):
                 if isinstance(stream, Call) and stream.head.method is self._watching:
                     stream.fail(grpc.StatusCode.UNAVAILABLE, "the server is going away")
             connection.drain()
-        if self._connections:
+        if self.guard.connections:
             try:
                 await asyncio.wait_for(self._quiet.wait(), self._grace)
             except TimeoutError:
-                for connection in list(self._connections):
+                for connection in list(self.guard.connections):
                     connection.end(INTERNAL_ERROR, "the time to finish is over")
                     connection.transport.abort()
         if self._sweeping is not None:

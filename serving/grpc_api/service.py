@@ -10,10 +10,11 @@ from typing import Any
 from google.protobuf.json_format import ParseDict
 
 from serving.access.access import Access
-from serving.errors import InvalidRequest, ModelNotFound, NotReady, ServingError
+from serving.errors import InvalidRequest, ModelNotFound, NotReady, QueueFull, ServingError
 from serving.fleet import description, transitions
 from serving.fleet.fleet import Fleet
-from serving.grpc_api.call import Call, Method
+from serving.grpc_api.call import Call
+from serving.grpc_api.head import Method
 from serving.grpc_api.infer_wire import field, parsed
 from serving.grpc_api.messages import STREAM, UNARY, message, pool, reader
 from serving.grpc_api.prediction import Prediction, Predictor
@@ -114,7 +115,7 @@ class Service:
 
     async def stream(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
         """Predict for each request of a stream, several at a time; answers carry the ids and come as they are done."""
-        answers: asyncio.Queue[bytes | None] = asyncio.Queue()
+        answers: asyncio.Queue[tuple[bytes, int] | None] = asyncio.Queue()
         room = asyncio.Semaphore(MOST_IN_FLIGHT)
         running: dict[int, Prediction] = {}
 
@@ -128,20 +129,24 @@ class Service:
                     number += 1
             except ServingError as error:  # the caller's key was withdrawn: what was asked before is still answered
                 refusal = error
-            for _ in range(MOST_IN_FLIGHT):  # all of it is free once all are answered
+            for _ in range(MOST_IN_FLIGHT):  # all of it is free once all answers are taken
                 await room.acquire()
             if refusal is not None:
                 raise refusal
 
         def one(number: int, request: bytes) -> None:
             def finish(made: bytes | ServingError) -> None:
-                room.release()
+                running.pop(number, None)
                 call.release(len(request))
                 if isinstance(made, bytes):
-                    answers.put_nowait(field(_RESPONSE, made, _FINAL))
+                    try:
+                        call.hold(len(made))  # until the client has taken it
+                    except QueueFull as error:
+                        made = error.bare()
+                if isinstance(made, bytes):
+                    answers.put_nowait((field(_RESPONSE, made, _FINAL), len(made)))
                 else:
-                    answers.put_nowait(self._failed(request, made))
-                running.pop(number, None)
+                    answers.put_nowait((self._failed(request, made), 0))
 
             prediction = self._predictor.start(request, call.head.headers, call.time_remaining(), finish)
             if not prediction.finished:
@@ -151,7 +156,9 @@ class Service:
         reading.add_done_callback(lambda _: answers.put_nowait(None))
         try:
             while (answer := await answers.get()) is not None:
-                yield answer
+                yield answer[0]
+                call.release(answer[1])
+                room.release()
             reading.result()
         finally:
             reading.cancel()
@@ -190,6 +197,7 @@ class Service:
                 message(f"{name}Response").SerializeToString,
                 unary=call,
                 judge=judge_of(self._access, name),
+                always=name in ("ServerLive", "ServerReady"),
             )
             for name, call in unary.items()
         }

@@ -77,7 +77,8 @@ class Codec:
 
     def _wanted(self, outputs: Any) -> tuple[Wanted, ...]:
         asked = []
-        for index, output in enumerate(outputs):
+        # One more than the model has is one too many already, whatever it is.
+        for index, output in enumerate(outputs[: len(self._ports.outputs) + 1]):
             _refuse_shared(output.parameters, f"/outputs/{index}")
             asked.append((output.name, True, _whole(output.parameters, "classification", f"/outputs/{index}")))
         return self._ports.wanted(asked)

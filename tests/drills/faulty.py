@@ -10,7 +10,7 @@ module anew):
   "crash_at_start"    every worker dies before it is ready
   "clock": seconds    the wall clock jumps by so much a second after the start
   "off": [names]      defences that are switched off, for controls: bisection, departed, quarantine, hang, polite,
-                      respawn, shrink
+                      respawn, shrink; of gRPC: calm, blocks, counted
 """
 
 from __future__ import annotations
@@ -97,6 +97,19 @@ def _off(name: str) -> None:
         from serving.http_api.lane import Lane
 
         Lane.shutdown = lambda self: self.transport.close()  # type: ignore[method-assign]
+    elif name in ("calm", "blocks", "counted"):
+        _off_in_grpc(name)
+
+
+def _off_in_grpc(name: str) -> None:
+    from serving.grpc_api import hpack, incoming, reading
+
+    if name == "calm":
+        reading.Reading.tire = lambda self, kind: None  # type: ignore[method-assign]
+    elif name == "blocks":
+        hpack.MOST_BYTES = reading.MOST_BYTES = 2**30
+    else:
+        incoming.Incoming.hold = lambda self, size: None  # type: ignore[method-assign]
 
 
 if FAULTS:

@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
 import httpx2 as httpx
 
-from serving.grpc_api.messages import message
 from tests.conftest import Server, running
 from tests.drills.drill import Report, drill
 
@@ -175,7 +173,7 @@ def run(report: Report, *, repetitions: int = 100, junk: int = 100_000, timed: b
                     slow[name] = min(slow[name], answer[1])
                     worst = max(worst, resident_mib(server))
             _ask_junk(server, junk)
-            after = _settled(server, before + MEMORY_MIB / 4)
+            after = settled(server, before + MEMORY_MIB / 4)
             wrong = sorted(
                 name
                 for name, (status, _, _) in answers.items()
@@ -190,7 +188,7 @@ def run(report: Report, *, repetitions: int = 100, junk: int = 100_000, timed: b
             if timed:  # how much there is at once depends on how fast the machine lets go of it
                 report.at_most(f"{lane}: memory above the baseline while it lasts", worst - before, MEMORY_MIB, "MiB")
             report.at_most(f"{lane}: memory kept", after - before, MEMORY_MIB / 4, "MiB")
-            report.exactly(f"{lane}: lines of the log that are no JSON object", _broken_lines(server), 0)
+            report.exactly(f"{lane}: lines of the log that are no JSON object", broken_lines(server), 0)
             report.exactly(
                 f"{lane}: a good request is answered", ask(server, post(b'{"instances":[[1,2,3,4]]}'))[0], 200
             )
@@ -200,57 +198,6 @@ def run(report: Report, *, repetitions: int = 100, junk: int = 100_000, timed: b
     with running("--max-head-bytes", str(2**24)) as server:
         status, _, _ = ask(server, heavy()["16 KiB of URL"])
     report.control("without the bound on heads a long one is read, and answered 404", status == 404)
-
-
-@drill("hostile_grpc", "calls that are reset, oversized or malformed are refused, and leave nothing")
-def run_grpc(report: Report, *, calls: int = 20_000) -> None:
-    """`calls`: begun and cancelled at once."""
-    with running("--grpc-port", "0", "--log-format", "json") as server:
-        address = _grpc_address(server)
-        with grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
-            infer = channel.unary_unary(
-                "/inference.GRPCInferenceService/ModelInfer",
-                lambda made: made if isinstance(made, bytes) else made.SerializeToString(),
-                message("ModelInferResponse").FromString,
-            )
-            request = _grpc_request()
-            assert len(infer(request, timeout=20).outputs) > 0
-            bad = {
-                "oversized": bytes(17 * 2**20),
-                "not a message": b"\xff" * 100,
-                "huge dims": _grpc_request(shape=(2**40, 2**40)),
-                "negative dims": _grpc_request(shape=(-1, 4)),
-                "100,000 outputs": _grpc_request(outputs=100_000),
-                "path": _grpc_request(name="../../etc"),
-            }
-            _refusals(infer, bad)
-            _reset(infer, request, 500)
-            before = resident_mib(server)
-            _reset(infer, request, calls)
-            codes, told = _refusals(infer, bad)
-            wrong = sorted(
-                f"{name} {code}" for name, code in codes.items() if code in ("OK", "UNKNOWN", "DEADLINE_EXCEEDED")
-            )
-            report.exactly(f"pieces not refused {' '.join(wrong)}".rstrip(), len(wrong), 0)
-            report.exactly("answers that tell of the insides", told, 0)
-            assert len(infer(request, timeout=20).outputs) > 0
-            report.at_most(
-                f"memory after {calls} calls that were reset", resident_mib(server) - before, MEMORY_MIB, "MiB"
-            )
-            report.exactly("lines of the log that are no JSON object", _broken_lines(server), 0)
-
-
-def _refusals(infer: Any, bad: dict[str, Any]) -> tuple[dict[str, str], int]:
-    """Return the status of each call, and how many of the texts tell of the insides."""
-    codes, told = {}, 0
-    for name, piece in bad.items():
-        try:
-            infer(piece, timeout=20)
-            codes[name] = "OK"
-        except grpc.RpcError as error:
-            codes[name] = error.code().name  # type: ignore[attr-defined]
-            told += bool(SECRETS.search(error.details().encode()))  # type: ignore[attr-defined]
-    return codes, told
 
 
 def ask(server: Server, piece: bytes) -> tuple[int, float, bytes]:
@@ -313,7 +260,7 @@ def _series(server: Server) -> int:
     return sum(not line.startswith("#") for line in text.splitlines())
 
 
-def _settled(server: Server, bound: float) -> float:
+def settled(server: Server, bound: float) -> float:
     """Return the resident memory once it is below `bound`; Python collects among 20 s of good requests at the most."""
     until = time.monotonic() + 20
     while (now := resident_mib(server)) > bound and time.monotonic() < until:
@@ -331,7 +278,7 @@ def resident_mib(server: Server) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def _broken_lines(server: Server) -> int:
+def broken_lines(server: Server) -> int:
     """Count lines behind the announcement that are not one JSON object each."""
     lines = server.output().partition("docs: ")[2].splitlines()[1:]
     broken = 0
@@ -341,24 +288,3 @@ def _broken_lines(server: Server) -> int:
         except ValueError:
             broken += 1
     return broken
-
-
-def _grpc_address(server: Server) -> str:
-    found = re.search(r"gRPC: (\S+)", server.output())
-    assert found is not None
-    return found[1]
-
-
-def _grpc_request(name: str = "iris", shape: tuple[int, ...] = (1, 4), outputs: int = 0) -> Any:
-    request = message("ModelInferRequest")(model_name=name)
-    tensor = request.inputs.add(name="features", datatype="FP32", shape=shape)
-    tensor.contents.fp32_contents.extend([5.1, 3.5, 1.4, 0.2])
-    for index in range(outputs):
-        request.outputs.add(name=f"o{index}")
-    return request
-
-
-def _reset(infer: Any, request: Any, calls: int) -> None:
-    """Begin calls and cancel each at once, as a rapid reset does."""
-    for _ in range(calls):
-        infer.future(request).cancel()

@@ -14,15 +14,15 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.engine.request import LOW
-from serving.grpc_api import call as calls
-from serving.grpc_api.http2 import CANCEL, DATA, END_HEADERS, GOAWAY, HEADERS, PING, RST_STREAM, frame, number
+from serving.grpc_api import connection as connections
+from serving.grpc_api.frames import CANCEL, DATA, END_HEADERS, GOAWAY, HEADERS, PING, RST_STREAM, frame, number
 from serving.grpc_api.infer_wire import cut_up
 from serving.grpc_api.messages import SERVICE, message
 from serving.grpc_api.server import GrpcServer
 from serving.http_api.app import create_app
 from serving.settings import Settings
 from tests.conftest import MODELS, running
-from tests.grpc_api.test_http2 import PATH, Request, Wire, call, framed, headers, infer
+from tests.grpc_api.wire import PATH, Request, Wire, call, framed, headers, infer
 
 Wait = Callable[[Callable[[], bool]], None]
 
@@ -78,7 +78,7 @@ def test_a_planned_request_keeps_its_priority(app: Any) -> None:
 
 def test_calls_in_progress_are_bounded(app: Any, monkeypatch: pytest.MonkeyPatch, eventually: Wait) -> None:
     """Where a worker has all the calls that it takes, the next is told so, and taken again when one has ended."""
-    monkeypatch.setattr(calls, "MOST_CALLS", 2)
+    monkeypatch.setattr(connections, "MOST_CALLS", 2)
     with Wire(app.state.companion.port) as wire:
         for stream in (1, 3):
             wire.send(frame(HEADERS, END_HEADERS, stream, headers()))

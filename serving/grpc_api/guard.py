@@ -1,0 +1,67 @@
+"""What all gRPC connections of one worker share: how long clients are waited for, and who is cut."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True, frozen=True)
+class Patience:
+    """How long a connection is waited for, in seconds, and how much it may take.
+
+    head_s: from connecting to the first settings, from the first byte of a frame or a block of headers to its last; a
+    message's rate counts after it. body_s: all of a message. write_s: a client that takes nothing of its answer.
+    idle_s: without a call. min_rate: bytes a second, of a message and of an answer. connections: of one worker.
+    frames: that bring nothing (pings, settings, resets, empty data) before the connection is cut, and frames_s of them
+    each second from then on.
+    """
+
+    head_s: float = 5.0
+    body_s: float = 120.0
+    write_s: float = 30.0
+    idle_s: float = 75.0
+    min_rate: int = 500
+    connections: int = 4096
+    frames: int = 1000
+    frames_s: int = 250
+
+
+@dataclass(slots=True)
+class Guard:
+    """The connections of one worker, looked at a few times a second: no timer belongs to one of them."""
+
+    patience: Patience = field(default_factory=Patience)
+    now: float = field(default_factory=time.monotonic)
+    """A coarse clock, moved by `sweep`."""
+    cut: Counter[str] = field(default_factory=Counter)
+    """Connections, and streams, that this side ended, by reason."""
+    connections: set[Any] = field(default_factory=set)
+    spare: int = 32
+    """Connections beyond the cap that are taken to answer health."""
+
+    def sweep(self) -> None:
+        """Cut what takes too long, and forgive what was long ago."""
+        before, self.now = self.now, time.monotonic()
+        forgiven = int(self.patience.frames_s * (self.now - before))
+        for connection in list(self.connections):
+            connection.look(self.now)
+            connection.idle_frames = max(0, connection.idle_frames - forgiven)
+
+    def room(self) -> int:
+        """Return how many connections more are taken, the spare ones too; closes such as have long been quiet."""
+        most = self.patience.connections
+        if len(self.connections) < most or self._make_room():
+            return self.spare + 1
+        return most + self.spare - len(self.connections)
+
+    def _make_room(self) -> bool:
+        """Close a sixteenth of all that are quiet, those first that were told to go; tell whether there is room now."""
+        if any(connection.transport.is_closing() for connection in self.connections):
+            return True  # made a moment ago
+        quiet = sorted((c for c in self.connections if c.is_quiet()), key=lambda c: (bool(c.streams), c.since))
+        for connection in quiet[: max(1, self.patience.connections // 16)]:
+            connection.make_room()
+        return bool(quiet)
