@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+from serving.http_api.answer import HeaderList
 from serving.tensor_bytes import Buffer
 from serving.tensors import Tensors
 
@@ -39,9 +40,9 @@ class Blobs(NamedTuple):
 
 
 class Mixed(NamedTuple):
-    """An answer of JSON, `length` bytes, with raw tensors behind it."""
+    """An answer of JSON with raw tensors behind it. `headers` tell where they begin, and are shared by many answers."""
 
-    length: int
+    headers: HeaderList
     body: bytes | Blobs
 
 

@@ -202,8 +202,11 @@ class Call(Request):
         """Write the answer, compressed for who wants that; None, and a line in the log, where it can't be."""
         try:
             made = self.target.codec.encode(outputs, self.context)
-            if type(made) is bytes and len(made) < COMPRESS_FROM:
-                return made, NO_HEADERS, JSON
+            if isinstance(made, bytes):
+                if len(made) < COMPRESS_FROM:
+                    return made, NO_HEADERS, JSON
+            elif isinstance(made.body, bytes) and len(made.body) < COMPRESS_FROM:
+                return made.body, made.headers, BINARY
             return self._dressed(made)
         except Exception:  # one answer that can't be written must not take the batch's other answers along
             log.exception("an answer could not be encoded")
@@ -213,7 +216,7 @@ class Call(Request):
         headers: HeaderList = []
         body: bytes | Blobs
         if isinstance(made, Mixed):
-            headers.append((LENGTH, b"%d" % made.length))
+            headers += made.headers
             kind, body = BINARY, made.body
         else:
             kind, body = JSON, made
