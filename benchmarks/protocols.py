@@ -7,6 +7,7 @@ libraries on LD_LIBRARY_PATH) gRPC is also measured with that.
 from __future__ import annotations
 
 import argparse
+import gzip
 import http.client
 import json
 import os
@@ -19,6 +20,7 @@ import time
 import timeit
 import urllib.parse
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -80,6 +82,17 @@ def wide(folder: Path) -> None:
     (folder / "wide" / "1").mkdir(parents=True)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     save(model, folder / "wide" / "1" / "model.onnx")
+
+
+def echo(folder: Path) -> None:
+    """Write a model that answers as much as it is given: each number, negated."""
+    given, answered = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", WIDTH]) for name in ("features", "negated")
+    )
+    graph = helper.make_graph([helper.make_node("Neg", ["features"], ["negated"])], "echo", [given], [answered])
+    (folder / "echo" / "1").mkdir(parents=True)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    save(model, folder / "echo" / "1" / "model.onnx")
 
 
 def json_body(rows: np.ndarray) -> bytes:
@@ -302,33 +315,92 @@ def best(call: Callable[[], Any]) -> float:
     return min(timeit.repeat(call, number=10, repeat=15)) / 10
 
 
-def held_loop(models: Path, folder: Path, seconds: float) -> list[Finding]:
+@dataclass(frozen=True)
+class Long:
+    """A request of many bytes, or whose answer has many."""
+
+    what: str
+    path: str
+    body: bytes
+    headers: dict[str, str]
+
+
+def long_requests() -> list[Long]:
+    """Make one of each form."""
+    wide, forest, length = "/v2/models/wide/infer", "/v1/models/forest:predict", "inference-header-content-length"
+    rows = np.random.default_rng(1).random((1400, WIDTH)).round(7)
+    flat = json_body(rows)
+    nested = {"name": "features", "datatype": "FP32", "shape": list(rows.shape), "data": rows.tolist()}
+    raw, head = binary_body(np.zeros((3900, WIDTH)))
+    numbers, numbers_head = binary_body(rows)
+    as_json = numbers[:numbers_head].replace(b"true", b"false")
+    data = load_breast_cancer()
+    names = [str(name) for name in data.feature_names]
+    cells = np.resize(data.data, (4000, 30)) * 1.000123
+    by_name = {"instances": [dict(zip(names, row, strict=True)) for row in cells[:3900].tolist()]}
+    columns = {"inputs": dict(zip(names, cells.T.tolist(), strict=True))}
+
+    def made(what: str, path: str, body: Any, **headers: str) -> Long:
+        whole = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return Long(
+            f"{what}, {len(whole) / 1e6:.0f} MB", path, whole, {k.replace("_", "-"): v for k, v in headers.items()}
+        )
+
+    return [
+        made("v2 JSON", wide, flat),
+        made("v2 JSON, nested", wide, {"inputs": [nested]}),
+        made("v2 JSON, gzip", wide, gzip.compress(flat, 1), content_encoding="gzip"),
+        made("v2 binary", wide, raw, **{length: str(head)}),
+        made(
+            "v2 binary, deflate",
+            wide,
+            zlib.compress(numbers, 1),
+            content_encoding="deflate",
+            **{length: str(numbers_head)},
+        ),
+        made("V1 by name", forest, by_name),
+        made("V1 by position", forest, {"instances": cells.tolist()}),
+        made("V1 columns", forest, columns),
+        made(
+            "v2 binary, answered in 15 MB of JSON",
+            "/v2/models/echo/infer",
+            as_json + numbers[numbers_head:],
+            **{length: str(len(as_json))},
+        ),
+        made(
+            "the same answer, gzip",
+            "/v2/models/echo/infer",
+            as_json + numbers[numbers_head:],
+            accept_encoding="gzip",
+            **{length: str(len(as_json))},
+        ),
+        made("v2 binary, answered in as much", "/v2/models/echo/infer", raw, **{length: str(head)}),
+        made("V1 by position, answered in 15 MB", "/v1/models/echo:predict", {"instances": rows.tolist()}),
+    ]
+
+
+def held_loop(models: Path, folder: Path, seconds: float, only: str = ".") -> list[Finding]:
     """Large bodies one after the other on two connections, and meanwhile a probe on the worker's own event loop."""
-    bodies = {
-        "v2 JSON, 15 MB": ("/v2/models/wide/infer", json_body(np.random.default_rng(1).random((1400, WIDTH)).round(7))),
-        "V1 JSON, 5 MB": ("/v1/models/forest:predict", v1_body(4000)),
-        "v2 binary, 15 MB": ("/v2/models/wide/infer", binary_body(np.zeros((3900, WIDTH)))),
-    }
     findings = []
-    for name, (path, body) in bodies.items():
-        payload, head = body if isinstance(body, tuple) else (body, None)
+    for each in long_requests():
+        if not re.search(only, each.what):
+            continue
         log = folder / "lags"
         probe = (sys.executable, "-m", "benchmarks.lag", str(models), str(log), "{port}")
         with running(Contestant("lag", probe, {}, "/v2/health/ready"), folder, None) as (port, _, _):
-            sent = hammer(f"http://127.0.0.1:{port}{path}", payload, head, seconds)
-        lags = np.sort(np.fromstring(log.read_text(), sep="\n"))
-        quiet, lags = lags[0], lags[1:]
+            sent = hammer(f"http://127.0.0.1:{port}{each.path}", each.body, each.headers, seconds)
+        lags = np.sort(np.fromstring(log.read_text(), sep="\n")[1:])
+        quiet = float(log.read_text().split("\n", 1)[0])
         findings += [
-            Finding(f"event loop held, {name}, {sent} bodies: p99", float(np.quantile(lags, 0.99)) * 1e3, "ms"),
-            Finding(f"event loop held, {name}: longest", float(lags[-1]) * 1e3, "ms", LOOP_S * 1e3, most=True),
-            Finding("the same without any load: longest", float(quiet) * 1e3, "ms"),
+            Finding(f"event loop held, {each.what}, {sent} bodies: p99", float(np.quantile(lags, 0.99)) * 1e3, "ms"),
+            Finding(f"event loop held, {each.what}: longest", float(lags[-1]) * 1e3, "ms", LOOP_S * 1e3, most=True),
+            Finding("the same without any load: longest", quiet * 1e3, "ms"),
         ]
     return findings
 
 
-def hammer(url: str, body: bytes, json_bytes: int | None, seconds: float) -> int:
+def hammer(url: str, body: bytes, headers: dict[str, str], seconds: float) -> int:
     """Send a body on two connections for a while; return how often."""
-    headers = {} if json_bytes is None else {"inference-header-content-length": str(json_bytes)}
     parts = urllib.parse.urlsplit(url)
     until = time.monotonic() + seconds
 
@@ -347,12 +419,6 @@ def hammer(url: str, body: bytes, json_bytes: int | None, seconds: float) -> int
 
     with ThreadPoolExecutor(2) as senders:
         return sum(sender.result() for sender in [senders.submit(send), senders.submit(send)])
-
-
-def v1_body(rows: int) -> bytes:
-    """Write rows by position."""
-    data = np.resize(load_breast_cancer().data, (rows, 30)) * 1.000123
-    return json.dumps({"instances": data.tolist()}, separators=(",", ":")).encode()
 
 
 def show(findings: list[Finding], console: Console) -> None:
@@ -381,6 +447,7 @@ def main(arguments: list[str] | None = None) -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         subprocess.run([sys.executable, "-W", "ignore", "-m", "training", "forest", "--to", str(models)], check=True)
         wide(models)
+        echo(models)
         parts: dict[str, Callable[[], list[Finding]]] = {
             "small_rows": lambda: small_rows(models, folder, given.rounds, given.seconds),
             "megabyte": lambda: megabyte(models, folder, given.rounds, given.seconds),

@@ -91,12 +91,19 @@ def allow_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def let_threads_turn() -> None:
+    """Bound how long a thread that works in Python may keep the event loop waiting at each of the loop's turns.
+
+    Such as for a long body, or a version being loaded. At Python's own 5 ms the slowest answers took twice as long;
+    throughput is the same.
+    """
+    sys.setswitchinterval(0.0005)
+
+
 def work(given: Assignment) -> None:
     """Be one worker: build the application and serve it from the shared socket, and gRPC at the address of another."""
     settings = given.settings
-    # How long a thread that works in Python (a long body, a version being loaded) may keep the event loop waiting, at
-    # each of its turns. At Python's own 5 ms the slowest answers took twice as long; throughput is the same.
-    sys.setswitchinterval(0.0005)
+    let_threads_turn()
     # Until it serves there is nothing to finish; uvicorn takes both signals when it starts.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides

@@ -84,16 +84,19 @@ class Rows:
         """Make the feeds of validated columns, in feature order, each with one cell a row."""
         if self._matrix:
             return self.arrays(list(zip(*columns, strict=True)))
-        return tuple(self._column(index, values) for index, values in enumerate(columns))
+        return tuple(self.column(index, values) for index, values in enumerate(columns))
 
-    def _column(self, index: int, values: Sequence[Any]) -> Array:
-        spec = self.signature.inputs[index]
+    def column(self, index: int, values: Sequence[Any]) -> Array:
+        """Make the array of one feature's validated cells, one a row: of a matrix its column, else a whole feed."""
+        spec = self.signature.inputs[0 if self._matrix else index]
         if spec.datatype == "BYTES":
             values = ["" if v is None else v for v in values]
         array: Array = np.array(values, dtype=NUMPY[spec.datatype])
         if array.dtype.hasobject and array.size and isinstance(array.flat[0], list):
             # numpy refuses ragged numbers, and takes ragged strings as a column of lists.
             raise ValueError("rows have different shapes")
+        if self._matrix:
+            return array
         if self.signature.batch == "none":
             return array[0] if array.dtype != object else np.array(values[0], dtype=object)
         # A scalar feature is a [batch, 1] column for most exporters and [batch] for some.

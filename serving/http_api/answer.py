@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import re
 import secrets
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from serving.errors import (
@@ -129,8 +128,9 @@ def accepted_coding(accept_encoding: bytes | None) -> bytes | None:
     return None
 
 
-def compressed(body: bytes, coding: bytes) -> bytes:
-    """Compress an answer; the level that costs least, since the wire is rarely the limit."""
-    if coding == b"deflate":
-        return zlib.compress(body, level=1)
-    return gzip.compress(body, compresslevel=1, mtime=0)
+def compressed(pieces: Iterable[bytes | memoryview], coding: bytes) -> list[bytes]:
+    """Compress an answer, piece by piece; the level that costs least, since the wire is rarely the limit."""
+    deflater = zlib.compressobj(1, wbits=15 if coding == b"deflate" else 31)
+    made = [deflater.compress(piece) for piece in pieces]
+    made.append(deflater.flush())
+    return [part for part in made if part]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from serving.http_api.answer import HeaderList
 from serving.tensor_bytes import Buffer
 from serving.tensors import Tensors
 
@@ -13,6 +14,12 @@ LENGTH = b"inference-header-content-length"
 
 INLINE_BYTES = 64 * 1024
 """Bodies above it are decoded on a thread: decoding them in place would hold the event loop for milliseconds."""
+
+RAW_INLINE_BYTES = 2 * 1024 * 1024
+"""The same for raw tensors of numbers: a look at each of so many takes half a millisecond."""
+
+PIECE_BYTES = 256 * 1024
+"""Bytes of a large answer that are worked on at a time, so that other threads get the interpreter in between."""
 
 
 class Decoded(NamedTuple):
@@ -33,15 +40,17 @@ class Blobs(NamedTuple):
     size: int
     parts: Sequence[bytes | memoryview]
 
-    def joined(self) -> bytes:
-        """Return the body as one piece, for who can't take it in parts."""
-        return b"".join(self.parts)
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """Give the body in parts of PIECE_BYTES at most, for who has to copy them."""
+        for part in self.parts:
+            for at in range(0, len(part), PIECE_BYTES):
+                yield part[at : at + PIECE_BYTES]
 
 
 class Mixed(NamedTuple):
-    """An answer of JSON, `length` bytes, with raw tensors behind it."""
+    """An answer of JSON with raw tensors behind it. `headers` tell where they begin, and are shared by many answers."""
 
-    length: int
+    headers: HeaderList
     body: bytes | Blobs
 
 
@@ -58,5 +67,5 @@ class Codec(Protocol):
     def slow_answer(self, context: Any) -> bool:
         """Tell whether a large answer takes time to write: all but raw tensors, which are sent as they lie."""
 
-    def encode(self, outputs: Tensors, context: Any) -> bytes | Mixed:
+    def encode(self, outputs: Tensors, context: Any) -> bytes | Blobs | Mixed:
         """Write the answer; `context` is what `decode` returned with the feeds."""

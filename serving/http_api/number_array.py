@@ -1,4 +1,4 @@
-"""Reads a long flat JSON array of numbers piece by piece, so that other threads get the interpreter in between.
+"""Reads a long JSON array of numbers, flat or nested, in pieces, so that other threads get the interpreter in between.
 
 A JSON parser holds the interpreter from its first byte to its last: 16 MB at once would stop the event loop for a
 tenth of a second. Pieces that fit the processor's cache are also read twice as fast.
@@ -21,6 +21,7 @@ _HANDOVER_S = 20e-6
 _LONGEST_SKELETON = 2048
 STAND_IN = [0.5]
 """What the skeleton has in place of the long array; no shape can be this."""
+_NO_STRUCTURE = b"0123456789+-.eE \t\r\n"
 
 
 class Split(NamedTuple):
@@ -32,14 +33,14 @@ class Split(NamedTuple):
 
 
 def split(body: bytes | bytearray) -> Split | None:
-    """Find the long array of a document with three arrays, as a v2 request with one flat tensor has; else None."""
+    """Find the long array of a document with three arrays, as a v2 request with one tensor has; else None."""
     first = body.find(b"[", 0, _LONGEST_SKELETON)
     second = body.find(b"[", first + 1, _LONGEST_SKELETON)
     end = body.find(b"]", second + 1, _LONGEST_SKELETON)
     start = second
     if first < 0 or second < 0:
         return None
-    if end >= 0:  # the second array is short, the shape: the third is the data
+    if end >= 0 and not nested(body, second + 1):  # the second array is short, the shape: the third is the data
         start = body.find(b"[", end + 1, _LONGEST_SKELETON)
         if start < 0:
             return None
@@ -53,41 +54,86 @@ def split(body: bytes | bytearray) -> Split | None:
     return Split(bytes(body[: start + 1]) + b"0.5" + bytes(body[end:]), start + 1, end)
 
 
-def numbers(body: bytes | bytearray, start: int, end: int, size: int, dtype: np.dtype[np.floating]) -> Array | None:
-    """Read `size` finite numbers that stand between `start` and `end`; None for anything else.
+def nested(body: bytes | bytearray, start: int) -> bool:
+    """Tell whether the first element of the array that begins before `start` is an array."""
+    return bytes(body[start : start + 64]).lstrip(b" \t\r\n")[:1] == b"["
+
+
+def numbers(
+    body: bytes | bytearray, start: int, end: int, shape: tuple[int, ...], dtype: np.dtype[np.floating]
+) -> Array | None:
+    """Read the finite numbers of `shape` that stand between `start` and `end`, flat or nested; None for anything else.
 
     For a thread of its own: it sleeps a moment between pieces.
     """
+    size = math.prod(shape)
     if size > (end - start + 1) // 2:
         return None
     made = np.empty(size, dtype)
     parser = simdjson.Parser()
+    nesting = _Nesting(shape) if shape and nested(body, start) else None
     filled = 0
     place = start
     while place < end:
         cut = end if end - place <= PIECE_BYTES else body.rfind(b",", place, place + PIECE_BYTES)
         if cut < 0:
             return None
-        piece = b"".join((b"[", body[place:cut], b"]"))
-        # A nested array would be read as if it were flat, and nothing between two commas as nothing.
-        read = _read(parser, piece) if piece.count(b"[") == 1 else None
-        if read is None or read.size == 0 or filled + read.size > size:
+        piece = body[place:cut]
+        # What is nested would be read as if it were flat, and nothing between two commas as nothing.
+        opening, closing = b"[", b"]"
+        if nesting is not None:
+            opening, closing = nesting.around(piece)
+        elif piece.find(b"[") >= 0:
             return None
-        part = made[filled : filled + read.size]
-        with np.errstate(over="ignore"):
-            part[:] = read
+        found = read(parser, b"".join((opening, piece, closing))) if opening else None
+        if found is None or found.size == 0 or filled + found.size > size:
+            return None
+        part = made[filled : filled + found.size]
+        with np.errstate(over="ignore", invalid="ignore"):
+            part[:] = found
             total = float(part.sum())
         # A sum is finite only if all of its terms are, and costs half of asking each one.
         if not math.isfinite(total) and not np.isfinite(part).all():
             return None
-        filled += read.size
+        filled += found.size
         place = cut + 1
         if place < end:
             time.sleep(_HANDOVER_S)
-    return made if filled == size and place == end + 1 else None
+    if filled != size or place != end + 1 or (nesting is not None and not nesting.complete()):
+        return None
+    return made.reshape(shape)
 
 
-def _read(parser: simdjson.Parser, piece: bytes) -> Array | None:
+class _Nesting:
+    """Follows the brackets and commas of an array of `shape` through its pieces, which are cut at commas."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        row = b""
+        for dim in reversed(shape[1:]):
+            row = b"[%b]" % b",".join([row] * dim)
+        self._period = len(row) + 1
+        self._rows = b"%b," % row * (2 + PIECE_BYTES // self._period)
+        self._whole = self._period * shape[0]
+        self._seen = self._depth = 0
+
+    def around(self, piece: bytes | bytearray) -> tuple[bytes, bytes]:
+        """Return the brackets that a piece lacks at both ends; none where its form is not the shape's."""
+        marks = bytes(piece.translate(None, _NO_STRUCTURE)) + b","
+        at = self._seen % self._period
+        if self._rows[at : at + len(marks)] != marks:
+            return b"", b""
+        opened = 1 + self._depth
+        self._seen += len(marks)
+        self._depth += marks.count(b"[") - marks.count(b"]")
+        return b"[" * opened, b"]" * (1 + self._depth)
+
+    def complete(self) -> bool:
+        """Tell whether all rows have come, and no more."""
+        return self._seen == self._whole
+
+
+def read(parser: simdjson.Parser, piece: bytes) -> Array | None:
+    """Read an array of numbers as doubles; nested ones as if they were flat. None for anything else."""
     document: Any = None
     try:
         document = parser.parse(piece)

@@ -18,7 +18,7 @@ from serving.engine.model import Model
 from serving.engine.ports import Ports
 from serving.http_api import number_array
 from serving.http_api.answer import header
-from serving.http_api.codec import INLINE_BYTES, LENGTH, Decoded, Mixed
+from serving.http_api.codec import INLINE_BYTES, LENGTH, Blobs, Decoded, Mixed
 from serving.http_api.open_inference_answer import Writer
 from serving.http_api.open_inference_request import Context, Reader
 from serving.tensor_bytes import Buffer
@@ -132,14 +132,16 @@ class Codec:
             document = tensor = None  # the parser can't be used again while a part of its document lives
         if not self._fits(shape, data.size) or not (identity is None or isinstance(identity, str)):
             return None
-        array = data.astype(self._fast_dtype).reshape(shape)
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = data.astype(self._fast_dtype).reshape(shape)
+            total = float(array.sum())
         # A sum is finite only if all of its terms are, and costs half of asking each one.
-        if not math.isfinite(array.sum()) and not np.isfinite(array).all():
+        if not math.isfinite(total) and not np.isfinite(array).all():
             return None
         return Decoded((array,), shape[0] if self._batch == "dynamic" else 1, Context(identity, None))
 
     def _decode_long(self, body: bytes | bytearray) -> Decoded | None:
-        """Do what `_decode_plain` does, in pieces: such a body is decoded on another thread than the loop's."""
+        """Do what `_decode_plain` does, and for nested data, in pieces: for another thread than the loop's."""
         found = number_array.split(body)
         if found is None:
             return None
@@ -161,11 +163,11 @@ class Codec:
             isinstance(shape, list) and _WHOLE.issuperset(map(type, shape)) and self._fits(shape, math.prod(shape))
         ):
             return None
-        array = number_array.numbers(body, found.start, found.end, math.prod(shape), self._fast_dtype)
+        array = number_array.numbers(body, found.start, found.end, tuple(shape), self._fast_dtype)
         if array is None:
             return None
         rows = shape[0] if self._batch == "dynamic" else 1
-        return Decoded((array.reshape(shape),), rows, Context(identity, None))
+        return Decoded((array,), rows, Context(identity, None))
 
     def _fits(self, shape: list[Any], size: int) -> bool:
         """Tell whether a shape is one that the only input takes, and holds `size` elements."""
@@ -181,6 +183,6 @@ class Codec:
     def slow_answer(self, context: Context) -> bool:  # noqa: D102
         return context.wanted is None or any(not wanted.binary or wanted.classes for wanted in context.wanted)
 
-    def encode(self, outputs: Tensors, context: Any) -> bytes | Mixed:
+    def encode(self, outputs: Tensors, context: Any) -> bytes | Blobs | Mixed:
         """Write the answer to a decoded request."""
         return self._writer.write(outputs, context)

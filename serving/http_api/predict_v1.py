@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
-import operator
 import re
 import struct
 from collections.abc import Callable, Sequence
@@ -26,15 +25,15 @@ from serving.engine.model import Model
 from serving.engine.rows import STRICT, Rows, row_adapter
 from serving.errors import Detail, InvalidRequest, SignatureMismatch, listed
 from serving.http_api import strict_json
-from serving.http_api.codec import Decoded
+from serving.http_api.codec import INLINE_BYTES, Blobs, Decoded
 from serving.http_api.predict_v1_answer import Answers
+from serving.http_api.predict_v1_long import LongReader, NumberRows
 from serving.tensor_bytes import Buffer
 from serving.tensors import FLOATS, NUMPY, Tensors
 
 PROTOCOL = "v1"
 
 # Which form a body has can be told from its first value; a wrong guess only costs the slow path.
-_NUMBERS = frozenset({int, float})
 _FORM = re.compile(rb'\s*\{\s*"(instances|inputs)"\s*:\s*(?:\[\s*)?(.)', re.DOTALL)
 
 
@@ -56,7 +55,7 @@ class Codec:
         self._width = len(self.rows.names)
         self._names = set(self.rows.names)
         self._guard_finite = any(not f.allow_non_finite and f.datatype in FLOATS - {"FP64"} for f in signature.features)
-        self._numbers = (
+        numbers = (
             signature.layout == "matrix"
             and signature.batch == "dynamic"
             and all(
@@ -64,8 +63,8 @@ class Codec:
                 for f in signature.features
             )
         )
-        self._pick = operator.itemgetter(*self.rows.names)
-        self._dtype = NUMPY[signature.inputs[0].datatype]
+        self._numbers = NumberRows(self.rows.names, NUMPY[signature.inputs[0].datatype]) if numbers else None
+        self._long = LongReader(signature, self.rows, self._numbers)
         self._adapters: dict[str, TypeAdapter[Any]] = {}
         self._plain_names = not any(":" in name for name in self.rows.names)
 
@@ -73,7 +72,9 @@ class Codec:
         """Read a body into feeds. Raises InvalidRequest, or SignatureMismatch with all the bad cells."""
         if isinstance(body, memoryview):
             body = bytes(body)
-        if self._numbers and (decoded := self._decode_numbers(body)) is not None:
+        if len(body) > INLINE_BYTES and (long := self._long.read(body)) is not None:
+            return Decoded(*long)
+        if self._numbers is not None and (decoded := self._decode_numbers(self._numbers, body)) is not None:
             return decoded
         found = _FORM.match(body)
         if found and found[1] == b"instances":
@@ -91,36 +92,18 @@ class Codec:
                 pass
         return self._decode_slowly(strict_json.loads(body))
 
-    def _decode_numbers(self, body: bytes | bytearray) -> Decoded | None:
-        """Read rows of plain numbers at twice Pydantic's speed; None for anything else, wrong or right.
-
-        Only for signatures where every feature is a float without conditions. Counting the colons tells, without a
-        walk, that no key stands twice.
-        """
+    def _decode_numbers(self, numbers: NumberRows, body: bytes | bytearray) -> Decoded | None:
+        """Read rows of plain numbers; None for anything else, wrong or right."""
         try:
-            rows = orjson.loads(body)["instances"]
-            named = type(rows[0]) is dict
-            if body.count(b":") != (len(rows) * self._width if named else 0) + 1:
-                return None
-            if named:
-                pick = self._pick
-                flat = list(itertools.chain.from_iterable([pick(row) for row in rows]))
-            else:
-                flat = list(itertools.chain.from_iterable(rows))
-                if any(len(row) != self._width for row in rows):
-                    return None
-            if not _NUMBERS.issuperset(map(type, flat)):
-                return None
-            # Standard mode refuses what is too large for the model's float; native mode would make it an infinity.
-            packed = struct.pack(f"<{len(rows) * self._width}{self._dtype.char}", *flat)
+            matrix = numbers.matrix(orjson.loads(body)["instances"], body.count(b":") - 1)
         except (ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error):
             return None
-        return Decoded((np.ndarray((len(rows), self._width), self._dtype, packed),), len(rows))
+        return None if matrix is None else Decoded((matrix,), len(matrix))
 
     def slow_answer(self, context: Any) -> bool:  # noqa: D102
         return True
 
-    def encode(self, outputs: Tensors, context: Any) -> bytes:
+    def encode(self, outputs: Tensors, context: Any) -> bytes | Blobs:
         """Write the answer to a decoded request: rows for `instances`, columns for `inputs`."""
         if context:
             return self._answers.columns(outputs)

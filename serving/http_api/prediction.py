@@ -32,7 +32,7 @@ from serving.http_api.answer import (
     status_of,
 )
 from serving.http_api.asks import NOTHING, Asks
-from serving.http_api.codec import INLINE_BYTES, LENGTH, Blobs, Codec, Decoded, Mixed
+from serving.http_api.codec import INLINE_BYTES, LENGTH, RAW_INLINE_BYTES, Blobs, Codec, Decoded, Mixed
 from serving.http_api.security import admit
 from serving.metrics.gathered import ModelMetrics
 from serving.tensor_bytes import Buffer
@@ -132,7 +132,10 @@ class Call(Request):
         if target.fork is not None:
             self._choose(target.fork, headers, body)
             return
-        if len(body) > INLINE_BYTES and (target.codec.slow_bytes or header(headers, LENGTH) is None):
+        size = len(body)
+        if size > INLINE_BYTES and (
+            size > RAW_INLINE_BYTES or target.codec.slow_bytes or header(headers, LENGTH) is None
+        ):
             decoding = target.loop.run_in_executor(_decoders, _decode, target.codec, headers, body)
             decoding.add_done_callback(lambda done: self._submit(done.result()))
             return
@@ -202,18 +205,21 @@ class Call(Request):
         """Write the answer, compressed for who wants that; None, and a line in the log, where it can't be."""
         try:
             made = self.target.codec.encode(outputs, self.context)
-            if type(made) is bytes and len(made) < COMPRESS_FROM:
-                return made, NO_HEADERS, JSON
+            if isinstance(made, bytes):
+                if len(made) < COMPRESS_FROM:
+                    return made, NO_HEADERS, JSON
+            elif isinstance(made, Mixed) and isinstance(made.body, bytes) and len(made.body) < COMPRESS_FROM:
+                return made.body, made.headers, BINARY
             return self._dressed(made)
         except Exception:  # one answer that can't be written must not take the batch's other answers along
             log.exception("an answer could not be encoded")
             return None
 
-    def _dressed(self, made: bytes | Mixed) -> Encoded:
+    def _dressed(self, made: bytes | Blobs | Mixed) -> Encoded:
         headers: HeaderList = []
         body: bytes | Blobs
         if isinstance(made, Mixed):
-            headers.append((LENGTH, b"%d" % made.length))
+            headers += made.headers
             kind, body = BINARY, made.body
         else:
             kind, body = JSON, made
@@ -221,7 +227,8 @@ class Call(Request):
             headers.append((b"vary", b"accept-encoding"))
             coding = accepted_coding(header(self.headers, b"accept-encoding"))
             if coding is not None:
-                body = compressed(body.joined() if isinstance(body, Blobs) else body, coding)
+                parts = compressed(body.pieces() if isinstance(body, Blobs) else [body], coding)
+                body = Blobs(sum(map(len, parts)), parts)
                 headers.append((b"content-encoding", coding))
         return body, headers, kind
 

@@ -29,6 +29,8 @@ from serving.http_api.targets import TEMPLATES, Targets
 from serving.tensor_bytes import Buffer
 
 WATCH_AFTER_S = 0.05
+_DEFLATED_BYTES = 32 * 1024
+_INFLATED_BYTES = 256 * 1024
 
 
 class ClientLeft(Exception):
@@ -140,12 +142,11 @@ class _Awaited(Call):
     __slots__ = ("answered",)
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.answered: asyncio.Future[tuple[int, HeaderList, bytes, bytes]] = loop.create_future()
+        self.answered: asyncio.Future[tuple[int, HeaderList, bytes | Blobs, bytes]] = loop.create_future()
 
     def finish(self, status: int, headers: HeaderList, body: bytes | Blobs, kind: bytes = JSON) -> None:
         if not self.answered.done():
-            whole = body.joined() if isinstance(body, Blobs) else body
-            self.answered.set_result((status, headers, whole, kind))
+            self.answered.set_result((status, headers, body, kind))
 
 
 async def predict(  # noqa: PLR0917  an ASGI call and what was read of it
@@ -181,14 +182,19 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def respond(send: Send, status: int, extra: HeaderList, body: bytes, kind: bytes = JSON) -> None:
+async def respond(send: Send, status: int, extra: HeaderList, body: bytes | Blobs, kind: bytes = JSON) -> None:
     """Send a whole answer."""
+    size = len(body) if isinstance(body, bytes) else body.size
     headers = [
         (b"content-type", kind),
-        (b"content-length", b"%d" % len(body)),
+        (b"content-length", b"%d" % size),
         *extra,
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
+    if isinstance(body, Blobs):
+        for piece in body.pieces():
+            await send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
+        body = b""
     await send({"type": "http.response.body", "body": body})
 
 
@@ -233,15 +239,27 @@ async def read_body(headers: Headers, receive: Receive, limit: int, lease: Lease
     return made
 
 
-def inflate(body: Buffer, coding: bytes, limit: int) -> bytes:
+def inflate(body: Buffer, coding: bytes, limit: int) -> bytearray:
     """Inflate gzip or deflate, never making more than `limit` bytes."""
     inflater = zlib.decompressobj(wbits=47 if coding != b"deflate" else 15)
+    made = bytearray()
+    view = memoryview(body)
+    place = 0
     try:
-        made = inflater.decompress(body, limit + 1)
+        # In pieces: all the bytes at once would be put together while nobody else gets the interpreter.
+        while place < len(view) and not inflater.eof:
+            rest: Buffer = view[place : place + _DEFLATED_BYTES]
+            place += len(rest)
+            most = due = _INFLATED_BYTES
+            while due == most and not inflater.eof:  # a full piece: there may be more of the same bytes
+                most = min(_INFLATED_BYTES, limit + 1 - len(made))
+                some = inflater.decompress(rest, most)
+                made += some
+                if len(made) > limit:
+                    raise PayloadTooLarge(f"the body inflates to over {limit} bytes, which is the limit")
+                due, rest = len(some), inflater.unconsumed_tail
     except zlib.error:
         raise InvalidRequest(f"the body is not {coding.decode()}, as its Content-Encoding says") from None
-    if len(made) > limit:
-        raise PayloadTooLarge(f"the body inflates to over {limit} bytes, which is the limit")
-    if not inflater.eof or inflater.unused_data:
+    if not inflater.eof or inflater.unused_data or place < len(view):
         raise InvalidRequest(f"the {coding.decode()} body is cut short or has something behind it")
     return made

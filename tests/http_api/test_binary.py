@@ -45,6 +45,30 @@ def test_raw_input_gives_the_answer_of_the_same_json(client: httpx.Client) -> No
         assert answer.json() == as_json(client)
 
 
+def test_a_head_seen_before_vouches_for_nothing(client: httpx.Client) -> None:
+    """Each body behind a head that is known by now is checked as the first was, at any place in memory."""
+    good = np.array(ROW, "<f4")
+    for space in ("", " ", "  ", "   "):  # the numbers then lie at any remainder of their size
+        document = iris(parameters={"binary_data_output": True}) | ({"outputs": []} if space else {})
+        head = json.dumps(document).encode() + space.encode()
+
+        def ask(blob: bytes, head: bytes = head) -> httpx.Response:
+            return client.post("/v2/models/iris/infer", content=head + blob, headers={LENGTH: str(len(head))})
+
+        answers = [ask(good.tobytes()) for _ in range(3)]
+        assert {a.status_code for a in answers} == {200}
+        assert len({a.content for a in answers}) == len({a.headers[LENGTH] for a in answers}) == 1
+        for wrong, said in ((np.nan, "element 2 is not finite"), (np.inf, "element 2"), (-np.inf, "element 2")):
+            answer = ask(np.array([1, 2, wrong, 4], "<f4").tobytes())
+            assert answer.status_code == 400
+            assert said in answer.json()["error"]
+        assert ask(good.tobytes()[:-1]).status_code == ask(good.tobytes() + b"!").status_code == 400
+        assert ask(np.array([3e38, 3e38, -3e38, 3e38], "<f4").tobytes()).status_code == 200  # whose sum overflows
+        other = ask(np.array([6.5, 3.0, 5.5, 2.0], "<f4").tobytes())
+        assert other.status_code == 200
+        assert other.content != answers[0].content
+
+
 def test_raw_outputs_are_blobs_in_their_order(client: httpx.Client) -> None:
     """binary_data_output gives every output as raw bytes behind the JSON; strings stand behind their lengths."""
     head, blobs = split(

@@ -1,0 +1,149 @@
+"""Reads long V1 bodies in pieces, so that the event loop gets its turns; what is wrong or rare is left to others."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import orjson
+import simdjson
+from pydantic import TypeAdapter, ValidationError
+
+from serving.engine.rows import STRICT, Rows, cell_type
+from serving.engine.signature import Signature
+from serving.http_api import json_pieces, number_array
+from serving.http_api.json_pieces import Span
+from serving.tensors import FLOATS, NUMPY, Array, Tensors
+
+_NUMBERS = frozenset({int, float})
+
+
+class NumberRows:
+    """Makes the matrix of rows of plain numbers at twice Pydantic's speed, where every feature is a free float."""
+
+    def __init__(self, names: list[str], dtype: np.dtype[Any]) -> None:
+        self._width = len(names)
+        self._pick = operator.itemgetter(*names)
+        self._dtype = dtype
+
+    def matrix(self, rows: Any, colons: int) -> Array | None:
+        """Make it of rows as JSON has them; None, or an error of Python's, for anything else, wrong or right.
+
+        As many colons as names: that tells, without a walk, that no key stands twice.
+        """
+        width = self._width
+        named = type(rows[0]) is dict
+        if colons != (len(rows) * width if named else 0):
+            return None
+        if named:
+            pick = self._pick
+            flat = list(itertools.chain.from_iterable([pick(row) for row in rows]))
+        else:
+            flat = list(itertools.chain.from_iterable(rows))
+            if any(len(row) != width for row in rows):
+                return None
+        if not _NUMBERS.issuperset(map(type, flat)):
+            return None
+        # Standard mode refuses what is too large for the model's float; native mode would make it an infinity.
+        packed = struct.pack(f"<{len(rows) * width}{self._dtype.char}", *flat)
+        return np.ndarray((len(rows), width), self._dtype, packed)
+
+
+class LongReader:
+    """Reads rows or columns of one signature. numbers: set where all features are free floats of one matrix."""
+
+    def __init__(self, signature: Signature, rows: Rows, numbers: NumberRows | None) -> None:
+        self._rows = rows
+        self._numbers = numbers
+        self._dtype = NUMPY[signature.inputs[0].datatype]
+        self._matrix = signature.layout == "matrix"
+        self._separate = signature.batch != "none"  # rows may be read apart from each other
+        self._width = len(rows.names)
+        self._plain_names = not any(":" in name for name in rows.names)
+        self._cells = [cell_type(feature) for feature in signature.features]
+        self._may_overflow = [
+            spec.datatype in FLOATS - {"FP64"} and any(not f.allow_non_finite for f in signature.features)
+            for spec in signature.inputs
+        ]
+        self._adapters: dict[str, TypeAdapter[Any]] = {}
+
+    def read(self, body: bytes | bytearray) -> tuple[Tensors, int, bool] | None:
+        """Return the feeds, how many rows, and whether they came as columns; None for anything else, wrong or right."""
+        if not self._separate:
+            return None
+        by_column = False
+        try:
+            span = json_pieces.instances(body)
+            if span is not None:
+                parts = [self._part(piece) for piece in json_pieces.pieces(body, span)]
+                inputs = tuple([np.concatenate(column) for column in zip(*parts, strict=True)])
+            else:
+                by_column = True
+                inputs = self._columns(body)
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error, ValidationError):
+            return None
+        if not inputs or any(
+            check and np.isinf(array).any() for check, array in zip(self._may_overflow, inputs, strict=True)
+        ):
+            return None
+        return inputs, len(inputs[0]), by_column
+
+    def _part(self, piece: bytes) -> Tensors:
+        """Make the feeds of some rows; raises an error of Python's for anything else, wrong or right."""
+        colons = piece.count(b":")
+        if self._numbers is not None and self._rows.single is None:
+            matrix = self._numbers.matrix(orjson.loads(piece), colons)
+            if matrix is None:
+                raise ValueError("these are no rows of numbers")
+            return (matrix,)
+        named = piece[1:64].lstrip(b" \t\r\n")[:1] == b"{"
+        rows: list[Any]
+        if named:
+            # As many colons as names: no key stands twice. Pydantic would keep the last silently.
+            rows = [list(row.values()) for row in self._adapter("named", self._rows.named).validate_json(piece)]
+            if not self._plain_names or colons != len(rows) * self._width:
+                raise ValueError("a key stands twice")
+        elif self._rows.single is not None:
+            rows = [(cell,) for cell in self._adapter("single", self._rows.single).validate_json(piece)]
+        else:
+            rows = self._adapter("positional", self._rows.positional).validate_json(piece)
+        if not rows:
+            raise ValueError("nothing stands between two commas")
+        return self._rows.arrays(rows)
+
+    def _columns(self, body: bytes | bytearray) -> Tensors:
+        spans = json_pieces.columns(body)
+        if spans is None or spans.keys() != set(self._rows.names):
+            raise ValueError("these are no columns of every feature")
+        read = self._cells_of if self._numbers is None else self._numbers_of
+        columns = [np.concatenate(list(read(body, spans[name], i))) for i, name in enumerate(self._rows.names)]
+        if len({len(column) for column in columns}) != 1:
+            raise ValueError("columns have different lengths")
+        return (np.stack(columns, axis=1),) if self._matrix else tuple(columns)
+
+    def _numbers_of(self, body: bytes | bytearray, span: Span, index: int) -> Iterator[Array]:
+        parser = simdjson.Parser()
+        for piece in json_pieces.pieces(body, span):
+            read = number_array.read(parser, piece) if piece.find(b"[", 1) < 0 else None
+            if read is None or not read.size:
+                raise ValueError("these are no numbers")
+            with np.errstate(over="ignore"):
+                yield read.astype(self._dtype)
+
+    def _cells_of(self, body: bytes | bytearray, span: Span, index: int) -> Iterator[Array]:
+        adapter = self._adapter(str(index), self._cells[index])
+        for piece in json_pieces.pieces(body, span):
+            cells = adapter.validate_json(piece)
+            if not cells:
+                raise ValueError("nothing stands between two commas")
+            yield self._rows.column(index, cells)
+
+    def _adapter(self, name: str, kind: Any) -> TypeAdapter[Any]:
+        """Return the strict adapter of a list of `kind`."""
+        if name not in self._adapters:
+            self._adapters[name] = TypeAdapter(list[kind], config=STRICT)
+        return self._adapters[name]
