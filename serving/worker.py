@@ -21,6 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from serving.allocator import give_back_soon
 from serving.black_box import BlackBox
 from serving.log_pipe import LogPipe
 from serving.logs import configure, form_of
@@ -97,6 +98,7 @@ def work(given: Assignment) -> None:
     # How long a thread that works in Python (a long body, a version being loaded) may keep the event loop waiting, at
     # each of its turns. At Python's own 5 ms the slowest answers took twice as long; throughput is the same.
     sys.setswitchinterval(0.0005)
+    give_back_soon()
     # Until it serves there is nothing to finish; uvicorn takes both signals when it starts.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides

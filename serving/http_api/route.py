@@ -28,6 +28,8 @@ from serving.http_api.security import admit
 from serving.http_api.targets import TEMPLATES, Targets
 from serving.tensor_bytes import Buffer
 
+_PIECE, _STEP = 64 * 1024, 1024 * 1024
+"""Bytes of a compressed body that are inflated at a time, and to how many at the most."""
 WATCH_AFTER_S = 0.05
 
 
@@ -233,15 +235,26 @@ async def read_body(headers: Headers, receive: Receive, limit: int, lease: Lease
     return made
 
 
-def inflate(body: Buffer, coding: bytes, limit: int) -> bytes:
+def inflate(body: Buffer, coding: bytes, limit: int) -> bytearray:
     """Inflate gzip or deflate, never making more than `limit` bytes."""
     inflater = zlib.decompressobj(wbits=47 if coding != b"deflate" else 15)
+    made = bytearray()
+    view = memoryview(body)
     try:
-        made = inflater.decompress(body, limit + 1)
+        # By pieces: in one go zlib's own blocks and what is joined from them would be there at once, twice the limit.
+        for at in range(0, len(view), _PIECE):
+            left: Buffer = view[at : at + _PIECE]
+            some = None
+            while not inflater.eof and (left or (some is not None and len(some) == _STEP)):  # a full step hides more
+                some = inflater.decompress(left, _STEP)
+                made += some
+                if len(made) > limit:
+                    raise PayloadTooLarge(f"the body inflates to over {limit} bytes, which is the limit")
+                left = inflater.unconsumed_tail
+            if inflater.eof and (inflater.unused_data or at + _PIECE < len(view)):
+                raise InvalidRequest(f"the {coding.decode()} body has something behind it")
     except zlib.error:
         raise InvalidRequest(f"the body is not {coding.decode()}, as its Content-Encoding says") from None
-    if len(made) > limit:
-        raise PayloadTooLarge(f"the body inflates to over {limit} bytes, which is the limit")
-    if not inflater.eof or inflater.unused_data:
-        raise InvalidRequest(f"the {coding.decode()} body is cut short or has something behind it")
+    if not inflater.eof:
+        raise InvalidRequest(f"the {coding.decode()} body is cut short")
     return made
