@@ -21,6 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from serving.allocator import give_back_soon
 from serving.black_box import BlackBox
 from serving.log_pipe import LogPipe
 from serving.logs import configure, form_of
@@ -104,6 +105,7 @@ def work(given: Assignment) -> None:
     """Be one worker: build the application and serve it from the shared socket, and gRPC at the address of another."""
     settings = given.settings
     let_threads_turn()
+    give_back_soon()
     # Until it serves there is nothing to finish; uvicorn takes both signals when it starts.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides

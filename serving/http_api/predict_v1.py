@@ -33,6 +33,9 @@ from serving.tensors import FLOATS, NUMPY, Tensors
 
 PROTOCOL = "v1"
 
+_LONGEST_NAME = 256
+"""Characters of a name that are looked at, and echoed, where it is wrong."""
+
 # Which form a body has can be told from its first value; a wrong guess only costs the slow path.
 _FORM = re.compile(rb'\s*\{\s*"(instances|inputs)"\s*:\s*(?:\[\s*)?(.)', re.DOTALL)
 
@@ -241,7 +244,8 @@ class Codec:
         for found in itertools.islice(error.errors(include_url=False, include_context=True), 20):
             loc = tuple(part for part in found["loc"] if not str(part).startswith(("nullable[", "function-")))
             feature = self._feature(loc)
-            details.append(Detail(strict_json.pointer(*top, *loc), _sentence(found, missing, self._names), feature))
+            place = (part[:_LONGEST_NAME] if isinstance(part, str) else part for part in loc)
+            details.append(Detail(strict_json.pointer(*top, *place), _sentence(found, missing, self._names), feature))
         return details
 
     def _feature(self, loc: tuple[str | int, ...]) -> str | None:
@@ -271,7 +275,8 @@ def _dumped(value: Any) -> bytes:
 
 
 def _meant(given: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
+    # A name of a megabyte would take 36 to be compared.
+    close = difflib.get_close_matches(given[:_LONGEST_NAME], known, n=1, cutoff=0.6)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
