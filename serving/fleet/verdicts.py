@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
+from serving.engine.priority import lowest_priority
 from serving.errors import ServingError
 from serving.fleet.repository import Found, Problem
 from serving.fleet.traffic import Traffic, plan
@@ -43,7 +44,7 @@ class Verdicts:
         self._call = call
         self._said: dict[Found, str] = {}
         self._examined: set[Found] = set()
-        self._gate = ThreadPoolExecutor(1, thread_name_prefix="gate")
+        self._gate = ThreadPoolExecutor(1, thread_name_prefix="gate", initializer=lowest_priority)
         self.quarantined: dict[tuple[str, str], str] = {}
         """Reasons, by name and version."""
 
