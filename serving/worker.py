@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from serving.black_box import BlackBox
+from serving.engine.heap import one_arena
 from serving.log_pipe import LogPipe
 from serving.logs import configure, form_of
 from serving.settings import Settings
@@ -94,6 +95,7 @@ def allow_descriptors() -> None:
 def work(given: Assignment) -> None:
     """Be one worker: build the application and serve it from the shared socket, and gRPC at the address of another."""
     settings = given.settings
+    one_arena()
     # How long a thread that works in Python (a long body, a version being loaded) may keep the event loop waiting, at
     # each of its turns. At Python's own 5 ms the slowest answers took twice as long; throughput is the same.
     sys.setswitchinterval(0.0005)

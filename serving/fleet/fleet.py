@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from serving.black_box import BlackBox, unrecorded
 from serving.engine.batcher import Observer, Unobserved
+from serving.engine.heap import give_back
 from serving.engine.model import Limits, Model, load
 from serving.engine.session import OnnxSession
 from serving.errors import ModelInvalid, ModelNotFound, NotReady
@@ -30,6 +32,9 @@ from serving.fleet.traffic import Traffic
 from serving.metrics import Metrics
 
 log = logging.getLogger("serving.fleet")
+
+TRIM_AFTER_S = 0.5
+"""Seconds from the last use of a version until what it left in the heap is given back: its threads end meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ class Fleet:
         self._box = box
         self._metrics = metrics
         self._tick: asyncio.TimerHandle | None = None
+        self._trim: asyncio.TimerHandle | None = None
         self.models: dict[str, Served] = {}
         self.swaps = 0
         """How often `models` was replaced."""
@@ -123,9 +129,25 @@ class Fleet:
             observer=observer,
             box=self._box,
         )
+        if session.large:
+            weakref.finalize(model, self._gone, loop).atexit = False
         for hook in self.prepare:
             await loop.run_in_executor(self._loader, hook, model)
         return model
+
+    def _gone(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have the memory of a large version given back; called on whichever thread let it go."""
+        with contextlib.suppress(RuntimeError):  # the loop has closed: all memory goes
+            loop.call_soon_threadsafe(self._trim_later)
+
+    def _trim_later(self) -> None:
+        if self._trim is None:
+            self._trim = asyncio.get_running_loop().call_later(TRIM_AFTER_S, self._trim_now)
+
+    def _trim_now(self) -> None:
+        self._trim = None
+        with contextlib.suppress(RuntimeError):  # the fleet has closed
+            self._loader.submit(give_back)
 
     def _read(self, item: Found) -> OnnxSession:
         """Load a file, and note that: a file that kills whoever loads it is found out so."""
@@ -195,8 +217,9 @@ class Fleet:
 
     async def close(self) -> None:
         """Finish what was accepted and stop the models' threads."""
-        if self._tick:
-            self._tick.cancel()
+        for timer in (self._tick, self._trim):
+            if timer is not None:
+                timer.cancel()
         self.member.close()
         self._loader.shutdown(wait=False, cancel_futures=True)
         for served in self.models.values():
