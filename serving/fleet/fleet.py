@@ -21,7 +21,7 @@ from serving.engine.session import OnnxSession
 from serving.errors import ModelInvalid, ModelNotFound, NotReady
 from serving.fleet.changes import Changes
 from serving.fleet.ledger import Ledger
-from serving.fleet.member import Member, Standing
+from serving.fleet.member import Member, Told
 from serving.fleet.plan import Plan
 from serving.fleet.prepared import locate
 from serving.fleet.repository import Found, Problem, shown
@@ -196,17 +196,13 @@ class Fleet:
                 self._metrics.model(item.name, item.version).ready(item in found)
             self._metrics.serving(plan.name, plan.traffic.generation)
 
-    def _told(
-        self,
-        problems: tuple[Problem, ...],
-        standings: dict[str, Standing],
-        passed: list[tuple[str, str, bool]],
-    ) -> None:
-        self.problems = problems
+    def _told(self, told: Told) -> None:
+        self.problems = told.problems
         if self._metrics is not None:
-            for name, standing in standings.items():
+            for name, standing in told.standings.items():
                 self._metrics.asked(name, standing.asked, refused=bool(standing.error))
-            self._metrics.passed(passed)
+            self._metrics.passed(told.passed)
+            self._metrics.examined(told.figures, told.stumbles)
 
     def refuse(self) -> None:
         """Answer all that waits or runs with NotReady: the server ends now."""

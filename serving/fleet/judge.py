@@ -12,6 +12,7 @@ from serving.fleet.gate import Gate, Limits
 from serving.fleet.report import Report
 from serving.fleet.repository import Found, Repository
 from serving.fleet.state import state_folder
+from serving.fleet.verdicts import Figure
 
 IDLE_S = 10.0
 """Seconds after which the gate's process ends when nothing is examined: at a start many versions come at once."""
@@ -72,6 +73,23 @@ class GateJudge:
         if not _may_be_prepared(report) or prepared.verify(state, found.content):
             return False
         return any(check.name == "prepared form" and check.outcome == "passed" for check in report.checks)
+
+    def figures(self, found: Found) -> list[Figure]:
+        """Return what the gate measured of a version, and of the one that served then, in the same minute."""
+        report = self.reports.get((found.name, found.version))
+        if report is None:
+            return []
+        return [
+            (found.name, found.version, of, what, value)
+            for of, figures in (("this", report.figures), ("serving", report.beside))
+            if figures is not None
+            for what, value in (
+                ("load_seconds", figures.load_s),
+                ("row_seconds", figures.row_s),
+                ("memory_bytes", float(figures.memory_bytes)),
+            )
+            if value is not None
+        ]
 
     def close(self) -> None:
         """End the gate's process."""
