@@ -47,7 +47,7 @@ def worker(path: Path, is_prepared: bool, pipe: Connection) -> None:
     """Be a worker: load, say so, and answer what is asked: time a batch, or measure memory."""
     before = proportional()
     began = time.perf_counter()
-    session = OnnxSession(path, threads=1, warm_rows=(1, ROWS), prepared=is_prepared)
+    session = OnnxSession(path, threads=1, warm_rows=ROWS, prepared=is_prepared)
     pipe.send(time.perf_counter() - began)
     rows = (np.ones((ROWS, WIDTH), dtype=np.float32),)
     while (asked := pipe.recv()) != "end":

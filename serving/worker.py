@@ -21,7 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from serving.allocator import give_back_soon
+from serving.allocator import bound_free_memory
 from serving.black_box import BlackBox
 from serving.log_pipe import LogPipe
 from serving.logs import configure, form_of
@@ -105,7 +105,7 @@ def work(given: Assignment) -> None:
     """Be one worker: build the application and serve it from the shared socket, and gRPC at the address of another."""
     settings = given.settings
     let_threads_turn()
-    give_back_soon()
+    bound_free_memory()
     # Until it serves there is nothing to finish; uvicorn takes both signals when it starts.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +12,7 @@ from typing import Any
 
 from serving.black_box import BlackBox, unrecorded
 from serving.engine.batcher import Batcher, Observer
+from serving.engine.priority import lowest_priority
 from serving.engine.request import Request
 from serving.engine.session import OnnxSession
 from serving.engine.signature import Signature
@@ -87,18 +85,13 @@ def load(path: Path, *, limits: Limits, prepared: Path | None = None, quiet: boo
     """
     # Threads that onnxruntime makes for a session keep the priority of who made it: with several it is not lowered.
     if quiet and limits.threads == 1:
-        with ThreadPoolExecutor(1, initializer=_lowest_priority) as thread:
+        with ThreadPoolExecutor(1, initializer=lowest_priority) as thread:
             return thread.submit(_load, path, limits, prepared).result()
     return _load(path, limits, prepared)
 
 
-def _lowest_priority() -> None:
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-
-
 def _load(path: Path, limits: Limits, prepared: Path | None) -> OnnxSession:
-    warm_rows = (1, limits.max_batch_rows)
+    warm_rows = limits.max_batch_rows
     if prepared is not None:
         try:
             return OnnxSession(prepared, threads=limits.threads, warm_rows=warm_rows, prepared=True)

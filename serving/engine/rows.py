@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from pydantic_core import CoreConfig, CoreSchema, SchemaValidator, core_schema
 from typing_extensions import TypedDict
 
 from serving.engine.signature import Feature, Signature
 from serving.tensors import FLOATS, INTEGERS, NUMPY, Array, Tensors, limits
 
 STRICT = ConfigDict(strict=True, extra="forbid")
+_CORE_STRICT = CoreConfig(strict=True, extra_fields_behavior="forbid")
 
 
 def cell_type(feature: Feature) -> Any:
@@ -51,26 +54,73 @@ def described(feature: Feature) -> str:
 
 
 class Rows:
-    """Types and conversions for the rows of one signature.
+    """Types, validators and conversions for the rows of one signature.
 
-    `named` is a TypedDict of all features; `positional` a fixed list of them; `single` the value itself where the
-    model has one feature, else None; `columns` a TypedDict of lists.
+    Types, for documentation: `named` is a TypedDict of all features, `single` the value itself where the model has one
+    feature, else None, `columns` a TypedDict of lists. Validators check the same, and `positional`, a fixed list; they
+    are put together of Pydantic's parts, since a type of a thousand features takes it a tenth of a second.
     """
 
     def __init__(self, signature: Signature, title: str) -> None:
         self.signature = signature
-        cells = {feature.name: cell_type(feature) for feature in signature.features}
-        self.named: Any = with_config(STRICT)(TypedDict(f"{title} row", cells))  # type: ignore[operator]
-        self.columns: Any = with_config(STRICT)(
-            TypedDict(f"{title} columns", {name: list[cell] for name, cell in cells.items()})  # type: ignore[operator,valid-type]
-        )
-        kinds = list(cells.values())
-        self.single: Any = kinds[0] if len(kinds) == 1 else None
-        self.positional: Any = tuple[tuple(kinds)]  # type: ignore[misc]
+        self._title = title
         self._matrix = signature.layout == "matrix"
         self._dtype = NUMPY[signature.inputs[0].datatype]
         self._checked = [f.datatype in FLOATS - {"FP64"} and not f.allow_non_finite for f in signature.features]
         self.names = [feature.name for feature in signature.features]
+
+    @cached_property
+    def _types(self) -> dict[str, Any]:
+        return {feature.name: cell_type(feature) for feature in self.signature.features}
+
+    @property
+    def named(self) -> Any:
+        """The type of a row by feature name."""
+        return with_config(STRICT)(TypedDict(f"{self._title} row", self._types))  # type: ignore[operator]
+
+    @property
+    def columns(self) -> Any:
+        """The type of columns by feature name."""
+        columns = {name: list[cell] for name, cell in self._types.items()}  # type: ignore[valid-type]
+        return with_config(STRICT)(TypedDict(f"{self._title} columns", columns))  # type: ignore[operator]
+
+    @property
+    def single(self) -> Any:
+        """The type of a row that is its only feature's value."""
+        return next(iter(self._types.values())) if len(self.names) == 1 else None
+
+    @cached_property
+    def _cells(self) -> list[CoreSchema]:
+        """What checks each feature's value: one for all features of a kind."""
+        made: dict[tuple[Any, ...], CoreSchema] = {}
+        cells = []
+        for f in self.signature.features:
+            kind = (f.datatype, f.shape, f.nullable, f.allow_non_finite, f.unknown_category, f.categories)
+            if kind not in made:
+                made[kind] = TypeAdapter(cell_type(f), config=STRICT).core_schema
+            cells.append(made[kind])
+        return cells
+
+    def one(self, form: str) -> SchemaValidator:
+        """Make what checks one row of a form (named, positional, single), or all columns (columns)."""
+        return SchemaValidator(self._schema(form), _CORE_STRICT)
+
+    def many(self, form: str | int) -> SchemaValidator:
+        """Make what checks an array of rows of a form, or of the cells of the feature at a position."""
+        schema = self._cells[form] if isinstance(form, int) else self._schema(form)
+        return SchemaValidator(core_schema.list_schema(schema), _CORE_STRICT)
+
+    def all(self, form: str) -> SchemaValidator:
+        """Make what checks a whole body of rows of a form: {"instances": [...]}."""
+        return SchemaValidator(_object({"instances": core_schema.list_schema(self._schema(form))}), _CORE_STRICT)
+
+    def _schema(self, form: str) -> CoreSchema:
+        if form == "named":
+            return _object(dict(zip(self.names, self._cells, strict=True)))
+        if form == "columns":
+            columns = {c: core_schema.list_schema(cell) for c, cell in zip(self.names, self._cells, strict=True)}
+            return _object(columns)
+        return core_schema.tuple_schema(self._cells) if form == "positional" else self._cells[0]
 
     def arrays(self, rows: Sequence[Sequence[Any]]) -> Tensors:
         """Make the feeds of validated rows, each a sequence of cells in feature order; null is NaN or ''."""
@@ -103,6 +153,6 @@ class Rows:
         return array.reshape(-1, 1) if array.ndim == 1 and len(spec.shape) == 2 else array
 
 
-def row_adapter(kind: Any) -> TypeAdapter[Any]:
-    """Make the strict adapter of one row, for looking at rows one by one when something is wrong."""
-    return TypeAdapter(kind) if hasattr(kind, "__pydantic_config__") else TypeAdapter(kind, config=STRICT)
+def _object(fields: dict[str, Any]) -> CoreSchema:
+    parts = {name: core_schema.typed_dict_field(schema, required=True) for name, schema in fields.items()}
+    return core_schema.typed_dict_schema(parts, extra_behavior="forbid", config=_CORE_STRICT)

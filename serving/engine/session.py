@@ -18,6 +18,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from pydantic import ValidationError
 
+from serving.allocator import give_back
 from serving.engine.bare import ZIPMAPS, Port, Probe, describe
 from serving.engine.signature import METADATA_KEY, Signature
 from serving.errors import InferenceFailed, ModelInvalid
@@ -27,6 +28,10 @@ log = logging.getLogger("serving.session")
 
 WARM_BYTES = 16 * 1024 * 1024
 """Most that a warm-up feeds a model: images by the hundred would take memory that no client asked for."""
+
+WARM_S = 0.01
+"""Seconds of one run from which larger batches are not tried: what they allocate costs little beside what they compute,
+and others serve meanwhile."""
 
 FREE_SIZE = 65536
 """Numbers in a batch up to which memory is kept for the next one, where a model's inner dimensions are free."""
@@ -64,12 +69,19 @@ class OnnxSession:
     """One ONNX file, ready to run.
 
     `run` takes arrays in the order of `signature.inputs` and gives arrays in the order of `signature.outputs`.
-    prepared: the file is one that `write_prepared` wrote.
+    prepared: the file is one that `write_prepared` wrote. warm_rows: the largest batch that is tried, in steps that end
+    where a run takes `warm_s` seconds.
     Raises ModelInvalid where the file is no ONNX, is truncated, or is not what its own signature says.
     """
 
     def __init__(
-        self, path: Path, *, threads: int = 1, warm_rows: tuple[int, ...] = (1, 2), prepared: bool = False
+        self,
+        path: Path,
+        *,
+        threads: int = 1,
+        warm_rows: int = 2,
+        warm_s: float = WARM_S,
+        prepared: bool = False,
     ) -> None:
         options = _options(threads)
         if prepared:  # the graph is optimised already; another pass could lose the packed weights that belong to it
@@ -90,9 +102,11 @@ class OnnxSession:
         self._positions = [self._output_names.index(output.name) for output in self.signature.outputs]
         self._ordered = self._positions == list(range(len(self._output_names)))
         self._usual_size: float = math.inf
-        self._usual_size = self._warm(warm_rows)
-        if path.stat().st_size >= TRIM_BYTES:
-            _give_back()
+        self._usual_size = self._warm(warm_rows, warm_s)
+        self.large = prepared or path.stat().st_size >= TRIM_BYTES
+        """Whether loading it, and letting it go, leaves much in the heap that is to be given back."""
+        if self.large:
+            give_back()
 
     def run(self, inputs: Tensors) -> Tensors:
         """Run the graph once. Raises InferenceFailed; its text says nothing of paths or node internals."""
@@ -154,23 +168,26 @@ class OnnxSession:
         if missing:
             raise ModelInvalid(f"its signature declares outputs that its graph lacks: {', '.join(missing)}")
 
-    def _warm(self, warm_rows: tuple[int, ...]) -> int:
-        """Run at each batch size: the first run allocates, and a client would wait for it.
+    def _warm(self, warm_rows: int, warm_s: float) -> int:
+        """Run at growing batch sizes: the first run of a size allocates, and a client would wait for it.
 
         Returns the size of the first input up to which the memory of a run is kept for the next one.
         """
         size = sum(array.nbytes for array in self.sample(1))
-        most = max(1, WARM_BYTES // max(1, size))
-        sizes = sorted({min(rows, most) for rows in warm_rows}) if self.signature.batch == "dynamic" else [1]
-        for rows in sizes:
+        most = min(warm_rows, max(1, WARM_BYTES // max(1, size))) if self.signature.batch == "dynamic" else 1
+        rows, spent = 0, 0.0
+        while rows < most and (rows < 2 or spent < warm_s):  # one row does not show whether rows come out one by one
+            rows = min(most, 4 * rows or 1)
+            began = time.monotonic()
             try:
                 outputs = self.run(self.sample(rows))
             except InferenceFailed as error:
                 if self.signature.example is None:
                     break  # a bare graph may well refuse made-up inputs
                 raise ModelInvalid("it fails on its own example") from error
+            spent = time.monotonic() - began
             self._check_outputs(outputs, rows)
-        usual = self.sample(max(sizes))[0].size
+        usual = self.sample(most)[0].size
         free = any(-1 in spec.shape[1:] for spec in self.signature.inputs)
         return max(usual, FREE_SIZE) if free else usual
 
@@ -227,13 +244,6 @@ def write_prepared(path: Path, to: Path) -> None:
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "4096")
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     _session(path, options)
-
-
-def _give_back() -> None:
-    """Give memory that is free back to the system, where the C library can (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _options(threads: int) -> ort.SessionOptions:

@@ -94,6 +94,8 @@ class Coordinator:
         self._told: bytes = b""
         self._due = 0.0
         self._stopped = False
+        self._stumbles = 0
+        """How often something went wrong that nobody foresaw."""
         self._thread = threading.Thread(target=self._run, name="coordinator", daemon=True)
 
     def start(self) -> None:
@@ -145,6 +147,7 @@ class Coordinator:
             try:
                 self._turn()
             except Exception:  # the workers serve on; whatever it was, the next look starts afresh
+                self._stumbles += 1
                 log.exception("the coordinator stumbled")
                 time.sleep(0.5)
 
@@ -365,5 +368,7 @@ class Coordinator:
                 for name, known in self._models.items()
             },
             "passed": self._verdicts.passed(),
+            "figures": self._verdicts.figures(),
+            "stumbles": self._stumbles,
             "problems": [[p.name, p.version, p.reason] for p in problems],
         }

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import logging
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from serving.allocator import give_back
 from serving.black_box import BlackBox, unrecorded
 from serving.engine.batcher import Observer, Unobserved
 from serving.engine.model import Limits, Model, load
@@ -19,7 +21,7 @@ from serving.engine.session import OnnxSession
 from serving.errors import ModelInvalid, ModelNotFound, NotReady
 from serving.fleet.changes import Changes
 from serving.fleet.ledger import Ledger
-from serving.fleet.member import Member, Standing
+from serving.fleet.member import Member, Told
 from serving.fleet.plan import Plan
 from serving.fleet.prepared import locate
 from serving.fleet.repository import Found, Problem, shown
@@ -30,6 +32,9 @@ from serving.fleet.traffic import Traffic
 from serving.metrics.metrics import Metrics
 
 log = logging.getLogger("serving.fleet")
+
+TRIM_AFTER_S = 0.5
+"""Seconds from the last use of a version until what it left in the heap is given back: its threads end meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ class Fleet:
         self._box = box
         self._metrics = metrics
         self._tick: asyncio.TimerHandle | None = None
+        self._trim: asyncio.TimerHandle | None = None
         self.models: dict[str, Served] = {}
         self.swaps = 0
         """How often `models` was replaced."""
@@ -123,9 +129,25 @@ class Fleet:
             observer=observer,
             box=self._box,
         )
+        if session.large:
+            weakref.finalize(model, self._gone, loop).atexit = False
         for hook in self.prepare:
             await loop.run_in_executor(self._loader, hook, model)
         return model
+
+    def _gone(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have the memory of a large version given back; called on whichever thread let it go."""
+        with contextlib.suppress(RuntimeError):  # the loop has closed: all memory goes
+            loop.call_soon_threadsafe(self._trim_later)
+
+    def _trim_later(self) -> None:
+        if self._trim is None:
+            self._trim = asyncio.get_running_loop().call_later(TRIM_AFTER_S, self._trim_now)
+
+    def _trim_now(self) -> None:
+        self._trim = None
+        with contextlib.suppress(RuntimeError):  # the fleet has closed
+            self._loader.submit(give_back)
 
     def _read(self, item: Found) -> OnnxSession:
         """Load a file, and note that: a file that kills whoever loads it is found out so."""
@@ -174,17 +196,13 @@ class Fleet:
                 self._metrics.model(item.name, item.version).ready(item in found)
             self._metrics.serving(plan.name, plan.traffic.generation)
 
-    def _told(
-        self,
-        problems: tuple[Problem, ...],
-        standings: dict[str, Standing],
-        passed: list[tuple[str, str, bool]],
-    ) -> None:
-        self.problems = problems
+    def _told(self, told: Told) -> None:
+        self.problems = told.problems
         if self._metrics is not None:
-            for name, standing in standings.items():
+            for name, standing in told.standings.items():
                 self._metrics.asked(name, standing.asked, refused=bool(standing.error))
-            self._metrics.passed(passed)
+            self._metrics.passed(told.passed)
+            self._metrics.examined(told.figures, told.stumbles)
 
     def refuse(self) -> None:
         """Answer all that waits or runs with NotReady: the server ends now."""
@@ -195,8 +213,9 @@ class Fleet:
 
     async def close(self) -> None:
         """Finish what was accepted and stop the models' threads."""
-        if self._tick:
-            self._tick.cancel()
+        for timer in (self._tick, self._trim):
+            if timer is not None:
+                timer.cancel()
         self.member.close()
         self._loader.shutdown(wait=False, cancel_futures=True)
         for served in self.models.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -154,7 +155,7 @@ class Examination:
 
     def _load(self) -> tuple[OnnxSession, Figures]:
         before, began = resident(), time.monotonic()
-        session = OnnxSession(self._model, threads=1, warm_rows=(1, self._task.max_batch_rows))
+        session = OnnxSession(self._model, threads=1, warm_rows=self._task.max_batch_rows, warm_s=math.inf)
         load_s = time.monotonic() - began
         return session, Figures(load_s=round(load_s, 4), memory_bytes=max(0, resident() - before))
 
@@ -197,7 +198,7 @@ class Examination:
         path = folder / MODEL_FILE
         try:
             write_prepared(self._model, path)
-            prepared = OnnxSession(path, threads=1, warm_rows=(1,), prepared=True)
+            prepared = OnnxSession(path, threads=1, warm_rows=1, prepared=True)
             same = prepared.signature == session.signature and _same(session, prepared)
         except ServingError as error:
             # It only saves memory: a model that can't be written so serves as it is.

@@ -27,13 +27,24 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Examine what is asked for, one at a time, until nobody asks any more."""
-    os.setpriority(os.PRIO_PROCESS, 0, 19)
+    _last_in_line()
     _preload()
     asked, answers = sys.stdin.buffer, sys.stdout.buffer
     for line in iter(asked.readline, b""):
         findings = _in_child(Task.model_validate_json(line), asked.fileno())
         answers.write(findings.model_dump_json().encode() + b"\n")
         answers.flush()
+
+
+def _last_in_line() -> None:
+    """Let everything else have the processor first.
+
+    Where the kernel groups processes by session (autogroup), a process's nice value counts only within its session,
+    and the session's against the others'.
+    """
+    os.setpriority(os.PRIO_PROCESS, 0, 19)
+    with contextlib.suppress(OSError):  # a kernel without
+        Path("/proc/self/autogroup").write_text("19")
 
 
 def _preload() -> None:
@@ -70,6 +81,7 @@ def _in_child(task: Task, asked: int) -> Findings:
 def _confine(task: Task, parent: int, keep: int) -> None:
     """Take from this process all that a model does not need."""
     os.setsid()
+    _last_in_line()  # again: a session has a priority of its own
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(71)

@@ -12,6 +12,7 @@ from serving.fleet.gate import Gate, Limits
 from serving.fleet.report import Report
 from serving.fleet.repository import Found, Repository
 from serving.fleet.state import state_folder
+from serving.fleet.verdicts import Figure
 
 IDLE_S = 10.0
 """Seconds after which the gate's process ends when nothing is examined: at a start many versions come at once."""
@@ -26,30 +27,35 @@ class GateJudge:
         self._lock = threading.Lock()
         self._gate: Gate | None = None
         self._idle: threading.Timer | None = None
+        self._verified: set[str] = set()
+        """Contents whose prepared form was hashed since the start, or that have none."""
         self.reports: dict[tuple[str, str], Report] = {}
 
     def known(self, found: Found, serving: Found | None) -> str | None:
         """Return a verdict that was kept for this content and onnxruntime; None where it must be examined.
 
-        That is so too where the prepared form is missing or damaged, unless the gate could make none.
+        That is so too until the prepared form of a large version was hashed, which takes a second for some hundred MB.
         """
         state = self._state()
         report = None if state is None else gate.verdict(state, found.content)
-        if state is None or report is None:
+        if report is None or (_may_be_prepared(report) and found.content not in self._verified):
             return None
-        if report.ok and report.size_bytes >= prepared.FROM_BYTES and not prepared.verify(state, found.content):
-            made = next((check.outcome for check in report.checks if check.name == "prepared form"), "skipped")
-            if made == "passed":
-                return None
         return self._said(found, report)
 
     def examine(self, found: Found, serving: Found | None) -> str:
-        """Examine a version beside the one that serves, and keep the verdict and the prepared form."""
+        """Examine a version beside the one that serves, and keep the verdict and the prepared form.
+
+        Where the verdict is known, and the prepared form is as it was written, that is all.
+        """
+        state = self._state()
+        kept = None if state is None else gate.verdict(state, found.content)
+        self._verified.add(found.content)  # or made anew below
+        if state is not None and kept is not None and not self._damaged(state, found, kept):
+            return self._said(found, kept)
         try:
             declared = self._repository.manifest(found)
         except ModelInvalid as error:
             return error.message
-        state = self._state()
         with self._lock, contextlib.ExitStack() as stack:
             prepare_in = stack.enter_context(prepared.written(state, declared)) if state else None
             report = self._open().examine(
@@ -60,6 +66,30 @@ class GateJudge:
                 gate.keep(state, report)
             prepared.sweep(state, self._repository.contents())
         return self._said(found, report)
+
+    @staticmethod
+    def _damaged(state: Path, found: Found, report: Report) -> bool:
+        """Tell whether a version should have a prepared form and has none that is as it was written."""
+        if not _may_be_prepared(report) or prepared.verify(state, found.content):
+            return False
+        return any(check.name == "prepared form" and check.outcome == "passed" for check in report.checks)
+
+    def figures(self, found: Found) -> list[Figure]:
+        """Return what the gate measured of a version, and of the one that served then, in the same minute."""
+        report = self.reports.get((found.name, found.version))
+        if report is None:
+            return []
+        return [
+            (found.name, found.version, of, what, value)
+            for of, figures in (("this", report.figures), ("serving", report.beside))
+            if figures is not None
+            for what, value in (
+                ("load_seconds", figures.load_s),
+                ("row_seconds", figures.row_s),
+                ("memory_bytes", float(figures.memory_bytes)),
+            )
+            if value is not None
+        ]
 
     def close(self) -> None:
         """End the gate's process."""
@@ -87,3 +117,7 @@ class GateJudge:
     def _said(self, found: Found, report: Report) -> str:
         self.reports[found.name, found.version] = report
         return "; ".join(report.reasons)
+
+
+def _may_be_prepared(report: Report) -> bool:
+    return report.ok and report.size_bytes >= prepared.FROM_BYTES

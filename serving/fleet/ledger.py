@@ -25,6 +25,7 @@ from typing import Any
 from serving.errors import GenerationConflict, ModelNotFound, NotReady, ServingError
 from serving.fleet.manifest import MODEL_FILE
 from serving.fleet.repository import NAME, VERSION, shown
+from serving.fleet.state import sync
 from serving.fleet.traffic import Traffic, parse
 from serving.fleet.transitions import Transition, restore
 
@@ -77,12 +78,12 @@ class Ledger:
             entry = _entry(now, before, after, who=who, what=what, why=why)
             ahead = self._state / f"{name}.json"
             _write(ahead, json.dumps(entry))
-            _sync(self._state)
+            sync(self._state)
             fresh = folder / f".{TRAFFIC_FILE}.new"
             _write(fresh, json.dumps(after.document(), indent=1) + "\n")
             fresh.replace(folder / TRAFFIC_FILE)
             try:
-                _sync(folder)
+                sync(folder)
                 _append(folder / HISTORY_FILE, entry)
                 ahead.unlink()
             except OSError as error:  # the change is made, and its line is kept for who comes next
@@ -319,7 +320,7 @@ def _append(path: Path, entry: dict[str, Any]) -> None:
     try:
         size = os.fstat(file).st_size
         if size == 0:
-            _sync(path.parent)
+            sync(path.parent)
         elif os.pread(file, 1, size - 1) != b"\n":
             line = b"\n" + line  # behind a torn line
         written = os.write(file, line)
@@ -328,12 +329,3 @@ def _append(path: Path, entry: dict[str, Any]) -> None:
         os.fsync(file)
     finally:
         os.close(file)
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename or a new file in a folder survive a loss of power."""
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

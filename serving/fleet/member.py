@@ -14,6 +14,7 @@ from serving.engine.model import Model
 from serving.errors import ModelInvalid, NotReady, ServingError
 from serving.fleet.plan import Plan
 from serving.fleet.repository import Found, Problem
+from serving.fleet.verdicts import Figure
 
 log = logging.getLogger("serving.member")
 
@@ -33,7 +34,18 @@ class Standing(NamedTuple):
     busy: bool
 
 
-Told = Callable[[tuple[Problem, ...], dict[str, Standing], list[tuple[str, str, bool]]], None]
+class Told(NamedTuple):
+    """What the coordinator says of all models: what is not served and why, where each stands, and what the gate found.
+
+    passed: name, version, and whether the gate let it pass. figures: see `verdicts.Figure`. stumbles: of the
+    coordinator.
+    """
+
+    problems: tuple[Problem, ...]
+    standings: dict[str, Standing]
+    passed: list[tuple[str, str, bool]]
+    figures: list[Figure]
+    stumbles: int
 
 
 class _Failed(Exception):
@@ -48,7 +60,7 @@ class Member:
 
     load: loads and warms a version. live: the versions of a model that serve now. check: raises a ServingError where a
     plan can't be served with what was loaded. swap: puts a plan's versions in their place, at once. told: takes what
-    is not served and why, where each model stands, and which versions (name, version) the gate let pass.
+    is so of all models, whenever that changes.
     """
 
     def __init__(
@@ -59,7 +71,7 @@ class Member:
         live: Live,
         check: Check,
         swap: Swap,
-        told: Told,
+        told: Callable[[Told], None],
     ) -> None:
         self._connection = connection
         self._load = load
@@ -128,7 +140,7 @@ class Member:
         elif kind == "told":
             self.standings = {name: Standing(**standing) for name, standing in message["models"].items()}
             problems = tuple(Problem(*given) for given in message["problems"])
-            self._told(problems, self.standings, message["passed"])
+            self._told(Told(problems, self.standings, message["passed"], message["figures"], message["stumbles"]))
             self._moved.set()
         else:
             self._end(message["name"], message["revision"], commit=kind == "commit")

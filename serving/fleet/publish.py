@@ -24,7 +24,8 @@ from serving.fleet.gate import Gate
 from serving.fleet.manifest import MANIFEST_FILE, MODEL_FILE, Hashes, Manifest
 from serving.fleet.report import REPORT_FILE, GateRefused, Report
 from serving.fleet.repository import NAME, VERSION, shown
-from serving.fleet.staging import ModelFile, Source, embed, sync, write
+from serving.fleet.staging import ModelFile, Source, embed, write
+from serving.fleet.state import sync
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import queue
 import threading
 import time
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.engine.model import Model
+from serving.engine.priority import lowest_priority
 from serving.engine.session import OnnxSession
 from serving.engine.signature import Signature
 from serving.errors import ServingError
@@ -33,7 +33,6 @@ MOST_WAITING = 32
 """Copies that may wait: more would hold memory, and say nothing more."""
 MOST_ROWS = 4096
 """Rows of one request that is still copied: a larger one would hold a core for long."""
-LOWEST = 19
 HEAVY_S = 0.005
 """Processor seconds in the session from which copies run at the lowest priority. Below, the thread is in Python for
 much of its time, and one that is put off while it holds the interpreter's lock stops the event loop for as long."""
@@ -109,7 +108,7 @@ class Shadow:
         if self.model.session.threads == 1:
             return self.model.session
         made = self.model.session
-        return OnnxSession(made.path, threads=1, warm_rows=(1,), prepared=made.prepared)
+        return OnnxSession(made.path, threads=1, warm_rows=1, prepared=made.prepared)
 
     def _run(self, session: OnnxSession, inputs: Tensors, live: Tensors) -> None:
         assert self._adapt is not None  # noqa: S101  nothing is queued without it
@@ -130,8 +129,7 @@ class Shadow:
     def _lower(self) -> None:
         """Give way to all else from now on; without privileges there is no way back."""
         self._lowered = True
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
+        lowest_priority()
 
     def _tell(self, count: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody counts any more

@@ -127,12 +127,3 @@ def write(path: Path, content: bytes) -> None:
     with Writing(path) as writing:
         writing.write(content)
         writing.close()
-
-
-def sync(folder: Path) -> None:
-    """Have a folder's names on disk before returning. Raises OSError."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

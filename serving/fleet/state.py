@@ -48,6 +48,15 @@ def write(path: Path, content: bytes) -> None:
         raise
 
 
+def sync(folder: Path) -> None:
+    """Have a folder's names on disk before returning, so that a rename survives a loss of power. Raises OSError."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 def sweep(state: Path) -> None:
     """Remove what a crash has left in `staging/` more than a day ago."""
     for folder in (state / "staging").glob("*"):

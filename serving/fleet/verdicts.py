@@ -5,13 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
+from serving.engine.priority import lowest_priority
 from serving.errors import ServingError
 from serving.fleet.repository import Found, Problem
 from serving.fleet.traffic import Traffic, plan
 
 log = logging.getLogger("serving.verdicts")
+
+
+Figure: TypeAlias = tuple[str, str, str, str, float]
+"""Name and version, of which version (`this`, or the one that was `serving`), what was measured, and the value."""
 
 
 class Judge(Protocol):
@@ -22,6 +27,9 @@ class Judge(Protocol):
 
     def examine(self, found: Found, serving: Found | None) -> str:
         """Examine a version; takes seconds. '' for passed, else the reason."""
+
+    def figures(self, found: Found) -> list[Figure]:
+        """Return what was measured of a version."""
 
 
 class Parted(NamedTuple):
@@ -43,7 +51,7 @@ class Verdicts:
         self._call = call
         self._said: dict[Found, str] = {}
         self._examined: set[Found] = set()
-        self._gate = ThreadPoolExecutor(1, thread_name_prefix="gate")
+        self._gate = ThreadPoolExecutor(1, thread_name_prefix="gate", initializer=lowest_priority)
         self.quarantined: dict[tuple[str, str], str] = {}
         """Reasons, by name and version."""
 
@@ -81,6 +89,10 @@ class Verdicts:
     def passed(self) -> list[tuple[str, str, bool]]:
         """List, by name and version, which versions were let pass and which were refused."""
         return [(item.name, item.version, not reason) for item, reason in self._said.items()]
+
+    def figures(self) -> list[Figure]:
+        """List what was measured of the versions that were judged."""
+        return [figure for item in self._said for figure in self._judge.figures(item)]
 
     def close(self) -> None:
         """Examine nothing any more."""

@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import orjson
-from pydantic import TypeAdapter, ValidationError, with_config
-from pydantic_core import ErrorDetails
-from typing_extensions import TypedDict
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails, SchemaValidator
 
 from serving.engine.model import Model
-from serving.engine.rows import STRICT, Rows, row_adapter
+from serving.engine.rows import Rows
 from serving.errors import Detail, InvalidRequest, SignatureMismatch, listed
 from serving.http_api import strict_json
 from serving.http_api.codec import INLINE_BYTES, Blobs, Decoded
@@ -51,10 +50,10 @@ class Codec:
         self.signature = signature
         self.rows = Rows(signature, model.name)
         self._answers = Answers(signature, model.name, model.version)
-        self._single_only = self.rows.single is not None
+        self._single_only = len(self.rows.names) == 1
         self._shaped = any(feature.shape for feature in signature.features)
-        self._named = _envelope(_list_of(self.rows.named))
-        self._positional = _envelope(_list_of(self.rows.positional))
+        self._named = self.rows.all("named")
+        self._positional = self.rows.all("positional")
         self._width = len(self.rows.names)
         self._names = set(self.rows.names)
         self._guard_finite = any(not f.allow_non_finite and f.datatype in FLOATS - {"FP64"} for f in signature.features)
@@ -68,7 +67,7 @@ class Codec:
         )
         self._numbers = NumberRows(self.rows.names, NUMPY[signature.inputs[0].datatype]) if numbers else None
         self._long = LongReader(signature, self.rows, self._numbers)
-        self._adapters: dict[str, TypeAdapter[Any]] = {}
+        self._validators: dict[str, SchemaValidator] = {}
         self._plain_names = not any(":" in name for name in self.rows.names)
 
     def decode(self, headers: Sequence[tuple[bytes, bytes]], body: Buffer) -> Decoded:
@@ -153,7 +152,7 @@ class Codec:
                 _note(details, Detail(strict_json.pointer("instances", index), form))
                 continue
             try:
-                value = self._adapter(form).validate_json(_dumped(row))
+                value = self._validator(form).validate_json(_dumped(row))
             except ValidationError as error:
                 total += error.error_count()
                 if len(details) < 20:
@@ -176,10 +175,10 @@ class Codec:
             return "single"
         return f"is {strict_json.kind(row)}: send an object by feature name, or an array of {self._width} values"
 
-    def _adapter(self, kind: str) -> TypeAdapter[Any]:
-        if kind not in self._adapters:
-            self._adapters[kind] = row_adapter(getattr(self.rows, kind))
-        return self._adapters[kind]
+    def _validator(self, form: str) -> SchemaValidator:
+        if form not in self._validators:
+            self._validators[form] = self.rows.one(form)
+        return self._validators[form]
 
     def _columns(self, given: Any) -> Decoded:
         if not isinstance(given, dict):
@@ -193,7 +192,7 @@ class Codec:
                     f'"inputs" is {strict_json.kind(given)}: send an object of columns by feature name'
                 )
         try:
-            columns = list(self._adapter("columns").validate_json(_dumped(given)).values())
+            columns = list(self._validator("columns").validate_json(_dumped(given)).values())
         except ValidationError as error:
             details = self._explain(error, ("inputs",), given)
             raise listed("the columns do not fit the model's signature", details, total=error.error_count()) from None
@@ -255,14 +254,6 @@ class Codec:
         if isinstance(first, str) and first in self._names:
             return first
         return self.rows.names[0] if self._single_only else None
-
-
-def _envelope(rows: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(with_config(STRICT)(TypedDict("Instances", {"instances": rows})))  # type: ignore[operator]
-
-
-def _list_of(kind: Any) -> Any:
-    return list[kind]
 
 
 def _note(details: list[Detail], detail: Detail) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import orjson
 import simdjson
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
+from pydantic_core import SchemaValidator
 
-from serving.engine.rows import STRICT, Rows, cell_type
+from serving.engine.rows import Rows
 from serving.engine.signature import Signature
 from serving.http_api import json_pieces, number_array
 from serving.http_api.json_pieces import Span
@@ -63,13 +64,13 @@ class LongReader:
         self._matrix = signature.layout == "matrix"
         self._separate = signature.batch != "none"  # rows may be read apart from each other
         self._width = len(rows.names)
+        self._single = self._width == 1
         self._plain_names = not any(":" in name for name in rows.names)
-        self._cells = [cell_type(feature) for feature in signature.features]
         self._may_overflow = [
             spec.datatype in FLOATS - {"FP64"} and any(not f.allow_non_finite for f in signature.features)
             for spec in signature.inputs
         ]
-        self._adapters: dict[str, TypeAdapter[Any]] = {}
+        self._validators: dict[str | int, SchemaValidator] = {}
 
     def read(self, body: bytes | bytearray) -> tuple[Tensors, int, bool] | None:
         """Return the feeds, how many rows, and whether they came as columns; None for anything else, wrong or right."""
@@ -95,7 +96,7 @@ class LongReader:
     def _part(self, piece: bytes) -> Tensors:
         """Make the feeds of some rows; raises an error of Python's for anything else, wrong or right."""
         colons = piece.count(b":")
-        if self._numbers is not None and self._rows.single is None:
+        if self._numbers is not None and not self._single:
             matrix = self._numbers.matrix(orjson.loads(piece), colons)
             if matrix is None:
                 raise ValueError("these are no rows of numbers")
@@ -104,13 +105,13 @@ class LongReader:
         rows: list[Any]
         if named:
             # As many colons as names: no key stands twice. Pydantic would keep the last silently.
-            rows = [list(row.values()) for row in self._adapter("named", self._rows.named).validate_json(piece)]
+            rows = [list(row.values()) for row in self._validator("named").validate_json(piece)]
             if not self._plain_names or colons != len(rows) * self._width:
                 raise ValueError("a key stands twice")
-        elif self._rows.single is not None:
-            rows = [(cell,) for cell in self._adapter("single", self._rows.single).validate_json(piece)]
+        elif self._single:
+            rows = [(cell,) for cell in self._validator("single").validate_json(piece)]
         else:
-            rows = self._adapter("positional", self._rows.positional).validate_json(piece)
+            rows = self._validator("positional").validate_json(piece)
         if not rows:
             raise ValueError("nothing stands between two commas")
         return self._rows.arrays(rows)
@@ -135,15 +136,15 @@ class LongReader:
                 yield read.astype(self._dtype)
 
     def _cells_of(self, body: bytes | bytearray, span: Span, index: int) -> Iterator[Array]:
-        adapter = self._adapter(str(index), self._cells[index])
+        validator = self._validator(index)
         for piece in json_pieces.pieces(body, span):
-            cells = adapter.validate_json(piece)
+            cells = validator.validate_json(piece)
             if not cells:
                 raise ValueError("nothing stands between two commas")
             yield self._rows.column(index, cells)
 
-    def _adapter(self, name: str, kind: Any) -> TypeAdapter[Any]:
-        """Return the strict adapter of a list of `kind`."""
-        if name not in self._adapters:
-            self._adapters[name] = TypeAdapter(list[kind], config=STRICT)
-        return self._adapters[name]
+    def _validator(self, form: str | int) -> SchemaValidator:
+        """Return what checks an array of rows of a form, or of one feature's cells."""
+        if form not in self._validators:
+            self._validators[form] = self._rows.many(form)
+        return self._validators[form]

@@ -50,6 +50,15 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_model_generation": ("Generation of the traffic state that every worker serves.", ("model",)),
     "serving_model_asked_generation": ("Generation of the traffic state that the folder asks for.", ("model",)),
     "serving_gate_passed": ("1 where the gate let a version pass, 0 where it was refused.", _MODEL),
+    **{
+        f"serving_gate_{what}": (f"{text}, of `this` version or the one that was `serving` then.", (*_MODEL, "of"))
+        for what, text in (
+            ("load_seconds", "Seconds that the gate took to load and warm it"),
+            ("row_seconds", "Seconds of one row in the gate, the median"),
+            ("memory_bytes", "Growth of the gate's process that loaded it"),
+        )
+    },
+    "serving_coordinator_failures": ("Unforeseen failures in bringing the workers to what the folder asks for.", ()),
     "serving_model_refused": ("1 where the state that the folder asks for can't be served.", ("model",)),
     "serving_model_info": ("1; the labels describe the version.", (*_MODEL, "task", "sha256")),
     "serving_worker_start_time_seconds": ("Unix time at which the worker in a slot started.", ("worker",)),
@@ -62,5 +71,9 @@ GREATEST = frozenset(
         "serving_model_asked_generation",
         "serving_model_refused",
         "serving_model_quarantined",
+        "serving_coordinator_failures",
+        "serving_gate_load_seconds",
+        "serving_gate_row_seconds",
+        "serving_gate_memory_bytes",
     }
 )

@@ -74,6 +74,14 @@ class Metrics:
         for name, version, let in versions[:MOST_SERIES]:
             self._store.gauges["serving_gate_passed", (name, version)] = float(let)
 
+    def examined(self, figures: list[tuple[str, str, str, str, float]], stumbles: int) -> None:
+        """Take what the gate measured (name, version, of which, what, value), and how often the coordinator failed."""
+        for key in [key for key in self._store.gauges if key[0].startswith("serving_gate_") and len(key[1]) == 3]:
+            del self._store.gauges[key]
+        for name, version, of, what, value in figures[: 6 * MOST_SERIES]:
+            self._store.gauges[f"serving_gate_{what}", (name, version, of)] = value
+        self._store.gauges["serving_coordinator_failures", ()] = stumbles
+
     def asked(self, model: str, generation: int, *, refused: bool) -> None:
         """Say which generation the folder asks for, and whether it can't be served."""
         self._store.gauges["serving_model_asked_generation", (model,)] = generation

@@ -50,7 +50,7 @@ class Decoders:
         self._signatures = []
         parse = message("ModelInferRequest").FromString
         for path in sorted(folder.glob("*/1/model.onnx")):
-            signature = OnnxSession(path, warm_rows=(1,)).signature
+            signature = OnnxSession(path, warm_rows=1).signature
             model: Any = SimpleNamespace(name=path.parts[-3], version="1", signature=signature)
             v2, grpc = open_inference.Codec(model), tensors.Codec(model)
             v1 = predict_v1.Codec(model)

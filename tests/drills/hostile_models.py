@@ -156,7 +156,7 @@ def _load_plainly(path: str, begun: Event) -> None:
     from serving.engine.session import OnnxSession
 
     begun.set()
-    OnnxSession(Path(path), warm_rows=(1,))
+    OnnxSession(Path(path), warm_rows=1)
 
 
 @drill("hostile_models", "a bad model file is refused with a reason, and whoever asks the gate is unharmed")

@@ -42,7 +42,7 @@ def dense(mebibytes: int, seed: int) -> onnx.ModelProto:
 
 
 @contextmanager
-def served(mebibytes: int) -> Iterator[tuple[Server, str]]:
+def served(mebibytes: int, *flags: str) -> Iterator[tuple[Server, str]]:
     """Serve iris and two versions of a dense model, of which only what has a role is loaded."""
     with tempfile.TemporaryDirectory() as folder:
         models, file = Path(folder) / "models", Path(folder) / "dense.onnx"
@@ -53,7 +53,7 @@ def served(mebibytes: int) -> Iterator[tuple[Server, str]]:
             publish(models, "dense", file, who="drill")
         (models / "dense" / "traffic.json").write_text('{"generation": 1, "stable": "2", "keep": {"latest": 1}}')
         key = KeyStore(Path(folder) / "keys").create("drill", frozenset({"deploy"}))
-        with running("--keys", f"{folder}/keys", models=models) as server:
+        with running("--keys", f"{folder}/keys", *flags, models=models) as server:
             yield server, key
 
 
@@ -84,10 +84,13 @@ def worker(server: Server) -> int:
 
 
 @drill("swaps", "a thousand versions come and go, and the memory of each comes back")
-def swaps(report: Report, *, times: int = 1000, mebibytes: int = 16) -> None:
-    """Load and let go one of two versions `times` times, and compare the resident memory of the worker."""
+def swaps(report: Report, *, times: int = 1000, mebibytes: int = 16, warm: int = 100) -> None:
+    """Load and let go one of two versions `times` times, and compare the resident memory of the worker.
+
+    Not from the start: the first hundred or so grow the heap once, whatever comes after.
+    """
     with served(mebibytes) as (server, key):
-        for _ in range(10):
+        for _ in range(warm // 2):
             promote(server, key, "1")
             promote(server, key, "2")
         pid = worker(server)
