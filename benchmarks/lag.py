@@ -15,7 +15,7 @@ from pathlib import Path
 from serving.http_api.app import create_app
 from serving.http_api.listener import Listener
 from serving.settings import Settings
-from serving.worker import let_threads_turn
+from serving.worker import keep_the_loop_turning
 
 EVERY_S = 0.001
 
@@ -51,7 +51,7 @@ class Probed(Listener):
 
 def main(models: str, log: str, port: str) -> None:
     """Serve until SIGTERM."""
-    let_threads_turn()
+    keep_the_loop_turning()
     sock = socket.create_server(("127.0.0.1", int(port)))
     listener = Probed(create_app(Settings(models=Path(models), log_level="error")), drain_s=5, keep_alive_s=75)
     listener.log = Path(log)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # the parent imports this module, and must not load onnxrunti
 
 log = logging.getLogger("serving.worker")
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
 REFUSED = 3
 """Exit status of a worker that must not be replaced: it was told to be strict, and a model is bad."""
 
@@ -92,20 +94,18 @@ def allow_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def let_threads_turn() -> None:
-    """Bound how long a thread that works in Python may keep the event loop waiting at each of the loop's turns.
-
-    Such as for a long body, or a version being loaded. At Python's own 5 ms the slowest answers took twice as long;
-    throughput is the same.
-    """
+def keep_the_loop_turning() -> None:
+    """Bound how long the interpreter and the allocator may keep the event loop waiting; for the whole process."""
+    # A thread that works in Python (a long body, a version being loaded) gives way after it, at each turn of the loop.
+    # At Python's own 5 ms the slowest answers took twice as long; throughput is the same.
     sys.setswitchinterval(0.0005)
+    bound_free_memory()
 
 
 def work(given: Assignment) -> None:
     """Be one worker: build the application and serve it from the shared socket, and gRPC at the address of another."""
     settings = given.settings
-    let_threads_turn()
-    bound_free_memory()
+    keep_the_loop_turning()
     # Until it serves there is nothing to finish; uvicorn takes both signals when it starts.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides

@@ -11,6 +11,7 @@ import asyncio
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -177,6 +178,8 @@ class Lane(Connection):
         self._chunk = b""
         self._asks = NOTHING
         self._held = 0  # bytes of its body that are counted
+        self._last = False  # the answer that is being written ends the connection
+        self._rest: Iterator[bytes | memoryview] | None = None  # of a large answer that is being written
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # noqa: D102
         super().connection_made(transport)
@@ -199,13 +202,17 @@ class Lane(Connection):
 
     def _free(self) -> bool:
         """Tell whether no answer is owed on this connection."""
-        return self._turn is None and not self.pipeline and (self.cycle is None or self.cycle.response_complete)
+        return not (self._owes() or self.pipeline) and (self.cycle is None or self.cycle.response_complete)
+
+    def _owes(self) -> bool:
+        """Tell whether a plain request has not its whole answer yet."""
+        return self._turn is not None or self._rest is not None
 
     def _is_idle(self) -> bool:
-        return self._turn is None and super()._is_idle()
+        return not self._owes() and super()._is_idle()
 
     def _unanswered(self) -> bool:
-        return self._target is not None or (self._turn is None and super()._unanswered())
+        return self._target is not None or (not self._owes() and super()._unanswered())
 
     def body_bytes(self) -> int:  # noqa: D102
         return super().body_bytes() if self._target is None else len(self._body)
@@ -232,7 +239,7 @@ class Lane(Connection):
         HttpToolsProtocol.on_message_begin(self)  # makes the scope
         self.url, self.expect_100_continue = url, expect
         self.headers.extend(headers)
-        if self._turn is not None and not self.pipeline:
+        if self._owes() and not self.pipeline:
             self.cycle = _Busy()  # type: ignore[assignment]
         super().on_headers_complete()
         if self.cycle is not None:
@@ -351,8 +358,26 @@ class Lane(Connection):
             answer = b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (head, len(body), identity, body)
             self.transport.write(answer)
         else:
-            head = b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n" % (head, body.size, identity)
-            self.transport.writelines([head, *body.parts])
+            self.transport.write(b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n" % (head, body.size, identity))
+            self._rest = body.pieces()
+            self._write_on(last)
+            return
+        self._end_answer(last)
+
+    def _write_on(self, last: bool) -> None:
+        """Write the next piece of a large answer; the loop turns between them, or the kernel took megabytes at once."""
+        if self._rest is None or self.transport.is_closing():
+            self._rest = None
+        elif self.flow.write_paused:
+            self._last = last  # until the client has read some
+        elif (piece := next(self._rest, None)) is not None:
+            self.transport.write(piece)
+            self.loop.call_soon(self._write_on, last)
+        else:
+            self._rest = None
+            self._end_answer(last or (self._closing and not self.pipeline and not self._midway))
+
+    def _end_answer(self, last: bool) -> None:
         self.since = self.door.now
         if last:
             self.server_state.total_requests += 1
@@ -382,11 +407,13 @@ class Lane(Connection):
     def resume_writing(self) -> None:  # noqa: D102
         super().resume_writing()
         self.flow.resume_reading()
+        if self._rest is not None:
+            self._write_on(self._last)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
         super().connection_lost(exc)
         self._release()
-        turn, self._turn = self._turn, None
+        turn, self._turn, self._rest = self._turn, None, None
         if turn is not None:
             turn.cancel()
             turn.count(499)

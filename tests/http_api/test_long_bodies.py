@@ -33,7 +33,7 @@ texts = st.lists(tricky, max_size=3).map("".join)
 
 
 def _model(name: str) -> Any:
-    signature = OnnxSession(MODELS / name / "1" / "model.onnx", warm_rows=(1,)).signature
+    signature = OnnxSession(MODELS / name / "1" / "model.onnx", warm_rows=1).signature
     return SimpleNamespace(name=name, version="1", signature=signature)
 
 
