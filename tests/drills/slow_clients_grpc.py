@@ -76,8 +76,11 @@ def run(report: Report, *, sockets: int = 300, patience: float = 5.0, unread: in
     endless = ("head-s", "body-s", "write-s", "keep-alive-s")
     never = [f for name in endless for f in (f"--{name}", "1000")] + ["--min-bytes-per-s", "1"]
     with running("--grpc-port", "0", "--max-queued-rows", "1000000", *never) as server:
-        left, _ = _trickle(grpc_port(server), len(KINDS) + 1, patience + 2)
+        left, _ = _trickle(grpc_port(server), len(KINDS) + 1, patience + 1)
+        with _many(grpc_port(server), 60, GREETING) as clients:
+            together = _open(clients)
     report.control("without patience's end slow clients stay, all kinds", len(left) == len(KINDS) + 1)
+    report.control("with a larger cap all of 60 connections are taken", together == 60)
     _company(report)
     _unread(report, unread)
 
@@ -175,11 +178,6 @@ def _company(report: Report) -> None:
         with _many(port, 60, held) as clients:
             time.sleep(0.2)
             report.at_most("connections of 60 beyond the cap of 8 and 32 spare ones", _open(clients) - 40, 0)
-    flags = ("--grpc-port", "0", "--max-delay-ms", "1000")
-    with running(*flags) as server, _many(grpc_port(server), 60, held) as clients:
-        time.sleep(0.2)
-        crowded = _open(clients)
-    report.control("with a larger cap all of them are taken", crowded == 60)
 
 
 def _open(clients: list[socket.socket]) -> int:
