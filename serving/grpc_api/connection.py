@@ -7,6 +7,9 @@ needs: `make bench` has the figures of both. No timer belongs to a call: all con
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import struct
 
 from serving.grpc_api.frames import (
     COMPRESSION_ERROR,
@@ -73,6 +76,7 @@ class Connection(Reading, asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
         self.guard.connections.discard(self)
         self.over = True
+        self._answers = []
         self._leave()
         self.endpoint.gone()
 
@@ -133,6 +137,7 @@ class Connection(Reading, asyncio.Protocol):
         if self.over:
             return
         self.over = True
+        self._flush()
         self.since = self.guard.now
         self._rest = b""
         self._block = None
@@ -140,7 +145,8 @@ class Connection(Reading, asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.write(frame(GOAWAY, 0, 0, number(self.last) + number(code) + reason.encode()))
             # Closing at once would reset the connection under what the client still sends, and with it the reason.
-            self.transport.write_eof()
+            with contextlib.suppress(OSError):  # the client has gone already
+                self.transport.write_eof()
 
     def drain(self) -> None:
         """Take no more streams; close once those in progress are done."""
@@ -174,7 +180,7 @@ class Connection(Reading, asyncio.Protocol):
             self._write_by = min(now + patience.write_s, self._write_by + (self._unread - unread) / patience.min_rate)
         elif now > self._write_by:
             self.guard.cut["slow_reader"] += 1
-            transport.abort()
+            self._forget()
             return
         self._unread = unread
         if self.over:
@@ -189,6 +195,12 @@ class Connection(Reading, asyncio.Protocol):
             self._look_at_streams(now)
         elif now > self.since + patience.idle_s:
             self.end(NO_ERROR, "idle")
+
+    def _forget(self) -> None:
+        """Reset the connection: closed in the usual way, the kernel would keep for minutes what nobody reads."""
+        sock = self.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
     def _is_half(self, before: float) -> bool:
         """Tell whether a frame or a block of headers began before a time, and has not ended."""

@@ -14,7 +14,6 @@ from serving.grpc_api.frames import (
     RST_STREAM,
     SETTINGS,
     SMALL_FRAME,
-    WINDOW_UPDATE,
     Broken,
     frame,
     unpack_setting,
@@ -43,9 +42,7 @@ class Controlled(Sending):
 
     def _control(self, kind: int, flags: int, identity: int, payload: bytes) -> None:
         self.tire(kind)
-        if kind == WINDOW_UPDATE:
-            self._grow(identity, payload)
-        elif kind == PING:
+        if kind == PING:
             if len(payload) != 8 or identity:
                 raise Broken(FRAME_SIZE_ERROR, "a ping has 8 bytes and no stream")
             if not flags & ACK:
@@ -73,7 +70,8 @@ class Controlled(Sending):
             self.room += grown
             if not grown or self.room > LARGEST_WINDOW:
                 raise Broken(FLOW_CONTROL_ERROR, "a window that grows by nothing, or too far")
-            self._pump_all()
+            if self._blocked:
+                self._pump_all()
             return
         stream = self.streams.get(identity)
         if stream is not None:

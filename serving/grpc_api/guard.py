@@ -51,17 +51,18 @@ class Guard:
             connection.idle_frames = max(0, connection.idle_frames - forgiven)
 
     def room(self) -> int:
-        """Return how many connections more are taken, the spare ones too; closes such as have long been quiet."""
-        most = self.patience.connections
-        if len(self.connections) < most or self._make_room():
-            return self.spare + 1
-        return most + self.spare - len(self.connections)
+        """Return how many connections more are taken, `spare` ones counted; closes such as have long been quiet."""
+        most, here = self.patience.connections, len(self.connections)
+        if here >= most:
+            here -= sum(connection.transport.is_closing() for connection in self.connections)
+        if here >= most:
+            here -= self._make_room()
+        return most + self.spare - here
 
-    def _make_room(self) -> bool:
-        """Close a sixteenth of all that are quiet, those first that were told to go; tell whether there is room now."""
-        if any(connection.transport.is_closing() for connection in self.connections):
-            return True  # made a moment ago
+    def _make_room(self) -> int:
+        """Close a sixteenth of all if they are quiet, those first that were told to go; return how many."""
         quiet = sorted((c for c in self.connections if c.is_quiet()), key=lambda c: (bool(c.streams), c.since))
-        for connection in quiet[: max(1, self.patience.connections // 16)]:
+        going = quiet[: max(1, self.patience.connections // 16)]
+        for connection in going:
             connection.make_room()
-        return bool(quiet)
+        return len(going)

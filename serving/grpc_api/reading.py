@@ -77,6 +77,7 @@ class Reading(Controlled):
         self.over = False
         self.prefaced = False
         self._window = CONNECTION_WINDOW
+        self._most_idle = self.guard.patience.frames
         self._rest = b""
         self._half = 0.0  # since when `_rest` begins with the same frame
         self._left = 0  # bytes of a DATA frame that are still to come, and of the padding behind them
@@ -131,7 +132,13 @@ class Reading(Controlled):
                 break
             payload = data[place + 9 : place + 9 + length]
             place += 9 + length
-            if kind == HEADERS:
+            if kind == WINDOW_UPDATE:  # the most frequent: clients send two with each call
+                self.idle_frames += 1
+                if self.idle_frames > self._most_idle:
+                    self.tire(kind)
+                if not identity or identity in self.streams or identity > self.last or length != 4:
+                    self._grow(identity, payload)
+            elif kind == HEADERS:
                 self._headers(identity, flags, payload)
             elif kind == CONTINUATION:
                 self._continued(identity, flags, payload)

@@ -86,12 +86,24 @@ class Sending:
         self.draining = False
         self.idle_frames = 0
         """Frames of late that brought nothing, less what was answered."""
+        self._answers: list[bytes] = []  # written together: the answers of a batch come together
+        self._blocked = False  # there was no room for some of what waits
+        self._soon = asyncio.get_running_loop().call_soon
 
     def answer(self, stream: Stream, frames: bytes, size: int) -> None:
         """Write all of an answer, whose DATA holds `size` bytes. Only where `fits` said so."""
         self.room -= size
-        self.transport.write(frames)
+        if not self._answers:
+            self._soon(self._flush)
+        self._answers.append(frames)
         self.close(stream)
+
+    def _flush(self) -> None:
+        """Write the answers that are gathered; before whatever must not come before them."""
+        answers = self._answers
+        if answers:
+            self._answers = []
+            self.transport.write(b"".join(answers) if len(answers) > 1 else answers[0])
 
     def fits(self, stream: Stream, size: int) -> bool:
         """Tell whether `size` bytes of payload may go in one frame, now."""
@@ -126,6 +138,7 @@ class Sending:
             self.idle_frames -= _CREDIT
         if not stream.ended:
             # We have answered before all was sent: the client may stop.
+            self._flush()
             self.transport.write(frame(RST_STREAM, 0, stream.id, number(NO_ERROR)))
         self._done()
 
@@ -160,6 +173,7 @@ class Sending:
                 return
             size = min(len(payload), self.room, stream.room, self.largest)
             if size <= 0:
+                self._blocked = True
                 break
             gone += size
             self.room -= size
@@ -185,6 +199,7 @@ class Sending:
             stream.emptied()
 
     def _pump_all(self) -> None:
+        self._blocked = False
         for stream in [s for s in self.streams.values() if s.out is not None]:
             self._pump(stream)
 

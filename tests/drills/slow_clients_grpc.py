@@ -69,15 +69,18 @@ DEAF = "not reading"
 def run(report: Report, *, sockets: int = 300, patience: float = 5.0, unread: int = 400) -> None:
     """`patience`: seconds for each thing that is waited for. `unread`: large answers that nobody takes."""
     limits = tuple(f for name in ("--head-s", "--write-s", "--keep-alive-s") for f in (name, str(patience)))
-    with running("--grpc-port", "0", *limits) as server:
+    with running("--grpc-port", "0", "--max-queued-rows", "1000000", *limits) as server:
         left, latest = _trickle(grpc_port(server), sockets, patience + 6)
         report.exactly(f"slow clients not ended, of {sockets} {dict(left) or ''}".rstrip(), sum(left.values()), 0)
         report.at_most("the last was ended after", latest, patience + 1.5, "s")
     endless = ("head-s", "body-s", "write-s", "keep-alive-s")
     never = [f for name in endless for f in (f"--{name}", "1000")] + ["--min-bytes-per-s", "1"]
-    with running("--grpc-port", "0", *never) as server:
-        left, _ = _trickle(grpc_port(server), len(KINDS) + 1, patience + 2)
+    with running("--grpc-port", "0", "--max-queued-rows", "1000000", *never) as server:
+        left, _ = _trickle(grpc_port(server), len(KINDS) + 1, patience + 1)
+        with _many(grpc_port(server), 60, GREETING) as clients:
+            together = _open(clients)
     report.control("without patience's end slow clients stay, all kinds", len(left) == len(KINDS) + 1)
+    report.control("with a larger cap all of 60 connections are taken", together == 60)
     _company(report)
     _unread(report, unread)
 
@@ -120,7 +123,7 @@ def _ask_for_much(client: socket.socket) -> None:
     client.settimeout(0.5)
     with suppress(TimeoutError):
         client.sendall(_WIDE)
-        for n in range(1, 121, 2):
+        for n in range(1, 241, 2):
             client.sendall(frame(HEADERS, END_HEADERS, n, headers()))
             body = framed(infer(ROWS))
             for place in range(0, len(body), 16384):
@@ -172,27 +175,22 @@ def _company(report: Report) -> None:
             time.sleep(0.2)  # they are all at work now, and will be for 0.8 s
             report.exactly("health among busy connections is answered", float(_answers(port, HEALTH)), 1)
             report.exactly("a call among busy connections is refused", float(not _answers(port)), 1)
-        with _many(port, 60, held):
+        with _many(port, 60, held) as clients:
             time.sleep(0.2)
-            report.exactly("a newcomer beyond the spare ones is told so", float(_is_told(port)), 1)
-    with running("--grpc-port", "0", "--max-delay-ms", "1000") as server:
-        port = grpc_port(server)
-        with _many(port, 60, held):
-            time.sleep(0.2)
-            crowded = not _answers(port)
-    report.control("without a cap nobody is refused", not crowded)
+            report.at_most("connections of 60 beyond the cap of 8 and 32 spare ones", _open(clients) - 40, 0)
+
+
+def _open(clients: list[socket.socket]) -> int:
+    """Count those that were not told to go."""
+    for client in clients:
+        client.setblocking(False)
+    return sum(not _has_ended(client, bytearray()) for client in clients)
 
 
 def _answers(port: int, path: bytes | None = None) -> bool:
     body = b"" if path is not None else infer()
     with Wire(port) as wire, contextlib.suppress(ConnectionError):
         return call(wire, 1, body, **({"path": path} if path is not None else {}))[0][b"grpc-status"] == b"0"
-    return False
-
-
-def _is_told(port: int) -> bool:
-    with Wire(port) as wire, contextlib.suppress(ConnectionResetError):
-        return wire.goaway() == 11
     return False
 
 
@@ -213,9 +211,8 @@ def _wait(server: Server, calls: int) -> tuple[int, int, int]:
     """Return how many calls have an answer that waits, the bytes of one, and how many were refused."""
     port = grpc_port(server)
     body = framed(infer(ROWS))
-    size = 0
-    with Wire(port) as wire:
-        wire.send(frame(HEADERS, END_HEADERS, 1, headers()))
+    with Wire(port, greet=False) as wire:
+        wire.send(_WIDE, frame(HEADERS, END_HEADERS, 1, headers()))
         _send(wire, 1, body)
         size = len(wire.answer(1)[1])
     with Wire(port, greet=False) as wire:
