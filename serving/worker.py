@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # the parent imports this module, and must not load onnxrunti
 
 log = logging.getLogger("serving.worker")
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 REFUSED = 3
 """Exit status of a worker that must not be replaced: it was told to be strict, and a model is bad."""

@@ -97,7 +97,9 @@ class OnnxSession:
         self._failures = 0
         self._complained = 0.0
         self.threads = threads
-        self.signature = self._own_signature() or self._bare_signature()
+        own = self._own_signature()
+        self._is_bare = own is None
+        self.signature = own or self._bare_signature()
         self._check_ports()
         self._positions = [self._output_names.index(output.name) for output in self.signature.outputs]
         self._ordered = self._positions == list(range(len(self._output_names)))
@@ -176,7 +178,9 @@ class OnnxSession:
         size = sum(array.nbytes for array in self.sample(1))
         most = min(warm_rows, max(1, WARM_BYTES // max(1, size))) if self.signature.batch == "dynamic" else 1
         rows, spent = 0, 0.0
-        while rows < most and (rows < 2 or spent < warm_s):  # one row does not show whether rows come out one by one
+        # One row does not show whether rows come out one by one; for a bare graph that is known already.
+        least = 1 if self._is_bare else 2
+        while rows < most and (rows < least or spent < warm_s):
             rows = min(most, 4 * rows or 1)
             began = time.monotonic()
             try:
