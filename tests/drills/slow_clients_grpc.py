@@ -69,7 +69,9 @@ DEAF = "not reading"
 def run(report: Report, *, sockets: int = 300, patience: float = 5.0, unread: int = 400) -> None:
     """`patience`: seconds for each thing that is waited for. `unread`: large answers that nobody takes."""
     limits = tuple(f for name in ("--head-s", "--write-s", "--keep-alive-s") for f in (name, str(patience)))
-    with running("--grpc-port", "0", "--max-queued-rows", "1000000", *limits) as server:
+    with running(
+        "--grpc-port", "0", "--max-queued-rows", "1000000", "--max-held-bytes", "1000000000", *limits
+    ) as server:
         left, latest = _trickle(grpc_port(server), sockets, patience + 6)
         report.exactly(f"slow clients not ended, of {sockets} {dict(left) or ''}".rstrip(), sum(left.values()), 0)
         report.at_most("the last was ended after", latest, patience + 1.5, "s")
