@@ -7,10 +7,7 @@ deadline, metrics, encoding, errors) happens here.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
@@ -45,15 +42,8 @@ log = logging.getLogger("serving.prediction")
 
 NO_HEADERS: HeaderList = []
 
-
-def _give_way() -> None:
-    """Let the event loop have the core first, where it has to share one with this thread."""
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
-
-
-_decoders = ThreadPoolExecutor(1, thread_name_prefix="decode", initializer=_give_way)
-_encoders = ThreadPoolExecutor(1, thread_name_prefix="encode", initializer=_give_way)
+_decoders = ThreadPoolExecutor(1, thread_name_prefix="decode")
+_encoders = ThreadPoolExecutor(1, thread_name_prefix="encode")
 Encoded: TypeAlias = tuple[bytes | Blobs, HeaderList, bytes]
 """Body, headers and content type of an answer."""
 

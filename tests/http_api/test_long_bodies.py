@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import socket
+import threading
+import urllib.parse
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import httpx2 as httpx
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +23,7 @@ from hypothesis import strategies as st
 from serving.engine.session import OnnxSession
 from serving.errors import ServingError
 from serving.http_api import json_pieces, number_array, open_inference, predict_v1
-from tests.conftest import MODELS
+from tests.conftest import MODELS, Server
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # the answer is an error that names it
 
@@ -189,3 +195,46 @@ def test_tensors_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch, nested: boo
     monkeypatch.setattr(V2["digits"], "_reader", None)
     decoded = V2["digits"].decode([], json.dumps({"inputs": [tensor]}).encode())
     np.testing.assert_array_equal(decoded.inputs[0], images)
+
+
+def test_long_answers_come_whole_and_in_turn(server: Server) -> None:
+    """A client that pipelines and reads slowly gets every long answer whole, none inside another."""
+    rows = np.random.default_rng(3).random((4000, 4)).round(3).tolist()
+    address = urllib.parse.urlsplit(server.url)
+    bodies = [json.dumps({"instances": rows[:count]}).encode() for count in (4000, 1, 4000, 2)]
+    alone = [httpx.post(f"{server.url}/v1/models/iris:predict", content=body).content for body in bodies]
+    assert len(alone[0]) > 8 * len(alone[1])
+    head = b"POST /v1/models/iris:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(20)
+        sock.connect((address.hostname, address.port))
+        sending = threading.Thread(
+            target=sock.sendall, args=(b"".join(head % len(body) + body for body in bodies),), daemon=True
+        )
+        sending.start()
+        answers = sock.makefile("rb", buffering=1024)
+        for expected in alone:
+            assert answers.readline() == b"HTTP/1.1 200 OK\r\n"
+            length = 0
+            while (line := answers.readline()) != b"\r\n":
+                if line.startswith(b"content-length:"):
+                    length = int(line.split()[1])
+            assert answers.read(length) == expected
+        sending.join(20)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_a_long_inflated_body_ends_where_it_says(client: httpx.Client, coding: str) -> None:
+    """A long compressed body is read to its end; one that is cut, or has something behind it, is a 400."""
+    body = json.dumps({"instances": [[5.1, 3.5, 1.4, 0.2]] * 4000}).encode() + b" " * 1_000_000
+    packed = zlib.compress(body) if coding == "deflate" else gzip.compress(body)
+
+    def ask(content: bytes) -> httpx.Response:
+        return client.post("/v1/models/iris:predict", content=content, headers={"content-encoding": coding})
+
+    assert len(ask(packed).json()["predictions"]) == 4000
+    for spoilt in (packed[:-1], packed[: len(packed) // 2], packed + b"!", packed + packed):
+        answer = ask(spoilt)
+        assert answer.status_code == 400
+        assert "cut short or has something behind it" in answer.json()["error"]
