@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import socket
+import struct
 from typing import Any
 
 import httptools
@@ -26,6 +28,7 @@ SPARE = 32
 ALWAYS = frozenset({b"/v2/health/live", b"/v2/health/ready", b"/metrics"})
 """What is answered even where connections have run out."""
 _HOST = re.compile(rb"[^\s/@?#\\<>\"]*")
+_RESET = struct.pack("ii", 1, 0)
 _FEW_PIECES = 4096
 _SMALL_PIECE = 16
 _LARGEST_OVERHEAD = 64 * 1024
@@ -282,6 +285,9 @@ class Connection(HttpToolsProtocol):
 
     def _abort(self, reason: str) -> None:
         self.door.cut[reason] += 1
+        # With a reset: else the kernel would keep what is written, and the connection, until the client reads it.
+        sock = self.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
 
     def refuse(self, fault: tuple[int, str, str]) -> None:
