@@ -202,7 +202,12 @@ class Lane(Connection):
 
     def _free(self) -> bool:
         """Tell whether no answer is owed on this connection."""
-        return not (self._owes() or self.pipeline) and (self.cycle is None or self.cycle.response_complete)
+        return (
+            self._turn is None
+            and self._rest is None
+            and not self.pipeline
+            and (self.cycle is None or self.cycle.response_complete)
+        )
 
     def _owes(self) -> bool:
         """Tell whether a plain request has not its whole answer yet."""
