@@ -85,6 +85,13 @@ raise ValueError(repr(got))"""
     assert reason == "it can't be examined: [{}, 19, [0, 1, 2], 'refused', 'refused']"
 
 
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="the kernel does not group by session")
+def test_the_gate_is_last_in_line_of_all_sessions(patched: Path) -> None:
+    """Where the processor is shared out between sessions first, the gate counts least: live traffic goes first."""
+    (reason,) = act(patched, 'raise ValueError(open("/proc/self/autogroup").read().split()[-1])')
+    assert reason == "it can't be examined: 19"
+
+
 def test_what_overstays_is_ended(patched: Path) -> None:
     """A model that sleeps uses no processor time, and is ended by the clock."""
     (reason,) = act(patched, "import time\ntime.sleep(600)", Limits(wall_s=1))
