@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-import struct
 
 from serving.grpc_api.frames import (
     COMPRESSION_ERROR,
@@ -27,6 +25,7 @@ from serving.grpc_api.frames import (
 from serving.grpc_api.hpack import MOST_BYTES, BadBlock
 from serving.grpc_api.reading import CONNECTION_WINDOW, FRAME_BYTES, MOST_STREAMS, Endpoint, Reading
 from serving.grpc_api.sending import STREAM_WINDOW
+from serving.parting import part, reset
 
 MOST_CALLS = 8192
 """Calls in progress in one worker; further ones are told RESOURCE_EXHAUSTED."""
@@ -180,12 +179,12 @@ class Connection(Reading, asyncio.Protocol):
             self._write_by = min(now + patience.write_s, self._write_by + (self._unread - unread) / patience.min_rate)
         elif now > self._write_by:
             self.guard.cut["slow_reader"] += 1
-            self._forget()
+            reset(transport)
             return
         self._unread = unread
         if self.over:
             if not unread and now > self.since + LINGER_S:
-                transport.abort()
+                part(transport)
         elif not self.settled:
             if now > self.since + patience.head_s:
                 self._cut("slow_head", PROTOCOL_ERROR, "the preface and the first settings did not arrive in time")
@@ -195,12 +194,6 @@ class Connection(Reading, asyncio.Protocol):
             self._look_at_streams(now)
         elif now > self.since + patience.idle_s:
             self.end(NO_ERROR, "idle")
-
-    def _forget(self) -> None:
-        """Reset the connection: closed in the usual way, the kernel would keep for minutes what nobody reads."""
-        sock = self.transport.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.transport.abort()
 
     def _is_half(self, before: float) -> bool:
         """Tell whether a frame or a block of headers began before a time, and has not ended."""

@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import socket
-import struct
 from typing import Any
 
 import httptools
@@ -20,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from serving.errors import InvalidRequest
 from serving.http_api.answer import Headers, error_body, header, request_id
 from serving.http_api.guard import Guard
+from serving.parting import part, reset
 
 LINGER_S = 2.0
 """Seconds in which a client that was refused may still send, so that it reads the refusal and not a reset."""
@@ -28,7 +27,6 @@ SPARE = 32
 ALWAYS = frozenset({b"/v2/health/live", b"/v2/health/ready", b"/metrics"})
 """What is answered even where connections have run out."""
 _HOST = re.compile(rb"[^\s/@?#\\<>\"]*")
-_RESET = struct.pack("ii", 1, 0)
 _FEW_PIECES = 4096
 _SMALL_PIECE = 16
 _LARGEST_OVERHEAD = 64 * 1024
@@ -243,14 +241,14 @@ class Connection(HttpToolsProtocol):
         self._unread = unread
         if self._over:
             if self._refusal is None and now > self.since + LINGER_S:
-                transport.abort()
+                part(transport)
         elif transport.is_closing():
             return
         elif self._midway:
             self._look_midway(now - self.since)
         # Who connects has to send a head: the pause before the first one is as short as a head's time.
         elif now > self.since + (patience.head_s if self.since == self._born else patience.idle_s) and self._is_idle():
-            transport.close()
+            part(transport)
 
     def _look_midway(self, seconds: float) -> None:
         patience = self.door.patience
@@ -285,10 +283,7 @@ class Connection(HttpToolsProtocol):
 
     def _abort(self, reason: str) -> None:
         self.door.cut[reason] += 1
-        # With a reset: else the kernel would keep what is written, and the connection, until the client reads it.
-        sock = self.transport.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self.transport.abort()
+        reset(self.transport)
 
     def refuse(self, fault: tuple[int, str, str]) -> None:
         """Answer a request that can't be read, where its turn has come, and end the connection."""
