@@ -41,6 +41,8 @@ KINDS: dict[str, tuple[bytes, bytes]] = {
         b"1\r\n \r\n",
     ),
 }
+INTERVAL_S = 0.5
+"""Between two pieces of one client; tools for this attack take ten seconds and more."""
 TURNS = 250
 """In which a quarter of a second is divided: in each a part of the clients sends its next byte."""
 DEAF = "not reading"
@@ -119,6 +121,10 @@ def _trickle(port: int, sockets: int, seconds: float, report: Any) -> None:
         client = socket.socket()
         if kind == DEAF:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            # A reset that does not fit its window is ignored: its kernel has to ask whether the server is still there.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
         client.connect(("127.0.0.1", port))
         client.setblocking(False)
         open_[client] = kind
@@ -129,7 +135,7 @@ def _trickle(port: int, sockets: int, seconds: float, report: Any) -> None:
     _fill(deaf)
     began = latest = time.monotonic()
     report.send("connected")
-    # Each at its own time, as strangers are: all at once they would be one burst of work, four times a second.
+    # Each at its own time, as strangers are: all at once they would be one burst of work.
     turns = [list(open_)[at::TURNS] for at in range(TURNS)]
     due = began
     while open_ and time.monotonic() < began + seconds:
@@ -145,7 +151,7 @@ def _trickle(port: int, sockets: int, seconds: float, report: Any) -> None:
                 if (kind := open_.get(client, DEAF)) != DEAF and KINDS[kind][1]:
                     with contextlib.suppress(OSError):  # seen when it is read
                         client.send(KINDS[kind][1])
-            due += 0.25 / TURNS
+            due += INTERVAL_S / TURNS
             time.sleep(max(0.0, due - time.monotonic()))
     report.send((Counter(open_.values()), latest - began))
 
