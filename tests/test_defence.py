@@ -30,7 +30,7 @@ from tests.http_api.test_lane import BODY, PATH, connected, labels, post
 def test_slow_clients_are_cut() -> None:
     """Clients that trickle, stall or do not read are cut in time, on lane and ASGI; with endless patience they stay."""
     report = Report()
-    slow_clients.run(report, sockets=24, patience=1.0, timed=False)
+    slow_clients.run(report, sockets=24, patience=1.0, seconds=0, rounds=1)
     assert report.kept, report.broken()
 
 
