@@ -24,7 +24,10 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_shadow_requests": ("Live requests in a shadow's share, by what became of the copy.", (*_MODEL, "outcome")),
     "serving_shadow_rows": ("Rows whose labels a shadow and the live version gave.", _MODEL),
     "serving_shadow_agreeing_rows": ("Rows for which both gave the same label.", _MODEL),
-    "serving_connections_cut": ("Connections that the server ended for what their client did, by reason.", ("reason",)),
+    "serving_connections_cut": (
+        "Connections, and streams of gRPC, that the server ended for what their client did, by reason.",
+        ("reason",),
+    ),
     "serving_http_requests": ("HTTP requests by status class.", ("route", "method", "status")),
 }
 HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
