@@ -16,7 +16,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import timeit
 import urllib.parse
@@ -412,7 +411,9 @@ def held_loop(models: Path, folder: Path, rounds: int, seconds: float, only: str
         findings += [
             Finding(f"loop held, {what}: longest of a round, median", median(longest), "ms", aim, most=True),
             Finding(f"loop held, {what}: longest of all", longest[-1], "ms"),
-            Finding(f"loop late, {what}: longest of all", max(float(late[those].max()) for those in during) * 1e3, "ms"),
+            Finding(
+                f"loop late, {what}: longest of all", max(float(late[those].max()) for those in during) * 1e3, "ms"
+            ),
         ]
     return findings
 
