@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -18,8 +19,14 @@ INLINE_BYTES = 64 * 1024
 RAW_INLINE_BYTES = 2 * 1024 * 1024
 """The same for raw tensors of numbers: a look at each of so many takes half a millisecond."""
 
+INLINE_ANSWER_BYTES = 16 * 1024
+"""Outputs above it are written as text on a thread: a thousand rows of one class and its scores take a millisecond."""
+
 PIECE_BYTES = 256 * 1024
 """Bytes of a large answer that are worked on at a time, so that other threads get the interpreter in between."""
+
+HANDOVER_S = 20e-6
+"""Seconds that a thread sleeps between pieces: the event loop gets the interpreter at once, and need not ask for it."""
 
 
 class Decoded(NamedTuple):
@@ -41,8 +48,14 @@ class Blobs(NamedTuple):
     parts: Sequence[bytes | memoryview]
 
     def pieces(self) -> Iterator[bytes | memoryview]:
-        """Give the body in parts of PIECE_BYTES at most, for who has to copy them."""
-        for part in self.parts:
+        """Give the body in parts of PIECE_BYTES at most, for who has to copy them; once.
+
+        What was given is let go of: freeing megabytes at the end would take milliseconds.
+        """
+        parts = deque(self.parts)
+        del self
+        while parts:
+            part = parts.popleft()
             for at in range(0, len(part), PIECE_BYTES):
                 yield part[at : at + PIECE_BYTES]
 

@@ -40,7 +40,7 @@ _UNUSUAL = frozenset(
         b"origin",
     }
 )
-BURST_BYTES = 256 * 1024
+BURST_BYTES = 128 * 1024
 """Bytes of a body after which the loop turns: else the socket is read until it is empty, 8 MB in one go."""
 _ASKING = frozenset({PRIORITY, TIMEOUT})
 _MOST_HEADS = 1024

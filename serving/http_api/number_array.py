@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import simdjson
 
+from serving.http_api.codec import HANDOVER_S
 from serving.tensors import Array
 
-PIECE_BYTES = 256 * 1024
-"""About 0.6 ms of reading."""
-_HANDOVER_S = 20e-6
+PIECE_BYTES = 128 * 1024
+"""About 0.3 ms of reading."""
 _LONGEST_SKELETON = 2048
 STAND_IN = [0.5]
 """What the skeleton has in place of the long array; no shape can be this."""
@@ -98,7 +98,7 @@ def numbers(
         filled += found.size
         place = cut + 1
         if place < end:
-            time.sleep(_HANDOVER_S)
+            time.sleep(HANDOVER_S)
     if filled != size or place != end + 1 or (nesting is not None and not nesting.complete()):
         return None
     return made.reshape(shape)

@@ -32,7 +32,16 @@ from serving.http_api.answer import (
     status_of,
 )
 from serving.http_api.asks import NOTHING, Asks
-from serving.http_api.codec import INLINE_BYTES, LENGTH, RAW_INLINE_BYTES, Blobs, Codec, Decoded, Mixed
+from serving.http_api.codec import (
+    INLINE_ANSWER_BYTES,
+    INLINE_BYTES,
+    LENGTH,
+    RAW_INLINE_BYTES,
+    Blobs,
+    Codec,
+    Decoded,
+    Mixed,
+)
 from serving.http_api.security import admit
 from serving.metrics.gathered import ModelMetrics
 from serving.tensor_bytes import Buffer
@@ -193,7 +202,7 @@ class Call(Request):
         if isinstance(outcome, ServingError):
             self._refuse(outcome)
             return
-        if sum([array.nbytes for array in outcome]) > INLINE_BYTES and (
+        if sum([array.nbytes for array in outcome]) > INLINE_ANSWER_BYTES and (
             self.target.codec.slow_answer(self.context) or header(self.headers, b"accept-encoding") is not None
         ):
             writing = self.target.loop.run_in_executor(_encoders, self._encoded, outcome)
