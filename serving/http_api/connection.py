@@ -296,8 +296,11 @@ class Connection(HttpToolsProtocol):
             self.say_refusal(fault)
         elif self._in_head or not self._midway:
             self._refusal = fault  # what came before it is answered first
+        elif self.pipeline:
+            self.pipeline.popleft()  # the last in line, without all of its body: it must not begin
+            self._refusal = fault
         else:
-            self.transport.close()  # its own answer has begun, or it waits in line without all of its body
+            self.transport.close()  # its own answer has begun
 
     def say_refusal(self, fault: tuple[int, str, str]) -> None:
         """Write the answer to what can't be read, and nothing behind it."""

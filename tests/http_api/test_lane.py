@@ -323,3 +323,24 @@ def test_what_cannot_be_read_costs_no_request_before_it(server: Server, bad: byt
             assert second[0] in (400, 431)
             assert second[1]["connection"] == "close"
             assert connection.is_closed()
+
+
+@pytest.mark.parametrize("lane", ["--lane", "--no-lane"])
+def test_what_cannot_be_read_cuts_no_long_answer(lane: str) -> None:
+    """An answer of megabytes that is being written comes whole, whatever the client sends meanwhile; then a 400."""
+    rows = 60_000
+    long = post(json.dumps({"instances": [ROW] * rows}).encode())
+    chunked = f"POST {PATH} HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    with running(lane, "--max-queued-rows", str(rows)) as server:
+        for bad in (b"\x00 nonsense\r\n\r\n", chunked + b"nonsense\r\n"):
+            with connected(server) as connection:
+                connection.send(long)
+                while b"predictions" not in connection._data:
+                    connection._more()
+                connection.send(bad)
+                time.sleep(0.1)  # unread, the answer fills the buffers on the way
+                status, _, body = connection.answer()
+                assert (status, len(labels(body))) == (200, rows)
+                status, headers, _ = connection.answer()
+                assert (status, headers["connection"]) == (400, "close")
+                assert connection.is_closed()
