@@ -22,7 +22,7 @@ from serving.access.key_store import KeyStore
 from serving.log_pipe import LogPipe
 from serving.logs import JsonLines, TextLines, configure
 from tests.conftest import MODELS, Server, running
-from tests.drills import hostile, hostile_grpc, overload, slow_clients, slow_clients_grpc
+from tests.drills import fairness, hostile, hostile_grpc, overload, slow_clients, slow_clients_grpc
 from tests.drills.drill import Report
 from tests.http_api.test_lane import BODY, PATH, connected, labels, post
 
@@ -67,6 +67,13 @@ def test_overload_is_refused_at_once() -> None:
     """At twice the capacity the excess is told when to come back, and nothing is run that was not answered."""
     report = Report()
     overload.run(report, seconds=2.0, timed=False)
+    assert report.kept, report.broken()
+
+
+def test_overload_of_models_does_not_starve_another() -> None:
+    """With five models at twice their capacity on one core, a sixth with little load is still answered."""
+    report = Report()
+    fairness.run(report, seconds=2.0, timed=False)
     assert report.kept, report.broken()
 
 

@@ -10,7 +10,7 @@ module anew):
   "crash_at_start"    every worker dies before it is ready
   "clock": seconds    the wall clock jumps by so much a second after the start
   "off": [names]      defences that are switched off, for controls: bisection, departed, quarantine, hang, polite,
-                      respawn, shrink; of gRPC: calm, blocks, counted
+                      respawn, shrink, fair; of gRPC: calm, blocks, counted
 """
 
 from __future__ import annotations
@@ -97,8 +97,24 @@ def _off(name: str) -> None:
         from serving.http_api.lane import Lane
 
         Lane.shutdown = lambda self: self.transport.close()  # type: ignore[method-assign]
+    elif name == "fair":
+        _one_queue()
     elif name in ("calm", "blocks", "counted"):
         _off_in_grpc(name)
+
+
+def _one_queue() -> None:
+    """Run the batches of all models one after another, in the order in which they came."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from serving.engine.executor import Executor
+
+    alone, real = ThreadPoolExecutor(1), Executor._outcomes
+
+    def queued(self: Executor, requests: list[Any]) -> list[Any]:
+        return alone.submit(real, self, requests).result()
+
+    Executor._outcomes = queued  # type: ignore[method-assign]
 
 
 def _off_in_grpc(name: str) -> None:
