@@ -225,3 +225,13 @@ def test_nobody_writes_a_line_of_their_own_into_the_log() -> None:
         if isinstance(formatter, JsonLines):
             assert json.loads(line)["message"] == evil
             assert "ValueError" in json.loads(line)["exception"]
+
+
+def test_onnxruntime_reports_to_nobody(tmp_path: Path) -> None:
+    """Serving keeps models and failures to itself: onnxruntime's reports to its maker are off, in every process."""
+    script = "import serving.engine.session, os; print(os.listdir(os.environ['HOME']))"
+    clean = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}  # CI switches them off too
+    text = subprocess.run(
+        [sys.executable, "-c", script], env=clean, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    assert text == "[]\n"

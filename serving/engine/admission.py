@@ -50,6 +50,16 @@ class Pace:
         spare = max(_SHARE * allowance, _EFFICIENT * self.fixed) - self.fixed
         return max(1, min(most, int(spare / self.each)))
 
+    def waits(self, allowance: float, most: int) -> tuple[float, float]:
+        """Return what a queued row and what the rest (the batch that runs, and its own) make a request wait, in seconds.
+
+        Of batches as they are under load by this very pace: rows chosen by an older one, at the price of this one, would
+        promise batches that never run, and refuse for them.
+        """
+        rows = self.rows(allowance, most)
+        full = MARGIN * self.seconds(rows)
+        return full / rows, 2 * full
+
 
 def seconds_to_come_back(wait: float) -> int:
     """Return whole seconds for a Retry-After: never before the queue has gone down.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from serving.black_box import Record, unrecorded
-from serving.engine.admission import MARGIN, Pace, seconds_to_come_back
+from serving.engine.admission import Pace, seconds_to_come_back
 from serving.engine.executor import Batch, Executor
 from serving.engine.request import Request
 from serving.errors import DeadlineExceeded, NotReady, PayloadTooLarge, QueueFull, ServingError
@@ -77,7 +77,7 @@ class Batcher:
         self._lines: tuple[deque[Request], ...] = (deque(), deque(), deque())
         self._orders = tuple(tuple(self._lines[i] for i in order) for order in _FIRST_FOR_ONCE)
         self._taken = 0  # batches
-        self._most = self._max_rows  # rows of the last batch, had there been so many
+        self._allowance = 0.0  # seconds that the first of the last batch had in all
         self._queued_rows = 0
         self._at_work: set[Batch] = set()
         self._idle = instances
@@ -87,6 +87,7 @@ class Batcher:
         self._pace = Pace()
         self._row_seconds = 0.0  # of a row in a batch as large as they are under load
         self._lag = 0.0  # from the end of the queue to an answer: the batch that runs, and its own
+        self._freed = 0.0  # when a batch ended that left others waiting; 0 where none waited
         self._lonely = True  # the last batch held one request: waiting for company would only cost time
         self._drained: asyncio.Event | None = None
         self._executor = Executor(
@@ -245,7 +246,8 @@ class Batcher:
                         others.append(request)
                         continue
                 if not taken:
-                    most = self._pace.rows(request.deadline - request.queued_at, most)
+                    self._allowance = allowance = request.deadline - request.queued_at
+                    most = self._pace.rows(allowance, most)
                 taken.append(request)
                 rows += request.rows
                 if not self._batched:
@@ -257,18 +259,18 @@ class Batcher:
             return None
         self._queued_rows -= rows
         self._lonely = len(taken) == 1
-        self._most = most
         return Batch(taken, rows)
 
     def _finish(self, batch: Batch) -> None:
         self._idle += 1
         self._at_work.discard(batch)
         spent = batch.ended - batch.started
-        pace, most = self._pace, self._most
-        pace.learn(batch.rows, spent)
-        full = MARGIN * pace.seconds(most)
-        self._row_seconds = full / most / self._instances
-        self._lag = 2 * full
+        now = time.monotonic()
+        # Between the batches of a busy model the loop reads and answers: who waits, waits for that too.
+        self._pace.learn(batch.rows, now - self._freed if self._freed and self._instances == 1 else spent)
+        self._freed = now if self._queued_rows else 0.0
+        row_seconds, self._lag = self._pace.waits(self._allowance, self._max_rows)
+        self._row_seconds = row_seconds / self._instances
         started = batch.started
         self._observer.ran(batch.rows, [started - r.queued_at for r in batch.requests], spent)
         for request, outcome in zip(batch.requests, batch.outcomes, strict=True):

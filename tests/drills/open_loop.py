@@ -27,6 +27,7 @@ class _Client(asyncio.Protocol):
         self._data = b""
         self.due = 0.0
         self.busy = False
+        self.answered: asyncio.Event | None = None
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -52,11 +53,16 @@ class _Client(asyncio.Protocol):
         again = int(headers.get(b"retry-after", b"0"))
         self._load.samples.append(Sample(self.due, now - self.due, int(lines[0].split()[1]), again))
         self._load.free.append(self)
+        if self.answered is not None:
+            self.answered.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.busy:
             self._load.samples.append(Sample(self.due, time.monotonic() - self.due, 0))
         self._load.lost.add(self)
+        self.busy = False
+        if self.answered is not None:
+            self.answered.set()
 
 
 @dataclass(slots=True)
@@ -89,11 +95,14 @@ class Load:
 
         async def one() -> None:
             client = await self._connected()
-            while time.monotonic() < until:
+            client.answered = answered = asyncio.Event()
+            while time.monotonic() < until and client not in self.lost:
+                answered.clear()
                 client.ask(time.monotonic())
-                while client.busy:  # noqa: ASYNC110  polled, so that a client is one object
-                    await asyncio.sleep(0.001)
-                self.free.remove(client)
+                await answered.wait()
+                if client not in self.lost:
+                    self.free.remove(client)
+            client.answered = None
             self.free.append(client)
 
         await asyncio.gather(*(one() for _ in range(clients)))

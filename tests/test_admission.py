@@ -1,0 +1,27 @@
+"""What is let in: how long a wait is thought to be."""
+
+from __future__ import annotations
+
+from serving.engine.admission import Pace
+
+
+def test_a_new_price_for_rows_is_not_asked_of_batches_of_an_old_size() -> None:
+    """A steep line through a few small batches refuses nobody: the wait is that of batches as they would be now."""
+    pace = Pace()
+    for _ in range(50):
+        pace.learn(3, 0.006)
+        assert pace.waits(1.0, 512)[1] < 0.1
+    for _ in range(50):
+        for rows in (4, 3, 2):
+            pace.learn(rows, 0.002 * rows)
+            assert pace.waits(1.0, 512)[1] < 0.5
+
+
+def test_a_long_queue_is_waited_for_in_full() -> None:
+    """Rows that wait count by what they cost in batches that a deadline lets be so large, and a margin more."""
+    pace = Pace()
+    for rows in (10, 20, 40) * 30:
+        pace.learn(rows, 0.002 + 0.001 * rows)
+    each, rest = pace.waits(1.0, 512)
+    assert 0.001 < each < 0.0015
+    assert 0.25 <= rest < 0.4
