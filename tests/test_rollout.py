@@ -25,6 +25,8 @@ from serving.fleet.shadow import Shadow
 from serving.fleet.traffic import choose
 from serving.tensors import Tensors
 from tests.conftest import MODELS, Server, running
+from tests.drills import shadow as shadow_drill
+from tests.drills.drill import Report
 
 ROWS = [[5.1, 3.5, 1.4, 0.2], [6.7, 3.0, 5.2, 2.3], [5.9, 3.0, 4.2, 1.5]]
 
@@ -81,6 +83,13 @@ def door(server: Server, protocol: str) -> Iterator[Ask]:
 
 
 PROTOCOLS = ["lane", "asgi", "grpc"]
+
+
+def test_live_answers_are_right_beside_shadows() -> None:
+    """At half and at full load no live answer fails beside a shadow, be it large, failing or slow; some are skipped."""
+    report = Report()
+    shadow_drill.run(report, spans=1, seconds=0.5, mebibytes=16, timed=False)
+    assert report.kept, report.broken()
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from serving.black_box import BlackBox, unrecorded
 from serving.engine.batcher import Batcher, Observer
-from serving.engine.priority import lowest_priority
 from serving.engine.request import Request
 from serving.engine.session import OnnxSession
 from serving.engine.signature import Signature
@@ -83,18 +81,10 @@ def load(path: Path, *, limits: Limits, prepared: Path | None = None, quiet: boo
     prepared: the same model as `write_prepared` wrote it, which is loaded instead where it can be. quiet: others serve
     meanwhile, and have the processor first.
     """
-    # Threads that onnxruntime makes for a session keep the priority of who made it: with several it is not lowered.
-    if quiet and limits.threads == 1:
-        with ThreadPoolExecutor(1, initializer=lowest_priority) as thread:
-            return thread.submit(_load, path, limits, prepared).result()
-    return _load(path, limits, prepared)
-
-
-def _load(path: Path, limits: Limits, prepared: Path | None) -> OnnxSession:
     warm_rows = limits.max_batch_rows
     if prepared is not None:
         try:
-            return OnnxSession(prepared, threads=limits.threads, warm_rows=warm_rows, prepared=True)
+            return OnnxSession(prepared, threads=limits.threads, warm_rows=warm_rows, prepared=True, quiet=quiet)
         except ModelInvalid as error:  # it saves memory and time, and is never needed
             log.warning("a prepared form is not used: %s", error.message)
-    return OnnxSession(path, threads=limits.threads, warm_rows=warm_rows)
+    return OnnxSession(path, threads=limits.threads, warm_rows=warm_rows, quiet=quiet)

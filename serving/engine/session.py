@@ -9,7 +9,10 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
+import threading
 import time
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,9 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from pydantic import ValidationError
 
-from serving.allocator import give_back
+from serving.engine import mapped
 from serving.engine.bare import ZIPMAPS, Port, Probe, describe
+from serving.engine.priority import Aside, lowest_priority
 from serving.engine.signature import METADATA_KEY, Signature
 from serving.errors import InferenceFailed, ModelInvalid
 from serving.tensors import DATATYPE_OF, FLOATS, NUMPY, ONNX, Array, Tensors
@@ -49,6 +53,8 @@ TRIM_BYTES = 1024 * 1024
 WEIGHTS_FILE = "weights.bin"
 """Where the prepared form of a model has its weights."""
 
+_MAPPING = threading.Lock()
+
 ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,
@@ -70,7 +76,7 @@ class OnnxSession:
 
     `run` takes arrays in the order of `signature.inputs` and gives arrays in the order of `signature.outputs`.
     prepared: the file is one that `write_prepared` wrote. warm_rows: the largest batch that is tried, in steps that end
-    where a run takes `warm_s` seconds.
+    where a run takes `warm_s` seconds. quiet: others serve meanwhile, and have the processor first.
     Raises ModelInvalid where the file is no ONNX, is truncated, or is not what its own signature says.
     """
 
@@ -82,11 +88,22 @@ class OnnxSession:
         warm_rows: int = 2,
         warm_s: float = WARM_S,
         prepared: bool = False,
+        quiet: bool = False,
     ) -> None:
+        self._usual_size: float = math.inf
+        with Aside(apart=quiet) as aside:
+            self._load(path, threads=threads, prepared=prepared, quiet=quiet, aside=aside)
+            self._usual_size = self._warm(warm_rows, warm_s, aside)
+
+    def _load(self, path: Path, *, threads: int, prepared: bool, quiet: bool, aside: Aside) -> None:
         options = _options(threads)
         if prepared:  # the graph is optimised already; another pass could lose the packed weights that belong to it
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = _session(path, options)
+        if prepared:
+            self._session, pages = _mapping_session(path, options, aside, quiet=quiet)
+            weakref.finalize(self, mapped.part, self._session, pages).atexit = False
+        else:
+            self._session = aside(_session, path, options, quiet=quiet)
         ports = (*self._session.get_inputs(), *self._session.get_outputs())
         # Functions and not methods: a session that knows itself would keep its memory until the collector came by.
         self._call = _run_values if any(p.type == BF16 for p in ports) else _run_arrays
@@ -99,16 +116,12 @@ class OnnxSession:
         self.threads = threads
         own = self._own_signature()
         self._is_bare = own is None
-        self.signature = own or self._bare_signature()
+        self.signature = own or self._bare_signature(aside)
         self._check_ports()
         self._positions = [self._output_names.index(output.name) for output in self.signature.outputs]
         self._ordered = self._positions == list(range(len(self._output_names)))
-        self._usual_size: float = math.inf
-        self._usual_size = self._warm(warm_rows, warm_s)
         self.large = prepared or path.stat().st_size >= TRIM_BYTES
         """Whether loading it, and letting it go, leaves much in the heap that is to be given back."""
-        if self.large:
-            give_back()
 
     def run(self, inputs: Tensors) -> Tensors:
         """Run the graph once. Raises InferenceFailed; its text says nothing of paths or node internals."""
@@ -147,10 +160,10 @@ class OnnxSession:
                 self._zipped[index] = signature.classes or ()
         return signature
 
-    def _bare_signature(self) -> Signature:
+    def _bare_signature(self, aside: Aside) -> Signature:
         inputs = [Port(p.name, p.type, tuple(p.shape)) for p in self._session.get_inputs()]
         outputs = [Port(p.name, p.type, tuple(p.shape)) for p in self._session.get_outputs()]
-        signature, self._zipped = describe(inputs, outputs, self._probe)
+        signature, self._zipped = describe(inputs, outputs, lambda made_up: aside(self._probe, made_up))
         return signature
 
     def _probe(self, inputs: Tensors) -> Probe:
@@ -170,7 +183,7 @@ class OnnxSession:
         if missing:
             raise ModelInvalid(f"its signature declares outputs that its graph lacks: {', '.join(missing)}")
 
-    def _warm(self, warm_rows: int, warm_s: float) -> int:
+    def _warm(self, warm_rows: int, warm_s: float, aside: Aside) -> int:
         """Run at growing batch sizes: the first run of a size allocates, and a client would wait for it.
 
         Returns the size of the first input up to which the memory of a run is kept for the next one.
@@ -182,9 +195,10 @@ class OnnxSession:
         least = 1 if self._is_bare else 2
         while rows < most and (rows < least or spent < warm_s):
             rows = min(most, 4 * rows or 1)
+            sample = self.sample(rows)
             began = time.monotonic()
             try:
-                outputs = self.run(self.sample(rows))
+                outputs = aside(self.run, sample)
             except InferenceFailed as error:
                 if self.signature.example is None:
                     break  # a bare graph may well refuse made-up inputs
@@ -218,7 +232,7 @@ class OnnxSession:
             blank: Any = "" if spec.datatype == "BYTES" else 0
             row = [values.get(f.name, blank) for f in signature.features]
             row = [_missing(spec.datatype) if v is None else v for v in row]
-            return (np.array([row] * rows, dtype=NUMPY[spec.datatype]),)
+            return (np.repeat(np.array([row], dtype=NUMPY[spec.datatype]), rows, axis=0),)
         return tuple(
             _filled(spec.datatype, _concrete(spec.shape, rows), values.get(feature.name))
             for spec, feature in zip(signature.inputs, signature.features, strict=True)
@@ -260,11 +274,37 @@ def _options(threads: int) -> ort.SessionOptions:
     return options
 
 
-def _session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+class _Lowering:
+    """Names no optimizer to leave out, and puts the thread that asks behind all others.
+
+    onnxruntime asks when it has made the session's threads, which keep the priority of who made them and serve later,
+    and before it does the work of loading.
+    """
+
+    def __iter__(self) -> Iterator[str]:
+        lowest_priority()
+        return iter(())
+
+
+def _session(path: Path, options: ort.SessionOptions, *, quiet: bool = False) -> ort.InferenceSession:
+    left_out = _Lowering() if quiet else None
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out
+        )
     except ORT_ERRORS as error:
         raise ModelInvalid(f"not a model that onnxruntime can load: {_plain(error, path)}") from error
+
+
+def _mapping_session(
+    path: Path, options: ort.SessionOptions, aside: Aside, *, quiet: bool
+) -> tuple[ort.InferenceSession, list[mapped.Range]]:
+    """Make a session, and find the pages of its weights; one at a time, so that none gets another's."""
+    weights = path.with_name(WEIGHTS_FILE)
+    with _MAPPING:
+        before = mapped.ranges(weights)
+        session = aside(_session, path, options, quiet=quiet)
+        return session, mapped.added(before, mapped.ranges(weights))
 
 
 def _concrete(shape: tuple[int, ...], rows: int) -> tuple[int, ...]:

@@ -34,7 +34,8 @@ from serving.metrics.metrics import Metrics
 log = logging.getLogger("serving.fleet")
 
 TRIM_AFTER_S = 0.5
-"""Seconds from the last use of a version until what it left in the heap is given back: its threads end meanwhile."""
+"""Seconds until what loading a version, or letting it go, left in the heap is given back: its threads end meanwhile.
+Never on a thread of low priority: whoever allocates waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,7 @@ class Fleet:
             box=self._box,
         )
         if session.large:
+            self._trim_later()
             weakref.finalize(model, self._gone, loop).atexit = False
         for hook in self.prepare:
             await loop.run_in_executor(self._loader, hook, model)

@@ -33,9 +33,12 @@ MOST_WAITING = 32
 """Copies that may wait: more would hold memory, and say nothing more."""
 MOST_ROWS = 4096
 """Rows of one request that is still copied: a larger one would hold a core for long."""
-HEAVY_S = 0.005
+HEAVY_S = 0.001
 """Processor seconds in the session from which copies run at the lowest priority. Below, the thread is in Python for
 much of its time, and one that is put off while it holds the interpreter's lock stops the event loop for as long."""
+HEAVY_EVERY_S = 0.3
+"""Least seconds between heavy copies: each may put the event loop off once, by a few milliseconds, when its thread is
+itself put off at the wrong moment; so often that is not among the slowest hundredth."""
 REST = 9
 """Times as long as a copy took, the thread then sleeps: what it does in Python holds up the event loop for a moment."""
 
@@ -77,10 +80,14 @@ class Shadow:
             return
         if self._adapt is None or (rows > 1 and not self._batched):
             self._metrics.skipped("incompatible")
-        elif self.live.batcher.queued_rows or self._waiting.qsize() >= MOST_WAITING or rows > MOST_ROWS:
+        elif not self._spare() or self._waiting.qsize() >= MOST_WAITING or rows > MOST_ROWS:
             self._metrics.skipped("busy")
         else:
             self._waiting.put((inputs, outputs))
+
+    def _spare(self) -> bool:
+        """Tell whether nothing live waits."""
+        return not self.live.batcher.queued_rows
 
     def close(self) -> None:
         """Compare no more; what waits is dropped."""
@@ -90,18 +97,19 @@ class Shadow:
     def _work(self) -> None:
         try:
             session = self._session()
-        except ServingError as error:
-            log.error("%s %s can't run as shadow: %s", self.model.name, self.model.version, error.message)
+        except Exception as error:  # live requests go on, and are counted as incompatible
+            reason = error.message if isinstance(error, ServingError) else repr(error)
+            log.error("%s %s can't run as shadow: %s", self.model.name, self.model.version, reason)
             self._adapt = None
             return
         while (copy := self._waiting.get()) is not None and not self._closed.is_set():
             began = time.monotonic()
-            if self.live.batcher.queued_rows:
+            if not self._spare():
                 self._tell(lambda: self._metrics.skipped("busy"))
             else:
                 self._run(session, *copy)
             del copy  # what was compared must not be held until the next comes
-            self._closed.wait(REST * (time.monotonic() - began))
+            self._closed.wait(max(REST * (time.monotonic() - began), HEAVY_EVERY_S if self._lowered else 0.0))
 
     def _session(self) -> OnnxSession:
         """A session's own threads have the priority of who made it, and live traffic may need this one at full."""

@@ -32,26 +32,36 @@ class Targets:
         self._access = access if access.configured else None
         self._deadline = deadline
         self.paths: dict[bytes, Target] = {}
+        self._bound: dict[str, tuple[Served, dict[bytes, Target]]] = {}
+        """What was made of each model, by name."""
 
     def bind(self, fleet: Fleet, loop: asyncio.AbstractEventLoop) -> None:
-        """Make the targets of every live model, and forget those of models that have gone."""
-        fresh: dict[bytes, Target] = {}
-        for served in fleet.models.values():
-            for path, template, model in _paths(served):
-                target = self._target(path, template, model, loop)
-                if template in _UNVERSIONED:
-                    target.shadow = served.shadow
-                    if served.canary is not None:
-                        # Who may is asked once, before it is decided which version answers.
-                        candidate = self._target(path, template, served.canary.candidate, loop)
-                        fork = Fork(served.canary, target, candidate)
-                        target.access = candidate.access = None
-                        target = self._target(path, template, model, loop)
-                        target.fork = fork
-                fresh[path.encode()] = target
+        """Make the targets of every live model that is new or changed, and forget those of models that have gone."""
+        bound = {}
+        for name, served in fleet.models.items():
+            before, made = self._bound.get(name, (None, {}))
+            bound[name] = served, made if before is served else self._made(served, loop)
+        self._bound = bound
+        fresh = {path: target for _, made in bound.values() for path, target in made.items()}
         self.paths.update(fresh)
         for gone in self.paths.keys() - fresh.keys():
             del self.paths[gone]
+
+    def _made(self, served: Served, loop: asyncio.AbstractEventLoop) -> dict[bytes, Target]:
+        made: dict[bytes, Target] = {}
+        for path, template, model in _paths(served):
+            target = self._target(path, template, model, loop)
+            if template in _UNVERSIONED:
+                target.shadow = served.shadow
+                if served.canary is not None:
+                    # Who may is asked once, before it is decided which version answers.
+                    candidate = self._target(path, template, served.canary.candidate, loop)
+                    fork = Fork(served.canary, target, candidate)
+                    target.access = candidate.access = None
+                    target = self._target(path, template, model, loop)
+                    target.fork = fork
+            made[path.encode()] = target
+        return made
 
     def _target(self, path: str, template: str, model: Model, loop: asyncio.AbstractEventLoop) -> Target:
         return Target(

@@ -6,11 +6,13 @@ module anew):
   "hang": value       such a row stops the whole process: its thread keeps the interpreter and never gives it up
   "stuck": value      such a row never comes back from the model, and the event loop goes on
   "slow": seconds     each batch takes so much longer
+  "shadow": seconds   each copy for a shadow takes so much longer, and fails
   "leak": bytes       each batch leaves so much behind: a control that the memory drill has to fail
   "crash_at_start"    every worker dies before it is ready
   "clock": seconds    the wall clock jumps by so much a second after the start
   "off": [names]      defences that are switched off, for controls: bisection, departed, quarantine, hang, polite,
-                      respawn, shrink, fair; of gRPC: calm, blocks, counted
+                      respawn, shrink, fair, aside (loads are off the event loop), spare (shadows run on what is left);
+                      of gRPC: calm, blocks, counted
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import Executor, Future
+from types import SimpleNamespace
 from typing import Any
 
 FAULTS: dict[str, Any] = json.loads(os.environ.get("FAULTS", "{}"))
@@ -52,6 +56,16 @@ def _in_the_model() -> None:
         return run(self, inputs)
 
     OnnxSession.run = faulty  # type: ignore[method-assign]
+
+
+def _in_the_shadow() -> None:
+    from serving.fleet.shadow import Shadow
+
+    def run(inputs: tuple[Any, ...]) -> Any:
+        time.sleep(FAULTS["shadow"])
+        raise RuntimeError("a shadow that fails")
+
+    Shadow._session = lambda self: SimpleNamespace(run=run)  # type: ignore[method-assign, return-value, assignment]
 
 
 def _hold_the_interpreter() -> None:
@@ -99,6 +113,15 @@ def _off(name: str) -> None:
         Lane.shutdown = lambda self: self.transport.close()  # type: ignore[method-assign]
     elif name == "fair":
         _one_queue()
+    elif name == "aside":
+        import serving.fleet.fleet
+
+        serving.fleet.fleet.ThreadPoolExecutor = _Here  # type: ignore[misc, assignment]
+    elif name == "spare":
+        from serving.fleet import shadow
+
+        shadow.HEAVY_S, shadow.REST = float("inf"), 0
+        shadow.Shadow._spare = lambda self: True  # type: ignore[method-assign]
     elif name in ("calm", "blocks", "counted"):
         _off_in_grpc(name)
 
@@ -117,6 +140,21 @@ def _one_queue() -> None:
     Executor._outcomes = queued  # type: ignore[method-assign]
 
 
+class _Here(Executor):
+    """Runs all at once, on the thread that asks: the event loop's."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
 def _off_in_grpc(name: str) -> None:
     from serving.grpc_api import hpack, incoming, reading
 
@@ -130,6 +168,8 @@ def _off_in_grpc(name: str) -> None:
 
 if FAULTS:
     _in_the_model()
+    if "shadow" in FAULTS:
+        _in_the_shadow()
     for switched in FAULTS.get("off", ()):
         _off(switched)
     if "clock" in FAULTS:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from serving.engine import mapped
 from serving.engine.session import OnnxSession
 from serving.fleet import manifest, prepared
 from serving.fleet.gate import Gate
@@ -137,3 +138,23 @@ def test_forms_of_what_is_gone_are_swept(copied: tuple[Path, Path, Manifest]) ->
     assert path.exists()
     prepared.sweep(state, [])
     assert not path.exists()
+
+
+def test_its_pages_go_with_its_last_user(
+    made: tuple[Path, Path, Manifest], eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    """Where two sessions map it, the end of one takes nothing from the other; with both gone the file is unmapped."""
+    _, state, declared = made
+    path = prepared.locate(state, declared.content)
+    assert path is not None
+    weights = path.with_name("weights.bin")
+    one, other = OnnxSession(path, prepared=True), OnnxSession(path, prepared=True)
+    rows = (np.random.default_rng(2).standard_normal((3, WIDTH), np.float32),)
+    expected = other.run(rows)[0]
+    both = mapped.ranges(weights)
+    del one
+    eventually(lambda: mapped.ranges(weights) < both)
+    assert mapped.ranges(weights)
+    assert np.array_equal(other.run(rows)[0], expected)
+    del other
+    eventually(lambda: not mapped.ranges(weights))

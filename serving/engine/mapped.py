@@ -1,0 +1,61 @@
+"""The pages of a file that this process maps: to let go of them in small steps, before their owner does it in one."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeAlias
+
+Range: TypeAlias = tuple[int, int]
+"""Address of the first byte, and of the first one behind."""
+
+
+def ranges(file: Path) -> set[Range]:
+    """Return where a file is mapped now; nothing where the system does not tell."""
+    try:
+        lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return set()
+    name = str(file)
+    found = (line.split(" ", 1)[0].split("-") for line in lines if line.endswith(name))
+    return {(int(first, 16), int(behind, 16)) for first, behind in found}
+
+
+def added(before: set[Range], after: set[Range]) -> list[Range]:
+    """Return the ranges that are new, whole ones only: one that grew is partly somebody else's.
+
+    >>> added({(0, 4), (8, 12)}, {(0, 4), (8, 16), (20, 24)})
+    [(20, 24)]
+    """
+    return sorted(new for new in after - before if all(new[1] <= old[0] or old[1] <= new[0] for old in before))
+
+
+def let_go(pages: Iterable[Range]) -> None:
+    """Give mapped pages back to the system, range by range; the interpreter is free meanwhile.
+
+    Whoever touches one later gets it from the file again, without what was written there.
+    """
+    advise = getattr(ctypes.CDLL(None), "madvise", None)
+    if advise is not None:
+        for first, behind in pages:
+            advise(ctypes.c_void_p(first), ctypes.c_size_t(behind - first), mmap.MADV_DONTNEED)
+
+
+def part(owner: object, pages: Iterable[Range]) -> None:
+    """Let an object go that maps `pages` and unmaps them at its end, without holding up others.
+
+    That end would take milliseconds with the interpreter's lock held, nearly all of it for pages that were touched:
+    those go first, and on a thread of their own, for this may be called on the event loop.
+    """
+
+    def end(held: list[object]) -> None:
+        let_go(pages)
+        held.clear()
+
+    # In a list that is cleared there: a frame here that still knew the object would end it here.
+    with contextlib.suppress(RuntimeError):  # the process ends
+        threading.Thread(target=end, args=([owner],), name="part", daemon=True).start()

@@ -1,0 +1,46 @@
+"""A version that is loaded beside others gives way to them while it loads, and not when it serves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from serving.engine import session
+from serving.engine.session import OnnxSession
+from tests.conftest import MODELS
+
+
+def threads() -> set[str]:
+    return set(os.listdir("/proc/self/task"))
+
+
+def test_only_loading_gives_way(
+    monkeypatch: pytest.MonkeyPatch, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    """The work of loading has the lowest priority; the threads that will serve keep that of the process."""
+    lower = session.lowest_priority
+    before, made, lowered = threads(), [], []
+
+    def lowest_priority() -> None:
+        made.append(threads() - before)
+        lower()
+        lowered.append(os.getpriority(os.PRIO_PROCESS, 0))
+
+    monkeypatch.setattr(session, "lowest_priority", lowest_priority)
+    loaded = OnnxSession(MODELS / "iris" / "2" / "model.onnx", threads=3, quiet=True)
+    assert lowered == [19]
+    assert len(made[0]) == 3  # the one that loads, and two that onnxruntime made beside it
+    eventually(lambda: len(threads() - before) == 2)  # a thread is there a moment longer than its end
+    staying = threads() - before
+    assert {os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in staying} == {
+        os.getpriority(os.PRIO_PROCESS, os.getpid())
+    }
+    assert loaded.run(loaded.sample(2))
+
+
+def test_a_first_load_does_not_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing serves yet when a process loads what it starts with: it takes all the processor that it can have."""
+    monkeypatch.setattr(session, "lowest_priority", lambda: pytest.fail("it was put behind"))
+    OnnxSession(MODELS / "iris" / "2" / "model.onnx", threads=2)
