@@ -11,7 +11,8 @@ module anew):
   "crash_at_start"    every worker dies before it is ready
   "clock": seconds    the wall clock jumps by so much a second after the start
   "off": [names]      defences that are switched off, for controls: bisection, departed, quarantine, hang, polite,
-                      respawn, shrink, fair, aside (loads are off the event loop), spare (shadows run on what is left);
+                      respawn, shrink, fair, estimate (of what a request waits), aside (loads are off the event
+                      loop), spare (shadows run on what is left);
                       of gRPC: calm, blocks, counted
 """
 
@@ -113,6 +114,10 @@ def _off(name: str) -> None:
         Lane.shutdown = lambda self: self.transport.close()  # type: ignore[method-assign]
     elif name == "fair":
         _one_queue()
+    elif name == "estimate":
+        from serving.engine.admission import Pace
+
+        Pace.waits = lambda self, allowance, most: (0.0, float("-inf"))  # type: ignore[method-assign]
     elif name == "aside":
         import serving.fleet.fleet
 
