@@ -53,10 +53,10 @@ class Pace:
         return max(1, min(most, int(spare / self.each)))
 
     def waits(self, allowance: float, most: int) -> tuple[float, float]:
-        """Return what a queued row and what the rest (the batch that runs, and its own) make a request wait, in seconds.
+        """Return seconds that a queued row makes a request wait, and that the batch that runs and its own do.
 
-        Of batches as they are under load by this very pace: rows chosen by an older one, at the price of this one, would
-        promise batches that never run, and refuse for them.
+        Of batches as they are under load by this very pace: rows chosen by an older one, at the price of this one,
+        would promise batches that never run, and refuse for them.
         """
         rows = self.rows(allowance, most)
         full = MARGIN * self.seconds(rows)
