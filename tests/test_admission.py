@@ -25,3 +25,13 @@ def test_a_long_queue_is_waited_for_in_full() -> None:
     each, rest = pace.waits(1.0, 512)
     assert 0.001 < each < 0.0015
     assert 0.25 <= rest < 0.4
+
+
+def test_batches_of_one_size_do_not_make_rows_free() -> None:
+    """What a row costs is remembered while all batches are alike, so that the next one is not as large as can be."""
+    pace = Pace()
+    for rows in (10, 20, 40) * 30:
+        pace.learn(rows, 0.002 + 0.001 * rows)
+    for _ in range(200):
+        pace.learn(40, 0.042)
+    assert 80 < pace.rows(1.0, 512) < 160

@@ -34,8 +34,10 @@ class Pace:
         self._rows2 += weight * (rows * rows - self._rows2)
         self._rows_seconds += weight * (rows * seconds - self._rows_seconds)
         spread = self._rows2 - self._rows * self._rows
-        # Batches of one size tell nothing of another: until they differ, a row is taken to cost nothing more.
-        slope = (self._rows_seconds - self._rows * self._seconds) / spread if spread > 0.01 * self._rows2 else 0.0
+        # Batches of one size tell nothing of another: what a row costs stays as it was known, at first nothing. Were it
+        # nothing again under a steady load, the next batch would be as large as can be, and late.
+        differ = spread > 0.01 * self._rows2
+        slope = (self._rows_seconds - self._rows * self._seconds) / spread if differ else self.each
         self.each = min(max(slope, 0.0), self._seconds / self._rows)
         self.fixed = self._seconds - self.each * self._rows
 
@@ -51,7 +53,7 @@ class Pace:
         return max(1, min(most, int(spare / self.each)))
 
     def waits(self, allowance: float, most: int) -> tuple[float, float]:
-        """Return the seconds that a queued row, and the rest (the batch that runs, its own), make a request wait.
+        """Return seconds that a queued row makes a request wait, and that the batch that runs and its own do.
 
         Of batches as they are under load by this very pace: rows chosen by an older one, at the price of this one,
         would promise batches that never run, and refuse for them.
