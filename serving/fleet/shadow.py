@@ -1,7 +1,7 @@
 """A version in the shadow of another: it gets copies of answered requests, and its answers are only compared.
 
 It runs on spare capacity: nothing is copied while live rows wait, few copies wait at any time, and they run on one
-thread, in a session without threads of its own, for a tenth of the time at most; heavy models at the lowest priority.
+thread, in a session without threads of its own, for a tenth of the time at most, heavy models for a two-hundredth.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ MOST_WAITING = 32
 """Copies that may wait: more would hold memory, and say nothing more."""
 MOST_ROWS = 4096
 """Rows of one request that is still copied: a larger one would hold a core for long."""
-HEAVY_S = 0.001
+HEAVY_S = 0.005
 """Processor seconds in the session from which copies run at the lowest priority. Below, the thread is in Python for
 much of its time, and one that is put off while it holds the interpreter's lock stops the event loop for as long."""
-HEAVY_EVERY_S = 0.3
-"""Least seconds between heavy copies: each may put the event loop off once, by a few milliseconds, when its thread is
-itself put off at the wrong moment; so often that is not among the slowest hundredth."""
-REST = 9
-"""Times as long as a copy took, the thread then sleeps: what it does in Python holds up the event loop for a moment."""
+QUICK_S = 0.001
+"""Seconds of a copy, waits included, up to which the event loop hardly feels it."""
+REST, LONG_REST, MOST_REST_S = 9, 199, 30.0
+"""Times as long as a quick copy, and as any other, took, the thread then sleeps; and most seconds of it. Live answers
+that meet a long copy are late whatever its priority: so they are fewer than one in a hundred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,8 @@ class Shadow:
             else:
                 self._run(session, *copy)
             del copy  # what was compared must not be held until the next comes
-            self._closed.wait(max(REST * (time.monotonic() - began), HEAVY_EVERY_S if self._lowered else 0.0))
+            took = time.monotonic() - began
+            self._closed.wait(min((REST if took < QUICK_S else LONG_REST) * took, MOST_REST_S))
 
     def _session(self) -> OnnxSession:
         """A session's own threads have the priority of who made it, and live traffic may need this one at full."""

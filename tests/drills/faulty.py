@@ -125,7 +125,7 @@ def _off(name: str) -> None:
     elif name == "spare":
         from serving.fleet import shadow
 
-        shadow.HEAVY_S, shadow.REST = float("inf"), 0
+        shadow.HEAVY_S, shadow.REST, shadow.LONG_REST = float("inf"), 0, 0
         shadow.Shadow._spare = lambda self: True  # type: ignore[method-assign]
     elif name in ("calm", "blocks", "counted"):
         _off_in_grpc(name)
