@@ -35,3 +35,13 @@ def test_batches_of_one_size_do_not_make_rows_free() -> None:
     for _ in range(200):
         pace.learn(40, 0.042)
     assert 80 < pace.rows(1.0, 512) < 160
+
+
+def test_long_batches_leave_room_for_a_queue() -> None:
+    """Where batches take a fifth of the allowance whatever their size, they still fill, and more than one is let in."""
+    pace = Pace()
+    for rows in (10, 20, 40) * 30:
+        pace.learn(rows, 0.2 + 0.001 * rows)
+    each, rest = pace.waits(1.0, 512)
+    assert pace.rows(1.0, 512) > 50
+    assert rest + 20 * each < 1.0

@@ -14,6 +14,9 @@ _SHARE = 0.125
 """Of its allowance that a request may spend in its own batch: the rest is for waiting."""
 _EFFICIENT = 4.0
 """Never cut a batch below so many times its fixed cost, or the fixed cost eats the capacity."""
+_FITS = 0.9
+"""Of its allowance that a request may spend on the batch that runs and its own, at the most: else all but one would be
+refused by a model whose batches are long, however short its queue."""
 
 
 class Pace:
@@ -49,7 +52,8 @@ class Pace:
         """Return how many rows, `most` at most, run together for requests that have `allowance` seconds in all."""
         if not self.each:
             return most
-        spare = max(_SHARE * allowance, _EFFICIENT * self.fixed) - self.fixed
+        wanted = max(_SHARE * allowance, _EFFICIENT * self.fixed)
+        spare = min(wanted, _FITS * allowance / (2 * MARGIN)) - self.fixed
         return max(1, min(most, int(spare / self.each)))
 
     def waits(self, allowance: float, most: int) -> tuple[float, float]:
