@@ -5,6 +5,10 @@ exported = export(fitted, train=X_train, held_out=X_test, metrics={"accuracy": 0
 publish(exported, name="iris", root=Path("models"))
 """
 
+import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime is imported, as in the server
+
 from training.export import Exported, export
 from training.parity import ParityError
 from training.publish import publish

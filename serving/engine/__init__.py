@@ -2,6 +2,6 @@
 
 import os
 
-# Before onnxruntime is imported: its builds report each session and failed run, with the error's text and so with
-# clients' values, to its maker. That also takes two threads a process and half of the time that a failure costs.
+# Before onnxruntime is imported: its builds have telemetry on, which keeps a file with an identity of the machine under
+# the home folder, takes a thread, and half of the time that a failed run costs. A server reports to its owner alone.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"

@@ -10,7 +10,7 @@ _WEIGHT = 0.1
 """Of the newest batch in the averages: some twenty batches tell."""
 MARGIN = 1.25
 """By how much a wait is thought longer than the average says: machines have other work too."""
-_SHARE = 0.125
+_SHARE = 0.2
 """Of its allowance that a request may spend in its own batch: the rest is for waiting."""
 _EFFICIENT = 4.0
 """Never cut a batch below so many times its fixed cost, or the fixed cost eats the capacity."""
