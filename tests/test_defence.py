@@ -22,7 +22,7 @@ from serving.access.key_store import KeyStore
 from serving.log_pipe import LogPipe
 from serving.logs import JsonLines, TextLines, configure
 from tests.conftest import MODELS, Server, running
-from tests.drills import fairness, hostile, hostile_grpc, overload, slow_clients, slow_clients_grpc
+from tests.drills import fairness, hostile, hostile_grpc, limits, overload, slow_clients, slow_clients_grpc
 from tests.drills.drill import Report
 from tests.http_api.test_lane import BODY, PATH, connected, labels, post
 
@@ -235,3 +235,10 @@ def test_onnxruntime_reports_to_nobody(tmp_path: Path) -> None:
         [sys.executable, "-c", script], env=clean, capture_output=True, text=True, check=True, timeout=60
     ).stdout
     assert text == "[]\n"
+
+
+def test_the_adaptive_limit_lets_in_what_a_fast_and_a_slow_model_can_answer() -> None:
+    """Whether a batch takes milliseconds or a fifth of the deadline, requests are answered at twice the capacity."""
+    report = Report()
+    limits.run(report, seconds=0.6, fixed=(), timed=False)
+    assert not report.broken()

@@ -14,9 +14,9 @@ _SHARE = 0.2
 """Of its allowance that a request may spend in its own batch: the rest is for waiting."""
 _EFFICIENT = 4.0
 """Never cut a batch below so many times its fixed cost, or the fixed cost eats the capacity."""
-_FITS = 0.9
-"""Of its allowance that a request may spend on the batch that runs and its own, at the most: else all but one would be
-refused by a model whose batches are long, however short its queue."""
+_FITS = 2 / 3
+"""Of its allowance that a request may spend on the batch that runs and its own, at the most: what is left is for one
+that waits. Else, with batches that take long whatever their size, hardly a request would be let in to fill them."""
 
 
 class Pace:
