@@ -133,7 +133,9 @@ class Gate:
         try:
             asks.write(json.dumps(task).encode() + b"\n")
             asks.flush()
-            ready, _, _ = select.select([answers], [], [], wait)
+            poll = select.poll()  # select() takes no descriptor above 1023, and a busy server has those
+            poll.register(answers, select.POLLIN)
+            ready = poll.poll(1000 * wait)
             line = answers.readline() if ready else b""
             findings: dict[str, Any] = json.loads(line)
         except (OSError, ValueError):

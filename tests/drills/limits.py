@@ -70,7 +70,9 @@ def _with(models: Path, fault: dict[str, Any], limit: int | None, course: Any) -
 async def _capacity(server: Server, seconds: float) -> float:
     load = Load(server.port, SLOW)
     await load.closed(CONNECTIONS, seconds / 2)
-    return max(1.0, await load.closed(CONNECTIONS, seconds))
+    capacity = max(1.0, await load.closed(CONNECTIONS, seconds))
+    await load.finish(5)
+    return capacity
 
 
 async def _offered(server: Server, rate: float, seconds: float) -> Outcome:
