@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from serving.fleet import gate, manifest
 from serving.fleet.gate import Gate, Limits, judge
 from serving.fleet.manifest import Hashes
 from serving.fleet.report_table import table
+from serving.worker import allow_descriptors
 from tests.conftest import MODELS
 from tests.drills.drill import Report
 from tests.drills.hostile_models import hostile_models
@@ -44,6 +47,16 @@ def test_the_report_shows_the_cost_beside_the_serving_version(examiner: Gate) ->
     text = console.export_text()
     for word in ("golden rows", "serving now", "1 row, µs", "memory, MiB", "passed"):
         assert word in text
+
+
+def test_the_gate_answers_a_process_with_many_descriptors() -> None:
+    """A server with over a thousand connections can have a model examined."""
+    allow_descriptors()
+    with contextlib.ExitStack() as files:
+        for _ in range(1100):
+            files.enter_context(open(os.devnull))
+        with contextlib.closing(Gate()) as fresh:
+            assert fresh.examine(MODELS / "iris" / "1").ok
 
 
 @pytest.fixture
