@@ -29,8 +29,8 @@ from serving.fleet.traffic import sentence
 from serving.fleet.trial import Totals
 from serving.http_api import admin, docs, metadata, repository_api, strict_json, triton
 from serving.http_api.answer import error_body, error_headers, status_of
+from serving.http_api.door import Door
 from serving.http_api.guard import Patience
-from serving.http_api.lane import Door
 from serving.http_api.observed import Observed
 from serving.http_api.route import prediction_routes
 from serving.http_api.targets import TEMPLATES, Targets, prepare

@@ -8,15 +8,11 @@ the same functions decode and encode there, so the answers are the same bytes.
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.engine.admission import Bodies
 from serving.errors import InvalidRequest, ServingError
@@ -24,7 +20,8 @@ from serving.http_api.answer import JSON, HeaderList, Headers, request_id
 from serving.http_api.asks import NOTHING, PRIORITY, TIMEOUT, Asks, asks_of
 from serving.http_api.codec import LENGTH, Blobs
 from serving.http_api.connection import Connection
-from serving.http_api.guard import Guard
+from serving.http_api.door import Door
+from serving.http_api.line import Busy, Flow, Writer
 from serving.http_api.prediction import Call, Target
 from serving.http_api.security import admit
 from serving.metrics.gathered import RouteMetrics
@@ -43,55 +40,8 @@ _UNUSUAL = frozenset(
 BURST_BYTES = 128 * 1024
 """Bytes of a body after which the loop turns: else the socket is read until it is empty, 8 MB in one go."""
 _ASKING = frozenset({PRIORITY, TIMEOUT})
-_MOST_HEADS = 1024
-_LONGEST_HEAD = 1024
 LINGER_S = 0.5
 """Seconds that an idle connection stays open when draining, to tell a client that is just writing that it ends."""
-
-
-@dataclass(slots=True, frozen=True)
-class Known:
-    """What the parser read from the head of a plain request: parsing costs more than all else that the lane does."""
-
-    url: bytes
-    headers: Headers
-    length: int
-    asks: Asks
-
-
-@dataclass(slots=True)
-class Door(Guard):
-    """What all lane connections of one worker share."""
-
-    paths: dict[bytes, Target] = field(default_factory=dict)
-    """Raw request target to prediction target; replaced entry by entry as models come and go. Empty: no lane."""
-    max_body_bytes: int = 0
-    routes: dict[str, RouteMetrics] = field(default_factory=dict)
-    """Counters by route template; empty where metrics are off."""
-    defaults: list[tuple[bytes, bytes]] = field(default_factory=list)
-    bodies: Bodies = field(default_factory=lambda: Bodies(sys.maxsize))
-    heads: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
-    known: dict[bytes, Known] = field(default_factory=dict)
-
-    def remember(self, data: bytes, url: bytes, headers: Headers, length: int, asks: Asks) -> None:
-        """Keep the head of a plain request if `data` is all of it: the same bytes will mean the same again."""
-        end = data.find(b"\r\n\r\n") + 4
-        if len(data) - end != length or end > _LONGEST_HEAD or length > Bodies.FREE:
-            return
-        if len(self.known) >= _MOST_HEADS:
-            self.known.clear()
-        self.known[data[:end]] = Known(url, headers, length, asks)
-
-    def head(self, status: int, kind: bytes, defaults: list[tuple[bytes, bytes]]) -> bytes:
-        """Return status line, uvicorn's own headers and content type; the list is new each second, for the date."""
-        if defaults is not self.defaults:
-            self.defaults = defaults
-            self.heads.clear()
-        made = self.heads.get((status, kind))
-        if made is None:
-            lines = b"".join([b"%b: %b\r\n" % pair for pair in defaults])
-            made = self.heads[status, kind] = b"%b%bcontent-type: %b\r\n" % (STATUS_LINE[status], lines, kind)
-        return made
 
 
 class _Turn(Call):
@@ -115,46 +65,6 @@ class _Turn(Call):
         if self.route is not None:
             self.route.in_flight -= 1
             self.route.finished(status, time.monotonic() - self.began)
-
-
-class _Busy:
-    """Stands for the answer that the lane still owes, so that uvicorn queues what comes behind it."""
-
-    response_complete = False
-    message_event = asyncio.Event()  # for nobody; uvicorn sets it when the client leaves
-
-
-class _Writer:
-    """The transport as uvicorn's answers use it: uvloop raises on a write to a connection that is already gone.
-
-    uvicorn tells only the last request of a line that the client has left.
-    """
-
-    __slots__ = ("_transport", "close", "is_closing")
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self.close = transport.close
-        self.is_closing = transport.is_closing
-
-    def write(self, data: bytes) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(data)
-
-
-class _Flow(FlowControl):
-    """Reads on only when no request waits in line.
-
-    uvicorn alone reads on with every answer, so that a client that pipelines and reads nothing fills the memory.
-    """
-
-    def __init__(self, transport: asyncio.Transport, line: deque[Any]) -> None:
-        super().__init__(transport)
-        self._line = line
-
-    def resume_reading(self) -> None:
-        if not self._line:
-            super().resume_reading()
 
 
 class Lane(Connection):
@@ -183,7 +93,7 @@ class Lane(Connection):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # noqa: D102
         super().connection_made(transport)
-        self.flow = _Flow(transport, self.pipeline)
+        self.flow = Flow(transport, self.pipeline)
 
     def data_received(self, data: bytes) -> None:
         """Answer at once where the head is one that was judged plain before; else let the parser look."""
@@ -245,10 +155,10 @@ class Lane(Connection):
         self.url, self.expect_100_continue = url, expect
         self.headers.extend(headers)
         if self._owes() and not self.pipeline:
-            self.cycle = _Busy()  # type: ignore[assignment]
+            self.cycle = Busy()  # type: ignore[assignment]
         super().on_headers_complete()
         if self.cycle is not None:
-            self.cycle.transport = _Writer(self.transport)  # type: ignore[assignment]
+            self.cycle.transport = Writer(self.transport)  # type: ignore[assignment]
         if self._closing and not self.pipeline:
             self.cycle.keep_alive = False  # uvicorn then says `connection: close`
 

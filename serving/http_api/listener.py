@@ -16,7 +16,8 @@ from fastapi import FastAPI
 
 from serving.black_box import BlackBox
 from serving.fleet.fleet import Fleet
-from serving.http_api.lane import Door, lane_for
+from serving.http_api.door import Door
+from serving.http_api.lane import lane_for
 
 log = logging.getLogger("serving.listener")
 
