@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
+from serving.allocator import bound_free_memory
 from serving.engine.session import OnnxSession
 from serving.fleet import gate, manifest, prepared
 from serving.fleet.gate import Gate
@@ -45,6 +46,7 @@ def dense(path: Path) -> None:
 
 def worker(path: Path, is_prepared: bool, pipe: Connection) -> None:
     """Be a worker: load, say so, and answer what is asked: time a batch, or measure memory."""
+    bound_free_memory()
     before = proportional()
     began = time.perf_counter()
     session = OnnxSession(path, threads=1, warm_rows=ROWS, prepared=is_prepared)
