@@ -7,7 +7,7 @@ Three models, since what poison costs is a matter of arithmetic. Each refuses an
           Who fails has failed alone, so that ten requests of which one is poisoned take at least a run that says no
           and, in groups or one by one, some 9 x 12 us of others; in whole batches they take 10 x 5 us. Reading and
           answering takes 34 us a request: 9 of 10 are answered in 340 + 40 + 108 us, where 9 without poison take
-          9 x 39 us, which is 0.72 of the capacity at best; 0.5 is promised.
+          9 x 39 us, which is 0.72 of the capacity at best; 0.55 is promised.
   early   A signal looked up by its number, then two convolutions: a row takes some 300 us, alone or in company. The
           look-up comes first, so that a run with a poisoned row costs next to nothing.
   late    The same, but what is refused is a second look-up at the very end: a failing run costs all of its rows, so
@@ -189,7 +189,7 @@ def median(figures: list[float]) -> float:
 
 
 @drill("poison", "with 10 % poisoned requests all healthy answers are right, and goodput is 0.8 of capacity")
-def poison(report: Report, *, seconds: int = 3, rounds: int = 3, requests: int = 2000) -> None:
+def poison(report: Report, *, seconds: int = 2, rounds: int = 3, requests: int = 1000) -> None:
     """Check every answer, then compare clean and poisoned load in turns; the control fails whole batches."""
     with TemporaryDirectory() as folder:
         root = Path(folder)
@@ -200,7 +200,7 @@ def poison(report: Report, *, seconds: int = 3, rounds: int = 3, requests: int =
             for model in ("tiny", "late"):
                 report.exactly(f"{model}: wrong answers", wrong(server, model, requests), 0)
             if rounds:
-                for model, due in (("early", 0.8), ("late", 0.8), ("tiny", 0.5)):
+                for model, due in (("early", 0.8), ("late", 0.8), ("tiny", 0.55)):
                     shares = [goodput(server, model, seconds) for _ in range(rounds)]
                     report.at_least(f"{model}: goodput as a share of capacity, median", median(shares), due)
                 for model in ("late", "tiny"):

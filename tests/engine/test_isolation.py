@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,13 +36,14 @@ class Model:
     """Answers each request with its number, unless one of them is bad; seconds by a clock that it moves itself.
 
     fixed, each: what a run and a row of it cost. late: a run that fails costs as much as one that passes; it costs
-    `refusal` besides. most: requests in one run beyond which it fails, whoever they are.
+    `refusal` besides. now: monotonic seconds. most: requests in one run beyond which it fails, whoever they are.
     """
 
     def __init__(self, fixed: float = 1e-5, each: float = 1e-6, *, refusal: float = 4e-5, late: bool = False) -> None:
         self.fixed, self.each, self.refusal, self.late = fixed, each, refusal, late
         self.most = 1000
         self.clock = 0.0
+        self.now = 100.0
         self.runs: list[list[int]] = []
 
     def __call__(self, requests: list[Request]) -> list[Outcome]:
@@ -72,7 +74,7 @@ class Model:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Model:
     made = Model()
-    monkeypatch.setattr(isolation.time, "thread_time", lambda: made.clock)
+    monkeypatch.setattr(isolation, "time", SimpleNamespace(thread_time=lambda: made.clock, monotonic=lambda: made.now))
     return made
 
 
@@ -99,8 +101,8 @@ def test_who_is_refused_has_failed_alone_and_nobody_else_is(batches: list[tuple[
         model.seconds(made, sent)
 
 
-def test_whole_batches_run_while_none_fails_and_again_soon_after(model: Model) -> None:
-    """A batch of healthy requests is one run; after failures it is so again within a hundred batches."""
+def test_whole_batches_run_while_none_fails_and_again_soon_after(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of healthy requests is one run; after failures it is so again in 100 batches, and no clock is read."""
     made = Isolation(model)
     model.seconds(made, batch())
     assert model.runs == [list(range(32))]
@@ -109,8 +111,10 @@ def test_whole_batches_run_while_none_fails_and_again_soon_after(model: Model) -
     for _ in range(100):
         model.seconds(made, batch())
     model.runs.clear()
-    model.seconds(made, batch())
-    assert model.runs == [list(range(32))]
+    monkeypatch.setattr(isolation, "time", None)
+    for _ in range(10):
+        model.seconds(made, batch())
+    assert model.runs == [list(range(32))] * 10
 
 
 def test_requests_that_only_fail_together_are_all_answered(model: Model) -> None:
@@ -157,10 +161,8 @@ def test_where_runs_cost_much_groups_are_made(model: Model, share: float, late: 
     assert spent < 0.9 * alone
 
 
-def test_strangers_run_without_the_sender_of_what_fails(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strangers_run_without_the_sender_of_what_fails(model: Model) -> None:
     """Others' requests run as one batch while one connection's fail, until it has been quiet for a second."""
-    now = 100.0
-    monkeypatch.setattr(isolation.time, "monotonic", lambda: now)
     made = Isolation(model)
 
     def mixed(*, bad: bool) -> list[Request]:
@@ -175,7 +177,7 @@ def test_strangers_run_without_the_sender_of_what_fails(model: Model, monkeypatc
     model.runs.clear()
     model.seconds(made, mixed(bad=False))
     assert model.runs == [others, [7]]
-    now += 1.5
+    model.now += 1.5
     model.runs.clear()
     model.seconds(made, mixed(bad=False))
     assert sum(map(len, model.runs)) == 32
