@@ -26,9 +26,10 @@ import pytest
 from serving.fleet.quarantine import Quarantine, guilty
 from serving.log_pipe import MOST_LINES, LogPipe
 from tests.conftest import MODELS, ROOT, Server, faulty, running
-from tests.drills.batches import departed, poison
+from tests.drills.batches import departed
 from tests.drills.draining import draining
 from tests.drills.drill import Report
+from tests.drills.poison import poison
 from tests.drills.steady import PATH, ROW, Load, until
 from tests.drills.workers import copied, default_version, killing_model, post, ready, workers
 

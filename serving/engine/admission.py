@@ -44,7 +44,7 @@ class Pace:
         self.each = min(max(slope, 0.0), self._seconds / self._rows)
         self.fixed = self._seconds - self.each * self._rows
 
-    def seconds(self, rows: int) -> float:
+    def seconds(self, rows: float) -> float:
         """Return how long a batch of so many rows takes."""
         return self.fixed + self.each * rows
 

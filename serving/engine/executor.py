@@ -16,15 +16,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from serving.black_box import Record, unrecorded
+from serving.engine.isolation import Isolation
 from serving.engine.request import Outcome, Request
-from serving.errors import InferenceFailed, ServingError
+from serving.errors import InferenceFailed
 from serving.tensors import Tensors
 
 log = logging.getLogger("serving.executor")
-
-
-ONE_BY_ONE = 16
-"""Requests of a batch that failed which are run alone rather than halved."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,8 +55,6 @@ class Executor:
         self._run = run
         self._open_record = open_record
         self._batched = batched
-        self._failing = 0.0
-        """Share of the requests of late that failed."""
         self._loop = loop
         self._done = done
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
@@ -76,10 +71,11 @@ class Executor:
     def _work(self) -> None:
         record = self._open_record()
         since = record.since
+        isolation = Isolation(self._together)
         while (batch := self._queue.get()) is not None:
             since[0] = batch.started = time.monotonic()
             try:
-                batch.outcomes = self._outcomes(batch.requests)
+                batch.outcomes = isolation.outcomes(batch.requests)
             except Exception:  # whatever it is, every caller gets an answer and the thread lives on
                 log.exception("a batch failed outside the model")
                 batch.outcomes = [InferenceFailed("the model could not run") for _ in batch.requests]
@@ -92,36 +88,6 @@ class Executor:
             # What was answered must not live until the next batch comes: its requests hold their model.
             del batch
         record.close()
-
-    def _outcomes(self, requests: list[Request]) -> list[Outcome]:
-        """Run them together, or in groups of which nine in ten will pass where many requests fail."""
-        share = self._failing
-        if share < 0.02:
-            outcomes = self._halved(requests)
-        else:
-            size = max(1, round(0.1 / share))
-            outcomes = []
-            for at in range(0, len(requests), size):
-                outcomes += self._halved(requests[at : at + size])
-        failed = sum(isinstance(outcome, ServingError) for outcome in outcomes)
-        if failed or share:
-            self._failing = 0.95 * share + 0.05 * failed / len(requests) if failed or share > 0.001 else 0.0
-        return outcomes
-
-    def _halved(self, requests: list[Request]) -> list[Outcome]:
-        """Run them together; on failure halve until only the culprits fail, few of them one by one.
-
-        A run that fails costs onnxruntime as much as ten small ones that pass: halving a few would make more of those.
-        """
-        try:
-            return self._together(requests)
-        except ServingError as error:
-            if len(requests) == 1:
-                return [error.bare()]
-            if len(requests) <= ONE_BY_ONE:
-                return [outcome for request in requests for outcome in self._halved([request])]
-            middle = len(requests) // 2
-            return self._halved(requests[:middle]) + self._halved(requests[middle:])
 
     def _together(self, requests: list[Request]) -> list[Outcome]:
         if len(requests) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TypeAlias
 
 from serving.errors import InvalidRequest, ServingError
@@ -40,6 +41,11 @@ class Request:
     queued_at: float
     priority: int
     gone: bool
+
+    @property
+    def sender(self) -> Hashable:
+        """Who sent it, as far as that is known: its connection. None is nobody in particular."""
+        return None
 
     def reply(self, outcome: Outcome) -> None:
         """Take the outputs or the error; called exactly once, on the event loop."""

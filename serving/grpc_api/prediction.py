@@ -15,6 +15,7 @@ from serving.errors import InferenceFailed, ServingError
 from serving.fleet.fleet import Fleet
 from serving.fleet.shadow import Shadow
 from serving.fleet.split import Split
+from serving.grpc_api.call import Call
 from serving.grpc_api.hpack import Pairs
 from serving.grpc_api.infer_wire import Cut, Wire, cut_up, parsed
 from serving.grpc_api.status import FAULT
@@ -45,17 +46,17 @@ class Prepared(NamedTuple):
 class Prediction(Request):
     """Rows on their way; `finish` gets the response or the error, once, unless `cancel` came before.
 
-    headers: of its call. seconds: how long it may take, from `began`. feature: decides, from the rows as `model` reads
+    call: what it came by. seconds: how long it may take, from `began`. feature: decides, from the rows as `model` reads
     them, whether the candidate of a canary answers instead. shadow: gets a copy of what is answered.
     """
 
     __slots__ = (
         "began",
+        "call",
         "decoded",
         "feature",
         "finish",
         "finished",
-        "headers",
         "identity",
         "metrics",
         "model",
@@ -68,9 +69,9 @@ class Prediction(Request):
     model: Model
     wire: Wire
 
-    def __init__(self, finish: Finish, headers: Pairs, seconds: float) -> None:
+    def __init__(self, finish: Finish, call: Call, seconds: float) -> None:
         self.began = time.monotonic()
-        self.headers = headers
+        self.call = call
         self.seconds = seconds
         self.finish = finish
         self.finished = False
@@ -79,6 +80,10 @@ class Prediction(Request):
         self.metrics: ModelMetrics | None = None
         self.feature: Split | None = None
         self.shadow: Shadow | None = None
+
+    @property
+    def sender(self) -> int:  # noqa: D102
+        return id(self.call.connection)  # no reference: who is remembered may have gone
 
     def by(self, model: Model) -> None:
         """Let a version answer."""
@@ -161,11 +166,10 @@ class Predictor:
         metrics = self._metrics.model(model.name, model.version) if self._metrics is not None else None
         model.codecs[PROTOCOL] = Prepared(Wire(model), metrics)
 
-    def start(self, request: Buffer, headers: Pairs, remaining: float | None, finish: Finish) -> Prediction:
-        """Begin a prediction; a bad request is finished before this returns. `remaining`: the client's seconds."""
-        prediction = Prediction(
-            finish, headers, self._deadline if remaining is None else min(self._deadline, remaining)
-        )
+    def start(self, request: Buffer, call: Call, finish: Finish) -> Prediction:
+        """Begin a prediction; a bad request is finished before this returns."""
+        remaining = call.time_remaining()
+        prediction = Prediction(finish, call, self._deadline if remaining is None else min(self._deadline, remaining))
         prediction.step(self._start, request)
         return prediction
 
@@ -226,7 +230,7 @@ class Predictor:
             if split is not None:
                 if split.feature is not None:
                     prediction.feature = split
-                elif split.takes(_key(split, prediction.headers)):
+                elif split.takes(_key(split, prediction.call.head.headers)):
                     prediction.shadow = None
                     model = split.candidate
         prediction.by(model)

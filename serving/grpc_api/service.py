@@ -109,7 +109,7 @@ class Service:
             else:
                 call.refuse(made)
 
-        prediction = self._predictor.start(request, call.head.headers, call.time_remaining(), finish)
+        prediction = self._predictor.start(request, call, finish)
         if not prediction.finished:
             call.prediction = prediction
 
@@ -148,7 +148,7 @@ class Service:
                 else:
                     answers.put_nowait((self._failed(request, made), 0))
 
-            prediction = self._predictor.start(request, call.head.headers, call.time_remaining(), finish)
+            prediction = self._predictor.start(request, call, finish)
             if not prediction.finished:
                 running[number] = prediction
 

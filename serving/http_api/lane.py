@@ -56,6 +56,10 @@ class _Turn(Call):
         if route is not None:
             route.in_flight += 1
 
+    @property
+    def sender(self) -> int:
+        return id(self.lane)  # no reference: who is remembered may have gone
+
     def finish(self, status: int, headers: HeaderList, body: bytes | Blobs, kind: bytes = JSON) -> None:
         if self.route is not None:
             self.count(status)

@@ -78,16 +78,16 @@ def _hold_the_interpreter() -> None:
 
 def _off(name: str) -> None:
     if name == "bisection":
-        from serving.engine.executor import Executor
+        from serving.engine.isolation import Isolation
         from serving.errors import ServingError
 
-        def whole(self: Executor, requests: list[Any]) -> list[Any]:
+        def whole(self: Isolation, requests: list[Any]) -> list[Any]:
             try:
-                return self._together(requests)
+                return self._run(requests)
             except ServingError as error:
                 return [error for _ in requests]
 
-        Executor._outcomes = whole  # type: ignore[method-assign]
+        Isolation.outcomes = whole  # type: ignore[method-assign]
     elif name == "departed":
         from serving.http_api.prediction import Call
 
@@ -135,14 +135,14 @@ def _one_queue() -> None:
     """Run the batches of all models one after another, in the order in which they came."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from serving.engine.executor import Executor
+    from serving.engine.isolation import Isolation
 
-    alone, real = ThreadPoolExecutor(1), Executor._outcomes
+    alone, real = ThreadPoolExecutor(1), Isolation.outcomes
 
-    def queued(self: Executor, requests: list[Any]) -> list[Any]:
+    def queued(self: Isolation, requests: list[Any]) -> list[Any]:
         return alone.submit(real, self, requests).result()
 
-    Executor._outcomes = queued  # type: ignore[method-assign]
+    Isolation.outcomes = queued  # type: ignore[method-assign]
 
 
 class _Here(Executor):
