@@ -255,10 +255,12 @@ class Coordinator:
         known.asked, known.pending = asked.generation, pending
         if pending and known.served is None:
             return  # until the gate has spoken
-        roles, error = _roles(asked, traffic, good, refused, serving=known.served is not None)
+        bad = [problem for problem in known.problems if problem.version]
+        stays = bool(bad) and known.served is not None and not traffic.unloaded
+        roles, error = _roles(asked, traffic, good, refused, stays=stays)
         if pending and (roles is None or roles.problems or not good):
             return  # what is examined is asked for by name; a version that nobody names may come later
-        known.error = error or (_reasons(refused) if roles is None else "")
+        known.error = error or (_reasons(bad) if roles is None else "")
         known.problems += tuple(Problem(name, "", text) for text in (error, *(roles or NOTHING).problems) if text)
         if roles is None:
             if not ends:
@@ -371,15 +373,15 @@ class Coordinator:
 
 
 def _roles(
-    asked: Traffic, traffic: Traffic, good: list[Found], refused: list[Problem], *, serving: bool
+    asked: Traffic, traffic: Traffic, good: list[Found], refused: list[Problem], *, stays: bool
 ) -> tuple[Roles | None, str]:
     """Say what each version does, None where that can't be; and what is not as `asked`, where that is not in `refused`.
 
-    traffic: what is to be served in place of `asked`, where that names what is in quarantine. serving: whether there is
-    something that could serve on.
+    traffic: what is to be served in place of `asked`, where that names what is in quarantine. stays: where nothing is
+    good, what serves goes on: its files are there, and damaged or half copied.
     """
     if not good:
-        return None if serving and refused else NOTHING, ""
+        return None if stays else NOTHING, ""
     try:
         roles = plan(traffic, [item.version for item in good])
     except ServingError as error:

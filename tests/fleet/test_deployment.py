@@ -123,6 +123,18 @@ def test_a_model_that_leaves_the_folder_leaves_the_server(live: Server, folder: 
     eventually(lambda: httpx.post(f"{live.url}/v1/models/iris:predict", json=ROW).status_code == 404)
 
 
+def test_the_only_version_serves_on_while_its_file_is_half_there(live: Server, folder: Path, eventually: Wait) -> None:
+    """A file that is being copied over the one that serves takes nothing down; readiness names it until it is whole."""
+    file = folder / "iris" / "1" / "model.onnx"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:1000])
+    eventually(lambda: httpx.get(f"{live.url}/v2/health/ready").json()["not_served"] == ["iris 1"])
+    assert versions(live.url) == {"1"}
+    file.write_bytes(whole)
+    eventually(lambda: httpx.get(f"{live.url}/v2/health/ready").json()["not_served"] == [])
+    assert versions(live.url) == {"1"}
+
+
 def test_a_worker_that_restarts_serves_the_current_state(live: Server, folder: Path, eventually: Wait) -> None:
     """What replaces a killed worker answers with the version that the others answer with."""
     from tests.test_command import children
