@@ -138,7 +138,7 @@ def label(  # noqa: PLR0917
 
 
 def rollback(name: Name, why: Why = "", models: Models = Path("models"), no_wait: NoWait = False) -> None:
-    """End canary and shadow, and go back to the version that was stable before."""
+    """End the canary, or else go back to the version that was stable before; every trial ends with it."""
     with explained():
         carry_out(models, name, made(orders.Rollback, why=why), no_wait=no_wait)
 
@@ -176,8 +176,9 @@ def carry_out(root: Path, name: str, order: Order, *, no_wait: bool) -> None:
     """Write the change, wait until it is served or take it back, and say what came of it."""
     ledger = Ledger(root)
     who = user()
-    before = ledger.read(name)
-    after = ledger.change(name, order.step(ledger, name), who=who, what=order.what, why=order.why)
+    before = ledger.read(name, anyway=order.anyway)
+    step = order.step(ledger, name)
+    after = ledger.change(name, step, who=who, what=order.what, why=order.why, anyway=order.anyway)
     facts = describe(before, after)
     if no_wait:
         typer.echo(f"{name}: {facts} (generation {after.generation}; not waited for)")
