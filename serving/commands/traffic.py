@@ -23,6 +23,7 @@ from serving.fleet import orders, servers
 from serving.fleet.ledger import Ledger
 from serving.fleet.orders import Order
 from serving.fleet.traffic import Traffic, sentence
+from serving.logs import visible
 
 WAIT_S = 150.0
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -284,5 +285,5 @@ def explained() -> Iterator[None]:
     try:
         yield
     except ServingError as error:
-        Console(stderr=True, highlight=False, markup=False).print(f"serving: {error.message}", soft_wrap=True)
+        Console(stderr=True, highlight=False, markup=False).print(visible(f"serving: {error.message}"), soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, InvalidRequest) else 1) from None
