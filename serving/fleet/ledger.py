@@ -24,6 +24,7 @@ from typing import Any
 
 from serving.errors import GenerationConflict, InvalidRequest, ModelNotFound, NotReady, ServingError
 from serving.fleet.manifest import MODEL_FILE
+from serving.fleet.quarantine import Quarantine
 from serving.fleet.repository import NAME, VERSION, shown
 from serving.fleet.state import sync
 from serving.fleet.traffic import Traffic, parse
@@ -121,6 +122,11 @@ class Ledger:
         """Return the versions in a model's folder, whole or not, in ascending order. Raises ModelNotFound."""
         found = [p.name for p in self._folder(name).iterdir() if VERSION.fullmatch(p.name) and p.is_dir()]
         return sorted((v for v in found if (self._root / name / v / MODEL_FILE).is_file()), key=int)
+
+    def usable(self, name: str) -> list[str]:
+        """Return the versions that are not in quarantine, in ascending order. Raises ModelNotFound."""
+        held = {case.version for case in Quarantine(self._root).cases() if case.name == name}
+        return [version for version in self.versions(name) if version not in held]
 
     def names(self) -> list[str]:
         """Return the models in the folder."""

@@ -123,7 +123,7 @@ class Rollback(Order):
     anyway = True
 
     def step(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
-        return transitions.rollback(available=ledger.versions(name), earlier=ledger.earlier(name))
+        return transitions.rollback(available=ledger.usable(name), earlier=ledger.earlier(name))
 
 
 class Unload(Order):
