@@ -50,8 +50,17 @@ class TextLines(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the line, without a traceback."""
-        record.message = _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), record.message)
+        record.message = visible(record.message)
         return super().formatMessage(record)
+
+
+def visible(text: str) -> str:
+    r"""Return a text for a terminal: control characters, which could steer it, are shown as escapes.
+
+    >>> visible("red \x1b[31m")
+    'red \\x1b[31m'
+    """
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def form_of(wanted: Form | None, stream: TextIO) -> Form:

@@ -237,9 +237,14 @@ class Supervisor:
         self._hold_back()
 
     def _hold_back(self) -> None:
-        """Have the coordinator serve what is in quarantine no more, and all else again."""
-        self._held = {(case.name, case.version): case.reason for case in self._quarantine.cases()}
-        self._deployment.coordinator.quarantine(self._held)
+        """Have the coordinator serve what is in quarantine no more, and all else again, where that has changed."""
+        held = {(case.name, case.version): case.reason for case in self._quarantine.cases()}
+        if held == self._held:
+            return
+        for name, version in self._held.keys() - held.keys():
+            log.info("%s %s is in quarantine no more", name, version)
+        self._held = held
+        self._deployment.coordinator.quarantine(held)
         self._leave_word()
 
     def _judge(self, now: float) -> None:
@@ -250,6 +255,7 @@ class Supervisor:
             self._awake_since = now  # this process did not run either: the whole machine stood still
         self._looked = now
         self._deaths.look()
+        self._hold_back()  # the file changes by hand, and other servers of the folder write to it
         limit = self._settings.hang_s
         for worker in [w for w in self._workers if w.kill_at is None and w.box.is_ready]:
             silent = now - max(worker.box.last_sign, self._awake_since)
@@ -286,7 +292,6 @@ class Supervisor:
             log.warning("%s can only change with a restart", ", ".join(changed))
         log.info("configuration read again: %d workers are replaced one by one", len(self._workers))
         self._begin_roll(fresh.model_copy(update=fixed))
-        self._hold_back()
 
     def _begin_roll(self, settings: Settings) -> None:
         before, self._settings = self._settings, settings

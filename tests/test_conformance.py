@@ -69,7 +69,7 @@ def grpc_mapped(subject: Subject) -> bool:
     """Tell whether a worker of a server has the library of grpc in its memory."""
     parent = subject.pid
     workers = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return any("grpc" in Path(f"/proc/{worker}/maps").read_text() for worker in workers)
+    return any("/grpc/_cython/" in Path(f"/proc/{worker}/maps").read_text() for worker in workers)
 
 
 @pytest.mark.parametrize("first", ["tritonclient.grpc", "serving.grpc_api.service"])

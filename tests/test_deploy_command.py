@@ -66,6 +66,31 @@ def test_a_change_is_served_when_the_command_returns(live: Server, folder: Path)
     assert "by 1" in run(folder, "status").stdout
 
 
+def test_rollback_from_a_document_that_cant_be_read(live: Server, folder: Path) -> None:
+    """Where an edit has broken traffic.json, rollback goes back from what it said last; other changes are refused."""
+    run(folder, "promote", "iris", "1")
+    run(folder, "promote", "iris", "2")
+    (folder / "iris" / "traffic.json").write_text("{")
+    assert "traffic.json: is not JSON" in run(folder, "promote", "iris", "2").stderr
+    done = run(folder, "rollback", "iris")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert answering(live) == {"1"}
+    assert run(folder, "promote", "iris", "2").exit_code == 0
+
+
+def test_a_reason_steers_no_terminal(folder: Path) -> None:
+    """Whoever writes a reason over the network sends no control character to the terminal of who reads the history."""
+    assert run(folder, "label", "iris", "red", "1", "--why", "a\x1b[31mb\x1b]0;c\x07\x9b1m", "--no-wait").exit_code == 0
+    shown = run(folder, "history", "iris").stdout
+    assert "\\x1b" in shown
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown)
+    (folder / "iris" / "traffic.json").write_text(json.dumps({"\x1b[31m": 1}))
+    done = run(folder, "status", "iris")
+    assert "there is no such field" in done.stdout
+    assert "\x1b" not in done.stdout + run(folder, "promote", "iris", "1").stderr
+    (folder / "iris" / "traffic.json").unlink()
+
+
 def test_the_real_command(folder: Path) -> None:
     """The installed command does the same, and does not load what predicts to do it."""
     whole = [sys.executable, "-X", "importtime", "-m", "serving.cli", "label", "iris", "blue", "1", "--no-wait"]

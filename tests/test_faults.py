@@ -22,7 +22,9 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+from typer.testing import CliRunner
 
+from serving.cli import app
 from serving.fleet.quarantine import Quarantine, guilty
 from serving.log_pipe import MOST_LINES, LogPipe
 from tests.conftest import MODELS, ROOT, Server, faulty, running
@@ -358,3 +360,25 @@ def test_a_quarantined_version_is_a_problem_with_its_reason(folder: Path) -> Non
         answer = httpx.post(f"{server.url}/v1/models/iris/versions/2:predict", content=ROW)
         assert answer.status_code == 503
         assert "quarantined: it ended two workers" in answer.json()["error"]
+
+
+def test_a_quarantine_is_followed_while_it_serves(folder: Path, eventually: Wait) -> None:
+    """What is put in quarantine serves no more, promoted or alone, nor can it be promoted; taken out, it serves."""
+    shutil.copytree(MODELS / "digits", folder / "digits")
+    (folder / "iris" / "traffic.json").write_text('{"generation": 1, "stable": "2"}')
+    with running(models=folder) as server:
+        digits = f"{server.url}/v2/models/digits/ready"
+        assert default_version(server) == "2"
+        Quarantine(folder).add("iris", "2", "it ended two workers")
+        Quarantine(folder).add("digits", "1", "it ended two workers")
+        eventually(lambda: default_version(server) == "1")
+        eventually(lambda: httpx.get(digits).status_code == 503)
+        assert "quarantined: it ended two workers" in httpx.get(digits).json()["error"]
+        assert httpx.get(f"{server.url}/v2/health/ready").json()["not_served"] == ["digits 1", "iris 2", "iris"]
+        tried = CliRunner().invoke(app, ["promote", "iris", "2", "--models", str(folder)])
+        assert tried.exit_code == 1
+        assert "quarantined: it ended two workers" in tried.output
+        assert default_version(server) == "1"
+        (folder / ".serving" / "quarantine.json").unlink()
+        eventually(lambda: default_version(server) == "2")
+        eventually(lambda: httpx.get(digits).status_code == 200)

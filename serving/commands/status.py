@@ -17,6 +17,7 @@ from serving.errors import ServingError
 from serving.fleet import servers
 from serving.fleet.ledger import Ledger
 from serving.fleet.traffic import Traffic, current
+from serving.logs import visible
 
 _COLUMNS = ("model", "gen.", "stable", "canary", "shadow", "labels", "versions", "served")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -46,14 +47,14 @@ def status(
     for i in shown:
         table.add_column(_COLUMNS[i], overflow="fold")
     for row in rows:
-        table.add_row(*(row[i] for i in shown))
+        table.add_row(*(visible(row[i]) for i in shown))
     console = Console(highlight=False, markup=False)
     console.print(table)
     for one in found:
         for trial in one["trials"]:
-            console.print(f"{one['name']}: {trial}", soft_wrap=True)
+            console.print(visible(f"{one['name']}: {trial}"), soft_wrap=True)
         for problem in one["problems"]:
-            console.print(f"{one['name']}: {problem}", soft_wrap=True)
+            console.print(visible(f"{one['name']}: {problem}"), soft_wrap=True)
     if not live:
         console.print("no server runs from this folder on a machine that has told so in the last 10 s", soft_wrap=True)
 
@@ -122,5 +123,5 @@ def history(
         table.add_column(column, overflow="fold")
     for entry in entries:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.strptime(entry["when"][:19], "%Y-%m-%dT%H:%M:%S"))
-        table.add_row(str(entry["generation"]), when, entry["who"], entry["what"], entry["why"])
+        table.add_row(str(entry["generation"]), when, *(visible(entry[of]) for of in ("who", "what", "why")))
     Console(highlight=False, markup=False).print(table)

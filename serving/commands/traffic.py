@@ -23,6 +23,7 @@ from serving.fleet import orders, servers
 from serving.fleet.ledger import Ledger
 from serving.fleet.orders import Order
 from serving.fleet.traffic import Traffic, sentence
+from serving.logs import visible
 
 WAIT_S = 150.0
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -138,7 +139,7 @@ def label(  # noqa: PLR0917
 
 
 def rollback(name: Name, why: Why = "", models: Models = Path("models"), no_wait: NoWait = False) -> None:
-    """End canary and shadow, and go back to the version that was stable before."""
+    """End the canary, or else go back to the version that was stable before; every trial ends with it."""
     with explained():
         carry_out(models, name, made(orders.Rollback, why=why), no_wait=no_wait)
 
@@ -176,8 +177,9 @@ def carry_out(root: Path, name: str, order: Order, *, no_wait: bool) -> None:
     """Write the change, wait until it is served or take it back, and say what came of it."""
     ledger = Ledger(root)
     who = user()
-    before = ledger.read(name)
-    after = ledger.change(name, order.step(ledger, name), who=who, what=order.what, why=order.why)
+    before = ledger.read(name, anyway=order.anyway)
+    step = order.step(ledger, name)
+    after = ledger.change(name, step, who=who, what=order.what, why=order.why, anyway=order.anyway)
     facts = describe(before, after)
     if no_wait:
         typer.echo(f"{name}: {facts} (generation {after.generation}; not waited for)")
@@ -283,5 +285,5 @@ def explained() -> Iterator[None]:
     try:
         yield
     except ServingError as error:
-        Console(stderr=True, highlight=False, markup=False).print(f"serving: {error.message}", soft_wrap=True)
+        Console(stderr=True, highlight=False, markup=False).print(visible(f"serving: {error.message}"), soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, InvalidRequest) else 1) from None

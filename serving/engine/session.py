@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
+import re
 import threading
 import time
 import weakref
@@ -54,6 +55,10 @@ WEIGHTS_FILE = "weights.bin"
 """Where the prepared form of a model has its weights."""
 
 _MAPPING = threading.Lock()
+# Its own name and code, the file once more, and the place and the function in its source.
+_NOISE = re.compile(
+    r"^\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:|/\S+\.\w+:\d+ [^()]*\(.*?\)(?: const)? (?=\S)"
+)
 
 ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.Fail,
@@ -293,7 +298,7 @@ def _session(path: Path, options: ort.SessionOptions, *, quiet: bool = False) ->
             str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out
         )
     except ORT_ERRORS as error:
-        raise ModelInvalid(f"not a model that onnxruntime can load: {_plain(error, path)}") from error
+        raise ModelInvalid(f"not a model that onnxruntime can load: {_plain(_first_line(error), path)}") from error
 
 
 def _mapping_session(
@@ -349,6 +354,6 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0]
 
 
-def _plain(error: Exception, path: Path) -> str:
-    """Keep what helps (the reason) and drop the folder that it names."""
-    return _first_line(error).replace(str(path), path.name)[:300]
+def _plain(text: str, path: Path) -> str:
+    """Keep what helps of onnxruntime's words on a file (the reason), and drop folders and where its source says so."""
+    return _NOISE.sub("", text.replace(str(path), path.name)).replace(str(path.parent), ".")[:300]

@@ -35,7 +35,15 @@ class Changes:
         self._followers = followers
 
     async def make(
-        self, name: str, transition: Transition, *, who: str, what: str, why: str = "", if_generation: int | None = None
+        self,
+        name: str,
+        transition: Transition,
+        *,
+        who: str,
+        what: str,
+        why: str = "",
+        if_generation: int | None = None,
+        anyway: bool = False,
     ) -> Traffic:
         """Write a change and return once every worker serves it; the arguments are those of `Ledger.change`.
 
@@ -43,7 +51,14 @@ class Changes:
         and the history says so.
         """
         after = await asyncio.to_thread(
-            self.ledger.change, name, transition, who=who, what=what, why=why, if_generation=if_generation
+            self.ledger.change,
+            name,
+            transition,
+            who=who,
+            what=what,
+            why=why,
+            if_generation=if_generation,
+            anyway=anyway,
         )
         self._followers.look(retry=name)
         try:

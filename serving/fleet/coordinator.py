@@ -23,7 +23,7 @@ import orjson
 from serving.errors import ServingError
 from serving.fleet.plan import Plan
 from serving.fleet.repository import Contents, Found, Problem, Repository
-from serving.fleet.traffic import NOTHING, Traffic, plan
+from serving.fleet.traffic import NOTHING, Roles, Traffic, plan, without
 from serving.fleet.verdicts import Judge, Verdicts
 
 log = logging.getLogger("serving.coordinator")
@@ -237,37 +237,35 @@ class Coordinator:
     def _consider(self, name: str, known: _Known, contents: Contents) -> None:
         found = [item for item in contents.found if item.name == name]
         problems = [p for p in contents.problems if p.name == name]
-        if not found and not problems:
-            if known.served is None:
-                del self._models[name]
-                return
-            if self._still_there(known):
-                return
-        else:
+        if found or problems:
             known.missing_since = None
-        traffic = contents.traffic.get(name) or (known.served.traffic if known.served else Traffic())
+        elif known.served is None:
+            del self._models[name]
+            return
+        elif self._still_there(known):
+            return
+        traffic = asked = contents.traffic.get(name) or (known.served.traffic if known.served else Traffic())
+        held = self._verdicts.held(name)
+        ends = known.served is not None and any(item.version in held for item in known.served.versions)
+        # A later generation that asks for what is in quarantine is refused, as all that can't be served.
+        if ends or known.served is None or known.served.traffic.generation == asked.generation:
+            traffic = without(held, asked, [item.version for item in found])
         good, refused, pending = self._verdicts.part(name, found, traffic, self._reference(known))
         known.problems = (*problems, *refused)
-        known.asked, known.pending = traffic.generation, pending
+        known.asked, known.pending = asked.generation, pending
         if pending and known.served is None:
             return  # until the gate has spoken
-        roles = NOTHING
-        if good:
-            try:
-                roles = plan(traffic, [item.version for item in good])
-            except ServingError as error:
-                if not pending:
-                    reasons = "; ".join(f"version {p.version}: {p.reason}" for p in refused)
-                    known.error = f"{error.message}{f' ({reasons})' if reasons else ''}"
-                    known.problems += (Problem(name, "", known.error),)
-                return
-        if pending and (roles.problems or not good):
+        bad = [problem for problem in known.problems if problem.version]
+        stays = bool(bad) and known.served is not None and not traffic.unloaded
+        roles, error = _roles(asked, traffic, good, refused, stays=stays)
+        if pending and (roles is None or roles.problems or not good):
             return  # what is examined is asked for by name; a version that nobody names may come later
-        if known.served is not None and found and not good:
-            known.error = "; ".join(f"version {p.version}: {p.reason}" for p in refused)
-            return  # what serves goes on
-        known.error = ""
-        known.problems += tuple(Problem(name, "", problem) for problem in roles.problems)
+        known.error = error or (_reasons(bad) if roles is None else "")
+        known.problems += tuple(Problem(name, "", text) for text in (error, *(roles or NOTHING).problems) if text)
+        if roles is None:
+            if not ends:
+                return  # what serves goes on
+            good, roles = [], NOTHING
         self._revision += 1
         wanted = Plan(
             name,
@@ -372,3 +370,27 @@ class Coordinator:
             "stumbles": self._stumbles,
             "problems": [[p.name, p.version, p.reason] for p in problems],
         }
+
+
+def _roles(
+    asked: Traffic, traffic: Traffic, good: list[Found], refused: list[Problem], *, stays: bool
+) -> tuple[Roles | None, str]:
+    """Say what each version does, None where that can't be; and what is not as `asked`, where that is not in `refused`.
+
+    traffic: what is to be served in place of `asked`, where that names what is in quarantine. stays: where nothing is
+    good, what serves goes on: its files are there, and damaged or half copied.
+    """
+    if not good:
+        return None if stays else NOTHING, ""
+    try:
+        roles = plan(traffic, [item.version for item in good])
+    except ServingError as error:
+        reasons = _reasons(refused)
+        return None, f"{error.message}{f' ({reasons})' if reasons else ''}"
+    if traffic is asked:
+        return roles, ""
+    return roles, f"stable is version {asked.stable}, in quarantine: version {traffic.stable} answers instead"
+
+
+def _reasons(refused: list[Problem]) -> str:
+    return "; ".join(f"version {p.version}: {p.reason}" for p in refused)

@@ -9,10 +9,12 @@ from importlib.metadata import version as package_version
 from typing import Any
 
 from serving.engine.model import Model
+from serving.engine.request import LOW, NORMAL
 from serving.engine.signature import TensorSpec
 from serving.errors import ModelNotFound, NotReady
 from serving.fleet.fleet import Fleet
 from serving.fleet.manifest import MODEL_FILE
+from serving.fleet.traffic import Keep, Latest
 from serving.metrics.metrics import Metrics
 
 EXTENSIONS = (
@@ -22,6 +24,7 @@ EXTENSIONS = (
     "model_repository",
     "model_repository(unload_dependents)",
     "parameters",
+    "schedule_policy",
     "statistics",
 )
 
@@ -69,7 +72,7 @@ def config(fleet: Fleet, name: str, version: str | None = None) -> dict[str, Any
         "name": name,
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
-        "version_policy": {"all": {}},
+        "version_policy": _version_policy(fleet.models[name].traffic.keep),
         "max_batch_size": fleet.limits.max_batch_rows if batched else 0,
         "input": ports(model.signature.inputs),
         "output": ports(model.signature.outputs),
@@ -78,8 +81,18 @@ def config(fleet: Fleet, name: str, version: str | None = None) -> dict[str, Any
         "model_transaction_policy": {"decoupled": False},
     }
     if batched:
-        made["dynamic_batching"] = {"max_queue_delay_microseconds": round(fleet.limits.max_delay * 1e6)}
+        made["dynamic_batching"] = {
+            "max_queue_delay_microseconds": round(fleet.limits.max_delay * 1e6),
+            "priority_levels": LOW + 1,  # the protocol counts from 1
+            "default_priority_level": NORMAL + 1,
+        }
     return made
+
+
+def _version_policy(keep: Keep) -> dict[str, Any]:
+    if isinstance(keep, Latest):
+        return {"latest": {"num_versions": keep.latest}}
+    return {"all": {}} if keep == "all" else {"specific": {"versions": [int(version) for version in keep]}}
 
 
 def index(fleet: Fleet, *, ready: bool = False) -> list[dict[str, str]]:
@@ -128,11 +141,10 @@ def _statistics(model: Model, total: dict[str, float]) -> dict[str, Any]:
         return {"count": round(count), "ns": round(seconds * 1e9)}
 
     queued, batches = total["queue_count"], total["inference_count"]
+    answering = max(0.0, total["prediction_sum"] - total["failing"])
     # Each request of a batch takes as long as its batch, which is how Triton counts.
     infer = total["inference_sum"] / batches * queued if batches else 0.0
-    answered = total["ok"] + total["failed"]
-    spent = total["prediction_sum"] / answered if answered else 0.0
-    around = max(0.0, total["prediction_sum"] - total["queue_sum"] - infer) / 2
+    around = max(0.0, answering - total["queue_sum"] - infer) / 2
     return {
         "name": model.name,
         "version": model.version,
@@ -140,8 +152,8 @@ def _statistics(model: Model, total: dict[str, float]) -> dict[str, Any]:
         "inference_count": round(total["rows"]),
         "execution_count": round(batches),
         "inference_stats": {
-            "success": duration(total["ok"], spent * total["ok"]),
-            "fail": duration(total["failed"], spent * total["failed"]),
+            "success": duration(total["ok"], answering),
+            "fail": duration(total["failed"], total["failing"]),
             "queue": duration(queued, total["queue_sum"]),
             "compute_input": duration(queued, around),
             "compute_infer": duration(queued, infer),

@@ -231,6 +231,15 @@ class Fleet:
         """Whether this worker should get requests: loaded, something to serve, not draining."""
         return self.started and bool(self.models) and not self.draining
 
+    def generations(self) -> dict[str, dict[str, int | None]]:
+        """Say by model which generation of its traffic state is served here, which is asked for, and the lag."""
+        found: dict[str, dict[str, int | None]] = {}
+        for name, standing in self.member.standings.items():
+            served = self.models.get(name)
+            here = standing.serving if served is None else served.traffic.generation
+            found[name] = {"serving": here, "asked": standing.asked, "lag": max(0, standing.asked - (here or 0))}
+        return found
+
     def get(self, name: str, version: str | None = None, label: str | None = None) -> Model:
         """Return the model that a request for this name, version or label gets.
 

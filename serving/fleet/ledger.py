@@ -22,8 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from serving.errors import GenerationConflict, ModelNotFound, NotReady, ServingError
+from serving.errors import GenerationConflict, InvalidRequest, ModelNotFound, NotReady, ServingError
 from serving.fleet.manifest import MODEL_FILE
+from serving.fleet.quarantine import Quarantine
 from serving.fleet.repository import NAME, VERSION, shown
 from serving.fleet.state import sync
 from serving.fleet.traffic import Traffic, parse
@@ -45,28 +46,38 @@ class Ledger:
         self._root = root
         self._state = root / STATE / "ledger"
 
-    def read(self, name: str) -> Traffic:
+    def read(self, name: str, *, anyway: bool = False) -> Traffic:
         """Return a model's document as it is now. Raises ModelNotFound, or InvalidRequest where it can't be read.
 
-        A file that was edited by hand counts as a new generation, though nobody raised the number in it.
+        A file that was edited by hand counts as a new generation, though nobody raised the number in it. anyway: where
+        it can't be read, what it said last is returned.
         """
         folder = self._folder(name)
         # In this order: a change that comes between is then one whose generation has grown.
         last = _last(folder)
-        return _effective(_document(folder), last)[0]
+        return _effective(_document(folder, last if anyway else None), last)[0]
 
     def change(
-        self, name: str, transition: Transition, *, who: str, what: str, why: str = "", if_generation: int | None = None
+        self,
+        name: str,
+        transition: Transition,
+        *,
+        who: str,
+        what: str,
+        why: str = "",
+        if_generation: int | None = None,
+        anyway: bool = False,
     ) -> Traffic:
         """Make one step and note it: the next generation is on disk, and stays, when this returns it.
 
         who: a key's name or a user of the system. what: the verb and what it was given. if_generation: the generation
-        that the caller has seen. Raises GenerationConflict where it is another by now, ModelNotFound, NotReady where
-        the folder can't be written, and what `transition` raises; nothing is changed then.
+        that the caller has seen. anyway: see `read`; the document that can't be read is replaced. Raises
+        GenerationConflict where it is another by now, ModelNotFound, NotReady where the folder can't be written, and
+        what `transition` raises; nothing is changed then.
         """
         folder = self._folder(name)
         with self._alone(name), _writing():
-            before = self._adopted(name, folder)
+            before = self._adopted(name, folder, anyway=anyway)
             if if_generation is not None and before.generation != if_generation:
                 raise GenerationConflict(
                     f"the traffic of {name} is at generation {before.generation}, and the change was made for "
@@ -111,6 +122,11 @@ class Ledger:
         """Return the versions in a model's folder, whole or not, in ascending order. Raises ModelNotFound."""
         found = [p.name for p in self._folder(name).iterdir() if VERSION.fullmatch(p.name) and p.is_dir()]
         return sorted((v for v in found if (self._root / name / v / MODEL_FILE).is_file()), key=int)
+
+    def usable(self, name: str) -> list[str]:
+        """Return the versions that are not in quarantine, in ascending order. Raises ModelNotFound."""
+        held = {case.version for case in Quarantine(self._root).cases() if case.name == name}
+        return [version for version in self.versions(name) if version not in held]
 
     def names(self) -> list[str]:
         """Return the models in the folder."""
@@ -178,11 +194,11 @@ class Ledger:
         finally:
             os.close(lock)
 
-    def _adopted(self, name: str, folder: Path) -> Traffic:
+    def _adopted(self, name: str, folder: Path, *, anyway: bool = False) -> Traffic:
         """Under the lock: bring the history up to the document, and return the document."""
         self._repair(name, folder)
         last = _last(folder)
-        traffic, edited = _effective(_document(folder), last)
+        traffic, edited = _effective(_document(folder, last if anyway else None), last)
         if edited:
             note = _entry(
                 time.time(), last, traffic, who=_owner(folder), what="edited", why=f"{TRAFFIC_FILE} was edited"
@@ -214,11 +230,16 @@ def _effective(document: Traffic, last: Traffic) -> tuple[Traffic, bool]:
     return document.model_copy(update={"generation": last.generation + 1}), True
 
 
-def _document(folder: Path) -> Traffic:
+def _document(folder: Path, instead: Traffic | None = None) -> Traffic:
+    """Read the document; `instead` stands for one that says nothing sensible."""
     try:
         return parse((folder / TRAFFIC_FILE).read_bytes())
     except FileNotFoundError:
         return Traffic()
+    except InvalidRequest:
+        if instead is None:
+            raise
+        return instead
     except OSError as error:
         raise NotReady(f"{TRAFFIC_FILE} can't be read: {(error.strerror or 'input/output error').lower()}") from None
 

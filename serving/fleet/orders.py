@@ -18,6 +18,8 @@ class Order(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
     verb: ClassVar[str]
+    anyway: ClassVar[bool] = False
+    """Whether it is made though traffic.json can't be read, from what that said last."""
     why: Annotated[str, Field(max_length=2000)] = ""
     """The reason, for the history."""
 
@@ -115,12 +117,13 @@ class SetLabel(Order):
 
 
 class Rollback(Order):
-    """End canary and shadow, and go back to the version that was stable before."""
+    """End the canary, or else go back to the version that was stable before; every trial ends with it."""
 
     verb = "rollback"
+    anyway = True
 
     def step(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
-        return transitions.rollback(available=ledger.versions(name), earlier=ledger.earlier(name))
+        return transitions.rollback(available=ledger.usable(name), earlier=ledger.earlier(name))
 
 
 class Unload(Order):

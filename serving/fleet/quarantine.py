@@ -1,7 +1,7 @@
 """Versions that ended workers: a query that kills must not kill every worker, one after the other.
 
-They are remembered in quarantine.json in the server's state folder, so that a restart does not forget. A version is
-let go when its file changes, or when its entry was taken out and the configuration is read again (SIGHUP).
+They are remembered in quarantine.json in the server's state folder, so that a restart does not forget, and all servers
+of the folder know. A version is let go when its file changes, or its entry is taken out.
 """
 
 from __future__ import annotations
@@ -51,11 +51,14 @@ def guilty(deaths: Counter[tuple[str, str]], last: Iterable[tuple[str, str]]) ->
 
 
 class Quarantine:
-    """The file of cases for one models folder."""
+    """The file of cases for one models folder; asking again costs little while it stays as it is."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._unwritten: list[Case] = []
+        self._known: list[Case] = []
+        self._seen: tuple[int, int, int] | None = None
+        self._readable = True
 
     def add(self, name: str, version: str, reason: str) -> None:
         """Put a version in quarantine; where that can't be written down, until this server ends."""
@@ -77,13 +80,24 @@ class Quarantine:
         return [c for c in found if self._state(c.name, c.version) in ((c.size, c.modified_ns), None)]
 
     def _read(self) -> list[Case]:
+        """Read the file where it is another than last time; what can't be read changes nothing."""
+        if not self._root.is_dir():
+            return self._known  # it may come back
         try:
-            return [Case(**case) for case in json.loads((state_folder(self._root) / FILE).read_bytes())]
+            file = state_folder(self._root) / FILE
+            facts = file.stat()
+            seen = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
+            if seen != self._seen:
+                self._seen = seen
+                self._known = [Case(**case) for case in json.loads(file.read_bytes())]
+                self._readable = True
         except FileNotFoundError:
-            return []
+            self._known, self._seen = [], None
         except (OSError, ValueError, TypeError):
-            log.error("%s can't be read: its versions are not held back", FILE)
-            return []
+            if self._readable:
+                log.error("%s can't be read: what it says is not followed", FILE)
+            self._readable = False
+        return self._known
 
     def _state(self, name: str, version: str) -> tuple[int, int] | None:
         try:

@@ -219,6 +219,28 @@ def current(traffic: Traffic, available: Collection[str]) -> str | None:
     return traffic.stable or max(available, key=int, default=None)
 
 
+def without(held: Collection[str], traffic: Traffic, available: Collection[str]) -> Traffic:
+    """Return a document that asks for none of `held` as stable: the version before it answers in its place.
+
+    That is `previous`, or else the next lower one. Where stable is not held, or nothing is before it, it comes back as
+    it is.
+
+    >>> without({"3"}, Traffic(stable="3", previous="1"), ["1", "2", "3"]).stable
+    '1'
+    """
+    if traffic.stable is None or traffic.stable not in held:
+        return traffic
+    stable = int(traffic.stable)
+    free = [version for version in available if version not in held]
+    lower = [version for version in free if int(version) < stable]
+    instead = traffic.previous if traffic.previous in free else max(lower, key=int, default=None)
+    if instead is None:
+        return traffic
+    roles = {"canary": traffic.canary, "shadow": traffic.shadow}
+    beside = {name: None if role is None or role.version == instead else role for name, role in roles.items()}
+    return traffic.model_copy(update={"stable": instead, "judge": None, **beside})
+
+
 def plan(traffic: Traffic, available: Collection[str]) -> Roles:
     """Say what each of the versions that can serve does.
 

@@ -94,14 +94,17 @@ def label(name: str, version: str | None, *, available: Collection[str]) -> Tran
 
 
 def rollback(*, available: Collection[str], earlier: Collection[str] = ()) -> Transition:
-    """End canary and shadow, and go back to the version that was stable before.
+    """End the canary, or else go back to the version that was stable before; every trial ends with it.
 
-    Goes to the newest of `previous`, `earlier` (newest first) and the next lower version that is still there. Where
-    there is none, ending canary and shadow is all. Raises InvalidRequest where there is nothing to go back from.
+    What is stable beside a canary stays: it is what served before, and a second rollback goes on from there. Goes to
+    the newest of `previous`, `earlier` (newest first) and the next lower version that is still there. Where there is
+    none, ending the shadow is all. Raises InvalidRequest where there is nothing to go back from.
     """
 
     def change(traffic: Traffic) -> Traffic:
         stable = current(traffic, available)
+        if traffic.canary is not None and stable in available:
+            return withdraw(traffic)
         lower = sorted((v for v in available if stable is not None and int(v) < int(stable)), key=int, reverse=True)
         candidates = [v for v in (traffic.previous, *earlier, *lower) if v in available and v != stable]
         if not candidates and traffic.canary is None and traffic.shadow is None:

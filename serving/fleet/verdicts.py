@@ -55,6 +55,10 @@ class Verdicts:
         self.quarantined: dict[tuple[str, str], str] = {}
         """Reasons, by name and version."""
 
+    def held(self, name: str) -> set[str]:
+        """Return the versions of a model that are in quarantine."""
+        return {version for model, version in self.quarantined if model == name}
+
     def part(self, name: str, found: list[Found], traffic: Traffic, serving: Found | None) -> Parted:
         """Part versions into good and refused; of those that nobody has judged, the wanted ones go to the gate."""
         refused = [

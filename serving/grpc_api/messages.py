@@ -56,12 +56,16 @@ _MESSAGES = {
     "input 5 *ModelInput, output 6 *ModelOutput, instance_group 7 *ModelInstanceGroup, "
     "default_model_filename 8 string, dynamic_batching 11 ModelDynamicBatching|scheduling_choice, "
     "backend 17 string, model_transaction_policy 19 ModelTransactionPolicy",
-    "ModelVersionPolicy": "all 2 .All|policy_choice",
+    "ModelVersionPolicy": "latest 1 .Latest|policy_choice, all 2 .All|policy_choice, "
+    "specific 3 .Specific|policy_choice",
+    "ModelVersionPolicy.Latest": "num_versions 1 uint32",
     "ModelVersionPolicy.All": "",
+    "ModelVersionPolicy.Specific": "versions 1 *int64",
     "ModelInput": "name 1 string, data_type 2 DataType, dims 4 *int64",
     "ModelOutput": "name 1 string, data_type 2 DataType, dims 3 *int64",
     "ModelInstanceGroup": "name 1 string, count 2 int32, kind 4 .Kind",
-    "ModelDynamicBatching": "max_queue_delay_microseconds 2 uint64",
+    "ModelDynamicBatching": "max_queue_delay_microseconds 2 uint64, priority_levels 4 uint64, "
+    "default_priority_level 5 uint64",
     "ModelTransactionPolicy": "decoupled 1 bool",
     "ModelStatisticsRequest": "name 1 string, version 2 string",
     "ModelStatisticsResponse": "model_stats 1 *ModelStatistics",

@@ -95,7 +95,13 @@ def _endpoint(kind: type[Order]) -> Callable[..., Awaitable[Response]]:
             raise InvalidRequest("; ".join(found)[:1000]) from None
         step = await asyncio.to_thread(order.step, fleet.changes.ledger, model)
         after = await fleet.changes.make(
-            model, step, who=caller.name, what=order.what, why=order.why, if_generation=generation
+            model,
+            step,
+            who=caller.name,
+            what=order.what,
+            why=order.why,
+            if_generation=generation,
+            anyway=order.anyway,
         )
         return _answer(after, {"name": model})
 

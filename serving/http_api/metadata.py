@@ -108,10 +108,15 @@ async def live() -> Response:
 
 @health_router.get("/v2/health/ready", tags=["open inference protocol"], summary="This worker should get requests")
 async def ready(request: Request, fleet: LiveFleet) -> Response:
-    """Answer 200 once models are loaded and until draining; what could not be loaded is listed for who may predict."""
+    """Answer 200 once models are loaded and until draining.
+
+    Who may predict also learns what could not be loaded, and the generation of each model's traffic state: the one that
+    this worker serves, the one that the folder asks for, and the lag between them.
+    """
     told: dict[str, Any] = {"ready": fleet.ready}
     if may(request, "predict"):
         told["not_served"] = [f"{p.name} {p.version}".strip() for p in fleet.problems]
+        told["generations"] = fleet.generations()
     return json_answer(told, 200 if fleet.ready else 503)
 
 

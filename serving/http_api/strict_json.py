@@ -18,7 +18,7 @@ def loads(body: bytes | bytearray | memoryview) -> Any:
     Raises InvalidRequest with the place of the fault.
     """
     if not body:
-        raise InvalidRequest('the body is empty: send a JSON object, for instance {"instances": [...]}')
+        raise InvalidRequest("the body is empty: send a JSON object, as /docs shows")
     try:
         return json.loads(
             bytes(body).decode("utf-8"),

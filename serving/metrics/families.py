@@ -16,6 +16,7 @@ DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1
 _MODEL = ("model", "version")
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_predictions": ("Predictions by how they ended.", (*_MODEL, "protocol", "outcome")),
+    "serving_failed_prediction_seconds": ("Seconds from body to answer, of predictions that failed.", _MODEL),
     "serving_rows": ("Rows predicted.", _MODEL),
     "serving_rejected": ("Predictions that were not run, by reason.", (*_MODEL, "reason")),
     "serving_invalid_features": ("Bad cells by feature.", (*_MODEL, "feature")),

@@ -41,6 +41,7 @@ class ModelMetrics:
         self._rows = 0
         self._answered: dict[str, list[float]] = defaultdict(list)
         self._seconds: list[float] = []
+        self._failing = 0.0
         self._batch_rows: list[float] = []
         self._queue: list[float] = []
         self._inference: list[float] = []
@@ -59,6 +60,7 @@ class ModelMetrics:
         """Count a prediction that ended in another way."""
         self._outcomes[protocol, outcome] += 1
         self._seconds.append(seconds)
+        self._failing += seconds
 
     def refused(self, protocol: str, error: ServingError, seconds: float) -> None:
         """Count a prediction that ended in an error, by who is to blame and, where it was not run, why."""
@@ -99,6 +101,8 @@ class ModelMetrics:
         for (protocol, outcome), number in self._outcomes.items():
             store.counters["serving_predictions", (*labels, protocol, outcome)] += number
         self._outcomes.clear()
+        store.counters["serving_failed_prediction_seconds", labels] += self._failing
+        self._failing = 0.0
         store.counters["serving_rows", labels] += self._rows
         if self._rows:
             store.gauges["serving_last_prediction_timestamp_seconds", labels] = time.time()

@@ -14,7 +14,8 @@ def totals(directory: Path, models: Iterable[Version]) -> dict[Version, dict[str
     """Sum what versions, given as (name, version), did over the workers that share `directory`. For the parent process.
 
     Times in seconds, `last` in Unix time. `ok` and `failed` are predictions; of the latter `invalid` were the callers'
-    fault and `gone` were left by them. `shadow_*` is what a version did as shadow.
+    fault and `gone` were left by them; `failing` is the time of all that failed. `shadow_*` is what a version
+    did as shadow.
     """
     whole = Store()
     for file in sorted(directory.glob("worker-*.json")):
@@ -32,6 +33,7 @@ def totals_of(whole: Store, models: Iterable[Version]) -> dict[Version, dict[str
             cells = whole.histograms.get((f"serving_{short}_seconds", labels), [0.0])
             total[f"{short}_count"], total[f"{short}_sum"] = sum(cells[:-1]), cells[-1]
         total["last"] = whole.gauges.get(("serving_last_prediction_timestamp_seconds", labels), 0.0)
+        total["failing"] = whole.counters.get(("serving_failed_prediction_seconds", labels), 0.0)
         for short in ("rows", "agreeing_rows"):
             total[f"shadow_{short}"] = whole.counters.get((f"serving_shadow_{short}", labels), 0.0)
         for outcome in ("compared", "failed", "busy", "incompatible"):

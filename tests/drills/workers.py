@@ -130,12 +130,17 @@ def _right(server: Server, times: int) -> int:
 
 @drill("killing-model", "a version that ends two workers is quarantined, and the one before it serves")
 def killing_model(report: Report, *, patience_s: float = 60, control: bool = True) -> None:
-    """Send the query that kills until it kills no more; the control keeps the version."""
+    """Send the query that kills until it kills no more, to one that was promoted and to one that is the highest.
+
+    The control keeps the version.
+    """
     from tempfile import TemporaryDirectory
 
-    for off in ((), ("quarantine",)) if control else ((),):
+    for promoted, off in ((True, ()), (False, ()), (False, ("quarantine",)))[: 3 if control else 1]:
         with TemporaryDirectory() as folder:
             root = copied(Path(folder))
+            if promoted:
+                (root / "iris" / "traffic.json").write_text('{"generation": 1, "stable": "2"}')
             with faulty({"kill": 13.0, "off": off}, "--workers", "2", models=root) as server:
                 until(lambda: ready(server, 2), 60)
                 deaths = 0

@@ -98,7 +98,10 @@ def test_a_new_version_serves_without_a_failed_request(live: Server, folder: Pat
 
 
 def test_the_document_decides_who_serves(live: Server, folder: Path, eventually: Wait) -> None:
-    """Replacing traffic.json moves the traffic back and forth; one that can't be read changes nothing."""
+    """Replacing traffic.json moves the traffic back and forth; one that can't be read changes nothing.
+
+    Readiness tells the generation that is served, and how far it is behind what the folder asks for.
+    """
     add(folder, "2")
     eventually(lambda: versions(live.url) == {"2"})
     write(folder, generation=1, stable="1")
@@ -108,9 +111,13 @@ def test_the_document_decides_who_serves(live: Server, folder: Path, eventually:
     assert versions(live.url) == {"1"}
     write(folder, generation=2, stable="9")
     eventually(lambda: "stable is version 9" in httpx.get(f"{live.url}/v1/models").text)
+    ready = httpx.get(f"{live.url}/v2/health/ready").json()
+    assert ready["generations"]["iris"] == {"serving": 1, "asked": 2, "lag": 1}
     assert versions(live.url) == {"1"}
     write(folder, generation=3, stable="2")
     eventually(lambda: versions(live.url) == {"2"})
+    ready = httpx.get(f"{live.url}/v2/health/ready").json()
+    assert ready["generations"]["iris"] == {"serving": 3, "asked": 3, "lag": 0}
 
 
 def test_a_model_that_leaves_the_folder_leaves_the_server(live: Server, folder: Path, eventually: Wait) -> None:
@@ -121,6 +128,18 @@ def test_a_model_that_leaves_the_folder_leaves_the_server(live: Server, folder: 
     eventually(lambda: httpx.post(f"{live.url}/v1/models/iris:predict", json=ROW).status_code == 200)
     shutil.rmtree(folder / "iris")
     eventually(lambda: httpx.post(f"{live.url}/v1/models/iris:predict", json=ROW).status_code == 404)
+
+
+def test_the_only_version_serves_on_while_its_file_is_half_there(live: Server, folder: Path, eventually: Wait) -> None:
+    """A file that is being copied over the one that serves takes nothing down; readiness names it until it is whole."""
+    file = folder / "iris" / "1" / "model.onnx"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:1000])
+    eventually(lambda: httpx.get(f"{live.url}/v2/health/ready").json()["not_served"] == ["iris 1"])
+    assert versions(live.url) == {"1"}
+    file.write_bytes(whole)
+    eventually(lambda: httpx.get(f"{live.url}/v2/health/ready").json()["not_served"] == [])
+    assert versions(live.url) == {"1"}
 
 
 def test_a_worker_that_restarts_serves_the_current_state(live: Server, folder: Path, eventually: Wait) -> None:

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+from onnx import TensorProto, helper
 from rich.console import Console
 
 from serving.fleet import gate, manifest
@@ -28,6 +29,21 @@ def test_hostile_models_are_refused(examiner: Gate) -> None:
     report = Report()
     hostile_models(report, mutations=12, control_s=1.0, gate=examiner)
     assert not report.broken()
+
+
+def test_the_reason_is_onnxruntimes_and_tells_nothing_of_the_inside(examiner: Gate, tmp_path: Path) -> None:
+    """What onnxruntime says against a model is told without any folder or place in a source, and not cut by them."""
+    identity = helper.make_node("Identity", ["x"], ["y"])
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 4]) for name in "xy"]
+    graph = helper.make_graph([identity], "g", ports[:1], ports[1:])
+    of_tomorrow = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 99)], ir_version=8)
+    (tmp_path / "model.onnx").write_bytes(of_tomorrow.SerializeToString())
+    report = examiner.examine(tmp_path)
+    assert not report.ok
+    said = report.model_dump_json()
+    assert "Opset 99 is under development" in said
+    for inside in ("/onnxruntime", ".h:", "ONNXRuntimeError", str(tmp_path)):
+        assert inside not in said
 
 
 def test_every_shipped_model_passes(examiner: Gate) -> None:

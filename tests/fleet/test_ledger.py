@@ -20,6 +20,8 @@ from serving.errors import GenerationConflict, InvalidRequest, ModelNotFound, No
 from serving.fleet import ledger as ledger_module
 from serving.fleet import transitions as to
 from serving.fleet.ledger import Ledger
+from serving.fleet.orders import Rollback
+from serving.fleet.quarantine import Quarantine
 from serving.fleet.traffic import Traffic
 from tests.drills.deployers import deployers
 from tests.drills.drill import Report
@@ -48,6 +50,15 @@ def chain(ledger: Ledger) -> list[dict[str, Any]]:
     if entries:
         assert entries[-1]["after"] == ledger.read("iris").document()
     return entries
+
+
+def test_rollback_passes_over_what_is_in_quarantine(ledger: Ledger, tmp_path: Path) -> None:
+    """The version before may have ended workers too: one command goes to the one before that."""
+    for version in HERE:
+        (tmp_path / "iris" / version / "model.onnx").touch()
+        promote(ledger, version)
+    Quarantine(tmp_path).add("iris", "2", "it ended two workers")
+    assert Rollback().step(ledger, "iris")(ledger.read("iris")).stable == "1"
 
 
 def test_every_change_is_noted(ledger: Ledger, tmp_path: Path) -> None:

@@ -108,7 +108,8 @@ def test_steps_that_make_no_sense_say_why(step: to.Transition, error: type[Servi
         ({"stable": "3"}, HERE, ("1",), "1"),
         ({"stable": "3", "previous": "9"}, HERE, ("8", "1"), "1"),
         ({}, HERE, (), "2"),
-        ({"stable": "3", "canary": {"version": "2", "percent": 5}}, HERE, (), "2"),
+        ({"stable": "3", "previous": "2", "canary": {"version": "2", "percent": 5}}, HERE, (), "3"),  # served before
+        ({"stable": "9", "canary": {"version": "3", "percent": 5}}, ("1", "3"), ("1",), "1"),
         ({"stable": "1", "shadow": {"version": "2"}}, HERE, (), "1"),  # nothing lower: ends the shadow
         ({"stable": "9"}, HERE, (), "3"),  # stable itself is gone
         ({"stable": "3", "unloaded": True}, HERE, (), "2"),

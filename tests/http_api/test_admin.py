@@ -6,11 +6,14 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from google.protobuf.json_format import ParseDict
 
 from serving.access.key_store import KeyStore
+from serving.grpc_api.messages import message, pool
 from serving.http_api.app import create_app
 from serving.settings import Settings
 from tests.conftest import MODELS
@@ -78,6 +81,44 @@ def test_every_verb_is_served_when_it_returns(client: TestClient) -> None:
     assert version("/versions/1") == "503"
     order("keep", keep="all")
     assert version("/versions/1") == "1"
+
+
+@pytest.mark.parametrize(
+    ("keep", "policy"),
+    [
+        ("all", {"all": {}}),
+        ({"latest": 3}, {"latest": {"num_versions": 3}}),
+        (["1", "2"], {"specific": {"versions": [1, 2]}}),
+    ],
+)
+def test_the_configuration_says_which_versions_stay(client: TestClient, keep: Any, policy: dict[str, Any]) -> None:
+    """Triton's configuration has the version policy in force and the priorities, over HTTP and as gRPC's message."""
+    assert client.post(f"{AT}/keep", json={"keep": keep}).status_code == 200
+    config = client.get("/v2/models/iris/config").json()
+    assert config["version_policy"] == policy
+    assert config["dynamic_batching"]["priority_levels"] == 3
+    assert config["dynamic_batching"]["default_priority_level"] == 2
+    ParseDict({"config": config}, message("ModelConfigResponse")(), descriptor_pool=pool)
+    assert "schedule_policy" in client.get("/v2").json()["extensions"]
+
+
+def test_times_of_answers_and_of_failures_are_told_apart(client: TestClient) -> None:
+    """Statistics of what was answered hold no time of what was refused, and their parts are not more than the whole."""
+    answered = {"inputs": [{"name": "features", "datatype": "FP32", "shape": [1, 4], "data": [5, 3, 1, 0]}]}
+    for _ in range(5):
+        assert client.post("/v2/models/iris/infer", json=answered).status_code == 200
+    before = client.get("/v2/models/iris/versions/2/stats").json()["model_stats"][0]["inference_stats"]
+    refused = {"inputs": [{**answered["inputs"][0], "data": [[0] * 1000] * 100}]}
+    for _ in range(20):
+        assert client.post("/v2/models/iris/infer", json=refused).status_code == 400
+    after = client.get("/v2/models/iris/versions/2/stats").json()["model_stats"][0]["inference_stats"]
+    assert after["fail"]["count"] == before["fail"]["count"] + 20
+    assert after["fail"]["ns"] > before["fail"]["ns"]
+    for part in ("success", "queue", "compute_input", "compute_infer", "compute_output"):
+        assert after[part] == before[part]
+    assert sum(after[p]["ns"] for p in ("queue", "compute_input", "compute_infer", "compute_output")) <= (
+        after["success"]["ns"] * 1.01
+    )
 
 
 def test_history_names_who_and_why(client: TestClient) -> None:
