@@ -72,8 +72,8 @@ HTTP: dict[str, dict[str, str | None]] = {
     "/v2/models/{model}/trace/setting": {"GET": PREDICT, "POST": PREDICT},
     # operations
     "/metrics": {"GET": METRICS},
-    "/v2/health/live": {"GET": OPEN},
-    "/v2/health/ready": {"GET": OPEN},
+    "/v2/health/live": {"GET": OPEN, "HEAD": OPEN},
+    "/v2/health/ready": {"GET": OPEN, "HEAD": OPEN},
     # the page that asks for a key; its document names models to who may predict only
     "/docs": {"GET": OPEN},
     "/docs/assets": {"GET": OPEN, "HEAD": OPEN},

@@ -100,12 +100,14 @@ async def server_metadata() -> Response:
     return json_answer(description.server())
 
 
+@health_router.head("/v2/health/live", include_in_schema=False)
 @health_router.get("/v2/health/live", tags=["open inference protocol"], summary="The process answers")
 async def live() -> Response:
     """Answer 200 as long as the event loop turns."""
     return json_answer({"live": True})
 
 
+@health_router.head("/v2/health/ready", include_in_schema=False)
 @health_router.get("/v2/health/ready", tags=["open inference protocol"], summary="This worker should get requests")
 async def ready(request: Request, fleet: LiveFleet) -> Response:
     """Answer 200 once models are loaded and until draining.

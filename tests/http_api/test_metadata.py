@@ -33,6 +33,7 @@ def test_the_open_inference_protocol_describes_itself(client: httpx.Client) -> N
     assert set(client.get("/v2").json()) == {"name", "version", "extensions"}
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.get("/v2/health/ready").status_code == 200
+    assert client.head("/v2/health/ready").status_code == client.head("/v2/health/live").status_code == 200
     for path, versions in (("/v2/models/iris", ["1", "2"]), ("/v2/models/iris/versions/1", ["1"])):
         assert client.get(path).json() == {
             "name": "iris",
