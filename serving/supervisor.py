@@ -24,7 +24,7 @@ from serving.fleet.deployment import Deployment
 from serving.fleet.quarantine import Quarantine
 from serving.metrics.totals import forget_gauges, leave_word, totals
 from serving.settings import Settings
-from serving.worker import REFUSED, Assignment, work
+from serving.worker import REFUSED, Assignment, cores, work
 
 log = logging.getLogger("serving.server")
 
@@ -85,7 +85,11 @@ class Supervisor:
         self._due: list[float] = []
         """When to start a worker in place of each one that died."""
         self._metrics_dir = Path(tempfile.mkdtemp(prefix="serving-metrics-"))
-        self._deployment = Deployment(settings.models, lambda models: totals(self._metrics_dir, models))
+        self._deployment = Deployment(
+            settings.models,
+            lambda models: totals(self._metrics_dir, models),
+            loads_at_once=max(1, cores() // 2),
+        )
         self._quarantine = Quarantine(settings.models)
         self._deaths = Deaths()
         self._roll: _Roll | None = None

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
+
+_MOST_MAPS_BYTES = 1024 * 1024
+"""Of the list of mappings that is looked at: ten thousand."""
 
 Range: TypeAlias = tuple[int, int]
 """Address of the first byte, and of the first one behind."""
@@ -16,13 +20,38 @@ Range: TypeAlias = tuple[int, int]
 
 def ranges(file: Path) -> set[Range]:
     """Return where a file is mapped now; nothing where the system does not tell."""
+    text = _maps()
+    # Looked for and not split into its thousand lines: meanwhile the event loop would wait for the interpreter.
+    end_of_line = os.fsencode(file) + b"\n"
+    found = set()
+    at = text.find(end_of_line)
+    while at >= 0:
+        first, _, behind = text[text.rfind(b"\n", 0, at) + 1 : at].partition(b" ")[0].partition(b"-")
+        found.add((int(first, 16), int(behind, 16)))
+        at = text.find(end_of_line, at + 1)
+    return found
+
+
+def _maps() -> bytes:
+    """Read this process's mappings with one call into C; nothing where the system does not tell.
+
+    The system gives a page of them at a time: Python would let go of the interpreter for each, and have it back before
+    the event loop, which waits for it, had woken.
+    """
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "fopen"):
+        return b""
+    library.fopen.restype = ctypes.c_void_p
+    file = library.fopen(b"/proc/self/maps", b"r")
+    if not file:
+        return b""
     try:
-        lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
-    except OSError:
-        return set()
-    name = str(file)
-    found = (line.split(" ", 1)[0].split("-") for line in lines if line.endswith(name))
-    return {(int(first, 16), int(behind, 16)) for first, behind in found}
+        buffer = ctypes.create_string_buffer(_MOST_MAPS_BYTES)
+        library.fread.restype = ctypes.c_size_t
+        size = library.fread(buffer, 1, len(buffer), ctypes.c_void_p(file))
+        return ctypes.string_at(buffer, size)
+    finally:
+        library.fclose(ctypes.c_void_p(file))
 
 
 def added(before: set[Range], after: set[Range]) -> list[Range]:

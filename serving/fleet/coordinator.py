@@ -13,13 +13,14 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import orjson
 
+from serving.engine.priority import give_way
 from serving.errors import ServingError
 from serving.fleet.plan import Plan
 from serving.fleet.repository import Contents, Found, Problem, Repository
@@ -39,7 +40,11 @@ class _Change:
     """A plan on its way to the workers."""
 
     plan: Plan
-    waiting: set[int]
+    untold: list[int]
+    """Workers that are to prepare it when others have."""
+    at_once: int
+    """How many may do so at the same time."""
+    waiting: set[int] = field(default_factory=set)
     failed: tuple[str, str] | None = None
     """A version that a worker could not load, and why."""
     committing: bool = False
@@ -68,6 +73,7 @@ class Coordinator:
     """Owns the truth of what is served. Public methods may be called on any thread.
 
     report: called on the coordinator's own thread, every LOOK_S and at each change, with `summary()`. judge: the gate.
+    loads_at_once: how many workers may load a version at the same time, so that live requests find a free core.
     """
 
     def __init__(
@@ -76,10 +82,12 @@ class Coordinator:
         judge: Judge,
         *,
         report: Callable[[dict[str, Any]], None],
+        loads_at_once: int = 1,
     ) -> None:
         self._repository = repository
         self._verdicts = Verdicts(judge, self._call)
         self._report = report
+        self._loads_at_once = loads_at_once
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._workers: dict[int, Connection] = {}
@@ -143,6 +151,7 @@ class Coordinator:
     # All below runs on the coordinator's own thread.
 
     def _run(self) -> None:
+        give_way()
         while not self._stopped:
             try:
                 self._turn()
@@ -215,6 +224,8 @@ class Coordinator:
         for known in self._models.values():
             if known.change is not None:
                 known.change.waiting.discard(worker)
+                if worker in known.change.untold:
+                    known.change.untold.remove(worker)
                 self._proceed(known)
 
     def _send(self, worker: int, message: dict[str, Any]) -> None:
@@ -296,15 +307,23 @@ class Coordinator:
         return next((item for item in known.served.versions if item.version == stable), None)
 
     def _begin(self, known: _Known, wanted: Plan) -> None:
-        known.change = _Change(wanted, set(self._workers) - self._joining)
-        for worker in known.change.waiting:
-            self._send(worker, {"kind": "prepare", "plan": wanted.dump()})
+        workers = sorted(set(self._workers) - self._joining)
+        loads = known.served is None or not set(wanted.versions) <= set(known.served.versions)
+        known.change = _Change(wanted, workers, self._loads_at_once if loads else len(workers))
         self._proceed(known)
 
     def _proceed(self, known: _Known) -> None:
         """Take a change one phase further where all workers have done theirs."""
         change = known.change
-        if change is None or change.waiting:
+        if change is None:
+            return
+        if change.failed is not None:
+            change.untold.clear()
+        while change.untold and len(change.waiting) < change.at_once:
+            worker = change.untold.pop(0)
+            change.waiting.add(worker)
+            self._send(worker, {"kind": "prepare", "plan": change.plan.dump()})
+        if change.waiting:
             return
         word = {"name": change.plan.name, "revision": change.plan.revision}
         if change.committing:

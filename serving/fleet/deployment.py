@@ -32,10 +32,10 @@ class Deployment:
     """Runs beside the workers of one server, from `start` to `stop`.
 
     root: the models folder. totals: sums what versions, given as (name, version), did in all workers; called on a
-    thread of this object's own.
+    thread of this object's own. loads_at_once: see `Coordinator`.
     """
 
-    def __init__(self, root: Path, totals: Totalled) -> None:
+    def __init__(self, root: Path, totals: Totalled, *, loads_at_once: int = 1) -> None:
         self._root = root
         self._status = _Status(root)
         self._ended = threading.Event()
@@ -43,7 +43,7 @@ class Deployment:
         self._clerk = Clerk(ledger, totals, ledger.usable)
         repository = Repository(root, ledger.adopt)
         self._judge = GateJudge(repository)
-        self.coordinator = Coordinator(repository, self._judge, report=self._write)
+        self.coordinator = Coordinator(repository, self._judge, report=self._write, loads_at_once=loads_at_once)
 
     def start(self) -> None:
         """Look at the folder, and watch it from now on."""

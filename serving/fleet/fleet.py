@@ -17,6 +17,7 @@ from serving.allocator import give_back
 from serving.black_box import BlackBox, unrecorded
 from serving.engine.batcher import Observer, Unobserved
 from serving.engine.model import Limits, Model, load
+from serving.engine.priority import give_way
 from serving.engine.session import OnnxSession
 from serving.errors import ModelInvalid, ModelNotFound, NotReady
 from serving.fleet.changes import Changes
@@ -91,7 +92,7 @@ class Fleet:
         self.draining = False
         self.prepare: list[Callable[[Model], None]] = []
         self.changed: list[Callable[[], None]] = []
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=give_way)
         self.member = Member(link, load=self._load, live=self._live, check=_split, swap=self._swap, told=self._told)
         self.changes = Changes(ledger, self.member)
 

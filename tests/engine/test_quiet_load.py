@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Callable
 
 import pytest
 
 from serving.engine import session
+from serving.engine.priority import Aside, give_way
 from serving.engine.session import OnnxSession
 from tests.conftest import MODELS
 
@@ -44,3 +47,21 @@ def test_a_first_load_does_not_give_way(monkeypatch: pytest.MonkeyPatch) -> None
     """Nothing serves yet when a process loads what it starts with: it takes all the processor that it can have."""
     monkeypatch.setattr(session, "lowest_priority", lambda: pytest.fail("it was put behind"))
     OnnxSession(MODELS / "iris" / "2" / "model.onnx", threads=2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such policies")
+def test_who_gives_way_leaves_nothing_to_those_it_makes() -> None:
+    """A thread that gives way interrupts nobody, and the thread on which a version is loaded beside it is as usual."""
+    policies = []
+
+    def give() -> None:
+        give_way()
+        policies.append(os.sched_getscheduler(0))
+        with Aside(apart=True) as aside:
+            policies.append(aside(os.sched_getscheduler, 0))
+
+    thread = threading.Thread(target=give)
+    thread.start()
+    thread.join()
+    assert policies == [os.SCHED_BATCH, os.SCHED_OTHER]
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER

@@ -1,0 +1,145 @@
+"""Workers load a version in turns, so that live requests find a free core; what loads nothing waits for nobody."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from serving.fleet.coordinator import Coordinator
+from serving.fleet.ledger import Ledger
+from serving.fleet.repository import Found, Repository
+from serving.fleet.transitions import keep, promote
+from serving.fleet.verdicts import Figure
+from tests.conftest import MODELS
+
+Wait = Callable[[Callable[[], bool]], None]
+
+
+class Lenient:
+    """A gate that lets all pass."""
+
+    def known(self, found: Found, serving: Found | None) -> str | None:
+        return ""
+
+    def examine(self, found: Found, serving: Found | None) -> str:
+        return ""
+
+    def figures(self, found: Found) -> list[Figure]:
+        return []
+
+
+class Worker:
+    """The other end of a pipe, which notes what it is told and answers when it is asked to."""
+
+    def __init__(self, connection: Connection, coordinators: Connection) -> None:
+        self.connection = connection
+        self.coordinators = coordinators
+        self.heard: list[dict[str, Any]] = []
+
+    def kinds(self) -> list[str]:
+        """Return what it was told of iris so far, news of how all stand left out."""
+        while self.connection.poll():
+            self.heard.append(orjson.loads(self.connection.recv_bytes()))
+        return [m["kind"] for m in self.heard if m["kind"] != "told"]
+
+    def done(self, **failed: Any) -> None:
+        """Say that the last that it was told is done."""
+        last = [m for m in self.heard if m["kind"] != "told"][-1]
+        revision = last["revision"] if "revision" in last else last["plan"]["revision"]
+        self.connection.send_bytes(orjson.dumps({"kind": "done", "name": "iris", "revision": revision, **failed}))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    """A folder with two versions of iris, of which only the first is to be loaded."""
+    for version in ("1", "2"):
+        shutil.copytree(MODELS / "iris" / version, tmp_path / "iris" / version)
+    made = Ledger(tmp_path)
+    made.change("iris", promote("1", available=["1", "2"]), who="test", what="promote 1")
+    made.change("iris", keep(("1",)), who="test", what="keep 1")
+    return made
+
+
+@pytest.fixture
+def told(tmp_path: Path, ledger: Ledger, eventually: Wait) -> Iterator[tuple[Coordinator, list[Worker]]]:
+    """A coordinator with two workers that have joined."""
+    coordinator = Coordinator(Repository(tmp_path, ledger.adopt), Lenient(), report=lambda _: None, loads_at_once=1)
+    workers = []
+    for _ in range(2):
+        ours, theirs = Pipe()
+        coordinator.attach(ours)
+        workers.append(Worker(theirs, ours))
+    coordinator.start()
+    eventually(lambda: all(worker.kinds() == ["join"] for worker in workers))
+    for worker in workers:
+        worker.heard.clear()
+    yield coordinator, workers
+    coordinator.stop()
+
+
+def test_one_loads_after_the_other(told: tuple[Coordinator, list[Worker]], ledger: Ledger, eventually: Wait) -> None:
+    """A second worker begins to load when the first has done so, and both serve the version when both have it."""
+    coordinator, (first, second) = told
+    ledger.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
+    coordinator.look()
+    eventually(lambda: first.kinds() == ["prepare"])
+    assert second.kinds() == []
+    first.done()
+    eventually(lambda: second.kinds() == ["prepare"])
+    assert first.kinds() == ["prepare"]
+    second.done()
+    eventually(lambda: first.kinds() == second.kinds() == ["prepare", "commit"])
+
+
+def test_what_loads_nothing_is_told_to_all(
+    told: tuple[Coordinator, list[Worker]], ledger: Ledger, eventually: Wait
+) -> None:
+    """A change among versions that are loaded does not wait for one worker after the other."""
+    coordinator, (first, second) = told
+    ledger.change("iris", keep(("1", "2")), who="test", what="keep both")
+    coordinator.look()
+    for worker in (first, second):
+        eventually(lambda worker=worker: worker.kinds() == ["prepare"])
+        worker.done()
+    eventually(lambda: first.kinds() == second.kinds() == ["prepare", "commit"])
+    first.done()
+    second.done()
+    eventually(
+        lambda: any(m.get("models", {}).get("iris", {}).get("serving") == 3 for m in first.heard if first.kinds())
+    )
+    ledger.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
+    coordinator.look()
+    eventually(lambda: first.kinds() == second.kinds() == ["prepare", "commit", "prepare"])
+
+
+def test_who_waits_for_its_turn_may_end(
+    told: tuple[Coordinator, list[Worker]], ledger: Ledger, eventually: Wait
+) -> None:
+    """A worker that dies before its turn is not waited for."""
+    coordinator, (first, second) = told
+    ledger.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
+    coordinator.look()
+    eventually(lambda: first.kinds() == ["prepare"])
+    second.connection.close()
+    eventually(lambda: second.coordinators.closed)  # its end has been noticed
+    first.done()
+    eventually(lambda: first.kinds() == ["prepare", "commit"])
+
+
+def test_what_one_could_not_load_no_other_tries(
+    told: tuple[Coordinator, list[Worker]], ledger: Ledger, eventually: Wait
+) -> None:
+    """A version that the first worker can't load is given up, and the others never load it."""
+    coordinator, (first, second) = told
+    ledger.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
+    coordinator.look()
+    eventually(lambda: first.kinds() == ["prepare"])
+    first.done(failed=["2", "no memory"])
+    eventually(lambda: first.kinds() == ["prepare", "abort"] and second.kinds() == ["abort"])
