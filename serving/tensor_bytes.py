@@ -22,6 +22,8 @@ Buffer: TypeAlias = Text | memoryview
 
 _length = struct.Struct("<I")
 _ALIGNMENT = 64
+_FILLED = 16384
+"""Strings that are put into a tensor at a time."""
 _OWN_PAGES_FROM = 4 * 1024 * 1024
 """Bytes from which numpy asks for huge pages: the first byte in each has 2 MB cleared, which may take 5 ms."""
 
@@ -115,7 +117,8 @@ def text(raw: Buffer, at: str) -> str:
 def strings(texts: list[str], shape: tuple[int, ...]) -> Array:
     """Make a BYTES tensor of its elements in C order."""
     array: Array = np.empty(len(texts), dtype=object)
-    array[:] = texts
+    for at in range(0, len(texts), _FILLED):  # all at once, millions would keep other threads waiting
+        array[at : at + _FILLED] = texts[at : at + _FILLED]
     return array.reshape(shape)
 
 
