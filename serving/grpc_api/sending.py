@@ -181,7 +181,7 @@ class Sending:
                 stream.emptied()
                 self._trail(stream, out[1])
                 return
-            size = min(len(payload), self.room, stream.room, self.largest)
+            size = min(len(payload), self.room, stream.room, self.largest, PIECE_BYTES)
             if size <= 0:
                 self._blocked = True
                 break
