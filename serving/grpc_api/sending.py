@@ -92,6 +92,8 @@ class Sending:
         """Frames of late that brought nothing, less what was answered."""
         self._answers: list[bytes] = []  # written together: the answers of a batch come together
         self._blocked = False  # there was no room for some of what waits
+        self.paused = False
+        """The client does not read: more than a little of an answer would go to the kernel at once when it does."""
         self._soon = asyncio.get_running_loop().call_soon
 
     def answer(self, stream: Stream, frames: bytes, size: int) -> None:
@@ -171,6 +173,9 @@ class Sending:
         out: deque[Any] | None = stream.out
         gone = 0
         while out:
+            if self.paused:
+                self._blocked = True
+                break
             if gone >= PIECE_BYTES:
                 stream.resting = True
                 self._soon(self._pump_on, stream)
