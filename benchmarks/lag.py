@@ -1,4 +1,4 @@
-"""One worker with a probe on its event loop: `python -m benchmarks.lag MODELS LOG PORT`.
+"""One worker with a probe on its event loop: `python -m benchmarks.lag MODELS LOG PORT GRPC_PORT`.
 
 When it ends it writes to LOG, a line for each turn of the probe, which is due each millisecond: when it came (seconds
 of the monotonic clock), how late (seconds), and how much of that held the loop.
@@ -21,7 +21,7 @@ from pathlib import Path
 from serving.http_api.app import create_app
 from serving.http_api.listener import Listener
 from serving.settings import Settings
-from serving.worker import keep_the_loop_turning
+from serving.worker import grpc_beside, keep_the_loop_turning
 
 EVERY_S = 0.001
 
@@ -61,11 +61,13 @@ def _waited(scheduling: int) -> float:
     return int(os.pread(scheduling, 100, 0).split()[1]) / 1e9
 
 
-def main(models: str, log: str, port: str) -> None:
+def main(models: str, log: str, port: str, grpc_port: str) -> None:
     """Serve until SIGTERM."""
     keep_the_loop_turning()
     sock = socket.create_server(("127.0.0.1", int(port)))
-    listener = Probed(create_app(Settings(models=Path(models), log_level="error")), drain_s=5, keep_alive_s=75)
+    settings = Settings(models=Path(models), log_level="error")
+    app = create_app(settings, companion=grpc_beside(settings, f"127.0.0.1:{grpc_port}"))
+    listener = Probed(app, drain_s=5, keep_alive_s=75)
     listener.log = Path(log)
     listener.listen(sock)
 

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 import timeit
-import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import grpc
 import numpy as np
 from onnx import TensorProto, helper, save
 from pydantic import TypeAdapter
@@ -38,6 +38,7 @@ from sklearn.datasets import load_breast_cancer
 
 from benchmarks.contestants import Contestant, contestants, free_port, running
 from benchmarks.decoding import forest_codec
+from benchmarks.grpc_load import METHOD
 from benchmarks.grpc_load import load as grpc_load
 
 RESULTS = Path(__file__).parent / "results" / "protocols.json"
@@ -317,7 +318,7 @@ def best(call: Callable[[], Any]) -> float:
 
 @dataclass(frozen=True)
 class Long:
-    """A request of many bytes, or whose answer has many."""
+    """A request of many bytes, or whose answer has many; without a path it goes over gRPC."""
 
     what: str
     path: str
@@ -376,6 +377,29 @@ def long_requests() -> list[Long]:
         ),
         made("v2 binary, answered in as much", "/v2/models/echo/infer", raw, **{length: str(head)}),
         made("V1 by position, answered in 15 MB", "/v1/models/echo:predict", {"instances": rows.tolist()}),
+        *long_calls(rows),
+    ]
+
+
+def long_calls(rows: np.ndarray) -> list[Long]:
+    """Make the forms of ModelInfer: raw and typed, read and answered."""
+    floats = np.resize(rows, (3900, WIDTH)).astype(np.float32)
+
+    def made(what: str, model: str, **contents: Any) -> Long:
+        from serving.grpc_api.messages import message  # noqa: PLC0415  needed here alone
+
+        tensor = {"name": "features", "datatype": "FP32", "shape": list(floats.shape)}
+        if "typed" in contents:
+            tensor["contents"] = {"fp32_contents": contents.pop("typed")}
+        request = message("ModelInferRequest")(model_name=model, inputs=[tensor], **contents).SerializeToString()
+        return Long(f"gRPC {what}, {len(request) / 1e6:.0f} MB", "", request, {})
+
+    raw, typed = [floats.tobytes()], floats.ravel()
+    return [
+        made("raw", "wide", raw_input_contents=raw),
+        made("typed", "wide", typed=typed),
+        made("raw, answered in as much", "echo", raw_input_contents=raw),
+        made("typed, answered in as much", "echo", typed=typed),
     ]
 
 
@@ -385,7 +409,8 @@ def held_loop(models: Path, folder: Path, rounds: int, seconds: float, only: str
     All forms take turns. Two controls show the machine's own floor: no load at all, and one small row again and again.
     """
     log = folder / "lags"
-    probe = (sys.executable, "-m", "benchmarks.lag", str(models), str(log), "{port}")
+    grpc_port = free_port()
+    probe = (sys.executable, "-m", "benchmarks.lag", str(models), str(log), "{port}", str(grpc_port))
     row = json_body(np.zeros((1, WIDTH)))
     small = Long("the same client, single rows", "/v2/models/wide/infer", row, {})
     forms = [small, *(each for each in long_requests() if re.search(only, each.what))]
@@ -393,14 +418,14 @@ def held_loop(models: Path, folder: Path, rounds: int, seconds: float, only: str
     spans["no load"] = []
     with running(Contestant("lag", probe, {}, "/v2/health/ready"), folder, None) as (port, _, _):
         for each in forms:
-            hammer(f"http://127.0.0.1:{port}{each.path}", each.body, each.headers, 0.1)
+            hammer(each, port, grpc_port, 0.1)
         for _ in range(rounds):
             began = time.monotonic()
             time.sleep(seconds)
             spans["no load"].append((began, time.monotonic()))
             for each in forms:
                 began = time.monotonic()
-                hammer(f"http://127.0.0.1:{port}{each.path}", each.body, each.headers, seconds)
+                hammer(each, port, grpc_port, seconds)
                 spans[each.what].append((began, time.monotonic()))
     at, late, held = np.loadtxt(log, unpack=True)
     findings = []
@@ -418,9 +443,8 @@ def held_loop(models: Path, folder: Path, rounds: int, seconds: float, only: str
     return findings
 
 
-def hammer(url: str, body: bytes, headers: dict[str, str], seconds: float) -> int:
-    """Send a body on two connections for a while; return how often."""
-    parts = urllib.parse.urlsplit(url)
+def hammer(request: Long, port: int, grpc_port: int, seconds: float) -> int:
+    """Send a request on two connections for a while; return how often."""
     until = time.monotonic() + seconds
     cores = sorted(os.sched_getaffinity(0))
 
@@ -429,21 +453,38 @@ def hammer(url: str, body: bytes, headers: dict[str, str], seconds: float) -> in
         os.sched_setaffinity(0, cores[-1:])
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         sent = 0
-        connection = http.client.HTTPConnection(parts.netloc, timeout=60)
-        room = bytearray(1 << 20)
-        while time.monotonic() < until:
-            connection.request("POST", parts.path, body, headers)
-            answer = connection.getresponse()
-            while answer.readinto(room):
-                pass
-            if answer.status != 200:
-                raise RuntimeError(f"{url} answered {answer.status}")
-            sent += 1
-        connection.close()
+        with asking(request, port, grpc_port) as ask:
+            while time.monotonic() < until:
+                ask()
+                sent += 1
         return sent
 
     with ThreadPoolExecutor(2) as senders:
         return sum(sender.result() for sender in [senders.submit(send), senders.submit(send)])
+
+
+@contextmanager
+def asking(request: Long, port: int, grpc_port: int) -> Iterator[Callable[[], object]]:
+    """Open a connection; give what sends the request on it once, and reads the answer."""
+    if not request.path:
+        options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(f"127.0.0.1:{grpc_port}", options) as channel:
+            call = channel.unary_unary(METHOD)
+            yield lambda: call(request.body)
+        return
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    room = bytearray(1 << 20)
+
+    def ask() -> None:
+        connection.request("POST", request.path, request.body, request.headers)
+        answer = connection.getresponse()
+        while answer.readinto(room):
+            pass
+        if answer.status != 200:
+            raise RuntimeError(f"{request.what} was answered {answer.status}")
+
+    yield ask
+    connection.close()
 
 
 def show(findings: list[Finding], console: Console) -> None:

@@ -6,7 +6,6 @@ little-endian. Source: https://docs.nvidia.com/deeplearning/triton-inference-ser
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import struct
 from typing import TypeAlias
@@ -14,12 +13,17 @@ from typing import TypeAlias
 import numpy as np
 
 from serving.errors import InvalidRequest
+from serving.pages import pages
 from serving.tensors import NUMPY, Array, count
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
+Text: TypeAlias = bytes | bytearray | mmap.mmap
+"""What can be searched as bytes can, and whose slices are bytes, or a bytearray."""
+Buffer: TypeAlias = Text | memoryview
 
 _length = struct.Struct("<I")
 _ALIGNMENT = 64
+_FILLED = 16384
+"""Strings that are put into a tensor at a time."""
 _OWN_PAGES_FROM = 4 * 1024 * 1024
 """Bytes from which numpy asks for huge pages: the first byte in each has 2 MB cleared, which may take 5 ms."""
 
@@ -39,7 +43,9 @@ class Gathered:
     def __init__(self, length: int) -> None:
         self.length = length
         store = (
-            _small_pages(length + _ALIGNMENT) if length >= _OWN_PAGES_FROM else np.empty(length + _ALIGNMENT, np.uint8)
+            np.frombuffer(pages(length + _ALIGNMENT), np.uint8)
+            if length >= _OWN_PAGES_FROM
+            else np.empty(length + _ALIGNMENT, np.uint8)
         )
         start = -(store.ctypes.data + length) % _ALIGNMENT
         self._view = memoryview(store.data)[start : start + length]
@@ -57,15 +63,6 @@ class Gathered:
     def whole(self) -> memoryview:
         """Return the body, once it is complete."""
         return self._view
-
-
-def _small_pages(size: int) -> Array:
-    """Make room that the system gives a small page at a time, as bytes come."""
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without huge pages
-            pages.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(pages, np.uint8)
 
 
 def read(raw: Buffer, datatype: str, shape: tuple[int, ...], at: str) -> Array:
@@ -120,7 +117,8 @@ def text(raw: Buffer, at: str) -> str:
 def strings(texts: list[str], shape: tuple[int, ...]) -> Array:
     """Make a BYTES tensor of its elements in C order."""
     array: Array = np.empty(len(texts), dtype=object)
-    array[:] = texts
+    for at in range(0, len(texts), _FILLED):  # all at once, millions would keep other threads waiting
+        array[at : at + _FILLED] = texts[at : at + _FILLED]
     return array.reshape(shape)
 
 

@@ -138,7 +138,7 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
     metrics = None
     if settings.metrics:
         metrics = Metrics(directory=given.metrics_dir, slot=given.slot, dropped_lines=lambda: pipe.dropped)
-    companion = _grpc(settings, address(given.grpc)) if given.grpc is not None else None
+    companion = grpc_beside(settings, address(given.grpc)) if given.grpc is not None else None
     app = create_app(
         settings,
         metrics=metrics,
@@ -190,7 +190,8 @@ def address(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _grpc(settings: Settings, where: str) -> Callable[[Fleet, Metrics | None, Access, Bodies], Companion]:
+def grpc_beside(settings: Settings, where: str) -> Callable[[Fleet, Metrics | None, Access, Bodies], Companion]:
+    """Return what makes the gRPC server of an application, for an address host:port."""
     from serving.grpc_api.guard import Patience  # noqa: PLC0415  only where gRPC is wanted
     from serving.grpc_api.server import GrpcServer  # noqa: PLC0415
 

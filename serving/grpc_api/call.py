@@ -16,6 +16,7 @@ import grpc
 
 from serving.errors import QueueFull, ServingError
 from serving.grpc_api.connection import Connection
+from serving.grpc_api.fields import Parts
 from serving.grpc_api.frames import END_HEADERS, END_STREAM, HEADERS, frame
 from serving.grpc_api.head import Head, Method
 from serving.grpc_api.hpack import literal
@@ -163,21 +164,21 @@ class Call(Incoming):
         """Send one of several responses; waits while the client takes none."""
         assert self.head.method is not None  # noqa: S101  only methods write
         self._owed -= 1
-        self._send(self.head.method.write(response))
+        self._send(response if isinstance(response, list) else [self.head.method.write(response)])
         if self.out is not None and not self.done:
             self._room = asyncio.Event()
             await self._room.wait()
 
-    def _send(self, message: bytes) -> None:
+    def _send(self, message: Parts) -> None:
         if self.done:
             return
         connection = self.connection
         if not self._opened:
             self._opened = True
             connection.transport.write(frame(HEADERS, END_HEADERS, self.id, OPENING))
-        connection.send(self, b"\0" + len(message).to_bytes(4, "big") + message)
+        connection.send(self, b"\0" + sum(map(len, message)).to_bytes(4, "big") + message[0], *message[1:])
 
-    def answer(self, message: bytes) -> None:
+    def answer(self, message: bytes | Parts) -> None:
         """Send the only response, and status OK."""
         if self.done:
             return
@@ -185,8 +186,8 @@ class Call(Incoming):
         if self._held:
             self._let_go()
         connection = self.connection
-        size = len(message) + 5
-        if connection.fits(self, size):
+        size = 5 + (len(message) if isinstance(message, bytes) else sum(map(len, message)))
+        if isinstance(message, bytes) and connection.fits(self, size):
             # Headers, one frame of DATA (type and flags 0), the message behind its flag and length, trailers.
             identity = self.id.to_bytes(4, "big")
             frames = b"%b%b%b%b\0\0%b\0%b%b%b%b%b" % (
@@ -211,7 +212,8 @@ class Call(Incoming):
                 self.refuse(error.bare())
                 return
         connection.transport.write(frame(HEADERS, END_HEADERS, self.id, OPENING))
-        connection.send(self, b"\0" + (size - 5).to_bytes(4, "big"), message)
+        prefix = b"\0" + (size - 5).to_bytes(4, "big")
+        connection.send(self, prefix, *([message] if isinstance(message, bytes) else message))
         connection.finish(self, _FINE)
 
     def fail(self, code: grpc.StatusCode, details: str, metadata: tuple[tuple[str, str], ...] = ()) -> None:
@@ -281,8 +283,10 @@ class Call(Incoming):
                     self.connection.refill(self)
                 if self.head.admit is not None:
                     self.head.admit()  # a stream may outlive the key that it began with
-                yield method.read(bytes(message))
-                if method.read is not bytes:
+                if method.read is bytes:
+                    yield message  # the method lets go of it
+                else:
+                    yield method.read(bytes(message))
                     self.release(len(message))
             if (self.ended and self._inflating is None) or self.done:
                 return

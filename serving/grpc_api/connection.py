@@ -56,7 +56,6 @@ class Connection(Reading, asyncio.Protocol):
         self.most_calls = MOST_CALLS
         self.since = self.guard.now
         self._burst = 0
-        self._paused = False  # the client does not read its answers
         self._write_by = 0.0  # when the client must have read what is written; 0: nothing waits
         self._unread = 0  # bytes written that the client has not taken
 
@@ -95,16 +94,18 @@ class Connection(Reading, asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Read nothing from a client that does not read its answers."""
-        self._paused = True
+        self.paused = True
         self.transport.pause_reading()
 
     def resume_writing(self) -> None:  # noqa: D102
-        self._paused = False
+        self.paused = False
         self._write_by = 0.0  # the client has read some
         self.transport.resume_reading()
+        if self._blocked:
+            self._pump_all()
 
     def _read_on(self) -> None:
-        if not self._paused and not self.transport.is_closing():
+        if not self.paused and not self.transport.is_closing():
             self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:  # noqa: D102
@@ -188,7 +189,7 @@ class Connection(Reading, asyncio.Protocol):
         elif not self.settled:
             if now > self.since + patience.head_s:
                 self._cut("slow_head", PROTOCOL_ERROR, "the preface and the first settings did not arrive in time")
-        elif self._is_half(now - patience.head_s) and not self._paused:
+        elif self._is_half(now - patience.head_s) and not self.paused:
             self._cut("slow_head", PROTOCOL_ERROR, "a frame, or the headers of a call, did not arrive in time")
         elif self.streams:
             self._look_at_streams(now)

@@ -16,24 +16,34 @@ from serving.fleet.fleet import Fleet
 from serving.fleet.shadow import Shadow
 from serving.fleet.split import Split
 from serving.grpc_api.call import Call
+from serving.grpc_api.fields import Parts
 from serving.grpc_api.hpack import Pairs
-from serving.grpc_api.infer_wire import Cut, Wire, cut_up, parsed
+from serving.grpc_api.infer_wire import Cut, Wire, cut_up
+from serving.grpc_api.long_message import Bulk, parsed
 from serving.grpc_api.status import FAULT
 from serving.grpc_api.tensors import Decoded
 from serving.metrics.gathered import ModelMetrics
 from serving.metrics.metrics import Metrics
 from serving.tensor_bytes import Buffer
+from serving.tensors import Tensors
 
 log = logging.getLogger("serving.grpc")
 
 PROTOCOL = "grpc"
 INLINE_BYTES = 64 * 1024
 """Messages with more typed contents or strings than this are read on a thread, so that the event loop turns."""
+RAW_INLINE_BYTES = 2 * 1024 * 1024
+"""The same for raw tensors of numbers: a look at each of so many takes half a millisecond."""
+INLINE_ANSWER_BYTES = 64 * 1024
+"""Outputs above it are written on a thread, in parts, where their contents are typed."""
+RAW_INLINE_ANSWER_BYTES = 1024 * 1024
+"""The same for raw ones, which are only put together."""
 _MOST_NAMES = 1024
 
 _decoders = ThreadPoolExecutor(1, thread_name_prefix="grpc-decode")
+_encoders = ThreadPoolExecutor(1, thread_name_prefix="grpc-encode")
 
-Finish: TypeAlias = Callable[["bytes | ServingError"], None]
+Finish: TypeAlias = Callable[["bytes | Parts | ServingError"], None]
 
 
 class Prepared(NamedTuple):
@@ -112,10 +122,26 @@ class Prediction(Request):
         if isinstance(outcome, ServingError):
             self.refuse(outcome)
             return
+        most = RAW_INLINE_ANSWER_BYTES if self.decoded.raw else INLINE_ANSWER_BYTES
+        if sum([array.nbytes for array in outcome]) > most:
+            writing = asyncio.get_running_loop().run_in_executor(_encoders, self._encoded, outcome, True)
+            writing.add_done_callback(lambda done: self._answer(done.result(), outcome))
+            return
+        self._answer(self._encoded(outcome, False), outcome)
+
+    def _encoded(self, outputs: Tensors, long: bool) -> bytes | Parts | None:
+        """Write the answer; None, and a line in the log, where it can't be."""
         try:
-            response = self.wire.encode(outcome, self.identity, self.decoded)
+            encode = self.wire.encode_long if long else self.wire.encode
+            return encode(outputs, self.identity, self.decoded)
         except Exception:  # the reason is for the log: a caller learns nothing of our insides
             log.exception("an answer could not be encoded")
+            return None
+
+    def _answer(self, response: bytes | Parts | None, outputs: Tensors) -> None:
+        if self.gone:
+            return
+        if response is None:
             self.refuse(InferenceFailed("the model's answer could not be written"))
             return
         if self.metrics is not None:
@@ -123,7 +149,7 @@ class Prediction(Request):
         self.finished = True
         self.finish(response)
         if self.shadow is not None:
-            self.shadow.offer(self.inputs, self.rows, outcome)
+            self.shadow.offer(self.inputs, self.rows, outputs)
 
     def refuse(self, error: ServingError) -> None:
         """Count and finish."""
@@ -182,8 +208,10 @@ class Predictor:
                 self._choose(prediction, *named)
                 wire = prediction.wire
                 plan = wire.plan(cut)
-                if plan is not None and not (wire.slow_bytes and len(request) > INLINE_BYTES):
-                    if prediction.feature is None:
+                if plan is not None:
+                    if len(request) > (INLINE_BYTES if wire.slow_bytes else RAW_INLINE_BYTES):
+                        self._read(prediction, lambda chosen: _planned(chosen, request, cut))
+                    elif prediction.feature is None:
                         prediction.submit(wire.planned(request, cut, plan))
                     else:
                         prediction.submit(prediction.read(lambda chosen: _planned(chosen, request, cut)))
@@ -191,24 +219,22 @@ class Predictor:
         if len(request) > INLINE_BYTES:
             loop = asyncio.get_running_loop()
             parsing = loop.run_in_executor(_decoders, parsed, request)
-            parsing.add_done_callback(lambda done: prediction.step(self._go_on, done, cut, loop))
+            parsing.add_done_callback(lambda done: prediction.step(self._go_on, done, cut))
             return
-        message = parsed(request)
+        message, bulk = parsed(request)
         self._named(prediction, message, cut)
-        prediction.submit(prediction.read(lambda wire: wire.decode(message, cut)))
+        prediction.submit(prediction.read(lambda wire: wire.decode(message, bulk, cut)))
 
-    def _go_on(
-        self,
-        prediction: Prediction,
-        parsing: asyncio.Future[Any],
-        cut: Cut | None,
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
+    def _go_on(self, prediction: Prediction, parsing: asyncio.Future[tuple[Any, Bulk | None]], cut: Cut | None) -> None:
         """Go on with a long message once it is read: find the model here, read the tensors on the thread."""
-        message = parsing.result()
+        message, bulk = parsing.result()
         self._named(prediction, message, cut)
-        reading = loop.run_in_executor(_decoders, prediction.read, lambda wire: wire.decode(message, cut))
-        reading.add_done_callback(lambda done: prediction.step(_submit, done))
+        self._read(prediction, lambda wire: wire.decode(message, bulk, cut))
+
+    def _read(self, prediction: Prediction, reading: Callable[[Wire], Decoded]) -> None:
+        """Read the rows on the thread, and submit them."""
+        read = asyncio.get_running_loop().run_in_executor(_decoders, prediction.read, reading)
+        read.add_done_callback(lambda done: prediction.step(_submit, done))
 
     def _named(self, prediction: Prediction, message: Any, cut: Cut | None) -> None:
         """Find the model that a message names, and keep what its head says."""
@@ -248,4 +274,4 @@ def _submit(prediction: Prediction, reading: asyncio.Future[Decoded]) -> None:
 
 def _planned(wire: Wire, request: Buffer, cut: Cut) -> Decoded:
     plan = wire.plan(cut)
-    return wire.decode(parsed(request), cut) if plan is None else wire.planned(request, cut, plan)
+    return wire.decode(*parsed(request), cut) if plan is None else wire.planned(request, cut, plan)

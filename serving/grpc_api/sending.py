@@ -25,6 +25,8 @@ from serving.grpc_api.guard import Guard
 STREAM_WINDOW = 1024 * 1024
 _CREDIT = 4
 """Frames that bring nothing and are forgiven for each answer: clients ping and grow windows as they are answered."""
+PIECE_BYTES = 256 * 1024
+"""Bytes of an answer after which the loop turns, or the client's kernel takes megabytes at once."""
 _SUBSTANTIAL = 1024
 """Bytes of an answer that go at once and count as much as one that is complete."""
 
@@ -32,7 +34,7 @@ _SUBSTANTIAL = 1024
 class Stream:
     """One stream, of which the owner's kind derives; `window` and `room` are bytes that may come and go."""
 
-    __slots__ = ("connection", "ended", "id", "out", "room", "window", "write_by")
+    __slots__ = ("connection", "ended", "id", "out", "resting", "room", "window", "write_by")
 
     def __init__(self, connection: Sending, identity: int) -> None:
         self.connection = connection
@@ -44,6 +46,8 @@ class Stream:
         """Payload that waits for room; the last item is the block of trailers. None: nothing waits."""
         self.write_by = 0.0
         """When the client must have given room for what waits, in monotonic seconds."""
+        self.resting = False
+        """Whether what waits goes on when the loop has turned."""
 
     def received(self, piece: bytes | memoryview) -> None:
         """Take a piece of the request; only valid now."""
@@ -88,6 +92,8 @@ class Sending:
         """Frames of late that brought nothing, less what was answered."""
         self._answers: list[bytes] = []  # written together: the answers of a batch come together
         self._blocked = False  # there was no room for some of what waits
+        self.paused = False
+        """The client does not read: more than a little of an answer would go to the kernel at once when it does."""
         self._soon = asyncio.get_running_loop().call_soon
 
     def answer(self, stream: Stream, frames: bytes, size: int) -> None:
@@ -161,17 +167,26 @@ class Sending:
                 self.transport.write(frame(WINDOW_UPDATE, 0, stream.id, number(grown)))
 
     def _pump(self, stream: Stream) -> None:
-        """Send what waits, as far as there is room."""
+        """Send what waits, as far as there is room; a piece of it, and the rest when the loop has turned."""
+        if stream.resting:
+            return
         out: deque[Any] | None = stream.out
         gone = 0
         while out:
+            if self.paused:
+                self._blocked = True
+                break
+            if gone >= PIECE_BYTES:
+                stream.resting = True
+                self._soon(self._pump_on, stream)
+                break
             payload = out[0]
             if not len(payload):  # what follows are the trailers
                 stream.out = None
                 stream.emptied()
                 self._trail(stream, out[1])
                 return
-            size = min(len(payload), self.room, stream.room, self.largest)
+            size = min(len(payload), self.room, stream.room, self.largest, PIECE_BYTES)
             if size <= 0:
                 self._blocked = True
                 break
@@ -197,6 +212,11 @@ class Sending:
         else:
             stream.out = None
             stream.emptied()
+
+    def _pump_on(self, stream: Stream) -> None:
+        stream.resting = False
+        if stream.out is not None and stream.id in self.streams:
+            self._pump(stream)
 
     def _pump_all(self) -> None:
         self._blocked = False

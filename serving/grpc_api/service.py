@@ -14,8 +14,9 @@ from serving.errors import InvalidRequest, ModelNotFound, NotReady, QueueFull, S
 from serving.fleet import description, transitions
 from serving.fleet.fleet import Fleet
 from serving.grpc_api.call import Call
+from serving.grpc_api.fields import Parts, field, field_head
 from serving.grpc_api.head import Method
-from serving.grpc_api.infer_wire import field, parsed
+from serving.grpc_api.long_message import parsed
 from serving.grpc_api.messages import STREAM, UNARY, message, pool, reader
 from serving.grpc_api.prediction import Prediction, Predictor
 from serving.grpc_api.security import deployer, judge_of
@@ -102,20 +103,20 @@ class Service:
     def infer(self, call: Call, request: Buffer) -> None:
         """Predict, without a coroutine."""
 
-        def finish(made: bytes | ServingError) -> None:
+        def finish(made: bytes | Parts | ServingError) -> None:
             call.prediction = None  # the two would hold each other, and with them the rows and the model
-            if isinstance(made, bytes):
-                call.answer(made)
-            else:
+            if isinstance(made, ServingError):
                 call.refuse(made)
+            else:
+                call.answer(made)
 
         prediction = self._predictor.start(request, call, finish)
         if not prediction.finished:
             call.prediction = prediction
 
-    async def stream(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
+    async def stream(self, requests: AsyncIterator[Buffer], call: Call) -> AsyncIterator[bytes | Parts]:
         """Predict for each request of a stream, several at a time; answers carry the ids and come as they are done."""
-        answers: asyncio.Queue[tuple[bytes, int] | None] = asyncio.Queue()
+        answers: asyncio.Queue[tuple[bytes | Parts, int] | None] = asyncio.Queue()
         room = asyncio.Semaphore(MOST_IN_FLIGHT)
         running: dict[int, Prediction] = {}
 
@@ -134,19 +135,23 @@ class Service:
             if refusal is not None:
                 raise refusal
 
-        def one(number: int, request: bytes) -> None:
-            def finish(made: bytes | ServingError) -> None:
+        def one(number: int, request: Buffer) -> None:
+            def finish(made: bytes | Parts | ServingError) -> None:
                 running.pop(number, None)
                 call.release(len(request))
-                if isinstance(made, bytes):
+                size = 0
+                if not isinstance(made, ServingError):
+                    size = len(made) if isinstance(made, bytes) else sum(map(len, made))
                     try:
-                        call.hold(len(made))  # until the client has taken it
+                        call.hold(size)  # until the client has taken it
                     except QueueFull as error:
                         made = error.bare()
                 if isinstance(made, bytes):
-                    answers.put_nowait((field(_RESPONSE, made, _FINAL), len(made)))
-                else:
+                    answers.put_nowait((field(_RESPONSE, made, _FINAL), size))
+                elif isinstance(made, ServingError):
                     answers.put_nowait((self._failed(request, made), 0))
+                else:
+                    answers.put_nowait(([field_head(_RESPONSE, size + len(_FINAL)), *made, _FINAL], size))
 
             prediction = self._predictor.start(request, call, finish)
             if not prediction.finished:
@@ -166,12 +171,12 @@ class Service:
                 prediction.cancel()
             running.clear()
 
-    def _failed(self, request: bytes, error: ServingError) -> bytes:
+    def _failed(self, request: Buffer, error: ServingError) -> bytes:
         """Write the answer on a stream to a request that failed: the stream goes on."""
         response = self._stream_response(error_message=error.message)
         response.infer_response.parameters["triton_final_response"].bool_param = True
         with contextlib.suppress(ServingError):
-            message = parsed(request)
+            message, _ = parsed(request)
             response.infer_response.id = message.id
             response.infer_response.model_name = message.model_name
         failed: bytes = response.SerializeToString()

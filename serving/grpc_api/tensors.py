@@ -5,6 +5,7 @@ Raw and typed contents are both read, never mixed in one request; an answer has 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,11 +14,13 @@ from serving.engine.model import Model
 from serving.engine.ports import Ports, Wanted
 from serving.engine.request import priority_of
 from serving.errors import InvalidRequest
+from serving.grpc_api.long_message import Bulk, Contents
 from serving.grpc_api.messages import message
-from serving.tensor_bytes import read, strings, text, write
+from serving.tensor_bytes import Buffer, read, strings, text, write
 from serving.tensors import HALVES, INTEGERS, NUMPY, Array, Tensors, count, limits
 
 Response = message("ModelInferResponse")
+_Contents = message("InferTensorContents")
 
 CONTENTS = {
     "BOOL": "bool_contents",
@@ -49,9 +52,9 @@ class Codec:
         self._name, self._version = model.name, model.version
         self._ports = Ports(model.signature)
 
-    def decode(self, request: Any) -> Decoded:
-        """Read a request. Raises InvalidRequest or SignatureMismatch."""
-        raws = list(request.raw_input_contents)
+    def decode(self, request: Any, bulk: Bulk | None = None) -> Decoded:
+        """Read a request, with what was taken out of it. Raises InvalidRequest or SignatureMismatch."""
+        raws: Sequence[Buffer] = list(request.raw_input_contents) if bulk is None else bulk.raws
         timeout, priority = _options(request.parameters)
         arrays: list[Array | None] = [None] * len(self._ports.inputs)
         if raws and len(raws) != len(request.inputs):
@@ -68,7 +71,8 @@ class Codec:
                     raise InvalidRequest(f"{at}/contents: raw_input_contents is there too: send one of them")
                 array = read(raws[index], tensor.datatype, shape, f"/raw_input_contents/{index}")
             else:
-                array = _typed(tensor, shape, f"{at}/contents")
+                long = bulk.typed.get(index) if bulk is not None else None
+                array = _typed(tensor.contents, long, tensor.datatype, shape, f"{at}/contents")
             self._ports.check(position, array, at)
             arrays[position] = array
         inputs, rows = self._ports.whole(arrays)
@@ -87,8 +91,7 @@ class Codec:
         """Write the answer."""
         response = Response(model_name=self._name, model_version=self._version, id=identity)
         specs = self._ports.outputs
-        # Halves have no typed contents, and the two kinds are never mixed.
-        raw = decoded.raw or any(specs[w.position].datatype in HALVES and not w.classes for w in decoded.wanted)
+        raw = decoded.raw or self.only_raw(decoded.wanted)
         for position, _, classes in decoded.wanted:
             array = outputs[position]
             datatype: str = specs[position].datatype
@@ -98,31 +101,52 @@ class Codec:
             if raw:
                 response.raw_output_contents.append(write(array))
                 continue
-            values = array.ravel().tolist()
-            if datatype == "BYTES":
-                values = [value.encode() for value in values]
-            getattr(tensor.contents, CONTENTS[datatype]).extend(values)
+            tensor.contents.CopyFrom(contents_of(array, datatype))
         return response
 
+    def only_raw(self, wanted: tuple[Wanted, ...]) -> bool:
+        """Tell whether an answer can't be typed: halves have no typed contents, and the two kinds are never mixed."""
+        return any(self._ports.outputs[w.position].datatype in HALVES and not w.classes for w in wanted)
 
-def _typed(tensor: Any, shape: tuple[int, ...], at: str) -> Array:
-    field = CONTENTS.get(tensor.datatype)
+
+def contents_of(array: Array, datatype: str) -> Any:
+    """Make the typed contents of an array."""
+    values = array.ravel().tolist()
+    if datatype == "BYTES":
+        values = [value.encode() for value in values]
+    return _Contents(**{CONTENTS[datatype]: values})
+
+
+def _typed(contents: Any, long: Contents | None, datatype: str, shape: tuple[int, ...], at: str) -> Array:
+    """Make the array of typed contents; of the long ones that were taken out, where there are any."""
+    field = CONTENTS.get(datatype)
     if field is None:
-        raise InvalidRequest(f"{at}: {tensor.datatype} has no typed contents: send raw_input_contents")
-    others = [found.name for found, _ in tensor.contents.ListFields() if found.name != field]
-    if others:
-        raise InvalidRequest(f"{at}/{others[0]}: {tensor.datatype} goes into {field}")
-    values = list(getattr(tensor.contents, field))
-    if len(values) != count(shape):
-        raise InvalidRequest(f"{at}: has {len(values)} elements, and shape {list(shape)} holds {count(shape)}")
-    if tensor.datatype == "BYTES":
-        return strings([text(value, f"{at}: element {i}") for i, value in enumerate(values)], shape)
-    if tensor.datatype in INTEGERS and values:
-        least, greatest = limits(tensor.datatype)
-        if min(values) < least or max(values) > greatest:
-            raise InvalidRequest(f"{at}: an element does not fit {tensor.datatype} ({least} to {greatest})")
-    array: Array = np.array(values, dtype=NUMPY[tensor.datatype])
+        raise InvalidRequest(f"{at}: {datatype} has no typed contents: send raw_input_contents")
+    array = long.as_they_lie(datatype) if long is not None else None
+    if array is None:
+        pieces: list[Array] = []
+        for piece in [contents] if long is None else long.messages():
+            pieces.append(_elements(piece, field, datatype, at, sum(map(len, pieces))))
+        array = pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, NUMPY[datatype]), *pieces])
+    if len(array) != count(shape):
+        raise InvalidRequest(f"{at}: has {len(array)} elements, and shape {list(shape)} holds {count(shape)}")
     return array.reshape(shape)
+
+
+def _elements(contents: Any, field: str, datatype: str, at: str, before: int) -> Array:
+    """Make an array of the elements of contents, which stand behind so many others."""
+    others = [found.name for found, _ in contents.ListFields() if found.name != field]
+    if others:
+        raise InvalidRequest(f"{at}/{others[0]}: {datatype} goes into {field}")
+    values = list(getattr(contents, field))
+    if datatype == "BYTES":
+        return strings([text(value, f"{at}: element {before + i}") for i, value in enumerate(values)], (len(values),))
+    if datatype in INTEGERS and values:
+        least, greatest = limits(datatype)
+        if min(values) < least or max(values) > greatest:
+            raise InvalidRequest(f"{at}: an element does not fit {datatype} ({least} to {greatest})")
+    array: Array = np.array(values, dtype=NUMPY[datatype])
+    return array
 
 
 def _value(parameters: Any, name: str) -> Any:

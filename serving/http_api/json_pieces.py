@@ -15,6 +15,7 @@ from typing import NamedTuple
 import orjson
 
 from serving.http_api.codec import HANDOVER_S
+from serving.tensor_bytes import Text
 
 PIECE_BYTES = 32 * 1024
 """About 0.4 ms of rows that become Python objects."""
@@ -34,7 +35,7 @@ class Span(NamedTuple):
     end: int
 
 
-def instances(body: bytes | bytearray) -> Span | None:
+def instances(body: Text) -> Span | None:
     """Find the array of a document that has `instances` and nothing else; None for any other."""
     found = _INSTANCES.match(body)
     end = body.rfind(b"]")
@@ -43,7 +44,7 @@ def instances(body: bytes | bytearray) -> Span | None:
     return Span(found.end(), end)
 
 
-def columns(body: bytes | bytearray) -> dict[str, Span] | None:
+def columns(body: Text) -> dict[str, Span] | None:
     """Find the arrays of a document that has `inputs` and nothing else; None for any other.
 
     An array ends at its first bracket that another name, or the end of the object, follows: this too is a guess.
@@ -66,7 +67,7 @@ def columns(body: bytes | bytearray) -> dict[str, Span] | None:
     return None
 
 
-def pieces(body: bytes | bytearray, span: Span) -> Iterator[bytes]:
+def pieces(body: Text, span: Span) -> Iterator[bytes]:
     """Give the elements of an array as arrays of about PIECE_BYTES; whoever takes them must refuse an empty one.
 
     For a thread of its own: it sleeps a moment between pieces. Raises ValueError where nothing follows a last comma.

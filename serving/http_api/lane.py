@@ -25,6 +25,7 @@ from serving.http_api.line import Busy, Flow, Writer
 from serving.http_api.prediction import Call, Target
 from serving.http_api.security import admit
 from serving.metrics.gathered import RouteMetrics
+from serving.pages import OWN_PAGES_FROM, GatheredText
 from serving.tensor_bytes import Buffer, Gathered
 
 # A header that asks for more than the lane does.
@@ -40,6 +41,7 @@ _UNUSUAL = frozenset(
 BURST_BYTES = 128 * 1024
 """Bytes of a body after which the loop turns: else the socket is read until it is empty, 8 MB in one go."""
 _ASKING = frozenset({PRIORITY, TIMEOUT})
+_GATHERING = (Gathered, GatheredText)
 LINGER_S = 0.5
 """Seconds that an idle connection stays open when draining, to tell a client that is just writing that it ends."""
 
@@ -83,7 +85,7 @@ class Lane(Connection):
         super().__init__(*args, **kwargs)
         self._turn: _Turn | None = None  # the plain request that is being answered
         self._target: Target | None = None  # of the plain request that is being read
-        self._body: bytes | bytearray | Gathered = b""
+        self._body: bytes | bytearray | Gathered | GatheredText = b""
         self._length = 0
         self._binary = False  # raw tensors stand behind the JSON
         self._burst = 0
@@ -221,14 +223,14 @@ class Lane(Connection):
             self.flow.pause_reading()
             self.loop.call_soon(self._read_on)
         gathered = self._body
-        if isinstance(gathered, Gathered):
+        if isinstance(gathered, _GATHERING):
             gathered.add(body)
         elif isinstance(gathered, bytearray):
             gathered += body
         elif len(body) == self._length:
             self._body = body
-        elif self._binary:
-            self._body = Gathered(self._length)
+        elif self._binary or self._length >= OWN_PAGES_FROM:
+            self._body = Gathered(self._length) if self._binary else GatheredText(self._length)
             self._body.add(body)
         else:
             self._body = bytearray(body)
@@ -247,7 +249,7 @@ class Lane(Connection):
         body, self._body = self._body, b""
         if self._id is None:
             self.door.remember(self._chunk, self.url, self.headers, len(body), self._asks)
-        self._begin(target, self.headers, body.whole() if isinstance(body, Gathered) else body, self._asks)
+        self._begin(target, self.headers, body.whole() if isinstance(body, _GATHERING) else body, self._asks)
 
     def _begin(self, target: Target, headers: Headers, body: Buffer, asks: Asks) -> None:
         turn = self._turn = _Turn(self, request_id(self._id), self.door.routes.get(target.template))

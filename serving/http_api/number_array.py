@@ -14,6 +14,7 @@ import numpy as np
 import simdjson
 
 from serving.http_api.codec import HANDOVER_S
+from serving.tensor_bytes import Text
 from serving.tensors import Array
 
 PIECE_BYTES = 128 * 1024
@@ -32,7 +33,7 @@ class Split(NamedTuple):
     end: int
 
 
-def split(body: bytes | bytearray) -> Split | None:
+def split(body: Text) -> Split | None:
     """Find the long array of a document with three arrays, as a v2 request with one tensor has; else None."""
     first = body.find(b"[", 0, _LONGEST_SKELETON)
     second = body.find(b"[", first + 1, _LONGEST_SKELETON)
@@ -54,14 +55,12 @@ def split(body: bytes | bytearray) -> Split | None:
     return Split(bytes(body[: start + 1]) + b"0.5" + bytes(body[end:]), start + 1, end)
 
 
-def nested(body: bytes | bytearray, start: int) -> bool:
+def nested(body: Text, start: int) -> bool:
     """Tell whether the first element of the array that begins before `start` is an array."""
     return bytes(body[start : start + 64]).lstrip(b" \t\r\n")[:1] == b"["
 
 
-def numbers(
-    body: bytes | bytearray, start: int, end: int, shape: tuple[int, ...], dtype: np.dtype[np.floating]
-) -> Array | None:
+def numbers(body: Text, start: int, end: int, shape: tuple[int, ...], dtype: np.dtype[np.floating]) -> Array | None:
     """Read the finite numbers of `shape` that stand between `start` and `end`, flat or nested; None for anything else.
 
     For a thread of its own: it sleeps a moment between pieces.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Sequence
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from serving.http_api.answer import header
 from serving.http_api.codec import INLINE_BYTES, LENGTH, Blobs, Decoded, Mixed
 from serving.http_api.open_inference_answer import Writer
 from serving.http_api.open_inference_request import Context, Reader
-from serving.tensor_bytes import Buffer
+from serving.tensor_bytes import Buffer, Text
 from serving.tensors import NUMPY, Tensors
 
 PROTOCOL = "v2"
@@ -29,6 +30,7 @@ _SHORT_BYTES = 2048
 _MOST_SHAPES = 256
 _NUMBERS = frozenset({int, float})
 _WHOLE = frozenset({int})
+_NO_BYTES = (memoryview, mmap)
 
 
 class Codec:
@@ -56,19 +58,19 @@ class Codec:
         length = header(headers, LENGTH)
         if length is not None:
             return self._reader.binary(length, body)
-        if isinstance(body, memoryview):
+        size = len(body)
+        if isinstance(body, _NO_BYTES) and (size <= INLINE_BYTES or not isinstance(body, mmap)):
             body = bytes(body)
         if self._fast:
-            size = len(body)
-            if size < _SHORT_BYTES:
-                decoded = self._decode_short(body)
+            if size > INLINE_BYTES:
+                decoded = self._decode_long(body)
             else:
-                decoded = self._decode_plain(body) if size <= INLINE_BYTES else self._decode_long(body)
+                decoded = self._decode_short(body) if size < _SHORT_BYTES else self._decode_plain(body)
             if decoded is not None:
                 return decoded
         return self._reader.json(body)
 
-    def _decode_short(self, body: bytes | bytearray) -> Decoded | None:
+    def _decode_short(self, body: Any) -> Decoded | None:
         """Read the usual request where it is short. None for anything else, wrong or right.
 
         Does what `_decode_plain` does; up to some 2 KiB its fewer steps cost less than simdjson saves.
@@ -110,7 +112,7 @@ class Codec:
         made = self._packers[size, *shape] = struct.Struct(f"<{size}{self._fast_dtype.char}").pack
         return made
 
-    def _decode_plain(self, body: bytes | bytearray) -> Decoded | None:
+    def _decode_plain(self, body: Any) -> Decoded | None:
         """Read the usual request: one flat float tensor, no options. None for anything else, wrong or right."""
         document: Any = None
         tensor: Any = None
@@ -140,7 +142,7 @@ class Codec:
             return None
         return Decoded((array,), shape[0] if self._batch == "dynamic" else 1, Context(identity, None))
 
-    def _decode_long(self, body: bytes | bytearray) -> Decoded | None:
+    def _decode_long(self, body: Text) -> Decoded | None:
         """Do what `_decode_plain` does, and for nested data, in pieces: for another thread than the loop's."""
         found = number_array.split(body)
         if found is None:

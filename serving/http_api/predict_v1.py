@@ -13,6 +13,7 @@ import json
 import re
 import struct
 from collections.abc import Callable, Sequence
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,8 @@ class Codec:
             body = bytes(body)
         if len(body) > INLINE_BYTES and (long := self._long.read(body)) is not None:
             return Decoded(*long)
+        if isinstance(body, mmap):
+            body = bytes(body)
         if self._numbers is not None and (decoded := self._decode_numbers(self._numbers, body)) is not None:
             return decoded
         found = _FORM.match(body)

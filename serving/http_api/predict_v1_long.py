@@ -18,6 +18,7 @@ from serving.engine.rows import Rows
 from serving.engine.signature import Signature
 from serving.http_api import json_pieces, number_array
 from serving.http_api.json_pieces import Span
+from serving.tensor_bytes import Text
 from serving.tensors import FLOATS, NUMPY, Array, Tensors
 
 _NUMBERS = frozenset({int, float})
@@ -72,7 +73,7 @@ class LongReader:
         ]
         self._validators: dict[str | int, SchemaValidator] = {}
 
-    def read(self, body: bytes | bytearray) -> tuple[Tensors, int, bool] | None:
+    def read(self, body: Text) -> tuple[Tensors, int, bool] | None:
         """Return the feeds, how many rows, and whether they came as columns; None for anything else, wrong or right."""
         if not self._separate:
             return None
@@ -116,7 +117,7 @@ class LongReader:
             raise ValueError("nothing stands between two commas")
         return self._rows.arrays(rows)
 
-    def _columns(self, body: bytes | bytearray) -> Tensors:
+    def _columns(self, body: Text) -> Tensors:
         spans = json_pieces.columns(body)
         if spans is None or spans.keys() != set(self._rows.names):
             raise ValueError("these are no columns of every feature")
@@ -126,7 +127,7 @@ class LongReader:
             raise ValueError("columns have different lengths")
         return (np.stack(columns, axis=1),) if self._matrix else tuple(columns)
 
-    def _numbers_of(self, body: bytes | bytearray, span: Span, index: int) -> Iterator[Array]:
+    def _numbers_of(self, body: Text, span: Span, index: int) -> Iterator[Array]:
         parser = simdjson.Parser()
         for piece in json_pieces.pieces(body, span):
             read = number_array.read(parser, piece) if piece.find(b"[", 1) < 0 else None
@@ -135,7 +136,7 @@ class LongReader:
             with np.errstate(over="ignore"):
                 yield read.astype(self._dtype)
 
-    def _cells_of(self, body: bytes | bytearray, span: Span, index: int) -> Iterator[Array]:
+    def _cells_of(self, body: Text, span: Span, index: int) -> Iterator[Array]:
         validator = self._validator(index)
         for piece in json_pieces.pieces(body, span):
             cells = validator.validate_json(piece)

@@ -6,7 +6,7 @@ import asyncio
 import zlib
 
 from starlette.routing import BaseRoute, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from serving.access.access import Access
 from serving.engine.admission import Bodies
@@ -26,11 +26,14 @@ from serving.http_api.codec import INLINE_BYTES, Blobs
 from serving.http_api.prediction import Call, Target
 from serving.http_api.security import admit
 from serving.http_api.targets import TEMPLATES, Targets
-from serving.tensor_bytes import Buffer
+from serving.pages import OWN_PAGES_FROM, GatheredText
+from serving.tensor_bytes import Buffer, Text
 
 WATCH_AFTER_S = 0.05
 _DEFLATED_BYTES = 32 * 1024
 _INFLATED_BYTES = 256 * 1024
+_MOST_GROWTH = 1032
+"""Times that deflate makes of its input, at the most."""
 
 
 class ClientLeft(Exception):
@@ -218,18 +221,7 @@ async def read_body(headers: Headers, receive: Receive, limit: int, lease: Lease
             raise ClientLeft
         whole: bytes = message["body"]
         return whole
-    body = bytearray()
-    while True:
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        body += message.get("body", b"")
-        if len(body) > limit:
-            raise PayloadTooLarge(f"the body has over {limit} bytes, which is the limit")
-        if lease is not None:
-            lease.grow_to(len(body))
-        if not message.get("more_body"):
-            break
-        message = await receive()
+    body = await _gather(message, receive, limit if declared is None else int(declared), lease)
     if coding == b"identity":
         return body
     long = len(body) > INLINE_BYTES
@@ -239,11 +231,32 @@ async def read_body(headers: Headers, receive: Receive, limit: int, lease: Lease
     return made
 
 
-def inflate(body: Buffer, coding: bytes, limit: int) -> bytearray:
+async def _gather(message: Message, receive: Receive, most: int, lease: Lease | None) -> Text:
+    """Read a body of `most` bytes at the most."""
+    gathered: bytearray | GatheredText = GatheredText(most) if most >= OWN_PAGES_FROM else bytearray()
+    while True:
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        piece: bytes = message.get("body", b"")
+        size = len(gathered) + len(piece)
+        if size > most:
+            raise PayloadTooLarge(f"the body has over {most} bytes, which is the limit")
+        if isinstance(gathered, GatheredText):
+            gathered.add(piece)
+        else:
+            gathered += piece
+        if lease is not None:
+            lease.grow_to(size)
+        if not message.get("more_body"):
+            return gathered if isinstance(gathered, bytearray) else gathered.whole()
+        message = await receive()
+
+
+def inflate(body: Buffer, coding: bytes, limit: int) -> Text:
     """Inflate gzip or deflate, never making more than `limit` bytes."""
     inflater = zlib.decompressobj(wbits=47 if coding != b"deflate" else 15)
-    made = bytearray()
     view = memoryview(body)
+    made = GatheredText(min(limit, _MOST_GROWTH * len(view) + 1) + _INFLATED_BYTES)
     place = 0
     try:
         # In pieces: all the bytes at once would be put together while nobody else gets the interpreter.
@@ -254,7 +267,7 @@ def inflate(body: Buffer, coding: bytes, limit: int) -> bytearray:
             while due == most and not inflater.eof:  # a full piece: there may be more of the same bytes
                 most = min(_INFLATED_BYTES, limit + 1 - len(made))
                 some = inflater.decompress(rest, most)
-                made += some
+                made.add(some)
                 if len(made) > limit:
                     raise PayloadTooLarge(f"the body inflates to over {limit} bytes, which is the limit")
                 due, rest = len(some), inflater.unconsumed_tail
@@ -262,4 +275,4 @@ def inflate(body: Buffer, coding: bytes, limit: int) -> bytearray:
         raise InvalidRequest(f"the body is not {coding.decode()}, as its Content-Encoding says") from None
     if not inflater.eof or inflater.unused_data or place < len(view):
         raise InvalidRequest(f"the {coding.decode()} body is cut short or has something behind it")
-    return made
+    return made.whole()

@@ -10,9 +10,10 @@ import numpy as np
 import orjson
 
 from serving.errors import InvalidRequest
+from serving.tensor_bytes import Buffer
 
 
-def loads(body: bytes | bytearray | memoryview) -> Any:
+def loads(body: Buffer) -> Any:
     """Parse, refusing what two parsers could read in two ways.
 
     Raises InvalidRequest with the place of the fault.

@@ -70,7 +70,7 @@ def test_a_planned_request_keeps_its_priority(app: Any) -> None:
     data = body.SerializeToString()
     cut = cut_up(data)
     assert cut is not None
-    assert wire.decode(body, cut).priority == LOW
+    assert wire.decode(body, None, cut).priority == LOW
     plan = wire.plan(cut)
     assert plan is not None
     assert wire.planned(data, cut, plan).priority == LOW

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from serving.engine.session import OnnxSession
 from serving.errors import ServingError
 from serving.http_api import json_pieces, number_array, open_inference, predict_v1
+from serving.pages import OWN_PAGES_FROM
 from tests.conftest import MODELS, Server
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # the answer is an error that names it
@@ -238,3 +239,35 @@ def test_a_long_inflated_body_ends_where_it_says(client: httpx.Client, coding: s
         answer = ask(spoilt)
         assert answer.status_code == 400
         assert "cut short or has something behind it" in answer.json()["error"]
+
+
+ROWS = np.random.default_rng(4).random((4000, 4))
+
+
+def test_a_body_of_megabytes_is_read_as_a_short_one_is(client: httpx.Client) -> None:
+    """Rows, columns and tensors in megabytes of text, right or wrong, in one length or in chunks, are read alike."""
+    rows = ROWS.tolist()
+    names = list(MODELS_READ["iris"].signature.example)
+    tensor = {"name": "features", "datatype": "FP32", "shape": list(ROWS.shape), "data": rows}
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/models/iris:predict", {"instances": rows}),
+        ("/v1/models/iris:predict", {"instances": [dict(zip(names, row, strict=True)) for row in rows]}),
+        ("/v1/models/iris:predict", {"inputs": dict(zip(names, ROWS.T.tolist(), strict=True))}),
+        ("/v1/models/iris:predict", {"instances": rows, "signature_name": "serving_default"}),
+        ("/v2/models/iris/infer", {"inputs": [tensor]}),
+        ("/v2/models/iris/infer", {"inputs": [tensor], "parameters": {}}),
+    ]
+    found = []
+    for path, document in asked:
+        body = json.dumps(document, separators=("," + " " * 64, ":")).encode()
+        assert len(body) > OWN_PAGES_FROM
+        whole = client.post(path, content=body)
+        assert whole.status_code == 200, whole.text[:300]
+        chunks = client.post(path, content=(body[at : at + 65_536] for at in range(0, len(body), 65_536)))
+        assert chunks.content == whole.content
+        found.append(whole.content)
+        spoilt = client.post(path, content=body[:-200_000] + b"x" + body[-199_999:])
+        assert spoilt.status_code == 400
+        assert "is not JSON" in spoilt.json()["error"]
+    assert found[0] == found[1] == found[3]
+    assert found[4] == found[5]
