@@ -7,8 +7,6 @@ libraries on LD_LIBRARY_PATH) gRPC is also measured with that.
 from __future__ import annotations
 
 import argparse
-import gzip
-import http.client
 import json
 import os
 import platform
@@ -19,100 +17,27 @@ import tempfile
 import time
 import timeit
 import urllib.request
-import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import grpc
 import numpy as np
-from onnx import TensorProto, helper, save
 from pydantic import TypeAdapter
 from rich.console import Console
-from rich.table import Table
 from sklearn.datasets import load_breast_cancer
 
+from benchmarks.bodies import WIDTH, binary_body, echo, json_body, wide
 from benchmarks.contestants import Contestant, contestants, free_port, running
 from benchmarks.decoding import forest_codec
-from benchmarks.grpc_load import METHOD
+from benchmarks.findings import Finding, show
 from benchmarks.grpc_load import load as grpc_load
+from benchmarks.held_loop import held_loop
 
 RESULTS = Path(__file__).parent / "results" / "protocols.json"
-ROWS, WIDTH = 256, 1024
-LOOP_S = 0.005
-"""Longest that large bodies may hold the event loop at a time."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One measured figure; `aim` is a least, or where `most` a most; None where it stands for comparison."""
-
-    what: str
-    measured: float
-    unit: str
-    aim: float | None = None
-    most: bool = False
-
-    @property
-    def verdict(self) -> str:
-        """Say whether the aim was met."""
-        if self.aim is None:
-            return ""
-        met = self.measured <= self.aim if self.most else self.measured >= self.aim
-        return "met" if met else "MISSED"
-
-
-def wide(folder: Path) -> None:
-    """Write a cheap model that takes a megabyte: for each row its greatest element, and where it stands."""
-    graph = helper.make_graph(
-        [
-            helper.make_node("ArgMax", ["features"], ["label"], axis=1, keepdims=0),
-            helper.make_node("ReduceMax", ["features"], ["probabilities"], axes=[1], keepdims=1),
-        ],
-        "wide",
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["rows", WIDTH])],
-        [
-            helper.make_tensor_value_info("label", TensorProto.INT64, ["rows"]),
-            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["rows", 1]),
-        ],
-    )
-    (folder / "wide" / "1").mkdir(parents=True)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    save(model, folder / "wide" / "1" / "model.onnx")
-
-
-def echo(folder: Path) -> None:
-    """Write a model that answers as much as it is given: each number, negated."""
-    given, answered = (
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", WIDTH]) for name in ("features", "negated")
-    )
-    graph = helper.make_graph([helper.make_node("Neg", ["features"], ["negated"])], "echo", [given], [answered])
-    (folder / "echo" / "1").mkdir(parents=True)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    save(model, folder / "echo" / "1" / "model.onnx")
-
-
-def json_body(rows: np.ndarray) -> bytes:
-    """Write rows as a v2 request with one flat tensor."""
-    tensor = {"name": "features", "datatype": "FP32", "shape": list(rows.shape), "data": rows.ravel().tolist()}
-    return json.dumps({"inputs": [tensor]}, separators=(",", ":")).encode()
-
-
-def binary_body(rows: np.ndarray) -> tuple[bytes, int]:
-    """Write rows as a v2 request with a raw tensor that asks for raw outputs; return it and the bytes of its JSON."""
-    raw = rows.astype(np.float32).tobytes()
-    tensor = {
-        "name": "features",
-        "datatype": "FP32",
-        "shape": list(rows.shape),
-        "parameters": {"binary_data_size": len(raw)},
-    }
-    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}, separators=(",", ":")).encode()
-    return head + raw, len(head)
+ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -314,188 +239,6 @@ def decoding(models: Path) -> list[Finding]:
 def best(call: Callable[[], Any]) -> float:
     """Return the least seconds of a call."""
     return min(timeit.repeat(call, number=10, repeat=15)) / 10
-
-
-@dataclass(frozen=True)
-class Long:
-    """A request of many bytes, or whose answer has many; without a path it goes over gRPC."""
-
-    what: str
-    path: str
-    body: bytes
-    headers: dict[str, str]
-
-
-def long_requests() -> list[Long]:
-    """Make one of each form."""
-    wide, forest, length = "/v2/models/wide/infer", "/v1/models/forest:predict", "inference-header-content-length"
-    rows = np.random.default_rng(1).random((1400, WIDTH)).round(7)
-    flat = json_body(rows)
-    nested = {"name": "features", "datatype": "FP32", "shape": list(rows.shape), "data": rows.tolist()}
-    raw, head = binary_body(np.zeros((3900, WIDTH)))
-    numbers, numbers_head = binary_body(rows)
-    as_json = numbers[:numbers_head].replace(b"true", b"false")
-    data = load_breast_cancer()
-    names = [str(name) for name in data.feature_names]
-    cells = np.resize(data.data, (4000, 30)) * 1.000123
-    by_name = {"instances": [dict(zip(names, row, strict=True)) for row in cells[:3900].tolist()]}
-    columns = {"inputs": dict(zip(names, cells.T.tolist(), strict=True))}
-
-    def made(what: str, path: str, body: Any, **headers: str) -> Long:
-        whole = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return Long(
-            f"{what}, {len(whole) / 1e6:.0f} MB", path, whole, {k.replace("_", "-"): v for k, v in headers.items()}
-        )
-
-    return [
-        made("v2 JSON", wide, flat),
-        made("v2 JSON, nested", wide, {"inputs": [nested]}),
-        made("v2 JSON, gzip", wide, gzip.compress(flat, 1), content_encoding="gzip"),
-        made("v2 binary", wide, raw, **{length: str(head)}),
-        made(
-            "v2 binary, deflate",
-            wide,
-            zlib.compress(numbers, 1),
-            content_encoding="deflate",
-            **{length: str(numbers_head)},
-        ),
-        made("V1 by name", forest, by_name),
-        made("V1 by position", forest, {"instances": cells.tolist()}),
-        made("V1 columns", forest, columns),
-        made(
-            "v2 binary, answered in 15 MB of JSON",
-            "/v2/models/echo/infer",
-            as_json + numbers[numbers_head:],
-            **{length: str(len(as_json))},
-        ),
-        made(
-            "the same answer, gzip",
-            "/v2/models/echo/infer",
-            as_json + numbers[numbers_head:],
-            accept_encoding="gzip",
-            **{length: str(len(as_json))},
-        ),
-        made("v2 binary, answered in as much", "/v2/models/echo/infer", raw, **{length: str(head)}),
-        made("V1 by position, answered in 15 MB", "/v1/models/echo:predict", {"instances": rows.tolist()}),
-        *long_calls(rows),
-    ]
-
-
-def long_calls(rows: np.ndarray) -> list[Long]:
-    """Make the forms of ModelInfer: raw and typed, read and answered."""
-    floats = np.resize(rows, (3900, WIDTH)).astype(np.float32)
-
-    def made(what: str, model: str, **contents: Any) -> Long:
-        from serving.grpc_api.messages import message  # noqa: PLC0415  needed here alone
-
-        tensor = {"name": "features", "datatype": "FP32", "shape": list(floats.shape)}
-        if "typed" in contents:
-            tensor["contents"] = {"fp32_contents": contents.pop("typed")}
-        request = message("ModelInferRequest")(model_name=model, inputs=[tensor], **contents).SerializeToString()
-        return Long(f"gRPC {what}, {len(request) / 1e6:.0f} MB", "", request, {})
-
-    raw, typed = [floats.tobytes()], floats.ravel()
-    return [
-        made("raw", "wide", raw_input_contents=raw),
-        made("typed", "wide", typed=typed),
-        made("raw, answered in as much", "echo", raw_input_contents=raw),
-        made("typed, answered in as much", "echo", typed=typed),
-    ]
-
-
-def held_loop(models: Path, folder: Path, rounds: int, seconds: float, only: str = ".") -> list[Finding]:
-    """Large bodies one after the other on two connections, and meanwhile a probe on the worker's own event loop.
-
-    All forms take turns. Two controls show the machine's own floor: no load at all, and one small row again and again.
-    """
-    log = folder / "lags"
-    grpc_port = free_port()
-    probe = (sys.executable, "-m", "benchmarks.lag", str(models), str(log), "{port}", str(grpc_port))
-    row = json_body(np.zeros((1, WIDTH)))
-    small = Long("the same client, single rows", "/v2/models/wide/infer", row, {})
-    forms = [small, *(each for each in long_requests() if re.search(only, each.what))]
-    spans: dict[str, list[tuple[float, float]]] = {each.what: [] for each in forms}
-    spans["no load"] = []
-    with running(Contestant("lag", probe, {}, "/v2/health/ready"), folder, None) as (port, _, _):
-        for each in forms:
-            hammer(each, port, grpc_port, 0.1)
-        for _ in range(rounds):
-            began = time.monotonic()
-            time.sleep(seconds)
-            spans["no load"].append((began, time.monotonic()))
-            for each in forms:
-                began = time.monotonic()
-                hammer(each, port, grpc_port, seconds)
-                spans[each.what].append((began, time.monotonic()))
-    at, late, held = np.loadtxt(log, unpack=True)
-    findings = []
-    for what, times in spans.items():
-        during = [(at >= began) & (at <= ended) for began, ended in times]
-        longest = sorted(float(held[those].max()) * 1e3 for those in during)
-        aim = None if what in {"no load", small.what} else LOOP_S * 1e3
-        findings += [
-            Finding(f"loop held, {what}: longest of a round, median", median(longest), "ms", aim, most=True),
-            Finding(f"loop held, {what}: longest of all", longest[-1], "ms"),
-            Finding(
-                f"loop late, {what}: longest of all", max(float(late[those].max()) for those in during) * 1e3, "ms"
-            ),
-        ]
-    return findings
-
-
-def hammer(request: Long, port: int, grpc_port: int, seconds: float) -> int:
-    """Send a request on two connections for a while; return how often."""
-    until = time.monotonic() + seconds
-    cores = sorted(os.sched_getaffinity(0))
-
-    def send() -> int:
-        # What a client computes must not take the core that the server's loop waits for.
-        os.sched_setaffinity(0, cores[-1:])
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        sent = 0
-        with asking(request, port, grpc_port) as ask:
-            while time.monotonic() < until:
-                ask()
-                sent += 1
-        return sent
-
-    with ThreadPoolExecutor(2) as senders:
-        return sum(sender.result() for sender in [senders.submit(send), senders.submit(send)])
-
-
-@contextmanager
-def asking(request: Long, port: int, grpc_port: int) -> Iterator[Callable[[], object]]:
-    """Open a connection; give what sends the request on it once, and reads the answer."""
-    if not request.path:
-        options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
-        with grpc.insecure_channel(f"127.0.0.1:{grpc_port}", options) as channel:
-            call = channel.unary_unary(METHOD)
-            yield lambda: call(request.body)
-        return
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    room = bytearray(1 << 20)
-
-    def ask() -> None:
-        connection.request("POST", request.path, request.body, request.headers)
-        answer = connection.getresponse()
-        while answer.readinto(room):
-            pass
-        if answer.status != 200:
-            raise RuntimeError(f"{request.what} was answered {answer.status}")
-
-    yield ask
-    connection.close()
-
-
-def show(findings: list[Finding], console: Console) -> None:
-    """Print the figures, and at the end what was aimed at."""
-    table = Table("", "measured", "", "aim", "")
-    for finding in findings:
-        aim = "" if finding.aim is None else f"{'at most' if finding.most else 'at least'} {finding.aim:g}"
-        table.add_row(finding.what, f"{finding.measured:,.2f}", finding.unit, aim, finding.verdict)
-    console.print(table)
-    missed = [f.what for f in findings if f.verdict == "MISSED"]
-    console.print(f"{len(missed)} aims missed: {'; '.join(missed)}" if missed else "all aims met", soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
