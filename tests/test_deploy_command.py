@@ -147,7 +147,7 @@ def test_a_judged_canary_is_promoted_by_itself(live: Server, folder: Path, event
         (("promote", "iris", "one"), 2, 'version: should be a version such as "3"'),
         (("canary", "iris", "2", "--percent", "0"), 2, "percent: should be greater than 0"),
         (("canary", "iris"), 2, "give a version, or --end"),
-        (("canary", "iris", "1", "--sticky-feature", "age"), 1, "no feature 'age'"),
+        (("canary", "iris", "1", "--sticky-feature", "age"), 1, "no feature 'age'; features: sepal_length"),
         (("canary", "iris", "1", "--after", "soon"), 2, "--after: 'soon' is no time"),
         (("canary", "iris", "1", "--max-error-rate", "0.1"), 2, "--after or --rows must say when"),
         (("label", "iris", "stable", "1"), 2, "'stable' follows the role"),

@@ -155,7 +155,12 @@ def test_the_loser_of_a_race_gets_412_and_the_state(client: TestClient) -> None:
         (f"{AT}/promote", {"version": "1", "force": True}, 400, "force: there is no such field"),
         (f"{AT}/canary", {"version": "1", "percent": 0}, 400, "percent: should be greater than 0"),
         (f"{AT}/canary", {"version": "2"}, 400, "already is stable"),
-        (f"{AT}/canary", {"version": "1", "sticky": {"feature": "age"}}, 503, "no feature 'age'"),
+        (
+            f"{AT}/canary",
+            {"version": "1", "sticky": {"feature": "age"}},
+            400,
+            "no feature 'age'; features: sepal_length",
+        ),
         (f"{AT}/label", {"label": "latest", "version": "1"}, 400, "'latest' follows the role"),
         ("/v1/repository/models/rose/promote", {"version": "1"}, 404, "no model is called 'rose'"),
     ],
