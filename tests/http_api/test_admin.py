@@ -186,6 +186,26 @@ def test_only_deployers_may(client: TestClient) -> None:
     assert client.get(AT).headers["etag"] == before
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "known"),
+    [
+        ("PUT", "versions/next?note=x&allow_breakin=true", "note, allow_breaking"),
+        ("POST", "promote?allow_breakin=true", "none"),
+        ("POST", "rollback?allow_breakin=1", "none"),
+        ("GET", "history?limit=3&allow_breakin=1", "limit"),
+    ],
+)
+def test_a_misspelt_parameter_is_named(client: TestClient, folder: Path, method: str, path: str, known: str) -> None:
+    """A parameter that a route does not have is refused with those that it has, and nothing changes."""
+    before = client.get(AT).headers["etag"]
+    answer = client.request(method, f"{AT}/{path}", content=b'{"version": "1"}')
+    assert answer.status_code == 400, answer.text
+    assert f"allow_breakin: there is no such parameter; parameters: {known};" in answer.json()["error"]
+    assert answer.json()["details"][0]["path"] == "/query/allow_breakin"
+    assert client.get(AT).headers["etag"] == before
+    assert client.request(method, f"{AT}/{path}", headers={"authorization": ""}).status_code == 401
+
+
 def test_a_body_is_bounded(client: TestClient) -> None:
     """A body that no order needs is refused by its size."""
     assert client.post(f"{AT}/promote", content=b" " * 100_000).status_code == 413
