@@ -22,10 +22,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from serving.errors import GenerationConflict, InvalidRequest, ModelNotFound, NotReady, ServingError
+from serving.errors import GenerationConflict, InvalidRequest, ModelNotFound, NotReady, ServingError, shown
 from serving.fleet.manifest import MODEL_FILE
 from serving.fleet.quarantine import Quarantine
-from serving.fleet.repository import NAME, VERSION, shown
+from serving.fleet.repository import NAME, VERSION
 from serving.fleet.state import sync
 from serving.fleet.traffic import Traffic, parse
 from serving.fleet.transitions import Transition, restore
@@ -175,7 +175,7 @@ class Ledger:
     def _folder(self, name: str) -> Path:
         folder = self._root / name
         if not NAME.fullmatch(name) or not folder.is_dir():
-            raise ModelNotFound(f"no model is called {shown(name)!r}")
+            raise ModelNotFound(f"no model is called '{shown(name)}'")
         return folder
 
     @contextmanager

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import Field, ValidationError
 
-from serving.errors import InvalidRequest, ModelNotFound
+from serving.errors import InvalidRequest, ModelNotFound, shown
 from serving.fleet import gate
 from serving.fleet.fleet import Fleet
 from serving.fleet.orders import ORDERS, Order
@@ -63,7 +63,7 @@ def router(root: Path, metrics: Metrics | None) -> APIRouter:
     async def report(model: str, version: str, fleet: LiveFleet) -> Response:
         """Answer with the report that is kept with a version."""
         if version not in await asyncio.to_thread(fleet.changes.ledger.versions, model):
-            raise ModelNotFound(f"model {model!r} has no version {version[:16]!a} in the folder")
+            raise ModelNotFound(f"model {model!r} has no version '{shown(version)}' in the folder")
         return json_answer(await asyncio.to_thread(_report, root, model, version))
 
     for order in ORDERS:

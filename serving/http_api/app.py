@@ -21,11 +21,10 @@ from serving.access.access import Access
 from serving.black_box import BlackBox
 from serving.engine.admission import Bodies
 from serving.engine.model import Limits
-from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError
+from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError, shown
 from serving.fleet.deployment import Deployment
 from serving.fleet.fleet import Fleet
 from serving.fleet.ledger import Ledger
-from serving.fleet.repository import shown
 from serving.fleet.traffic import sentence
 from serving.fleet.trial import Totals
 from serving.http_api import admin, docs, metadata, repository_api, strict_json, triton
@@ -242,11 +241,13 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101
     details = []
     for found in error.errors()[:DETAILS_SHOWN]:
-        place = found["loc"] if found["type"] != "json_invalid" else ()
+        place: tuple[str | int, ...] = found["loc"] if found["type"] != "json_invalid" else ()
         below = 1 if place[:1] == ("body",) else 0
         text = sentence(found, below=below)
         if found["type"] == "extra_forbidden" and place[0] == "query":
-            text = f"{shown(str(place[1]))}: there is no such parameter; parameters: {', '.join(taken(request)) or 'none'}"
+            text = (
+                f"{shown(str(place[1]))}: there is no such parameter; parameters: {', '.join(taken(request)) or 'none'}"
+            )
         details.append(Detail(strict_json.pointer(*place[below:]), text))
     return _answer(InvalidRequest(f"the request is not valid: {details[0].message}; see /docs", details), 400)
 

@@ -25,5 +25,5 @@ def taken(request: Request) -> Iterable[str]:
     route = request.scope.get("route")
     if not isinstance(route, APIRoute):
         return ()
-    models = (field.field_info.annotation for field in route.dependant.query_params)
-    return [name for model in models if model is not None and issubclass(model, Parameters) for name in model.model_fields]
+    models = [field.field_info.annotation for field in route.dependant.query_params]
+    return [name for model in models if isinstance(model, type(Parameters)) for name in model.model_fields]
