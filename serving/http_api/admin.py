@@ -105,14 +105,14 @@ def _endpoint(kind: type[Order]) -> Callable[..., Awaitable[Response]]:
         step = await asyncio.to_thread(order.step, fleet.changes.ledger, model)
         after = await fleet.changes.make(
             model,
-            step,
+            step.transition,
             who=caller.name,
             what=order.what,
-            why=order.why,
+            why=step.why,
             if_generation=generation,
             anyway=order.anyway,
         )
-        return _answer(after, {"name": model})
+        return _answer(after, {"name": model, **({"notes": step.notes} if step.notes else {})})
 
     return change
 

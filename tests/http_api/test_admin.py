@@ -83,6 +83,24 @@ def test_every_verb_is_served_when_it_returns(client: TestClient) -> None:
     assert version("/versions/1") == "1"
 
 
+def test_a_rollback_says_what_it_passed_over(client: TestClient, folder: Path) -> None:
+    """The answer tells which version before could not serve, and why."""
+    shutil.copytree(folder / "iris" / "2", folder / "iris" / "3")
+    file = folder / "iris" / "2" / "model.onnx"
+    whole = file.read_bytes()
+    try:
+        for version in ("1", "2", "3"):
+            assert client.post(f"{AT}/promote", json={"version": version}).status_code == 200
+        file.write_bytes(whole[:1000])
+        answer = client.post(f"{AT}/rollback", json={})
+        assert (answer.status_code, answer.json()["traffic"]["stable"]) == (200, "1"), answer.text
+        assert "version 2 is passed over: model.onnx has 1000 bytes" in answer.json()["notes"][0]
+    finally:
+        file.write_bytes(whole)
+        client.post(f"{AT}/promote", json={"version": "1"})
+        shutil.rmtree(folder / "iris" / "3")
+
+
 @pytest.mark.parametrize(
     ("keep", "policy"),
     [
