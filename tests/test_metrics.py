@@ -15,6 +15,7 @@ from serving.metrics.totals import forget_gauges
 from tests.conftest import Server
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+FIGURES = ("load_seconds", "row_seconds", "memory_bytes")
 IRIS = {"instances": [[5.1, 3.5, 1.4, 0.2]]}
 
 
@@ -139,11 +140,64 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     assert of(scraped(metrics), "serving_rows_total", model="m") == 5
 
 
-def test_series_are_bounded() -> None:
-    """Beyond a bound further models and routes share the label value `other`."""
+class Loaded:
+    """Stands for a loaded version, as long as it is referred to."""
+
+    def __init__(self, metrics: Metrics, name: str, version: str) -> None:
+        self.counts = metrics.model(name, version)
+        self.counts.used_by(self)
+        self.counts.ready(True)
+        self.counts.answered("v1", 1, 0.001)
+
+
+def test_a_new_version_every_day_has_series_of_its_own(tmp_path: Path) -> None:
+    """However many versions came before, what serves is counted by name; who has gone longest makes room.
+
+    The next worker in the slot goes on so. What was loaded all the time never goes back.
+    """
+    metrics = Metrics(directory=tmp_path)
+    steady = Loaded(metrics, "steady", "1")
+    for day in range(1, 2 * MOST_SERIES):
+        latest = Loaded(metrics, "iris", str(day))
+        if day % 100 == 0:
+            metrics.fold()
+    samples = scraped(metrics)
+    seen = [int(dict(labels)["version"]) for name, labels in samples if name == "serving_rows_total"]
+    assert len(seen) == MOST_SERIES
+    assert min(day for day in seen if day > 1) == MOST_SERIES + 1
+    assert of(samples, "serving_rows_total", model="steady") == 1
+    assert of(samples, "serving_model_ready", model="iris", version=str(day)) == 1
+    assert of(samples, "serving_rows_total", model="other") == 0
+    del steady, latest
+    again = Metrics(directory=tmp_path)
+    live = [Loaded(again, "iris", str(2 * MOST_SERIES + day)) for day in range(3)] + [Loaded(again, "steady", "1")]
+    samples = scraped(again)
+    del live
+    assert of(samples, "serving_rows_total", model="steady") == 2
+    assert of(samples, "serving_rows_total", model="iris", version=str(2 * MOST_SERIES + 2)) == 1
+    assert sum(1 for name, _ in samples if name == "serving_rows_total") == MOST_SERIES
+
+
+def test_what_the_gate_said_of_who_serves_is_shown() -> None:
+    """Verdicts and figures are bounded too, and of those that are shown are the loaded versions and the newest."""
     metrics = Metrics()
+    steady = Loaded(metrics, "steady", "1")
+    versions = [("steady", "1"), *(("iris", str(day)) for day in range(1, 2 * MOST_SERIES))]
+    metrics.passed([(*version, True) for version in versions])
+    metrics.examined([(*version, "this", what, 1.0) for version in versions for what in FIGURES for _ in range(2)], 0)
+    samples = scraped(metrics)
+    for name in ("serving_gate_passed", *(f"serving_gate_{what}" for what in FIGURES)):
+        assert of(samples, name, model="steady") == of(samples, name, version=str(2 * MOST_SERIES - 1)) == 1
+        assert of(samples, name) == MOST_SERIES
+    del steady
+
+
+def test_series_are_bounded() -> None:
+    """Beyond a bound further models that are loaded, and routes, share the label value `other`."""
+    metrics = Metrics()
+    loaded = []
     for i in range(MOST_SERIES + 100):
-        metrics.model(f"m{i}", "1").answered("v1", 1, 0.001)
+        loaded.append(Loaded(metrics, f"m{i}", "1"))
         metrics.route(f"/r{i}", "GET").finished(200, 0.001)
     samples = scraped(metrics)
     assert of(samples, "serving_rows_total") == MOST_SERIES + 100

@@ -117,10 +117,8 @@ class Fleet:
     async def _load(self, item: Found) -> Model:
         loop = asyncio.get_running_loop()
         session = await loop.run_in_executor(self._loader, self._read, item)
-        observer: Observer = Unobserved()
-        if self._metrics is not None:
-            observer = metrics = self._metrics.model(item.name, item.version)
-            metrics.info(task=session.signature.task, sha256=item.sha256)
+        metrics = self._metrics.model(item.name, item.version) if self._metrics is not None else None
+        observer: Observer = metrics or Unobserved()
         model = Model(
             item.name,
             item.version,
@@ -131,6 +129,9 @@ class Fleet:
             observer=observer,
             box=self._box,
         )
+        if metrics is not None:
+            metrics.info(task=session.signature.task, sha256=item.sha256)
+            metrics.used_by(model)
         if session.large:
             self._trim_later()
             weakref.finalize(model, self._gone, loop).atexit = False

@@ -68,6 +68,13 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_worker_start_time_seconds": ("Unix time at which the worker in a slot started.", ("worker",)),
     "serving_worker_resident_bytes": ("Resident memory of the worker in a slot.", ("worker",)),
 }
+VERSIONED = frozenset(
+    name
+    for table in (COUNTERS, HISTOGRAMS, GAUGES)
+    for name, family in table.items()
+    if family[1][:2] == _MODEL and not name.startswith("serving_gate_")
+)
+"""What is counted of each version; the gate's figures are another matter: they are told anew, all at a time."""
 LEAST = frozenset({"serving_model_ready", "serving_model_info", "serving_model_generation", "serving_gate_passed"})
 GREATEST = frozenset(
     {

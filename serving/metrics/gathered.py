@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections import defaultdict
 
 from serving.errors import (
@@ -16,7 +17,7 @@ from serving.errors import (
     SignatureMismatch,
     UnsupportedMediaType,
 )
-from serving.metrics.families import Labels
+from serving.metrics.families import Labels, Version
 from serving.metrics.store import Store
 
 # Outcome, and the reason where the prediction was not run; what is not here failed by a fault of ours or the model's.
@@ -35,8 +36,9 @@ _OUTCOMES: dict[type[ServingError], tuple[str, str]] = {
 class ModelMetrics:
     """What is counted of one version. The methods only append; `fold` does the rest."""
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: Version) -> None:
         self.labels = labels
+        self._users: weakref.WeakSet[object] = weakref.WeakSet()
         self._outcomes: dict[tuple[str, str], int] = defaultdict(int)
         self._rows = 0
         self._answered: dict[str, list[float]] = defaultdict(list)
@@ -50,6 +52,15 @@ class ModelMetrics:
         self._queued = 0
         self._ready = False
         self._info: Labels | None = None
+
+    def used_by(self, model: object) -> None:
+        """Keep the version's series for as long as this lives, which counts here."""
+        self._users.add(model)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether there is something that counts here."""
+        return bool(self._users)
 
     def answered(self, protocol: str, rows: int, seconds: float) -> None:
         """Count a prediction that was answered: its rows, seconds from body to answer."""
@@ -131,7 +142,7 @@ class ModelMetrics:
 class ShadowMetrics:
     """What is counted of a version in the shadow of another."""
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: Version) -> None:
         self.labels = labels
         self._outcomes: dict[str, int] = defaultdict(int)
         self._rows = 0

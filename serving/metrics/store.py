@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from serving.metrics.families import COUNTERS, GAUGES, GREATEST, HISTOGRAMS, LEAST, Key, Labels
+from serving.metrics.families import COUNTERS, GAUGES, GREATEST, HISTOGRAMS, LEAST, VERSIONED, Key, Labels, Version
 
 log = logging.getLogger("serving.metrics")
 
@@ -37,6 +37,19 @@ class Store:
             for index, number in enumerate(np.bincount(places, minlength=len(bounds) + 1).tolist()):
                 cells[index] += number
             cells[-1] += math.fsum(values)
+
+    def versions(self) -> list[Version]:
+        """Return the versions, by name and version, of which something was counted, the first that was first."""
+        found = (
+            (of[0], of[1]) for table in (self.counters, self.histograms) for name, of in table if name in VERSIONED
+        )
+        return list(dict.fromkeys(found))
+
+    def forget(self, version: Version) -> None:
+        """Drop all that was counted of a version."""
+        for table in (self.counters, self.histograms, self.gauges):
+            for key in [key for key in table if key[0] in VERSIONED and key[1][:2] == version]:
+                del table[key]
 
     def dump(self) -> bytes:
         """Write the snapshot that `add` reads."""
