@@ -44,7 +44,7 @@ class ModelMetrics:
         self._answered: dict[str, list[float]] = defaultdict(list)
         self._seconds: list[float] = []
         self._failing = 0.0
-        self._batch_rows: list[float] = []
+        self._batch_rows: list[int] = []
         self._queue: list[float] = []
         self._inference: list[float] = []
         self._rejected: dict[str, int] = defaultdict(int)
@@ -125,12 +125,14 @@ class ModelMetrics:
             for value, number in table.items():
                 store.counters[name, (*labels, value)] += number
             table.clear()
-        for name, values in (
+        store.ran(labels, self._batch_rows, self._inference)
+        histograms: tuple[tuple[str, list[int] | list[float]], ...] = (
             ("serving_prediction_seconds", self._seconds),
             ("serving_batch_rows", self._batch_rows),
             ("serving_queue_seconds", self._queue),
             ("serving_inference_seconds", self._inference),
-        ):
+        )
+        for name, values in histograms:
             store.observe(name, labels, values)
             values.clear()
         store.gauges["serving_queued_rows", labels] = self._queued

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.metrics.exposition import exposition
-from serving.metrics.families import Labels, Version
+from serving.metrics.families import Labels, Sizes, Version
 from serving.metrics.gathered import ModelMetrics, RouteMetrics, ShadowMetrics
 from serving.metrics.store import Store, add_file
 from serving.metrics.totals import totals_of
@@ -153,6 +153,12 @@ class Metrics:
         """Sum what versions, given as (name, version), did over all workers; see `totals`."""
         self.fold()
         return totals_of(self._whole(), models)
+
+    def statistics(self, models: Iterable[Version]) -> dict[Version, tuple[dict[str, float], Sizes]]:
+        """Return the sums of versions as `totals` does, and what their batches of each size did."""
+        self.fold()
+        whole = self._whole()
+        return {version: (total, whole.sizes.get(version, {})) for version, total in totals_of(whole, models).items()}
 
     def render(self) -> tuple[bytes, str]:
         """Return the exposition of all workers together, and its content type."""
