@@ -157,7 +157,7 @@ class Metrics:
     def statistics(self, models: Iterable[Version]) -> dict[Version, tuple[dict[str, float], Sizes]]:
         """Return the sums of versions as `totals` does, and what their batches of each size did."""
         self.fold()
-        whole = self._whole()
+        whole = self._whole(sizes=True)
         return {version: (total, whole.sizes.get(version, {})) for version, total in totals_of(whole, models).items()}
 
     def render(self) -> tuple[bytes, str]:
@@ -165,15 +165,15 @@ class Metrics:
         self.fold()
         return exposition(self._whole())
 
-    def _whole(self) -> Store:
+    def _whole(self, *, sizes: bool = False) -> Store:
         """Add up the snapshots of all workers."""
         whole = Store()
-        whole.add(self._store.dump(), gauges=True)
+        whole.add(self._store.dump(), gauges=True, sizes=sizes)
         if self._directory is not None:
             mine = self._file()
             for file in sorted(self._directory.glob("worker-*.json")):
                 if file != mine:
-                    add_file(whole, file, gauges=True)
+                    add_file(whole, file, gauges=True, sizes=sizes)
         return whole
 
 

@@ -92,16 +92,19 @@ class Store:
         sizes = [[of, [[size, *did] for size, did in mine.items()]] for of, mine in self.sizes.items()]
         return orjson.dumps([rows(self.counters), rows(self.histograms), rows(self.gauges), sizes])
 
-    def add(self, text: bytes, *, gauges: bool) -> None:
-        """Add a snapshot. Raises ValueError, and adds nothing, where it is not one."""
+    def add(self, text: bytes, *, gauges: bool, sizes: bool = True) -> None:
+        """Add a snapshot. Raises ValueError, and adds nothing, where it is not one.
+
+        gauges: with these. sizes: with what batches of each size did, which may be most of a snapshot.
+        """
         try:
-            counters, histograms, found, sizes = orjson.loads(text)
+            counters, histograms, found, told = orjson.loads(text)
             counted = [((str(n), tuple(map(str, ls))), float(v)) for n, ls, v in counters]
             observed = [((str(n), tuple(map(str, ls))), [float(c) for c in v]) for n, ls, v in histograms]
             measured = [((str(n), tuple(map(str, ls))), float(v)) for n, ls, v in found]
             batches = [
                 ((str(name), str(version)), [(int(s), float(n), float(t)) for s, n, t in cells])
-                for (name, version), cells in sizes
+                for (name, version), cells in (told if sizes else ())
             ]
         except (TypeError, ValueError) as error:
             raise ValueError("not a snapshot") from error
@@ -124,10 +127,10 @@ class Store:
                 self.gauges[key] = self.gauges.get(key, 0.0) + value
 
 
-def add_file(store: Store, file: Path, *, gauges: bool) -> None:
+def add_file(store: Store, file: Path, *, gauges: bool, sizes: bool = True) -> None:
     """Add a worker's snapshot; one that can't be read is left out, and the log says so."""
     try:
-        store.add(file.read_bytes(), gauges=gauges)
+        store.add(file.read_bytes(), gauges=gauges, sizes=sizes)
     except FileNotFoundError:
         return
     except (OSError, ValueError):
