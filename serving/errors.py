@@ -104,6 +104,15 @@ class ModelInvalid(ServingError):
     """A model file can't be served: not ONNX, truncated, or not as its signature declares."""
 
 
+def shown(name: str) -> str:
+    r"""Make a name from outside fit for a log line or an answer: short, and what is no printable ASCII as an escape.
+
+    >>> print(shown("iris"), shown("a\nb"), shown("c:\\d"), shown("caf\xe9"))
+    iris a\nb c:\d caf\xe9
+    """
+    return "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in name[:100])
+
+
 def listed(problem: str, details: list[Detail], *, total: int | None = None) -> SignatureMismatch:
     """Make the error that reports every bad cell: the first 20 and the count of all."""
     count = len(details) if total is None else total

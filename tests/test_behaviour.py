@@ -228,6 +228,17 @@ def test_unknown_names_are_named(client: httpx.Client) -> None:
         assert text in answer.json()["error"]
 
 
+def test_odd_names_are_shown_plainly(client: httpx.Client) -> None:
+    """A 404 shows a name as it was sent; a character that could steer a terminal or a log is one escape."""
+    sent, plain = "a%0Ab%5Cc%1B%5Bm", r"'a\nb\c\x1b[m'"
+    for path in (sent, f"iris/versions/{sent}", f"iris/labels/{sent}"):
+        answer = client.post(f"/v1/models/{path}:predict", json={"instances": [IRIS]})
+        assert (answer.status_code, plain in answer.json()["error"]) == (404, True), answer.text
+    for path in (sent, f"iris/report/{sent}"):
+        answer = client.get(f"/v1/repository/models/{path}")
+        assert (answer.status_code, plain in answer.json()["error"]) == (404, True), answer.text
+
+
 def test_wrong_method_says_which_is_right(client: httpx.Client) -> None:
     """Another method than POST on a prediction path is a 405 with Allow."""
     answer = client.put(PREDICT, json={})

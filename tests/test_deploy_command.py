@@ -118,6 +118,26 @@ def test_what_cant_be_served_is_taken_back(live: Server, folder: Path) -> None:
         shutil.rmtree(folder / "iris" / "7")
 
 
+def test_rollback_passes_over_a_damaged_version(live: Server, folder: Path) -> None:
+    """Where the version before is half there, one command goes to the one before it, and says so and why."""
+    shutil.copytree(folder / "iris" / "2", folder / "iris" / "3")
+    try:
+        for version in ("1", "2", "3"):
+            assert run(folder, "promote", "iris", version).exit_code == 0
+        file = folder / "iris" / "2" / "model.onnx"
+        whole = file.read_bytes()
+        file.write_bytes(whole[:1000])
+        done = run(folder, "rollback", "iris")
+        file.write_bytes(whole)
+        assert done.exit_code == 0, done.stderr
+        assert "version 1 is stable, was 3; version 2 is passed over: model.onnx has 1000 bytes" in done.stdout
+        assert answering(live) == {"1"}
+        last = json.loads(run(folder, "history", "iris", "--json").stdout)[-1]
+        assert (last["what"], "version 2 is passed over: model.onnx has" in last["why"]) == ("rollback", True)
+    finally:
+        shutil.rmtree(folder / "iris" / "3")
+
+
 def test_a_judged_canary_is_promoted_by_itself(live: Server, folder: Path, eventually: Wait) -> None:
     """A canary that answers its rows without a fault is promoted, and status tells how it goes meanwhile."""
     run(folder, "promote", "iris", "1")
@@ -147,7 +167,7 @@ def test_a_judged_canary_is_promoted_by_itself(live: Server, folder: Path, event
         (("promote", "iris", "one"), 2, 'version: should be a version such as "3"'),
         (("canary", "iris", "2", "--percent", "0"), 2, "percent: should be greater than 0"),
         (("canary", "iris"), 2, "give a version, or --end"),
-        (("canary", "iris", "1", "--sticky-feature", "age"), 1, "no feature 'age'"),
+        (("canary", "iris", "1", "--sticky-feature", "age"), 1, "no feature 'age'; features: sepal_length"),
         (("canary", "iris", "1", "--after", "soon"), 2, "--after: 'soon' is no time"),
         (("canary", "iris", "1", "--max-error-rate", "0.1"), 2, "--after or --rows must say when"),
         (("label", "iris", "stable", "1"), 2, "'stable' follows the role"),

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.metrics.metrics import MOST_SERIES, Metrics
+from serving.metrics.store import MOST_SIZES
 from serving.metrics.totals import forget_gauges
-from tests.conftest import Server
+from tests.conftest import Server, running
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+FIGURES = ("load_seconds", "row_seconds", "memory_bytes")
 IRIS = {"instances": [[5.1, 3.5, 1.4, 0.2]]}
 
 
@@ -123,7 +128,9 @@ def test_the_sum_is_of_all_workers_and_survives_a_restart(tmp_path: Path) -> Non
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[[],[],[]", b'[[["x"]],[],[]]', b"[1,2,3]", b"\xff" * 100])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[[],[],[],[]", b'[[["x"]],[],[],[]]', b'[[],[],[],[["x",1]]]', b"[1,2,3]", b"\xff" * 100]
+)
 def test_a_corrupt_snapshot_is_left_out(tmp_path: Path, content: bytes) -> None:
     """A file that can't be read costs that worker's figures, and nobody the scrape."""
     metrics = Metrics(directory=tmp_path, slot=0)
@@ -139,13 +146,106 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     assert of(scraped(metrics), "serving_rows_total", model="m") == 5
 
 
-def test_series_are_bounded() -> None:
-    """Beyond a bound further models and routes share the label value `other`."""
+class Loaded:
+    """Stands for a loaded version, as long as it is referred to."""
+
+    def __init__(self, metrics: Metrics, name: str, version: str) -> None:
+        self.counts = metrics.model(name, version)
+        self.counts.used_by(self)
+        self.counts.ready(True)
+        self.counts.answered("v1", 1, 0.001)
+
+
+def test_a_new_version_every_day_has_series_of_its_own(tmp_path: Path) -> None:
+    """However many versions came before, what serves is counted by name; who has gone longest makes room.
+
+    The next worker in the slot goes on so. What was loaded all the time never goes back.
+    """
+    metrics = Metrics(directory=tmp_path)
+    steady = Loaded(metrics, "steady", "1")
+    for day in range(1, 2 * MOST_SERIES):
+        latest = Loaded(metrics, "iris", str(day))
+        if day % 100 == 0:
+            metrics.fold()
+    samples = scraped(metrics)
+    seen = [int(dict(labels)["version"]) for name, labels in samples if name == "serving_rows_total"]
+    assert len(seen) == MOST_SERIES
+    assert min(day for day in seen if day > 1) == MOST_SERIES + 1
+    assert of(samples, "serving_rows_total", model="steady") == 1
+    assert of(samples, "serving_model_ready", model="iris", version=str(day)) == 1
+    assert of(samples, "serving_rows_total", model="other") == 0
+    del steady, latest
+    again = Metrics(directory=tmp_path)
+    live = [Loaded(again, "iris", str(2 * MOST_SERIES + day)) for day in range(3)] + [Loaded(again, "steady", "1")]
+    samples = scraped(again)
+    del live
+    assert of(samples, "serving_rows_total", model="steady") == 2
+    assert of(samples, "serving_rows_total", model="iris", version=str(2 * MOST_SERIES + 2)) == 1
+    assert sum(1 for name, _ in samples if name == "serving_rows_total") == MOST_SERIES
+
+
+def test_what_the_gate_said_of_who_serves_is_shown() -> None:
+    """Verdicts and figures are bounded too, and of those that are shown are the loaded versions and the newest."""
     metrics = Metrics()
+    steady = Loaded(metrics, "steady", "1")
+    versions = [("steady", "1"), *(("iris", str(day)) for day in range(1, 2 * MOST_SERIES))]
+    metrics.passed([(*version, True) for version in versions])
+    metrics.examined([(*version, "this", what, 1.0) for version in versions for what in FIGURES for _ in range(2)], 0)
+    samples = scraped(metrics)
+    for name in ("serving_gate_passed", *(f"serving_gate_{what}" for what in FIGURES)):
+        assert of(samples, name, model="steady") == of(samples, name, version=str(2 * MOST_SERIES - 1)) == 1
+        assert of(samples, name) == MOST_SERIES
+    del steady
+
+
+def test_series_are_bounded() -> None:
+    """Beyond a bound further models that are loaded, and routes, share the label value `other`."""
+    metrics = Metrics()
+    loaded = []
     for i in range(MOST_SERIES + 100):
-        metrics.model(f"m{i}", "1").answered("v1", 1, 0.001)
+        loaded.append(Loaded(metrics, f"m{i}", "1"))
         metrics.route(f"/r{i}", "GET").finished(200, 0.001)
     samples = scraped(metrics)
     assert of(samples, "serving_rows_total") == MOST_SERIES + 100
     assert of(samples, "serving_rows_total", model="other") == 100
     assert sum(1 for name, _ in samples if name == "serving_http_requests_total") == MOST_SERIES + 1
+
+
+def test_tritons_clients_see_what_batches_of_each_size_did(eventually: Callable[[Callable[[], bool]], None]) -> None:
+    """Over HTTP and gRPC `batch_stats` lists each size once, over all workers; the counts are those of the batches."""
+    import tritonclient.grpc
+    import tritonclient.http
+
+    with running("--workers", "2", "--grpc-port", "0") as server:
+        for rows in (1, 3, 3, 7):
+            for _ in range(4):
+                body = {"instances": IRIS["instances"] * rows}
+                assert httpx.post(f"{server.url}/v1/models/iris:predict", json=body).status_code == 200
+        found = re.search(r"gRPC: (\S+)", server.output())
+        assert found
+        http = tritonclient.http.InferenceServerClient(server.url.removeprefix("http://"))
+        with tritonclient.grpc.InferenceServerClient(found[1]) as grpc:
+
+            def stats() -> list[dict[str, Any]]:
+                told = (http.get_inference_statistics("iris"), grpc.get_inference_statistics("iris", as_json=True))
+                return [next(m for m in one["model_stats"] if m["version"] == "2") for one in told]
+
+            eventually(lambda: all(int(one.get("execution_count", 0)) == 16 for one in stats()))
+            for one in stats():
+                sizes = {int(b["batch_size"]): b["compute_infer"] for b in one["batch_stats"]}
+                assert {size: int(did["count"]) for size, did in sizes.items()} == {1: 4, 3: 8, 7: 4}
+                assert all(int(did["ns"]) > 0 for did in sizes.values())
+                assert int(one["inference_count"]) == sum(size * int(did["count"]) for size, did in sizes.items())
+        http.close()
+
+
+def test_sizes_of_batches_are_bounded(tmp_path: Path) -> None:
+    """However many sizes there are, a snapshot keeps so many of a version, and goes on with those."""
+    for _ in range(2):
+        metrics = Metrics(directory=tmp_path)
+        counts = metrics.model("m", "1")
+        for rows in range(1, 2 * MOST_SIZES):
+            counts.ran(rows, [0.0], 0.25)
+        ((total, sizes),) = metrics.statistics([("m", "1")]).values()
+    assert sizes == dict.fromkeys(range(1, MOST_SIZES + 1), (2.0, 0.5))
+    assert total["inference_count"] == 2 * (2 * MOST_SIZES - 1)

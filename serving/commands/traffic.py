@@ -179,8 +179,8 @@ def carry_out(root: Path, name: str, order: Order, *, no_wait: bool) -> None:
     who = user()
     before = ledger.read(name, anyway=order.anyway)
     step = order.step(ledger, name)
-    after = ledger.change(name, step, who=who, what=order.what, why=order.why, anyway=order.anyway)
-    facts = describe(before, after)
+    after = ledger.change(name, step.transition, who=who, what=order.what, why=step.why, anyway=order.anyway)
+    facts = "; ".join((describe(before, after), *step.notes))
     if no_wait:
         typer.echo(f"{name}: {facts} (generation {after.generation}; not waited for)")
         return

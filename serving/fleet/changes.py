@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Protocol
 
-from serving.errors import GenerationConflict, NotReady
+from serving.errors import GenerationConflict, InvalidRequest, NotReady, ServingError
 from serving.fleet.ledger import Ledger
 from serving.fleet.traffic import Traffic
 from serving.fleet.transitions import Transition
@@ -24,7 +24,7 @@ class Followers(Protocol):
         """Have the folder looked at now."""
 
     async def settled(self, name: str, generation: int) -> object:
-        """Wait until every worker serves a generation. Raises NotReady where one can't."""
+        """Wait until every worker serves a generation. Raises NotReady or InvalidRequest where one can't."""
 
 
 class Changes:
@@ -47,8 +47,8 @@ class Changes:
     ) -> Traffic:
         """Write a change and return once every worker serves it; the arguments are those of `Ledger.change`.
 
-        Raises what that raises, and NotReady with the reason where a worker can't serve it: nothing is changed then,
-        and the history says so.
+        Raises what that raises, InvalidRequest where it asks for what the versions do not have, and NotReady where a
+        worker can't serve it, with the reason: nothing is changed then, and the history says so.
         """
         after = await asyncio.to_thread(
             self.ledger.change,
@@ -64,14 +64,14 @@ class Changes:
         try:
             await asyncio.wait_for(self._followers.settled(name, after.generation), WAIT_S)
         except TimeoutError:
-            reason = f"not every worker served it within {WAIT_S:.0f} s"
-        except NotReady as error:
-            reason = error.message
+            refusal: ServingError = NotReady(f"not every worker served it within {WAIT_S:.0f} s")
+        except (InvalidRequest, NotReady) as error:
+            refusal = error
         else:
             return after
         try:
-            await asyncio.to_thread(self.ledger.revert, name, after, who=who, why=reason)
+            await asyncio.to_thread(self.ledger.revert, name, after, who=who, why=refusal.message)
             self._followers.look()
         except GenerationConflict:
             log.info("%s: generation %d is not taken back: there is a later one", name, after.generation)
-        raise NotReady(f"{reason}; what served before goes on")
+        raise type(refusal)(f"{refusal.message}; what served before goes on")

@@ -46,7 +46,7 @@ class _Change:
     """How many may do so at the same time."""
     waiting: set[int] = field(default_factory=set)
     failed: tuple[str, str] | None = None
-    """A version that a worker could not load, and why."""
+    """A version that a worker could not load, and why; no version where the plan does not fit those that it could."""
     committing: bool = False
 
 
@@ -66,6 +66,8 @@ class _Known:
     refused: Plan | None = None
     """What could not be served, so that it is not tried again and again; `reason` says why."""
     reason: str = ""
+    unfit: bool = False
+    """Whether it was refused because it asks for what the versions do not have."""
     missing_since: float | None = None
 
 
@@ -333,7 +335,8 @@ class Coordinator:
             for worker in set(self._workers) - self._joining:
                 self._send(worker, {"kind": "abort", **word})
             self._mark(change.plan, *change.failed)
-            known.refused, known.reason = change.plan, change.failed[1]
+            version, known.reason = change.failed
+            known.refused, known.unfit = change.plan, not version
             known.change = None
             self._due = 0.0
         else:
@@ -380,6 +383,7 @@ class Coordinator:
                     "serving": known.served.traffic.generation if known.served else None,
                     "stable": known.served.roles.stable if known.served else None,
                     "error": known.error,
+                    "invalid": known.unfit and known.error == known.reason,
                     "busy": known.pending or known.change is not None,
                 }
                 for name, known in self._models.items()

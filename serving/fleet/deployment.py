@@ -40,7 +40,7 @@ class Deployment:
         self._status = _Status(root)
         self._ended = threading.Event()
         ledger = Ledger(root)
-        self._clerk = Clerk(ledger, totals, ledger.usable)
+        self._clerk = Clerk(ledger, totals)
         repository = Repository(root, ledger.adopt)
         self._judge = GateJudge(repository)
         self.coordinator = Coordinator(repository, self._judge, report=self._write, loads_at_once=loads_at_once)

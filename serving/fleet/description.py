@@ -15,6 +15,7 @@ from serving.errors import ModelNotFound, NotReady
 from serving.fleet.fleet import Fleet
 from serving.fleet.manifest import MODEL_FILE
 from serving.fleet.traffic import Keep, Latest
+from serving.metrics.families import Sizes
 from serving.metrics.metrics import Metrics
 
 EXTENSIONS = (
@@ -132,11 +133,11 @@ def statistics(
         raise ModelNotFound("a version needs the name of its model")
     else:
         models = [model for served in fleet.models.values() for model in served.versions.values()]
-    totals = metrics.totals([(model.name, model.version) for model in models])
-    return [_statistics(model, totals[model.name, model.version]) for model in models]
+    found = metrics.statistics([(model.name, model.version) for model in models])
+    return [_statistics(model, *found[model.name, model.version]) for model in models]
 
 
-def _statistics(model: Model, total: dict[str, float]) -> dict[str, Any]:
+def _statistics(model: Model, total: dict[str, float], sizes: Sizes) -> dict[str, Any]:
     def duration(count: float, seconds: float) -> dict[str, int]:
         return {"count": round(count), "ns": round(seconds * 1e9)}
 
@@ -161,7 +162,16 @@ def _statistics(model: Model, total: dict[str, float]) -> dict[str, Any]:
             "cache_hit": duration(0, 0),
             "cache_miss": duration(0, 0),
         },
-        "batch_stats": [],
+        # How long a batch is put together and taken apart is not measured of each size.
+        "batch_stats": [
+            {
+                "batch_size": size,
+                "compute_input": duration(number, 0.0),
+                "compute_infer": duration(number, seconds),
+                "compute_output": duration(number, 0.0),
+            }
+            for size, (number, seconds) in sorted(sizes.items())
+        ],
         "memory_usage": [],
         "response_stats": {},
     }

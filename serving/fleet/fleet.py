@@ -19,13 +19,13 @@ from serving.engine.batcher import Observer, Unobserved
 from serving.engine.model import Limits, Model, load
 from serving.engine.priority import give_way
 from serving.engine.session import OnnxSession
-from serving.errors import ModelInvalid, ModelNotFound, NotReady
+from serving.errors import ModelInvalid, ModelNotFound, NotReady, shown
 from serving.fleet.changes import Changes
 from serving.fleet.ledger import Ledger
 from serving.fleet.member import Member, Told
 from serving.fleet.plan import Plan
 from serving.fleet.prepared import locate
-from serving.fleet.repository import Found, Problem, shown
+from serving.fleet.repository import Found, Problem
 from serving.fleet.shadow import Shadow
 from serving.fleet.split import Split
 from serving.fleet.state import state_folder
@@ -117,10 +117,8 @@ class Fleet:
     async def _load(self, item: Found) -> Model:
         loop = asyncio.get_running_loop()
         session = await loop.run_in_executor(self._loader, self._read, item)
-        observer: Observer = Unobserved()
-        if self._metrics is not None:
-            observer = metrics = self._metrics.model(item.name, item.version)
-            metrics.info(task=session.signature.task, sha256=item.sha256)
+        metrics = self._metrics.model(item.name, item.version) if self._metrics is not None else None
+        observer: Observer = metrics or Unobserved()
         model = Model(
             item.name,
             item.version,
@@ -131,6 +129,9 @@ class Fleet:
             observer=observer,
             box=self._box,
         )
+        if metrics is not None:
+            metrics.info(task=session.signature.task, sha256=item.sha256)
+            metrics.used_by(model)
         if session.large:
             self._trim_later()
             weakref.finalize(model, self._gone, loop).atexit = False
@@ -250,18 +251,18 @@ class Fleet:
         if served is None:
             self._why_not(name, version)
             known = ", ".join(sorted(self.models)) or "none"
-            raise ModelNotFound(f"no model is called {shown(name)!r}; models: {known[:500]}")
+            raise ModelNotFound(f"no model is called '{shown(name)}'; models: {known[:500]}")
         if version is not None:
             if version in served.versions:
                 return served.versions[version]
             self._why_not(name, version)
             known = ", ".join(served.versions)
-            raise ModelNotFound(f"model {name!r} has no version {shown(version)!r}; versions: {known[:500]}")
+            raise ModelNotFound(f"model {name!r} has no version '{shown(version)}'; versions: {known[:500]}")
         if label is not None:
             if label in served.labels:
                 return served.labels[label]
             known = ", ".join(served.labels)
-            raise ModelNotFound(f"model {name!r} has no label {shown(label)!r}; labels: {known[:500]}")
+            raise ModelNotFound(f"model {name!r} has no label '{shown(label)}'; labels: {known[:500]}")
         return served.default
 
     def _why_not(self, name: str, version: str | None) -> None:

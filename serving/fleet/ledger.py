@@ -22,10 +22,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from serving.errors import GenerationConflict, InvalidRequest, ModelNotFound, NotReady, ServingError
+from serving.errors import GenerationConflict, InvalidRequest, ModelNotFound, NotReady, ServingError, shown
 from serving.fleet.manifest import MODEL_FILE
 from serving.fleet.quarantine import Quarantine
-from serving.fleet.repository import NAME, VERSION, shown
+from serving.fleet.repository import NAME, VERSION
 from serving.fleet.state import sync
 from serving.fleet.traffic import Traffic, parse
 from serving.fleet.transitions import Transition, restore
@@ -43,7 +43,7 @@ class Ledger:
     """The traffic documents under one models folder. Every method blocks on the disk: call it off the event loop."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         self._state = root / STATE / "ledger"
 
     def read(self, name: str, *, anyway: bool = False) -> Traffic:
@@ -120,18 +120,24 @@ class Ledger:
 
     def versions(self, name: str) -> list[str]:
         """Return the versions in a model's folder, whole or not, in ascending order. Raises ModelNotFound."""
-        found = [p.name for p in self._folder(name).iterdir() if VERSION.fullmatch(p.name) and p.is_dir()]
-        return sorted((v for v in found if (self._root / name / v / MODEL_FILE).is_file()), key=int)
+        return [version for version in self._folders(name) if (self.root / name / version / MODEL_FILE).is_file()]
 
     def usable(self, name: str) -> list[str]:
-        """Return the versions that are not in quarantine, in ascending order. Raises ModelNotFound."""
-        held = {case.version for case in Quarantine(self._root).cases() if case.name == name}
-        return [version for version in self.versions(name) if version not in held]
+        """Return the versions that are not in quarantine, with a model or without, in ascending order.
+
+        Raises ModelNotFound.
+        """
+        held = {case.version for case in Quarantine(self.root).cases() if case.name == name}
+        return [version for version in self._folders(name) if version not in held]
+
+    def _folders(self, name: str) -> list[str]:
+        found = [p.name for p in self._folder(name).iterdir() if VERSION.fullmatch(p.name) and p.is_dir()]
+        return sorted(found, key=int)
 
     def names(self) -> list[str]:
         """Return the models in the folder."""
         try:
-            return sorted(p.name for p in self._root.iterdir() if NAME.fullmatch(p.name) and p.is_dir())
+            return sorted(p.name for p in self.root.iterdir() if NAME.fullmatch(p.name) and p.is_dir())
         except OSError:
             return []
 
@@ -173,9 +179,9 @@ class Ledger:
         return found[::-1]
 
     def _folder(self, name: str) -> Path:
-        folder = self._root / name
+        folder = self.root / name
         if not NAME.fullmatch(name) or not folder.is_dir():
-            raise ModelNotFound(f"no model is called {shown(name)!r}")
+            raise ModelNotFound(f"no model is called '{shown(name)}'")
         return folder
 
     @contextmanager

@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serving.errors import ModelInvalid
+from serving.errors import ModelInvalid, shown
 from serving.fleet import onnx_file
 
 MODEL_FILE = "model.onnx"
@@ -112,10 +112,10 @@ def check(folder: Path, manifest: Manifest, hashes: Hashes) -> None:
     for name, entry in manifest.files.items():
         size = _regular(folder, name, MANIFEST_FILE)
         if size != entry.size:
-            raise ModelInvalid(f"{_shown(name)} has {size} bytes, and {MANIFEST_FILE} says {entry.size}: half copied?")
+            raise ModelInvalid(f"{shown(name)} has {size} bytes, and {MANIFEST_FILE} says {entry.size}: half copied?")
     for name, entry in manifest.files.items():
         if _hash(folder / name, hashes) != entry.sha256:
-            raise ModelInvalid(f"{_shown(name)} has another SHA-256 than {MANIFEST_FILE} says")
+            raise ModelInvalid(f"{shown(name)} has another SHA-256 than {MANIFEST_FILE} says")
 
 
 def of(folder: Path, hashes: Hashes) -> Manifest:
@@ -149,7 +149,7 @@ def parts(folder: Path, model_file: str = MODEL_FILE) -> list[str]:
     for name, end in ends.items():
         size = _regular(folder, name, MODEL_FILE)
         if size < end:
-            raise ModelInvalid(f"{_shown(name)} has {size} bytes, and {MODEL_FILE} uses {end} of it: half copied?")
+            raise ModelInvalid(f"{shown(name)} has {size} bytes, and {MODEL_FILE} uses {end} of it: half copied?")
     return [model_file, *ends]
 
 
@@ -157,7 +157,7 @@ def check_name(name: str) -> None:
     """Refuse a path that leaves its folder, or that is none. Raises ModelInvalid."""
     path = PurePosixPath(name)
     if not name or "\\" in name or "\0" in name or path.is_absolute() or str(path) != name or ".." in path.parts:
-        raise ModelInvalid(f"external data at {_shown(name)!r} is refused: it must lie inside the model's own folder")
+        raise ModelInvalid(f"external data at '{shown(name)}' is refused: it must lie inside the model's own folder")
 
 
 def _regular(folder: Path, name: str, who: str) -> int:
@@ -168,21 +168,17 @@ def _regular(folder: Path, name: str, who: str) -> int:
         for part in PurePosixPath(name).parts:
             at /= part
             if at.is_symlink():
-                raise ModelInvalid(f"{_shown(name)} is refused: it is a link")
+                raise ModelInvalid(f"{shown(name)} is refused: it is a link")
     try:
         if path.is_file():
             return path.stat().st_size
     except OSError:
         pass
-    raise ModelInvalid(f"{who} names {_shown(name)}, which is not there")
+    raise ModelInvalid(f"{who} names {shown(name)}, which is not there")
 
 
 def _hash(path: Path, hashes: Hashes) -> str:
     try:
         return hashes.of(path)
     except OSError as error:
-        raise ModelInvalid(f"{_shown(path.name)} can't be read: {error.strerror}") from None
-
-
-def _shown(name: str) -> str:
-    return ascii(name[:100])[1:-1]
+        raise ModelInvalid(f"{shown(path.name)} can't be read: {error.strerror}") from None

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from serving.engine.model import Model
-from serving.errors import ModelInvalid, NotReady, ServingError
+from serving.errors import InvalidRequest, ModelInvalid, NotReady, ServingError
 from serving.fleet.plan import Plan
 from serving.fleet.repository import Found, Problem
 from serving.fleet.verdicts import Figure
@@ -31,6 +31,8 @@ class Standing(NamedTuple):
     serving: int | None
     stable: str | None
     error: str
+    invalid: bool
+    """Whether what was asked for fits no version that is there, so that asking again can't help."""
     busy: bool
 
 
@@ -49,6 +51,8 @@ class Told(NamedTuple):
 
 
 class _Failed(Exception):
+    """A plan can't be served: `version` can't be loaded; where that is empty, the plan does not fit those that can."""
+
     def __init__(self, version: str, reason: str) -> None:
         super().__init__(reason)
         self.version = version
@@ -107,7 +111,10 @@ class Member:
         self._say({"kind": "look", "retry": retry})
 
     async def settled(self, name: str, generation: int) -> Standing:
-        """Wait until every worker serves a generation of a model or can't. Raises NotReady with the reason."""
+        """Wait until every worker serves a generation of a model or can't.
+
+        Raises InvalidRequest where that asks for what the versions do not have, else NotReady, with the reason.
+        """
         while True:
             self._moved.clear()
             standing = self.standings.get(name)
@@ -115,7 +122,7 @@ class Member:
                 if standing.serving is not None and standing.serving >= generation:
                     return standing
                 if standing.error and not standing.busy:
-                    raise NotReady(standing.error)
+                    raise InvalidRequest(standing.error) if standing.invalid else NotReady(standing.error)
             await self._moved.wait()
 
     def _say(self, message: dict[str, Any]) -> None:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serving.errors import InvalidRequest
 from serving.fleet import transitions
+from serving.fleet.fitness import unfit
 from serving.fleet.ledger import Ledger
 from serving.fleet.traffic import Judge, Keep, Latest, Percent, Sticky, Version
 from serving.fleet.transitions import Transition
+
+
+class Step(NamedTuple):
+    """What an order does to one model's document, why, for the history, and what there is to say of it besides."""
+
+    transition: Transition
+    why: str
+    notes: tuple[str, ...] = ()
 
 
 class Order(BaseModel):
@@ -28,8 +38,12 @@ class Order(BaseModel):
         """Say it in a few words, for the history."""
         return self.verb
 
-    def step(self, ledger: Ledger, name: str) -> Transition:
-        """Return the step for a model; looks at the folder for what is there. Raises ModelNotFound."""
+    def step(self, ledger: Ledger, name: str) -> Step:
+        """Return the step for a model; looks at the folder for what is there. Raises what makes no sense."""
+        return Step(self.transition(ledger, name), self.why)
+
+    def transition(self, ledger: Ledger, name: str) -> Transition:
+        """Return what the step does to the document."""
         raise NotImplementedError
 
 
@@ -45,7 +59,7 @@ class Promote(Order):
     def what(self) -> str:  # noqa: D102
         return f"promote {self.version}{_judged(self.judge)}"
 
-    def step(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
+    def transition(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
         return transitions.promote(self.version, available=ledger.versions(name), judge=self.judge)
 
 
@@ -72,7 +86,7 @@ class StartCanary(Order):
             by = f", by {kind} {name}"
         return f"canary {self.version} at {self.percent:g} %{by}{_judged(self.judge)}"
 
-    def step(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
+    def transition(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
         return transitions.canary(
             self.version, self.percent, self.sticky, available=ledger.versions(name), judge=self.judge
         )
@@ -95,7 +109,7 @@ class StartShadow(Order):
             return "end the shadow"
         return f"shadow {self.version} at {self.percent:g} %{_judged(self.judge)}"
 
-    def step(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
+    def transition(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
         return transitions.shadow(self.version, self.percent, available=ledger.versions(name), judge=self.judge)
 
 
@@ -112,7 +126,7 @@ class SetLabel(Order):
     def what(self) -> str:  # noqa: D102
         return f"remove label {self.label}" if self.version is None else f"label {self.version} as {self.label}"
 
-    def step(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
+    def transition(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
         return transitions.label(self.label, self.version, available=ledger.versions(name))
 
 
@@ -122,8 +136,28 @@ class Rollback(Order):
     verb = "rollback"
     anyway = True
 
-    def step(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
-        return transitions.rollback(available=ledger.usable(name), earlier=ledger.earlier(name))
+    def step(self, ledger: Ledger, name: str) -> Step:
+        """Pass over versions that can't serve; the notes have the reasons."""
+        now, earlier, available = ledger.read(name, anyway=True), ledger.earlier(name), ledger.usable(name)
+        notes: list[str] = []
+
+        def can_serve(version: str) -> bool:
+            reason = unfit(ledger.root, name, version)
+            if reason:
+                notes.append(f"version {version} is passed over: {reason}")
+                available.remove(version)
+            return not reason
+
+        while now.stable is None and available and not can_serve(available[-1]):
+            pass  # none of these was the version that serves
+        while True:
+            transition = transitions.rollback(available=tuple(available), earlier=earlier)
+            try:
+                back = transition(now).stable
+            except InvalidRequest as error:
+                raise InvalidRequest("; ".join((error.message, *notes))) from None
+            if back in (None, now.stable) or can_serve(back):
+                return Step(transition, "; ".join(filter(None, (self.why, *notes))), tuple(notes))
 
 
 class Unload(Order):
@@ -131,7 +165,7 @@ class Unload(Order):
 
     verb = "unload"
 
-    def step(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
+    def transition(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
         return transitions.unload
 
 
@@ -140,7 +174,7 @@ class Load(Order):
 
     verb = "load"
 
-    def step(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
+    def transition(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
         return transitions.load
 
 
@@ -157,7 +191,7 @@ class KeepLoaded(Order):
             return f"keep the latest {self.keep.latest}"
         return f"keep {self.keep if isinstance(self.keep, str) else ', '.join(self.keep)}"
 
-    def step(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
+    def transition(self, ledger: Ledger, name: str) -> Transition:  # noqa: D102
         return transitions.keep(self.keep)
 
 

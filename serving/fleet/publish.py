@@ -18,12 +18,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import Conflict, InvalidRequest, ModelInvalid, NotReady
+from serving.errors import Conflict, InvalidRequest, ModelInvalid, NotReady, shown
 from serving.fleet import gate, manifest, prepared, state
 from serving.fleet.gate import Gate
 from serving.fleet.manifest import MANIFEST_FILE, MODEL_FILE, Hashes, Manifest
 from serving.fleet.report import REPORT_FILE, GateRefused, Report
-from serving.fleet.repository import NAME, VERSION, shown
+from serving.fleet.repository import NAME, VERSION
 from serving.fleet.staging import ModelFile, Source, embed, write
 from serving.fleet.state import sync
 
@@ -64,7 +64,7 @@ def publish(
     """
     check_name(name)
     if version is not None and not VERSION.fullmatch(version):
-        raise InvalidRequest(f"{shown(version)!r} is no version: a whole number from 1, or next")
+        raise InvalidRequest(f"'{shown(version)}' is no version: a whole number from 1, or next")
     staged = None
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def check_name(name: str) -> None:
     """Refuse a name that is none, before it touches a path. Raises InvalidRequest."""
     if not NAME.fullmatch(name):
         raise InvalidRequest(
-            f"{shown(name)!r} is no model name: letters, digits, dot, dash, underscore, not a sign first; 128 at most"
+            f"'{shown(name)}' is no model name: letters, digits, dot, dash, underscore, not a sign first; 128 at most"
         )
 
 

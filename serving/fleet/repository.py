@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import ModelInvalid, ServingError
+from serving.errors import ModelInvalid, ServingError, shown
 from serving.fleet import manifest, settling
 from serving.fleet.manifest import MANIFEST_FILE, MODEL_FILE, Hashes, Manifest
 from serving.fleet.traffic import Traffic
@@ -166,8 +166,3 @@ class Repository:
         self._hashes.keep(but)
         self._settling.keep(but)
         self._seen = {folder: seen for folder, seen in self._seen.items() if folder in but}
-
-
-def shown(name: str) -> str:
-    """Make a name from outside fit for a log line or an answer."""
-    return ascii(name[:64])[1:-1]

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Protocol
 from pydantic import ValidationError
 
 from serving.engine.signature import METADATA_KEY, Signature
-from serving.errors import InvalidRequest, ModelInvalid
+from serving.errors import InvalidRequest, ModelInvalid, shown
 from serving.fleet import gate, manifest, onnx_file
 from serving.fleet.manifest import MODEL_FILE, Entry
 from serving.fleet.report import GateRefused
-from serving.fleet.repository import shown
 
 if TYPE_CHECKING:
     from typing import Self

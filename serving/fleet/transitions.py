@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
-from serving.errors import InvalidRequest, ModelNotFound
+from serving.errors import InvalidRequest, ModelNotFound, shown
 from serving.fleet.traffic import Judge, Keep, Latest, Sticky, Traffic, current, sentence
 
 Transition: TypeAlias = Callable[[Traffic], Traffic]
@@ -85,7 +85,7 @@ def label(name: str, version: str | None, *, available: Collection[str]) -> Tran
         if version is None:
             if name not in traffic.labels:
                 known = ", ".join(sorted(traffic.labels)) or "none"
-                raise InvalidRequest(f"there is no label {name[:64]!r} to remove; labels: {known[:300]}")
+                raise InvalidRequest(f"there is no label '{shown(name)}' to remove; labels: {known[:300]}")
             return _changed(traffic, labels={k: v for k, v in traffic.labels.items() if k != name})
         _known(version, available)
         return _changed(traffic, labels={**traffic.labels, name: version})
@@ -160,7 +160,7 @@ def _changed(traffic: Traffic, **fields: Any) -> Traffic:
 def _known(version: str, available: Collection[str]) -> None:
     if version not in available:
         known = ", ".join(sorted(available, key=int)) or "none"
-        raise ModelNotFound(f"there is no version {version[:64]!a} that can serve; versions: {known[:300]}")
+        raise ModelNotFound(f"there is no version '{shown(version)}' that can serve; versions: {known[:300]}")
 
 
 def _beside(version: str, traffic: Traffic, available: Collection[str], role: str) -> str:

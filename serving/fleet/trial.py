@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from serving.errors import GenerationConflict, ServingError
 from serving.fleet import transitions
 from serving.fleet.ledger import Ledger
+from serving.fleet.orders import Rollback, Step
 from serving.fleet.traffic import Judge, Traffic
 
 log = logging.getLogger("serving.trial")
@@ -160,18 +161,16 @@ def _percent(share: float) -> str:
 class Clerk:
     """Follows the trials of all models and writes what comes of them; `tick` about once a second.
 
-    totals: sums what versions, given as (name, version), did. available: the versions of a model that can serve.
+    totals: sums what versions, given as (name, version), did.
     """
 
     def __init__(
         self,
         ledger: Ledger,
         totals: Callable[[Iterable[tuple[str, str]]], Mapping[tuple[str, str], Totals]],
-        available: Callable[[str], Collection[str]],
     ) -> None:
         self._ledger = ledger
         self._totals = totals
-        self._available = available
         self._running: dict[str, tuple[Trial, float, tuple[Totals, Totals]]] = {}
         self.said: dict[str, list[str]] = {}
         """By model, what can be said of its canary, its shadow and its judgement now."""
@@ -212,27 +211,33 @@ class Clerk:
         return decide(trial, before=before, now=totals, elapsed=max(0.0, now - began))
 
     def _apply(self, name: str, generation: int, trial: Trial, verdict: Verdict) -> bool:
-        available = self._available(name)
         if verdict.decision == "keep":
             what = f"promote {trial.version}" if trial.role != "stable" else f"keep {trial.version}"
-            step = (
-                transitions.settle
-                if trial.role == "stable"
-                else transitions.promote(trial.version, available=available)
-            )
-        elif trial.role == "stable":
-            what, step = f"rollback from {trial.version}", transitions.rollback(available=available)
         else:
-            what, step = f"end the {trial.role} of {trial.version}", transitions.withdraw
+            what = (
+                f"rollback from {trial.version}"
+                if trial.role == "stable"
+                else f"end the {trial.role} of {trial.version}"
+            )
         try:
-            self._ledger.change(name, step, who="judge", what=what, why=verdict.reason, if_generation=generation)
+            step = self._step(name, trial, verdict)
+            self._ledger.change(name, step.transition, who="judge", what=what, why=step.why, if_generation=generation)
         except GenerationConflict:
             return False  # somebody has decided already
         except ServingError as error:
             log.error("%s: the judge's decision (%s: %s) is not written: %s", name, what, verdict.reason, error.message)
             return False
-        log.info("%s: %s, because %s", name, what, verdict.reason)
+        log.info("%s: %s, because %s", name, what, step.why)
         return True
+
+    def _step(self, name: str, trial: Trial, verdict: Verdict) -> Step:
+        if verdict.decision == "keep" and trial.role == "stable":
+            return Step(transitions.settle, verdict.reason)
+        if verdict.decision == "keep":
+            return Step(transitions.promote(trial.version, available=self._ledger.usable(name)), verdict.reason)
+        if trial.role == "stable":
+            return Rollback(why=verdict.reason).step(self._ledger, name)
+        return Step(transitions.withdraw, verdict.reason)
 
 
 def _beside(traffic: Traffic, trial: Trial | None) -> Iterable[str]:

@@ -70,7 +70,7 @@ _MESSAGES = {
     "ModelStatisticsRequest": "name 1 string, version 2 string",
     "ModelStatisticsResponse": "model_stats 1 *ModelStatistics",
     "ModelStatistics": "name 1 string, version 2 string, last_inference 3 uint64, inference_count 4 uint64, "
-    "execution_count 5 uint64, inference_stats 6 InferStatistics",
+    "execution_count 5 uint64, inference_stats 6 InferStatistics, batch_stats 7 *InferBatchStatistics",
     "InferStatistics": ", ".join(
         f"{name} {number} {_DURATION}"
         for number, name in enumerate(
@@ -78,6 +78,8 @@ _MESSAGES = {
             1,
         )
     ),
+    "InferBatchStatistics": f"batch_size 1 uint64, compute_input 2 {_DURATION}, compute_infer 3 {_DURATION}, "
+    f"compute_output 4 {_DURATION}",
     _DURATION: "count 1 uint64, ns 2 uint64",
     "ModelRepositoryParameter": "bool_param 1 bool|parameter_choice, int64_param 2 int64|parameter_choice, "
     "string_param 3 string|parameter_choice, bytes_param 4 bytes|parameter_choice",

@@ -10,12 +10,12 @@ import inspect
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from serving.errors import InvalidRequest, ModelNotFound
+from serving.errors import InvalidRequest, ModelNotFound, shown
 from serving.fleet import gate
 from serving.fleet.fleet import Fleet
 from serving.fleet.orders import ORDERS, Order
@@ -23,6 +23,7 @@ from serving.fleet.state import state_folder
 from serving.fleet.traffic import Traffic, sentence
 from serving.fleet.trial import figures, trial_of
 from serving.http_api.metadata import LiveFleet, json_answer
+from serving.http_api.parameters import NoParameters, Parameters
 from serving.http_api.route import read_body
 from serving.http_api.security import Deployer, requires
 from serving.metrics.metrics import Metrics
@@ -30,6 +31,13 @@ from serving.metrics.metrics import Metrics
 PREFIX = "/v1/repository/models/{model}"
 _MOST_BYTES = 64 * 1024
 _TAG = re.compile(r'\s*(?:W/)?"?(\d{1,18})"?\s*')
+
+
+class _Asked(Parameters):
+    """How much of a history is wanted."""
+
+    limit: Annotated[int, Field(ge=1, le=10_000)] = 100
+    """The last so many changes."""
 
 
 def router(root: Path, metrics: Metrics | None) -> APIRouter:
@@ -46,16 +54,16 @@ def router(root: Path, metrics: Metrics | None) -> APIRouter:
         return _answer(traffic, {"name": model, "versions": versions, **_served(fleet, metrics, model)})
 
     @made.get("/history", summary="Who changed it, when, how and why")
-    async def history(model: str, fleet: LiveFleet, _: Deployer, limit: int = Query(100, ge=1, le=10_000)) -> Response:
+    async def history(model: str, fleet: LiveFleet, _: Deployer, asked: Annotated[_Asked, Query()]) -> Response:
         """Answer with the last changes, oldest first: when, who, what, why, generation, before, after."""
-        entries = await asyncio.to_thread(fleet.changes.ledger.history, model, limit)
+        entries = await asyncio.to_thread(fleet.changes.ledger.history, model, asked.limit)
         return json_answer({"name": model, "history": entries})
 
     @made.get("/report/{version}", summary="What the gate found out about a version", dependencies=readers)
     async def report(model: str, version: str, fleet: LiveFleet) -> Response:
         """Answer with the report that is kept with a version."""
         if version not in await asyncio.to_thread(fleet.changes.ledger.versions, model):
-            raise ModelNotFound(f"model {model!r} has no version {version[:16]!a} in the folder")
+            raise ModelNotFound(f"model {model!r} has no version '{shown(version)}' in the folder")
         return json_answer(await asyncio.to_thread(_report, root, model, version))
 
     for order in ORDERS:
@@ -83,6 +91,7 @@ def _endpoint(kind: type[Order]) -> Callable[..., Awaitable[Response]]:
         model: str,
         fleet: LiveFleet,
         caller: Deployer,
+        _: NoParameters,
         if_match: str | None = Header(None, description='The generation that you have seen: the ETag, such as "7".'),
     ) -> Response:
         generation = _generation(if_match)
@@ -96,14 +105,14 @@ def _endpoint(kind: type[Order]) -> Callable[..., Awaitable[Response]]:
         step = await asyncio.to_thread(order.step, fleet.changes.ledger, model)
         after = await fleet.changes.make(
             model,
-            step,
+            step.transition,
             who=caller.name,
             what=order.what,
-            why=order.why,
+            why=step.why,
             if_generation=generation,
             anyway=order.anyway,
         )
-        return _answer(after, {"name": model})
+        return _answer(after, {"name": model, **({"notes": step.notes} if step.notes else {})})
 
     return change
 

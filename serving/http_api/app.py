@@ -21,7 +21,7 @@ from serving.access.access import Access
 from serving.black_box import BlackBox
 from serving.engine.admission import Bodies
 from serving.engine.model import Limits
-from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError
+from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError, shown
 from serving.fleet.deployment import Deployment
 from serving.fleet.fleet import Fleet
 from serving.fleet.ledger import Ledger
@@ -32,6 +32,7 @@ from serving.http_api.answer import error_body, error_headers, status_of
 from serving.http_api.door import Door
 from serving.http_api.guard import Patience
 from serving.http_api.observed import Observed
+from serving.http_api.parameters import taken
 from serving.http_api.route import prediction_routes
 from serving.http_api.targets import TEMPLATES, Targets, prepare
 from serving.metrics.metrics import Metrics
@@ -240,9 +241,14 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101
     details = []
     for found in error.errors()[:DETAILS_SHOWN]:
-        place = found["loc"] if found["type"] != "json_invalid" else ()
+        place: tuple[str | int, ...] = found["loc"] if found["type"] != "json_invalid" else ()
         below = 1 if place[:1] == ("body",) else 0
-        details.append(Detail(strict_json.pointer(*place[below:]), sentence(found, below=below)))
+        text = sentence(found, below=below)
+        if found["type"] == "extra_forbidden" and place[0] == "query":
+            text = (
+                f"{shown(str(place[1]))}: there is no such parameter; parameters: {', '.join(taken(request)) or 'none'}"
+            )
+        details.append(Detail(strict_json.pointer(*place[below:]), text))
     return _answer(InvalidRequest(f"the request is not valid: {details[0].message}; see /docs", details), 400)
 
 

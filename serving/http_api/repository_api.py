@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field
 
 from serving.errors import InvalidRequest, NotReady, PayloadTooLarge, UnsupportedMediaType
 from serving.fleet import publish
@@ -23,6 +24,7 @@ from serving.fleet.repository import VERSION
 from serving.fleet.staging import Writing
 from serving.fleet.state import state_folder
 from serving.http_api.metadata import json_answer
+from serving.http_api.parameters import Parameters
 from serving.http_api.route import ClientLeft
 from serving.http_api.security import Deployer
 
@@ -38,6 +40,15 @@ _BODY = {
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
+
+
+class _Asked(Parameters):
+    """How a version is to be published."""
+
+    note: Annotated[str, Field(max_length=2000)] = ""
+    """What is new, for people."""
+    allow_breaking: bool = False
+    """Callers of the version before may break."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +75,8 @@ def router(root: Path, *, max_model_bytes: int) -> APIRouter:
         status_code=201,
         openapi_extra=_BODY,
     )
-    async def publish_version(  # noqa: PLR0917  parameters are the request's
-        request: Request,
-        model: str,
-        version: str,
-        caller: Deployer,
-        note: Annotated[str, Query(max_length=2000, description="What is new, for people.")] = "",
-        allow_breaking: Annotated[bool, Query(description="Callers of the version before may break.")] = False,
+    async def publish_version(
+        request: Request, model: str, version: str, caller: Deployer, asked: Annotated[_Asked, Query()]
     ) -> Response:
         """Take `version` or, for `next`, the number after the highest.
 
@@ -91,9 +97,9 @@ def router(root: Path, *, max_model_bytes: int) -> APIRouter:
                     model,
                     upload,
                     version=number,
-                    note=note,
+                    note=asked.note,
                     who=caller.name,
-                    allow_breaking=allow_breaking,
+                    allow_breaking=asked.allow_breaking,
                 )
         except GateRefused as refused:
             return json_answer({"error": refused.message, "report": refused.report.model_dump(mode="json")}, 422)

@@ -8,6 +8,8 @@ Labels: TypeAlias = tuple[str, ...]
 Version: TypeAlias = tuple[str, str]
 """Name and version of a model."""
 Key: TypeAlias = tuple[str, Labels]
+Sizes: TypeAlias = dict[int, tuple[float, float]]
+"""By rows of a batch: how many such batches ran, and their seconds in the model."""
 
 SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
@@ -68,6 +70,13 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_worker_start_time_seconds": ("Unix time at which the worker in a slot started.", ("worker",)),
     "serving_worker_resident_bytes": ("Resident memory of the worker in a slot.", ("worker",)),
 }
+VERSIONED = frozenset(
+    name
+    for table in (COUNTERS, HISTOGRAMS, GAUGES)
+    for name, family in table.items()
+    if family[1][:2] == _MODEL and not name.startswith("serving_gate_")
+)
+"""What is counted of each version; the gate's figures are another matter: they are told anew, all at a time."""
 LEAST = frozenset({"serving_model_ready", "serving_model_info", "serving_model_generation", "serving_gate_passed"})
 GREATEST = frozenset(
     {

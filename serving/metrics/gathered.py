@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections import defaultdict
 
 from serving.errors import (
@@ -16,7 +17,7 @@ from serving.errors import (
     SignatureMismatch,
     UnsupportedMediaType,
 )
-from serving.metrics.families import Labels
+from serving.metrics.families import Labels, Version
 from serving.metrics.store import Store
 
 # Outcome, and the reason where the prediction was not run; what is not here failed by a fault of ours or the model's.
@@ -35,14 +36,15 @@ _OUTCOMES: dict[type[ServingError], tuple[str, str]] = {
 class ModelMetrics:
     """What is counted of one version. The methods only append; `fold` does the rest."""
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: Version) -> None:
         self.labels = labels
+        self._users: weakref.WeakSet[object] = weakref.WeakSet()
         self._outcomes: dict[tuple[str, str], int] = defaultdict(int)
         self._rows = 0
         self._answered: dict[str, list[float]] = defaultdict(list)
         self._seconds: list[float] = []
         self._failing = 0.0
-        self._batch_rows: list[float] = []
+        self._batch_rows: list[int] = []
         self._queue: list[float] = []
         self._inference: list[float] = []
         self._rejected: dict[str, int] = defaultdict(int)
@@ -50,6 +52,15 @@ class ModelMetrics:
         self._queued = 0
         self._ready = False
         self._info: Labels | None = None
+
+    def used_by(self, model: object) -> None:
+        """Keep the version's series for as long as this lives, which counts here."""
+        self._users.add(model)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether there is something that counts here."""
+        return bool(self._users)
 
     def answered(self, protocol: str, rows: int, seconds: float) -> None:
         """Count a prediction that was answered: its rows, seconds from body to answer."""
@@ -114,12 +125,14 @@ class ModelMetrics:
             for value, number in table.items():
                 store.counters[name, (*labels, value)] += number
             table.clear()
-        for name, values in (
+        store.ran(labels, self._batch_rows, self._inference)
+        histograms: tuple[tuple[str, list[int] | list[float]], ...] = (
             ("serving_prediction_seconds", self._seconds),
             ("serving_batch_rows", self._batch_rows),
             ("serving_queue_seconds", self._queue),
             ("serving_inference_seconds", self._inference),
-        ):
+        )
+        for name, values in histograms:
             store.observe(name, labels, values)
             values.clear()
         store.gauges["serving_queued_rows", labels] = self._queued
@@ -131,7 +144,7 @@ class ModelMetrics:
 class ShadowMetrics:
     """What is counted of a version in the shadow of another."""
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: Version) -> None:
         self.labels = labels
         self._outcomes: dict[str, int] = defaultdict(int)
         self._rows = 0

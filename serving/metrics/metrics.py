@@ -15,9 +15,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from serving.metrics.exposition import exposition
-from serving.metrics.families import Labels, Version
+from serving.metrics.families import Labels, Sizes, Version
 from serving.metrics.gathered import ModelMetrics, RouteMetrics, ShadowMetrics
 from serving.metrics.store import Store, add_file
 from serving.metrics.totals import totals_of
@@ -25,7 +26,11 @@ from serving.metrics.totals import totals_of
 log = logging.getLogger("serving.metrics")
 
 MOST_SERIES = 512
-"""Models, and routes, that get series of their own; further ones share the label value `other`."""
+"""Versions, and routes, that get series of their own; further ones share the label value `other`.
+
+Versions that are not loaded any more make room for new ones, the oldest first: who serves is never in `other` as long
+as no more than these are loaded at a time."""
+_OTHER = ("other", "")
 
 
 class Metrics:
@@ -42,15 +47,17 @@ class Metrics:
         self._dropped = 0
         self._slot = slot
         self._store = Store()
-        self._models: dict[Labels, ModelMetrics] = {}
+        self._models: dict[Version, ModelMetrics] = {}
         self._routes: dict[Labels, RouteMetrics] = {}
-        self._shadows: dict[Labels, ShadowMetrics] = {}
+        self._shadows: dict[Version, ShadowMetrics] = {}
         self.cut: Counter[str] = Counter()
         """Connections that were ended, by reason; who ends them adds."""
         self._store.gauges["serving_worker_start_time_seconds", (str(slot),)] = time.time()
         if directory is not None:
             with contextlib.suppress(OSError):
                 add_file(self._store, self._file(), gauges=False)
+        self._inherited = dict.fromkeys(self._store.versions())
+        """What the worker before has counted, and this one has not loaded (yet), the oldest first."""
 
     def _file(self) -> Path:
         assert self._directory is not None  # noqa: S101  asked for only with a folder
@@ -60,8 +67,19 @@ class Metrics:
         """Return the counters of one version."""
         labels = (name, version)
         if labels not in self._models and len(self._models) >= MOST_SERIES:
-            labels = ("other", "")
+            resting = next((of for of, model in self._models.items() if not model.in_use and of != _OTHER), None)
+            if resting is None:
+                labels = _OTHER
+            else:
+                self._forget(resting)
+        self._inherited.pop(labels, None)
         return self._models.setdefault(labels, ModelMetrics(labels))
+
+    def _forget(self, version: Version) -> None:
+        self._models.pop(version, None)
+        self._shadows.pop(version, None)
+        self._inherited.pop(version, None)
+        self._store.forget(version)
 
     def serving(self, model: str, generation: int) -> None:
         """Say which generation of a model's traffic state this worker serves."""
@@ -71,16 +89,21 @@ class Metrics:
         """Say which versions, by name and version, the gate let pass, and which not."""
         for key in [key for key in self._store.gauges if key[0] == "serving_gate_passed"]:
             del self._store.gauges[key]
-        for name, version, let in versions[:MOST_SERIES]:
+        for name, version, let in sorted(versions, key=self._loaded)[-MOST_SERIES:]:
             self._store.gauges["serving_gate_passed", (name, version)] = float(let)
 
     def examined(self, figures: list[tuple[str, str, str, str, float]], stumbles: int) -> None:
         """Take what the gate measured (name, version, of which, what, value), and how often the coordinator failed."""
         for key in [key for key in self._store.gauges if key[0].startswith("serving_gate_") and len(key[1]) == 3]:
             del self._store.gauges[key]
-        for name, version, of, what, value in figures[: 6 * MOST_SERIES]:
+        for name, version, of, what, value in sorted(figures, key=self._loaded)[-6 * MOST_SERIES :]:
             self._store.gauges[f"serving_gate_{what}", (name, version, of)] = value
         self._store.gauges["serving_coordinator_failures", ()] = stumbles
+
+    def _loaded(self, row: tuple[Any, ...]) -> bool:
+        """Tell whether a version that something is told of is loaded here: what is kept of a long list ends with it."""
+        model = self._models.get((row[0], row[1]))
+        return model is not None and model.in_use
 
     def asked(self, model: str, generation: int, *, refused: bool) -> None:
         """Say which generation the folder asks for, and whether it can't be served."""
@@ -101,6 +124,8 @@ class Metrics:
 
     def fold(self) -> None:
         """Fold what was gathered since the last time, and leave a snapshot for the other workers."""
+        while self._inherited and len(self._models) + len(self._inherited) > MOST_SERIES:
+            self._forget(next(iter(self._inherited)))
         for model in self._models.values():
             model.fold(self._store)
         for shadow in self._shadows.values():
@@ -129,20 +154,26 @@ class Metrics:
         self.fold()
         return totals_of(self._whole(), models)
 
+    def statistics(self, models: Iterable[Version]) -> dict[Version, tuple[dict[str, float], Sizes]]:
+        """Return the sums of versions as `totals` does, and what their batches of each size did."""
+        self.fold()
+        whole = self._whole(sizes=True)
+        return {version: (total, whole.sizes.get(version, {})) for version, total in totals_of(whole, models).items()}
+
     def render(self) -> tuple[bytes, str]:
         """Return the exposition of all workers together, and its content type."""
         self.fold()
         return exposition(self._whole())
 
-    def _whole(self) -> Store:
+    def _whole(self, *, sizes: bool = False) -> Store:
         """Add up the snapshots of all workers."""
         whole = Store()
-        whole.add(self._store.dump(), gauges=True)
+        whole.add(self._store.dump(), gauges=True, sizes=sizes)
         if self._directory is not None:
             mine = self._file()
             for file in sorted(self._directory.glob("worker-*.json")):
                 if file != mine:
-                    add_file(whole, file, gauges=True)
+                    add_file(whole, file, gauges=True, sizes=sizes)
         return whole
 
 

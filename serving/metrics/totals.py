@@ -19,7 +19,7 @@ def totals(directory: Path, models: Iterable[Version]) -> dict[Version, dict[str
     """
     whole = Store()
     for file in sorted(directory.glob("worker-*.json")):
-        add_file(whole, file, gauges=True)
+        add_file(whole, file, gauges=True, sizes=False)
     return totals_of(whole, models)
 
 

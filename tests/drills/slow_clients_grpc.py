@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from serving.grpc_api.frames import (
+    ACK,
     CONTINUATION,
     DATA,
     END_HEADERS,
     END_STREAM,
+    GOAWAY,
     HEADERS,
     PING,
     PREFACE,
@@ -32,6 +34,8 @@ from tests.grpc_api.wire import Wire, call, framed, headers, infer
 _HALF = b"\0" + (100_000).to_bytes(4, "big")
 _SHUT = PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 0))
 _WIDE = PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 2**31 - 1)) + frame(WINDOW_UPDATE, 0, 0, number(2**30))
+_PING = frame(PING, 0, 0, b"all here")
+_PONG = frame(PING, ACK, 0, b"all here")
 ROWS = 4000
 """Of a call with a large answer."""
 
@@ -84,8 +88,8 @@ def run(report: Report, *, sockets: int = 300, patience: float = 5.0, unread: in
     never = [f for name in endless for f in (f"--{name}", "1000")] + ["--min-bytes-per-s", "1"]
     with running("--grpc-port", "0", "--max-queued-rows", "1000000", *never) as server:
         left, _ = _trickle(grpc_port(server), len(KINDS) + 1, patience + 1)
-        with _many(grpc_port(server), 60, GREETING) as clients:
-            together = _open(clients)
+        with _many(grpc_port(server), 60, GREETING + _PING) as clients:
+            together = _taken(clients)
     report.control("without patience's end slow clients stay, all kinds", len(left) == len(KINDS) + 1)
     report.control("with a larger cap all of 60 connections are taken", together == 60)
     _company(report)
@@ -176,27 +180,41 @@ def _many(port: int, number_of: int, first: bytes) -> Iterator[list[socket.socke
 
 def _company(report: Report) -> None:
     """Take up all the connections that there are, with nothing, and with work that does not end."""
-    held = GREETING + OPEN + frame(DATA, END_STREAM, 1, framed(infer()))
+    held = GREETING + OPEN + frame(DATA, END_STREAM, 1, framed(infer())) + _PING
     with running("--grpc-port", "0", "--max-connections", "8", "--max-delay-ms", "1000") as server:
         port = grpc_port(server)
         with _many(port, 30, GREETING):
             report.exactly("a newcomer among idle connections is answered", float(_answers(port)), 1)
         with _many(port, 30, GREETING + frame(HEADERS, END_HEADERS, 1, headers(STREAM))):
             report.exactly("a newcomer among streams that say nothing is answered", float(_answers(port)), 1)
-        with _many(port, 20, held):
-            time.sleep(0.2)  # they are all at work now, and will be for 0.8 s
+        with _many(port, 20, held) as clients:
+            _taken(clients)  # they are all at work now, and will be for most of a second
             report.exactly("health among busy connections is answered", float(_answers(port, HEALTH)), 1)
             report.exactly("a call among busy connections is refused", float(not _answers(port)), 1)
         with _many(port, 60, held) as clients:
-            time.sleep(0.2)
-            report.at_most("connections of 60 beyond the cap of 8 and 32 spare ones", _open(clients) - 40, 0)
+            report.at_most("connections of 60 beyond the cap of 8 and 32 spare ones", _taken(clients) - 40, 0)
 
 
-def _open(clients: list[socket.socket]) -> int:
-    """Count those that were not told to go."""
-    for client in clients:
-        client.setblocking(False)
-    return sum(not _has_ended(client, bytearray()) for client in clients)
+def _taken(clients: list[socket.socket]) -> int:
+    """Wait until the server has seen what each has sent, a ping at its end, or told it to go; count who may stay."""
+    said = [(client, bytearray()) for client in clients]
+    for client, heard in said:
+        client.settimeout(20)
+        with suppress(ConnectionError):
+            while _PONG not in heard and not _is_sent_away(heard) and (more := client.recv(65536)):
+                heard.extend(more)
+    for client, heard in said:
+        client.setblocking(False)  # who came later may have had earlier ones sent away
+        with suppress(ConnectionError, BlockingIOError):
+            heard.extend(client.recv(65536))
+    return sum(_PONG in heard and not _is_sent_away(heard) for _, heard in said)
+
+
+def _is_sent_away(said: bytearray) -> bool:
+    place = 0
+    while len(said) - place >= 9 and said[place + 3] != GOAWAY:
+        place += 9 + int.from_bytes(said[place : place + 3], "big")
+    return len(said) - place >= 9
 
 
 def _answers(port: int, path: bytes | None = None) -> bool:

@@ -7,6 +7,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,12 +18,15 @@ from typing import Any
 import pytest
 
 from serving.errors import GenerationConflict, InvalidRequest, ModelNotFound, NotReady
+from serving.fleet import gate, manifest
 from serving.fleet import ledger as ledger_module
 from serving.fleet import transitions as to
 from serving.fleet.ledger import Ledger
 from serving.fleet.orders import Rollback
 from serving.fleet.quarantine import Quarantine
+from serving.fleet.state import state_folder
 from serving.fleet.traffic import Traffic
+from tests.conftest import MODELS
 from tests.drills.deployers import deployers
 from tests.drills.drill import Report
 from tests.drills.promoting import promoting
@@ -52,13 +56,77 @@ def chain(ledger: Ledger) -> list[dict[str, Any]]:
     return entries
 
 
-def test_rollback_passes_over_what_is_in_quarantine(ledger: Ledger, tmp_path: Path) -> None:
-    """The version before may have ended workers too: one command goes to the one before that."""
+@pytest.fixture
+def filled(ledger: Ledger, tmp_path: Path) -> Ledger:
+    """Each version holds a model and has been stable, the highest last."""
     for version in HERE:
-        (tmp_path / "iris" / version / "model.onnx").touch()
+        shutil.copytree(MODELS / "iris" / "1", tmp_path / "iris" / version, dirs_exist_ok=True)
         promote(ledger, version)
+    return ledger
+
+
+def test_rollback_passes_over_what_is_in_quarantine(filled: Ledger, tmp_path: Path) -> None:
+    """The version before may have ended workers too: one command goes to the one before that."""
     Quarantine(tmp_path).add("iris", "2", "it ended two workers")
-    assert Rollback().step(ledger, "iris")(ledger.read("iris")).stable == "1"
+    assert Rollback().step(filled, "iris").transition(filled.read("iris")).stable == "1"
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["manifest", "plain copy"])
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        ("truncate", "half copied|cut short"),
+        ("unlink", "not there|no model.onnx"),
+        ("refuse", "gave no answer"),
+    ],
+)
+def test_rollback_passes_over_what_is_damaged(
+    filled: Ledger, tmp_path: Path, declared: bool, harm: str, reason: str
+) -> None:
+    """The version before may be half there or refused by the gate: one command goes on, and the history says why."""
+    folder = tmp_path / "iris" / "2"
+    file = folder / "model.onnx"
+    if not declared:
+        (folder / "manifest.json").unlink()
+    if harm == "truncate":
+        os.truncate(file, 1000)
+    elif harm == "unlink":
+        file.unlink()
+    else:
+        found = manifest.of(folder, manifest.Hashes())
+        gate.keep(state_folder(tmp_path), gate.judge(found, {}, {}, runtime=gate.runtime(), at=0, allow_breaking=False))
+        file_one = tmp_path / "iris" / "1" / "model.onnx"
+        shutil.copy(MODELS / "iris" / "2" / "model.onnx", file_one)
+        (tmp_path / "iris" / "1" / "manifest.json").unlink()
+    step = Rollback(why="ticket 12").step(filled, "iris")
+    after = filled.change("iris", step.transition, who="ann", what="rollback", why=step.why)
+    assert after.stable == "1"
+    (entry,) = filled.history("iris", 1)
+    assert re.fullmatch(f"ticket 12; version 2 is passed over: .*({reason}).*", entry["why"])
+    assert step.notes == (entry["why"].removeprefix("ticket 12; "),)
+
+
+def test_a_rollback_to_nothing_says_what_there_was(filled: Ledger, tmp_path: Path) -> None:
+    """Where no version before can serve nothing changes, and the answer has the reason of each."""
+    for version in ("1", "2"):
+        os.truncate(tmp_path / "iris" / version / "model.onnx", 1000)
+    with pytest.raises(InvalidRequest, match=r"no earlier version to go back to; version 2 is .*; version 1 is passed"):
+        Rollback().step(filled, "iris")
+
+
+def test_a_rollback_from_no_name_goes_below_what_serves(filled: Ledger, tmp_path: Path) -> None:
+    """Where the highest version that can serve is stable, going back is from that, not from a damaged one above it."""
+    (tmp_path / "iris" / "traffic.json").unlink()
+    os.truncate(tmp_path / "iris" / "3" / "model.onnx", 1000)
+    assert Rollback().step(filled, "iris").transition(filled.read("iris")).stable == "1"
+
+
+def test_ending_a_canary_asks_nothing_of_the_disk(filled: Ledger, tmp_path: Path) -> None:
+    """Stable serves from memory: a canary beside it can be ended, whatever has become of the files."""
+    filled.change("iris", to.canary("2", available=HERE), who="ann", what="canary 2")
+    os.truncate(tmp_path / "iris" / "3" / "model.onnx", 1000)
+    after = Rollback().step(filled, "iris").transition(filled.read("iris"))
+    assert (after.stable, after.canary) == ("3", None)
 
 
 def test_every_change_is_noted(ledger: Ledger, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from serving.fleet import transitions as to
 from serving.fleet.ledger import Ledger
 from serving.fleet.traffic import Judge, Traffic
 from serving.fleet.trial import Clerk, Trial, decide, trial_of
+from tests.conftest import MODELS
 
 HERE = ("1", "2", "3")
 
@@ -95,10 +97,10 @@ class Bench:
 
     def __init__(self, root: Path) -> None:
         for version in HERE:
-            (root / "iris" / version).mkdir(parents=True)
+            shutil.copytree(MODELS / "iris" / "1", root / "iris" / version)
         self.ledger = Ledger(root)
         self.did: dict[tuple[str, str], dict[str, float]] = {}
-        self.clerk = Clerk(self.ledger, lambda wanted: {w: self.did.get(w, did()) for w in wanted}, lambda name: HERE)
+        self.clerk = Clerk(self.ledger, lambda wanted: {w: self.did.get(w, did()) for w in wanted})
 
     def change(self, step: to.Transition) -> Traffic:
         return self.ledger.change("iris", step, who="ann", what="try")

@@ -83,6 +83,24 @@ def test_every_verb_is_served_when_it_returns(client: TestClient) -> None:
     assert version("/versions/1") == "1"
 
 
+def test_a_rollback_says_what_it_passed_over(client: TestClient, folder: Path) -> None:
+    """The answer tells which version before could not serve, and why."""
+    shutil.copytree(folder / "iris" / "2", folder / "iris" / "3")
+    file = folder / "iris" / "2" / "model.onnx"
+    whole = file.read_bytes()
+    try:
+        for version in ("1", "2", "3"):
+            assert client.post(f"{AT}/promote", json={"version": version}).status_code == 200
+        file.write_bytes(whole[:1000])
+        answer = client.post(f"{AT}/rollback", json={})
+        assert (answer.status_code, answer.json()["traffic"]["stable"]) == (200, "1"), answer.text
+        assert "version 2 is passed over: model.onnx has 1000 bytes" in answer.json()["notes"][0]
+    finally:
+        file.write_bytes(whole)
+        client.post(f"{AT}/promote", json={"version": "1"})
+        shutil.rmtree(folder / "iris" / "3")
+
+
 @pytest.mark.parametrize(
     ("keep", "policy"),
     [
@@ -155,7 +173,12 @@ def test_the_loser_of_a_race_gets_412_and_the_state(client: TestClient) -> None:
         (f"{AT}/promote", {"version": "1", "force": True}, 400, "force: there is no such field"),
         (f"{AT}/canary", {"version": "1", "percent": 0}, 400, "percent: should be greater than 0"),
         (f"{AT}/canary", {"version": "2"}, 400, "already is stable"),
-        (f"{AT}/canary", {"version": "1", "sticky": {"feature": "age"}}, 503, "no feature 'age'"),
+        (
+            f"{AT}/canary",
+            {"version": "1", "sticky": {"feature": "age"}},
+            400,
+            "no feature 'age'; features: sepal_length",
+        ),
         (f"{AT}/label", {"label": "latest", "version": "1"}, 400, "'latest' follows the role"),
         ("/v1/repository/models/rose/promote", {"version": "1"}, 404, "no model is called 'rose'"),
     ],
@@ -179,6 +202,26 @@ def test_only_deployers_may(client: TestClient) -> None:
         assert answer.status_code in ((401, 403) if verb != "nonsense" else (404,)), answer.text
     assert client.get(f"{AT}/history", headers={"authorization": ""}).status_code in (401, 403)
     assert client.get(AT).headers["etag"] == before
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "known"),
+    [
+        ("PUT", "versions/next?note=x&allow_breakin=true", "note, allow_breaking"),
+        ("POST", "promote?allow_breakin=true", "none"),
+        ("POST", "rollback?allow_breakin=1", "none"),
+        ("GET", "history?limit=3&allow_breakin=1", "limit"),
+    ],
+)
+def test_a_misspelt_parameter_is_named(client: TestClient, folder: Path, method: str, path: str, known: str) -> None:
+    """A parameter that a route does not have is refused with those that it has, and nothing changes."""
+    before = client.get(AT).headers["etag"]
+    answer = client.request(method, f"{AT}/{path}", content=b'{"version": "1"}')
+    assert answer.status_code == 400, answer.text
+    assert f"allow_breakin: there is no such parameter; parameters: {known};" in answer.json()["error"]
+    assert answer.json()["details"][0]["path"] == "/query/allow_breakin"
+    assert client.get(AT).headers["etag"] == before
+    assert client.request(method, f"{AT}/{path}", headers={"authorization": ""}).status_code == 401
 
 
 def test_a_body_is_bounded(client: TestClient) -> None:
