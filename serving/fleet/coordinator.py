@@ -13,7 +13,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -21,54 +20,16 @@ from typing import Any
 import orjson
 
 from serving.engine.priority import give_way
-from serving.errors import ServingError
+from serving.fleet.known import Change, Known, reasons, roles_of
 from serving.fleet.plan import Plan
-from serving.fleet.repository import Contents, Found, Problem, Repository
-from serving.fleet.traffic import NOTHING, Roles, Traffic, plan, without
+from serving.fleet.repository import Contents, Problem, Repository
+from serving.fleet.traffic import NOTHING, Traffic, without
 from serving.fleet.verdicts import Judge, Verdicts
 
 log = logging.getLogger("serving.coordinator")
 
 LOOK_S = 2.0
 """Seconds between looks at the folder when nothing was heard of it: for file systems that tell nothing."""
-GONE_S = 2.0
-"""Seconds for which a model's folder must be missing before it stops being served: a copy may replace it."""
-
-
-@dataclass(slots=True)
-class _Change:
-    """A plan on its way to the workers."""
-
-    plan: Plan
-    untold: list[int]
-    """Workers that are to prepare it when others have."""
-    at_once: int
-    """How many may do so at the same time."""
-    waiting: set[int] = field(default_factory=set)
-    failed: tuple[str, str] | None = None
-    """A version that a worker could not load, and why; no version where the plan does not fit those that it could."""
-    committing: bool = False
-
-
-@dataclass(slots=True)
-class _Known:
-    """What is known of one model."""
-
-    served: Plan | None = None
-    change: _Change | None = None
-    problems: tuple[Problem, ...] = ()
-    error: str = ""
-    """Why the state that the folder asks for is not served; empty where it is."""
-    asked: int = 0
-    """Generation of the state that the folder asks for."""
-    pending: bool = False
-    """Whether the gate has yet to speak on it."""
-    refused: Plan | None = None
-    """What could not be served, so that it is not tried again and again; `reason` says why."""
-    reason: str = ""
-    unfit: bool = False
-    """Whether it was refused because it asks for what the versions do not have."""
-    missing_since: float | None = None
 
 
 class Coordinator:
@@ -96,7 +57,7 @@ class Coordinator:
         self._joining: set[int] = set()
         self._next = 0
         self._revision = 0
-        self._models: dict[str, _Known] = {}
+        self._models: dict[str, Known] = {}
         self._looked = False
         self.documents: dict[str, Traffic] = {}
         """The traffic that is served, by model; replaced and never changed, for other threads."""
@@ -243,11 +204,11 @@ class Coordinator:
             return
         names = {item.name for item in contents.found} | {p.name for p in contents.problems}
         for name in sorted((names | self._models.keys()) - {""}):
-            known = self._models.setdefault(name, _Known())
+            known = self._models.setdefault(name, Known())
             if known.change is None:  # else it is looked at again when that is done
                 self._consider(name, known, contents)
 
-    def _consider(self, name: str, known: _Known, contents: Contents) -> None:
+    def _consider(self, name: str, known: Known, contents: Contents) -> None:
         found = [item for item in contents.found if item.name == name]
         problems = [p for p in contents.problems if p.name == name]
         if found or problems:
@@ -255,7 +216,7 @@ class Coordinator:
         elif known.served is None:
             del self._models[name]
             return
-        elif self._still_there(known):
+        elif known.may_come_back():
             return
         traffic = asked = contents.traffic.get(name) or (known.served.traffic if known.served else Traffic())
         held = self._verdicts.held(name)
@@ -263,17 +224,17 @@ class Coordinator:
         # A later generation that asks for what is in quarantine is refused, as all that can't be served.
         if ends or known.served is None or known.served.traffic.generation == asked.generation:
             traffic = without(held, asked, [item.version for item in found])
-        good, refused, pending = self._verdicts.part(name, found, traffic, self._reference(known))
+        good, refused, pending = self._verdicts.part(name, found, traffic, known.reference)
         known.problems = (*problems, *refused)
         known.asked, known.pending = asked.generation, pending
         if pending and known.served is None:
             return  # until the gate has spoken
         bad = [problem for problem in known.problems if problem.version]
         stays = bool(bad) and known.served is not None and not traffic.unloaded
-        roles, error = _roles(asked, traffic, good, refused, stays=stays)
+        roles, error = roles_of(asked, traffic, good, refused, stays=stays)
         if pending and (roles is None or roles.problems or not good):
             return  # what is examined is asked for by name; a version that nobody names may come later
-        known.error = error or (_reasons(bad) if roles is None else "")
+        known.error = error or (reasons(bad) if roles is None else "")
         known.problems += tuple(Problem(name, "", text) for text in (error, *(roles or NOTHING).problems) if text)
         if roles is None:
             if not ends:
@@ -293,28 +254,13 @@ class Coordinator:
         elif not wanted.same(known.served):
             self._begin(known, wanted)
 
-    def _still_there(self, known: _Known) -> bool:
-        """Tell whether a model that is missing from the folder is to be kept a little longer."""
-        now = time.monotonic()
-        if known.missing_since is None:
-            known.missing_since = now
-        return now - known.missing_since < GONE_S
-
-    @staticmethod
-    def _reference(known: _Known) -> Found | None:
-        """Return the version that serves now, with which the gate compares."""
-        if known.served is None:
-            return None
-        stable = known.served.roles.stable
-        return next((item for item in known.served.versions if item.version == stable), None)
-
-    def _begin(self, known: _Known, wanted: Plan) -> None:
+    def _begin(self, known: Known, wanted: Plan) -> None:
         workers = sorted(set(self._workers) - self._joining)
         loads = known.served is None or not set(wanted.versions) <= set(known.served.versions)
-        known.change = _Change(wanted, workers, self._loads_at_once if loads else len(workers))
+        known.change = Change(wanted, workers, self._loads_at_once if loads else len(workers))
         self._proceed(known)
 
-    def _proceed(self, known: _Known) -> None:
+    def _proceed(self, known: Known) -> None:
         """Take a change one phase further where all workers have done theirs."""
         change = known.change
         if change is None:
@@ -377,43 +323,9 @@ class Coordinator:
         """Return, by model, the generation that is asked for and that which is served, and what is not served."""
         problems = (*self._general, *(p for known in self._models.values() for p in known.problems))
         return {
-            "models": {
-                name: {
-                    "asked": known.asked,
-                    "serving": known.served.traffic.generation if known.served else None,
-                    "stable": known.served.roles.stable if known.served else None,
-                    "error": known.error,
-                    "invalid": known.unfit and known.error == known.reason,
-                    "busy": known.pending or known.change is not None,
-                }
-                for name, known in self._models.items()
-            },
+            "models": {name: known.standing() for name, known in self._models.items()},
             "passed": self._verdicts.passed(),
             "figures": self._verdicts.figures(),
             "stumbles": self._stumbles,
             "problems": [[p.name, p.version, p.reason] for p in problems],
         }
-
-
-def _roles(
-    asked: Traffic, traffic: Traffic, good: list[Found], refused: list[Problem], *, stays: bool
-) -> tuple[Roles | None, str]:
-    """Say what each version does, None where that can't be; and what is not as `asked`, where that is not in `refused`.
-
-    traffic: what is to be served in place of `asked`, where that names what is in quarantine. stays: where nothing is
-    good, what serves goes on: its files are there, and damaged or half copied.
-    """
-    if not good:
-        return None if stays else NOTHING, ""
-    try:
-        roles = plan(traffic, [item.version for item in good])
-    except ServingError as error:
-        reasons = _reasons(refused)
-        return None, f"{error.message}{f' ({reasons})' if reasons else ''}"
-    if traffic is asked:
-        return roles, ""
-    return roles, f"stable is version {asked.stable}, in quarantine: version {traffic.stable} answers instead"
-
-
-def _reasons(refused: list[Problem]) -> str:
-    return "; ".join(f"version {p.version}: {p.reason}" for p in refused)
