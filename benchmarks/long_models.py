@@ -27,9 +27,9 @@ GROWN = ("FP32", "INT64", "BOOL", "BYTES", "FP16")
 def long_models(folder: Path) -> None:
     """Write all of them.
 
-    same_KIND answers what it is given, rows of WIDTH elements; more_KIND repeats the one element of each row WIDTH
-    times; words counts the strings that it knows; several has three outputs, grown from one number a row; classes names
-    the WIDTH columns of its scores, few_classes three.
+    same_KIND answers what it is given, rows of WIDTH elements, same_text rows of one string; more_KIND repeats the one
+    element of each row WIDTH times; words counts the strings that it knows; several has three outputs, grown from one
+    number a row; classes names the WIDTH columns of its scores, few_classes three.
     """
     rows, row, one = ["rows", WIDTH], ["rows"], ["rows", 1]
     for kind, element in KINDS.items():
@@ -43,6 +43,8 @@ def long_models(folder: Path) -> None:
             {"asked": (KINDS[kind], one)},
             {"answered": (KINDS[kind], rows)},
         )
+    node = helper.make_node("Identity", ["asked"], ["answered"])
+    _write(folder, "same_text", [node], {"asked": (KINDS["BYTES"], one)}, {"answered": (KINDS["BYTES"], one)})
     numbered = helper.make_node(
         "LabelEncoder", ["asked"], ["found"], domain="ai.onnx.ml", keys_strings=["word"], values_int64s=[1]
     )
