@@ -35,6 +35,7 @@ from benchmarks.decoding import forest_codec
 from benchmarks.findings import Finding, show
 from benchmarks.grpc_load import load as grpc_load
 from benchmarks.held_loop import held_loop
+from benchmarks.long_models import long_models
 
 RESULTS = Path(__file__).parent / "results" / "protocols.json"
 ROWS = 256
@@ -257,6 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
         subprocess.run([sys.executable, "-W", "ignore", "-m", "training", "forest", "--to", str(models)], check=True)
         wide(models)
         echo(models)
+        long_models(models)
         parts: dict[str, Callable[[], list[Finding]]] = {
             "small_rows": lambda: small_rows(models, folder, given.rounds, given.seconds),
             "megabyte": lambda: megabyte(models, folder, given.rounds, given.seconds),

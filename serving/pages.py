@@ -13,6 +13,8 @@ import mmap
 import queue
 import sys
 import threading
+import time
+from typing import Protocol
 
 OWN_PAGES_FROM = 1024 * 1024
 """Bytes of a body from which pages of its own cost less than what they spare."""
@@ -22,18 +24,47 @@ _GIVEN_BACK = 2 * 1024 * 1024
 """Bytes that are given back at a time: while all of it goes, nobody in the process can map memory."""
 
 
-_MOST_WAITING = 4
-"""Bodies that wait for the thread; who lets go of another one gives it back itself, for memory is bounded."""
-_free: queue.SimpleQueue[Pages] = queue.SimpleQueue()
+_MOST_WAITING = 8
+"""Things that wait for the thread; who lets go of more pages gives them back itself, for memory is bounded."""
+_FEW_WAITING = 3
+_WAIT_S = 0.001
+
+
+class GivenBack(Protocol):
+    """What takes long to let go of."""
+
+    def give_back(self) -> None:
+        """Let go of all of it by the piece; on a thread."""
+
+
+_free: queue.SimpleQueue[GivenBack] = queue.SimpleQueue()
+
+
+def give_back_later(thing: GivenBack, waiting: queue.SimpleQueue[GivenBack] = _free) -> None:
+    """Have the thread give back what nobody holds any more: called in `__del__`, this brings it to life again."""
+    waiting.put(thing)
+
+
+def wait_for_room() -> None:
+    """Wait, on a thread that makes what will have to be given back, until little waits for that."""
+    while _free.qsize() >= _FEW_WAITING:
+        time.sleep(_WAIT_S)
 
 
 class Pages(mmap.mmap):
     """Memory that a thread gives back once nobody holds it."""
 
-    def __del__(self, waiting: queue.SimpleQueue[Pages] = _free) -> None:
+    def __del__(self, waiting: queue.SimpleQueue[GivenBack] = _free) -> None:
         """Come to life again, for the thread; Python calls this once."""
         if waiting.qsize() < _MOST_WAITING:
             waiting.put(self)
+
+    def give_back(self) -> None:
+        """Give the memory back to the system."""
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self))
+        for at in range(0, len(self), _GIVEN_BACK):
+            # Python's own `madvise` would keep the interpreter meanwhile.
+            _advise(start + at, min(_GIVEN_BACK, len(self) - at), mmap.MADV_DONTNEED)
 
 
 _advise = ctypes.CDLL(None).madvise
@@ -43,10 +74,7 @@ _advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 def _give_back() -> None:
     while True:
         done = _free.get()
-        start = ctypes.addressof(ctypes.c_char.from_buffer(done))
-        for at in range(0, len(done), _GIVEN_BACK):
-            # Python's own `madvise` would keep the interpreter meanwhile.
-            _advise(start + at, min(_GIVEN_BACK, len(done) - at), mmap.MADV_DONTNEED)
+        done.give_back()
         del done
 
 

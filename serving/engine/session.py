@@ -26,6 +26,7 @@ from serving.engine import mapped
 from serving.engine.bare import ZIPMAPS, Port, Probe, describe
 from serving.engine.priority import Aside, lowest_priority
 from serving.engine.signature import METADATA_KEY, Signature
+from serving.engine.text_runs import text_runs
 from serving.errors import InferenceFailed, ModelInvalid
 from serving.tensors import DATATYPE_OF, FLOATS, NUMPY, ONNX, Array, Tensors
 
@@ -44,6 +45,8 @@ FREE_SIZE = 65536
 _GIVE_BACK = ort.RunOptions()
 _GIVE_BACK.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 _GIVE_BACK.log_severity_level = 4
+_PART = ort.RunOptions()
+_PART.log_severity_level = 4
 BF16 = "tensor(bfloat16)"
 BF16_ELEMENT = 16
 """Its number among ONNX element types (TensorProto.DataType)."""
@@ -95,10 +98,10 @@ class OnnxSession:
         prepared: bool = False,
         quiet: bool = False,
     ) -> None:
-        self._usual_size: float = math.inf
+        self._usual_bytes: float = math.inf
         with Aside(apart=quiet) as aside:
             self._load(path, threads=threads, prepared=prepared, quiet=quiet, aside=aside)
-            self._usual_size = self._warm(warm_rows, warm_s, aside)
+            self._usual_bytes = self._warm(warm_rows, warm_s, aside)
 
     def _load(self, path: Path, *, threads: int, prepared: bool, quiet: bool, aside: Aside) -> None:
         options = _options(threads)
@@ -125,13 +128,18 @@ class OnnxSession:
         self._check_ports()
         self._positions = [self._output_names.index(output.name) for output in self.signature.outputs]
         self._ordered = self._positions == list(range(len(self._output_names)))
+        self._texts = text_runs(self.signature)
         self.large = prepared or path.stat().st_size >= TRIM_BYTES
         """Whether loading it, and letting it go, leaves much in the heap that is to be given back."""
 
-    def run(self, inputs: Tensors) -> Tensors:
-        """Run the graph once. Raises InferenceFailed; its text says nothing of paths or node internals."""
+    def run(self, inputs: Tensors, options: Any = None) -> Tensors:
+        """Run the graph; once, unless there are many strings. Raises InferenceFailed.
+
+        Its text says nothing of paths or node internals. options: of onnxruntime, for a run that is one for sure.
+        """
+        if inputs[0].nbytes > self._usual_bytes and options is None:
+            return self._run_large(inputs)
         feeds = dict(zip(self._input_names, inputs, strict=True))
-        options = None if inputs[0].size <= self._usual_size else _GIVE_BACK
         try:
             raw = self._call(self._session, feeds, options)
         except ORT_ERRORS as error:
@@ -143,6 +151,11 @@ class OnnxSession:
             for index, keys in self._zipped.items():
                 raw[index] = _unzip(raw[index], keys)
         return tuple(raw) if self._ordered else tuple(raw[position] for position in self._positions)
+
+    def _run_large(self, inputs: Tensors) -> Tensors:
+        if self._texts is None:
+            return self.run(inputs, _GIVE_BACK)
+        return self._texts.run(lambda rows, last: self.run(rows, _GIVE_BACK if last else _PART), inputs)
 
     def _complain(self, error: Exception) -> None:
         """Log a failure, once a second at most: looking for the culprit in a batch makes many."""
@@ -191,7 +204,8 @@ class OnnxSession:
     def _warm(self, warm_rows: int, warm_s: float, aside: Aside) -> int:
         """Run at growing batch sizes: the first run of a size allocates, and a client would wait for it.
 
-        Returns the size of the first input up to which the memory of a run is kept for the next one.
+        Returns the bytes of the first input up to which the memory of a run is kept for the next one, and its strings
+        are few.
         """
         size = sum(array.nbytes for array in self.sample(1))
         most = min(warm_rows, max(1, WARM_BYTES // max(1, size))) if self.signature.batch == "dynamic" else 1
@@ -210,9 +224,10 @@ class OnnxSession:
                 raise ModelInvalid("it fails on its own example") from error
             spent = time.monotonic() - began
             self._check_outputs(outputs, rows)
-        usual = self.sample(most)[0].size
+        usual = self.sample(most)[0]
         free = any(-1 in spec.shape[1:] for spec in self.signature.inputs)
-        return max(usual, FREE_SIZE) if free else usual
+        size = max(usual.nbytes, FREE_SIZE * usual.itemsize) if free else usual.nbytes
+        return size if self._texts is None else min(size, self._texts.usual_bytes(self.sample(1)))
 
     def _check_outputs(self, outputs: Tensors, rows: int) -> None:
         for spec, array in zip(self.signature.outputs, outputs, strict=True):

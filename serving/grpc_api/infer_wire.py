@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from serving.engine.model import Model
 from serving.engine.ports import Ports, Wanted
 from serving.grpc_api.fields import Parts, field, field_head, length_at
-from serving.grpc_api.long_message import HANDOVER_S, PACKED, Bulk
+from serving.grpc_api.long_message import PACKED, Bulk
 from serving.grpc_api.messages import message
 from serving.grpc_api.tensors import Codec, Decoded, contents_of
-from serving.tensor_bytes import Buffer, read, view, write
+from serving.tensor_bytes import HANDOVER_S, Buffer, in_parts, read, string_pieces, write
 from serving.tensors import Array, Tensors
 
 _MOST_PLANS = 256
@@ -24,12 +24,13 @@ _LONGEST_PLAN = 1024
 _MOST_TENSORS = 64
 # Field numbers of ModelInferRequest and Response as tags of length-delimited fields.
 _NAME, _VERSION, _ID, _RAW_INPUT, _RAW_OUTPUT, _LAST = 0x0A, 0x12, 0x1A, 0x3A, 0x32, 0x3A
-_OUTPUT, _CONTENTS = 0x2A, 0x2A
+_OUTPUT, _CONTENTS, _BYTES = 0x2A, 0x2A, 0x42
 _PIECE = 4096
 """Elements that are written at a time, in about a quarter of a millisecond."""
 
 Response = message("ModelInferResponse")
 Output = message("ModelInferResponse.InferOutputTensor")
+Contents = message("InferTensorContents")
 
 
 class Cut(NamedTuple):
@@ -96,6 +97,7 @@ class Wire:
         self._opening = field(_NAME, model.name.encode()) + field(_VERSION, model.version.encode())
         self._outputs: dict[tuple[Any, ...], bytes] = {}
         self.slow_bytes = any(spec.datatype == "BYTES" for spec in model.signature.inputs)
+        self._texts = frozenset(i for i, spec in enumerate(self._ports.outputs) if spec.datatype == "BYTES")
 
     def plan(self, cut: Cut) -> Plan | None:
         """Return the plan of a request that looks like one before."""
@@ -137,6 +139,10 @@ class Wire:
                 self._plans.clear()
             self._plans[cut.head] = Plan(inputs, decoded.rows, decoded.wanted, decoded.priority)
         return decoded
+
+    def slow_answer(self, decoded: Decoded) -> bool:
+        """Tell whether a large raw answer takes time to write: numbers are only put together."""
+        return any(wanted.classes or wanted.position in self._texts for wanted in decoded.wanted)
 
     def encode(self, outputs: Tensors, identity: bytes, decoded: Decoded) -> bytes:
         """Write the response."""
@@ -186,8 +192,8 @@ class Wire:
         if decoded.raw or self._codec.only_raw(decoded.wanted):
             parts.append(self._described(decoded.wanted, [decoded.wanted, *[array.shape for array in chosen]]))
             for array in chosen:
-                blob = view(array)
-                parts += (field_head(_RAW_OUTPUT, len(blob)), blob)
+                blob = in_parts(array)
+                parts += (field_head(_RAW_OUTPUT, sum(map(len, blob))), *blob)
             return parts
         for one, array in zip(decoded.wanted, chosen, strict=True):
             datatype = "BYTES" if one.classes else self._ports.outputs[one.position].datatype
@@ -201,10 +207,18 @@ class Wire:
 def _contents(array: Array, datatype: str) -> Parts:
     """Write typed contents: packed numbers lie as they do in memory, whole ones and strings are written in pieces."""
     if datatype in PACKED:
-        packed = view(array)
-        return [field_head(PACKED[datatype], len(packed)), packed] if len(packed) else []
-    flat = array.ravel()
+        packed = in_parts(array)
+        return [field_head(PACKED[datatype], array.nbytes), *packed] if array.nbytes else []
     parts: Parts = []
+    if datatype == "BYTES":
+        for texts in string_pieces(array):
+            encoded = [text.encode() for text in texts]
+            if len(encoded) == 1:  # it may be long
+                parts += (field_head(_BYTES, len(encoded[0])), encoded[0])
+            else:
+                parts.append(Contents(bytes_contents=encoded).SerializeToString())
+        return parts
+    flat = array.ravel()
     for at in range(0, flat.size, _PIECE):
         if at:
             time.sleep(HANDOVER_S)

@@ -16,7 +16,7 @@ import numpy as np
 from serving.errors import InvalidRequest
 from serving.grpc_api.fields import field_head, length_at
 from serving.grpc_api.messages import message, reader
-from serving.tensor_bytes import Buffer
+from serving.tensor_bytes import HANDOVER_S, Buffer
 from serving.tensors import NUMPY, Array
 
 _SHORT_BYTES = 4096
@@ -25,8 +25,8 @@ _MOST_FIELDS = 1024
 """Of a message, or of one tensor's contents; whoever sends more is read by protobuf alone, which is faster at it."""
 _PIECE_BYTES = 8 * 1024
 """Up to as many numbers, which become objects in a quarter of a millisecond."""
-HANDOVER_S = 20e-6
-"""Seconds that a thread sleeps between pieces: the event loop gets the interpreter at once, and need not ask for it."""
+_UNRESTED_BYTES = 64 * 1024
+"""Contents that are looked through without a sleep: they may be in a message that is read on the event loop."""
 # Tags of length-delimited fields: of a request, of one of its inputs, of contents.
 _INPUT, _RAW, _LAST = 0x2A, 0x3A, 0x3A
 _CONTENTS, _LAST_OF_INPUT = 0x2A, 0x2A
@@ -143,7 +143,11 @@ def _fields(given: memoryview, last: int) -> Iterator[tuple[int, memoryview, mem
 def _runs(contents: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Give packed numbers, and strings by the piece. Raises IndexError for what is of another form."""
     place, end, runs = 0, len(contents), 0
+    rest = _UNRESTED_BYTES
     while place < end:
+        if place >= rest:
+            time.sleep(HANDOVER_S)
+            rest = place + _PIECE_BYTES
         tag = contents[place]
         size, start = length_at(contents, place + 1)
         stop = start + size

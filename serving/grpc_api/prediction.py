@@ -35,9 +35,9 @@ INLINE_BYTES = 64 * 1024
 RAW_INLINE_BYTES = 2 * 1024 * 1024
 """The same for raw tensors of numbers: a look at each of so many takes half a millisecond."""
 INLINE_ANSWER_BYTES = 64 * 1024
-"""Outputs above it are written on a thread, in parts, where their contents are typed."""
+"""Outputs above it are written on a thread, in parts, where their contents are typed, or strings."""
 RAW_INLINE_ANSWER_BYTES = 1024 * 1024
-"""The same for raw ones, which are only put together."""
+"""The same for raw numbers, which are only put together."""
 _MOST_NAMES = 1024
 
 _decoders = ThreadPoolExecutor(1, thread_name_prefix="grpc-decode")
@@ -122,8 +122,10 @@ class Prediction(Request):
         if isinstance(outcome, ServingError):
             self.refuse(outcome)
             return
-        most = RAW_INLINE_ANSWER_BYTES if self.decoded.raw else INLINE_ANSWER_BYTES
-        if sum([array.nbytes for array in outcome]) > most:
+        size = sum([array.nbytes for array in outcome])
+        if size > INLINE_ANSWER_BYTES and (
+            size > RAW_INLINE_ANSWER_BYTES or not self.decoded.raw or self.wire.slow_answer(self.decoded)
+        ):
             writing = asyncio.get_running_loop().run_in_executor(_encoders, self._encoded, outcome, True)
             writing.add_done_callback(lambda done: self._answer(done.result(), outcome))
             return

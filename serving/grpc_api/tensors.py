@@ -16,7 +16,7 @@ from serving.engine.request import priority_of
 from serving.errors import InvalidRequest
 from serving.grpc_api.long_message import Bulk, Contents
 from serving.grpc_api.messages import message
-from serving.tensor_bytes import Buffer, read, strings, text, write
+from serving.tensor_bytes import Buffer, Filling, read, strings, text, write
 from serving.tensors import HALVES, INTEGERS, NUMPY, Array, Tensors, count, limits
 
 Response = message("ModelInferResponse")
@@ -124,13 +124,36 @@ def _typed(contents: Any, long: Contents | None, datatype: str, shape: tuple[int
         raise InvalidRequest(f"{at}: {datatype} has no typed contents: send raw_input_contents")
     array = long.as_they_lie(datatype) if long is not None else None
     if array is None:
+        if long is not None and datatype == "BYTES":
+            return _long_strings(long, shape, at)
         pieces: list[Array] = []
+        before = 0
         for piece in [contents] if long is None else long.messages():
-            pieces.append(_elements(piece, field, datatype, at, sum(map(len, pieces))))
+            pieces.append(_elements(piece, field, datatype, at, before))
+            before += len(pieces[-1])
         array = pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, NUMPY[datatype]), *pieces])
-    if len(array) != count(shape):
-        raise InvalidRequest(f"{at}: has {len(array)} elements, and shape {list(shape)} holds {count(shape)}")
+    _refuse_count(len(array), shape, at)
     return array.reshape(shape)
+
+
+def _long_strings(long: Contents, shape: tuple[int, ...], at: str) -> Array:
+    due, found = count(shape), 0
+    filling: Filling | None = None
+    for piece in long.messages():
+        texts = _elements(piece, CONTENTS["BYTES"], "BYTES", at, found)
+        found += len(texts)
+        if found > due:
+            continue  # only how many there are is of interest
+        filling = filling or Filling(shape)
+        filling.add(texts)
+    _refuse_count(found, shape, at)
+    assert filling is not None  # noqa: S101  no shape is empty
+    return filling.array
+
+
+def _refuse_count(found: int, shape: tuple[int, ...], at: str) -> None:
+    if found != count(shape):
+        raise InvalidRequest(f"{at}: has {found} elements, and shape {list(shape)} holds {count(shape)}")
 
 
 def _elements(contents: Any, field: str, datatype: str, at: str, before: int) -> Array:

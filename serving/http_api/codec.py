@@ -22,6 +22,9 @@ RAW_INLINE_BYTES = 2 * 1024 * 1024
 INLINE_ANSWER_BYTES = 16 * 1024
 """Outputs above it are written as text on a thread: a thousand rows of one class and its scores take a millisecond."""
 
+LONG_ANSWER_BYTES = 32 * 1024
+"""Outputs above it are written by the piece: one call of what writes text would take milliseconds."""
+
 PIECE_BYTES = 256 * 1024
 """Bytes of a large answer that are worked on at a time, so that other threads get the interpreter in between."""
 

@@ -45,6 +45,7 @@ class Codec:
         self._writer = Writer(model, ports)
         self._batch = signature.batch
         self.slow_bytes = any(spec.datatype == "BYTES" for spec in signature.inputs)
+        self._texts = frozenset(i for i, spec in enumerate(signature.outputs) if spec.datatype == "BYTES")
         only = signature.inputs[0]
         self._fast = len(signature.inputs) == 1 and only.datatype in ("FP32", "FP64") and ports.finite[0]
         self._fast_shape = only.shape
@@ -183,7 +184,9 @@ class Codec:
         return total == size
 
     def slow_answer(self, context: Context) -> bool:  # noqa: D102
-        return context.wanted is None or any(not wanted.binary or wanted.classes for wanted in context.wanted)
+        return context.wanted is None or any(
+            not wanted.binary or wanted.classes or wanted.position in self._texts for wanted in context.wanted
+        )
 
     def encode(self, outputs: Tensors, context: Any) -> bytes | Blobs | Mixed:
         """Write the answer to a decoded request."""

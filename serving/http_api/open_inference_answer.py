@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,14 +11,13 @@ from serving.engine.model import Model
 from serving.engine.ports import Ports, Wanted
 from serving.http_api import strict_json
 from serving.http_api.answer import HeaderList
-from serving.http_api.codec import HANDOVER_S, INLINE_BYTES, LENGTH, Blobs, Mixed
+from serving.http_api.array_json import gathered, in_pieces
+from serving.http_api.codec import INLINE_BYTES, LENGTH, LONG_ANSWER_BYTES, Blobs, Mixed
 from serving.http_api.open_inference_request import Context
-from serving.tensor_bytes import view, write
+from serving.tensor_bytes import in_parts, write
 from serving.tensors import Array, Tensors
 
 _MOST_SHAPES = 256
-_PIECE = 4096
-"""Elements that are written at a time, in about a quarter of a millisecond."""
 
 
 class Writer:
@@ -41,7 +39,7 @@ class Writer:
         """Write the answer; in JSON, numbers that are not finite become null, as in every JSON answer here."""
         identity, wanted = context
         opening = b"{" if identity is None else b'{"id":%b,' % orjson.dumps(identity)
-        if sum([array.size for array in outputs]) > _PIECE:
+        if sum([array.nbytes for array in outputs]) > LONG_ANSWER_BYTES:
             return self._long(opening, outputs, self._ports.every(binary=False) if wanted is None else wanted)
         if wanted is not None:
             return self._chosen(opening, outputs, context)
@@ -59,47 +57,52 @@ class Writer:
         if identity is None and (known := self._raw.get(key)):
             head, headers = known
             return Mixed(headers, b"".join([head, *[outputs[one[0]].tobytes() for one in wanted or ()]]))
-        parts: list[bytes] = []
-        blobs: list[bytes | memoryview] = []
+        texts: list[bytes] = []
+        blobs: list[bytes] = []
         for position, binary, classes in wanted or ():
             array, head = self._described(position, outputs[position], classes)
             if binary:
-                blob = view(array) if array.nbytes >= INLINE_BYTES else write(array)
-                parts.append(b'%b,"parameters":{"binary_data_size":%d}}' % (head, len(blob)))
+                blob = write(array)
+                texts.append(b'%b,"parameters":{"binary_data_size":%d}}' % (head, len(blob)))
                 blobs.append(blob)
             else:
-                parts.append(b'%b,"data":%b}' % (head, _data(array)))
-        body = b"%b%b%b]}" % (opening, self._head, b",".join(parts))
+                texts.append(b'%b,"data":%b}' % (head, _data(array)))
+        body = b"%b%b%b]}" % (opening, self._head, b",".join(texts))
         if not blobs:
             return body
         headers = [(LENGTH, b"%d" % len(body))]
         size = len(body) + sum(map(len, blobs))
         if size >= INLINE_BYTES:
             return Mixed(headers, Blobs(size, (body, *blobs)))
-        if identity is None and len(blobs) == len(parts):
+        if identity is None and len(blobs) == len(texts):
             self._remember(key, outputs, body, headers)
         return Mixed(headers, b"".join((body, *blobs)))
 
     def _long(self, opening: bytes, outputs: Tensors, wanted: tuple[Wanted, ...]) -> Blobs | Mixed:
-        """Write what `_chosen` writes, in parts: for another thread than the loop's."""
-        parts = [opening + self._head]
+        """Write what `_chosen` writes, in parts: for another thread than the loop's, but where all is raw numbers."""
         blobs: list[bytes | memoryview] = []
-        comma = b""
-        for position, binary, classes in wanted:
-            array, head = self._described(position, outputs[position], classes)
-            if binary:
-                blobs.append(view(array))
-                parts.append(b'%b%b,"parameters":{"binary_data_size":%d}}' % (comma, head, len(blobs[-1])))
-            else:
-                parts.append(b'%b%b,"data":[' % (comma, head))
-                parts += _pieces(array)
-                parts.append(b"]}")
-            comma = b","
-        parts.append(b"]}")
-        length = sum(map(len, parts))
+
+        def described() -> Iterator[bytes]:
+            opened = opening + self._head
+            for position, binary, classes in wanted:
+                array, about = self._described(position, outputs[position], classes)
+                yield opened + about
+                if binary:
+                    raw = in_parts(array)
+                    yield b',"parameters":{"binary_data_size":%d}}' % sum(map(len, raw))
+                    blobs.extend(raw)
+                else:
+                    yield b',"data":'
+                    yield from in_pieces(array.ravel())
+                    yield b"}"
+                opened = b","
+            yield b"]}"
+
+        head = gathered(described())
+        length = sum(map(len, head))
         if not blobs:
-            return Blobs(length, parts)
-        return Mixed([(LENGTH, b"%d" % length)], Blobs(length + sum(map(len, blobs)), (*parts, *blobs)))
+            return Blobs(length, head)
+        return Mixed([(LENGTH, b"%d" % length)], Blobs(length + sum(map(len, blobs)), (*head, *blobs)))
 
     def _described(self, position: int, array: Array, classes: int) -> tuple[Array, bytes]:
         """Return what an output is answered with, and the beginning of its JSON."""
@@ -132,13 +135,3 @@ def _data(array: Array) -> bytes:
     flat = array.ravel()
     data = flat.tolist() if array.dtype.hasobject else flat
     return orjson.dumps(data, strict_json.listed, orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _pieces(array: Array) -> Iterator[bytes]:
-    """Write the elements of an array, without the brackets around them, a piece at a time; sleeps between."""
-    flat = array.ravel()
-    for at in range(0, flat.size, _PIECE):
-        if at:
-            time.sleep(HANDOVER_S)
-        text = _data(flat[at : at + _PIECE])
-        yield (b"," + text[1:-1]) if at else text[1:-1]
