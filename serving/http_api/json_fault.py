@@ -23,7 +23,8 @@ def refuse(  # noqa: PLR0917  a stretch and what stands around it
 ) -> None:
     """Raise InvalidRequest where a stretch is wrong; return where it is right.
 
-    before: all that stands before it, in which NaN stands for `longs` arrays. behind: what makes a document of it, or CUT_SHORT.
+    before: all that stands before it, in which NaN stands for `longs` arrays. behind: what makes a document of it, or
+    CUT_SHORT.
     string: what follows the text: a quote, and a part of a string that is wrong, which stands at the place `at`.
     """
     check_utf8(source.body, source.place(0))
