@@ -8,6 +8,8 @@ can be read in pieces. Everything is refused that `strict_json` refuses, in the 
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -25,8 +27,8 @@ from serving.http_api.json_marks import ARRAY, COLON, DEEPEST, Cut, Marks, closi
 from serving.http_api.json_source import Source, end_of_string
 from serving.tensor_bytes import Text
 
-PIECE_BYTES = 64 * 1024
-"""Bytes that are looked at in one step, which takes some 0.3 ms."""
+PIECE_BYTES = 32 * 1024
+"""Bytes that are looked at in one step, which takes some 0.2 ms."""
 LONGEST_VALUE = 256 * 1024
 """Bytes that a value may have that is neither a string nor an array nor an object."""
 LONG_BYTES = 256
@@ -34,6 +36,7 @@ LONG_BYTES = 256
 MOST_SKELETON = 256 * 1024
 """Bytes of a document beside its long arrays."""
 _SPACE = b" \t\r\n"
+_BEYOND_64_BITS = re.compile(rb"\d{19}")
 _FILLER = b'"\\u007fopen":'
 """A key for what is open around a stretch."""
 
@@ -73,6 +76,14 @@ def read(body: Text, paths: frozenset[bytes]) -> Any:
     what stands beside the long arrays is too long.
     """
     return _Reading(body, paths).read()
+
+
+def values(piece: bytes, *, whole: bool = True) -> list[Any]:
+    """Parse a piece of a `Long`. whole: numbers beyond 64 bits are whole where they are written so, and no floats."""
+    if not (whole and _BEYOND_64_BITS.search(piece)):
+        with contextlib.suppress(ValueError):  # half of a surrogate pair, or hundreds of digits
+            return list(orjson.loads(piece))
+    return list(strict_json.loads(piece))
 
 
 class _Reading:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
 from typing import Any
 
 import numpy as np
-import orjson
 
 from serving.errors import InvalidRequest
-from serving.http_api import number_array, strict_json
-from serving.http_api.long_json import Long
+from serving.http_api import number_array
+from serving.http_api.long_json import Long, values
 from serving.http_api.object_array import objects
 from serving.http_api.tensor_json import (
     ACCEPTED,
@@ -23,8 +20,6 @@ from serving.http_api.tensor_json import (
     wrong_rows,
 )
 from serving.tensors import HALVES, INTEGERS, NUMPY, Array, count, limits
-
-_BEYOND_64_BITS = re.compile(rb"\d{19}")
 
 
 def array_of(data: Long, datatype: str, shape: tuple[int, ...], at: str) -> Array:
@@ -40,16 +35,8 @@ def array_of(data: Long, datatype: str, shape: tuple[int, ...], at: str) -> Arra
         return array
     filling = _Filling(data, datatype, shape, at)
     for piece in data.pieces():
-        filling.take(_values(piece, whole=datatype in INTEGERS))
+        filling.take(values(piece, whole=datatype in INTEGERS))
     return filling.array()
-
-
-def _values(piece: bytes, *, whole: bool) -> list[Any]:
-    """Parse a piece that is right; unless they are to be `whole`, numbers beyond 64 bits may come as floats."""
-    if not (whole and _BEYOND_64_BITS.search(piece)):
-        with contextlib.suppress(ValueError):  # half of a surrogate pair, or hundreds of digits
-            return list(orjson.loads(piece))
-    return list(strict_json.loads(piece))
 
 
 class _Filling:

@@ -51,3 +51,25 @@ def objects(size: int) -> Array:
     _start()
     made: Array = Objects(size, dtype=object)
     return made
+
+
+def joined(parts: list[Array]) -> Array:
+    """Put arrays together along their first dimension, and forget them one by one.
+
+    Raises ValueError where the other dimensions differ.
+    """
+    if len(parts) == 1:
+        return parts.pop()
+    if not parts[0].dtype.hasobject:
+        return np.concatenate(parts)
+    form = parts[0].shape[1:]
+    if any(part.shape[1:] != form for part in parts):
+        raise ValueError("parts have different shapes")
+    made = objects(sum([part.size for part in parts])).view(np.ndarray)
+    filled = 0
+    for part in parts:
+        made[filled : filled + part.size] = part.ravel()
+        filled += part.size
+    while parts:
+        parts.pop()
+    return made.reshape(-1, *form)

@@ -18,10 +18,13 @@ from serving.engine.rows import Rows
 from serving.engine.signature import Signature
 from serving.http_api import json_pieces, number_array
 from serving.http_api.json_pieces import Span
+from serving.http_api.object_array import joined
 from serving.tensor_bytes import Text
 from serving.tensors import FLOATS, NUMPY, Array, Tensors
 
 _NUMBERS = frozenset({int, float})
+_FAULTS = (ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error, ValidationError)
+"""What the readers of right rows raise for wrong ones."""
 
 
 class NumberRows:
@@ -82,17 +85,28 @@ class LongReader:
             span = json_pieces.instances(body)
             if span is not None:
                 parts = [self._part(piece) for piece in json_pieces.pieces(body, span)]
-                inputs = tuple([np.concatenate(column) for column in zip(*parts, strict=True)])
+                columns = [list(column) for column in zip(*parts, strict=True)]
+                del parts
+                inputs = tuple([joined(column) for column in columns])
             else:
                 by_column = True
                 inputs = self._columns(body)
-        except (ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error, ValidationError):
+        except _FAULTS:
             return None
         if not inputs or any(
             check and np.isinf(array).any() for check, array in zip(self._may_overflow, inputs, strict=True)
         ):
             return None
         return inputs, len(inputs[0]), by_column
+
+    def part(self, piece: bytes) -> Tensors | None:
+        """Make the feeds of an array of some rows; None for anything else, wrong or right."""
+        if not self._separate:
+            return None
+        try:
+            return self._part(piece)
+        except _FAULTS:
+            return None
 
     def _part(self, piece: bytes) -> Tensors:
         """Make the feeds of some rows; raises an error of Python's for anything else, wrong or right."""
@@ -106,13 +120,13 @@ class LongReader:
         rows: list[Any]
         if named:
             # As many colons as names: no key stands twice. Pydantic would keep the last silently.
-            rows = [list(row.values()) for row in self._validator("named").validate_json(piece)]
+            rows = [list(row.values()) for row in self.validator("named").validate_json(piece)]
             if not self._plain_names or colons != len(rows) * self._width:
                 raise ValueError("a key stands twice")
         elif self._single:
-            rows = [(cell,) for cell in self._validator("single").validate_json(piece)]
+            rows = [(cell,) for cell in self.validator("single").validate_json(piece)]
         else:
-            rows = self._validator("positional").validate_json(piece)
+            rows = self.validator("positional").validate_json(piece)
         if not rows:
             raise ValueError("nothing stands between two commas")
         return self._rows.arrays(rows)
@@ -122,7 +136,7 @@ class LongReader:
         if spans is None or spans.keys() != set(self._rows.names):
             raise ValueError("these are no columns of every feature")
         read = self._cells_of if self._numbers is None else self._numbers_of
-        columns = [np.concatenate(list(read(body, spans[name], i))) for i, name in enumerate(self._rows.names)]
+        columns = [joined(list(read(body, spans[name], i))) for i, name in enumerate(self._rows.names)]
         if len({len(column) for column in columns}) != 1:
             raise ValueError("columns have different lengths")
         return (np.stack(columns, axis=1),) if self._matrix else tuple(columns)
@@ -137,14 +151,14 @@ class LongReader:
                 yield read.astype(self._dtype)
 
     def _cells_of(self, body: Text, span: Span, index: int) -> Iterator[Array]:
-        validator = self._validator(index)
+        validator = self.validator(index)
         for piece in json_pieces.pieces(body, span):
             cells = validator.validate_json(piece)
             if not cells:
                 raise ValueError("nothing stands between two commas")
             yield self._rows.column(index, cells)
 
-    def _validator(self, form: str | int) -> SchemaValidator:
+    def validator(self, form: str | int) -> SchemaValidator:
         """Return what checks an array of rows of a form, or of one feature's cells."""
         if form not in self._validators:
             self._validators[form] = self._rows.many(form)
