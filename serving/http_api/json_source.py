@@ -46,9 +46,10 @@ class Source:
         return offset + next(added for start, added in reversed(self._skipped) if start <= offset)
 
     def skip_string(self, offset: int, end: int) -> None:
-        """Leave out what is in a string, from its quote's offset on to the place of the quote that ends it."""
+        """Put a short one in place of a string, from its quote's offset on to the place of the quote that ends it."""
         self._strings.append(offset)
-        self._skip(offset + 1, end)
+        self.text = b"%b%d" % (self.text[: offset + 1], end)  # no other of the same object: keys stay apart
+        self._skip(len(self.text), end)
 
     def skip_spaces(self, offset: int) -> None:
         """Leave out all but the first of the spaces that stand from an offset on, and are all there is behind it."""
@@ -68,15 +69,19 @@ class Source:
         self._end = end
         self.grow()
 
+    def lacks(self, start: int, end: int) -> bool:
+        """Tell whether a string between two offsets was left out."""
+        return any(start <= string < end for string in self._strings)
+
     def size(self, start: int, end: int) -> int:
         """Return how many bytes `whole` has."""
-        if any(start <= string < end for string in self._strings):
+        if self.lacks(start, end):
             return self.place(end) - self.place(start)
         return end - start
 
     def whole(self, start: int, end: int) -> bytes:
         """Return the text between two offsets with its strings."""
-        if any(start <= string < end for string in self._strings):
+        if self.lacks(start, end):
             return bytes(self.body[self.place(start) : self.place(end)])
         return self.text[start:end]
 

@@ -187,7 +187,7 @@ class _Reading:
                 offset = int(at[index])
                 self._check_keys(source, found, begins, offset, ends=True)
                 self._long.end = source.place(offset)
-                if self._long.end - self._long.start < LONG_BYTES and not self._long.cuts:
+                if self._long.end - self._long.start < LONG_BYTES:
                     self._skeleton += self._body[self._long.start : self._long.end]
                     copied = offset
                 else:
@@ -243,7 +243,7 @@ class _Reading:
         What is wholly here is counted by a parser: there are as many members as colons. Else keys are remembered.
         """
         first, last = np.searchsorted(found.at, (start, end)).tolist()
-        whole = self._at_border and ends
+        whole = self._at_border and ends and not source.lacks(start, end)
         colons = int(np.count_nonzero(found.mark[first:last] == COLON))
         if whole and not colons:
             return

@@ -27,6 +27,7 @@ _LARGEST_LONE = 4096
 _LONE = frozenset(NUMPY) - {"BYTES", "BOOL", "FP16", "BF16"}
 _DATA = frozenset({b"{[{["})
 """The brackets that an input's data stands in."""
+_LONGEST_SHAPE = 4096
 _SHARED = "shared_memory_region"
 
 
@@ -160,6 +161,8 @@ class Reader:
             raise InvalidRequest(f"{at}: is {strict_json.kind(tensor)}: send an object")
         position = self._ports.input(tensor.get("name"), tensor.get("datatype"), at)
         dims = tensor.get("shape")
+        if isinstance(dims, Long) and dims.end - dims.start < _LONGEST_SHAPE:
+            dims = [dim for piece in dims.pieces() for dim in long_json.values(piece)]
         if not isinstance(dims, list):
             raise InvalidRequest(f"{at}/shape: should be an array of whole numbers")
         shape = self._ports.shape(position, dims, at)

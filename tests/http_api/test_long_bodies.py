@@ -22,7 +22,15 @@ from hypothesis import strategies as st
 
 from serving.engine.session import OnnxSession
 from serving.errors import ServingError
-from serving.http_api import json_pieces, long_json, number_array, open_inference, open_inference_request, predict_v1
+from serving.http_api import (
+    json_pieces,
+    long_json,
+    number_array,
+    open_inference,
+    open_inference_request,
+    predict_v1,
+    predict_v1_pieces,
+)
 from serving.pages import OWN_PAGES_FROM
 from tests.conftest import MODELS, Server
 
@@ -57,6 +65,8 @@ def piecewise(size: int) -> Iterator[None]:
             patch.setattr(module, "PIECE_BYTES", size)
         for module in (predict_v1, open_inference, open_inference_request):
             patch.setattr(module, "INLINE_BYTES", 0)
+        patch.setattr(long_json, "LONG_BYTES", size // 8)
+        patch.setattr(predict_v1_pieces, "_CELLS", 3)
         patch.setattr(open_inference, "_SHORT_BYTES", 0)
         yield
 
@@ -108,7 +118,7 @@ def written(draw: st.DrawFn, document: Any) -> bytes:
     separators = draw(st.sampled_from([(",", ":"), (", ", ": "), (" ,\n", " : ")]))
     text = json.dumps(document, separators=separators, ensure_ascii=draw(st.booleans()))
     text = text.replace("[", draw(st.sampled_from(["[", "[ "]))) if draw(st.integers(0, 9)) == 0 else text
-    return text.encode()
+    return text.encode("utf-8", "surrogatepass")
 
 
 @st.composite
