@@ -71,8 +71,8 @@ def columns(body: Text) -> dict[str, Span] | None:
 def pieces(body: Text, span: Span) -> Iterator[bytes]:
     """Give the elements of an array as arrays of about PIECE_BYTES; whoever takes them must refuse an empty one.
 
-    For a thread of its own: it sleeps a moment between pieces. Raises ValueError where nothing follows a last comma, and
-    for an element so long that reading it takes long.
+    For a thread of its own: it sleeps a moment between pieces. Raises ValueError where nothing follows a last comma, or
+    an element is so long that reading it takes long.
     """
     start, end = span
     last = bytes(body[start : start + 64]).lstrip(b" \t\r\n")[:1]

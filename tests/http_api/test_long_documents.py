@@ -46,9 +46,10 @@ CODECS = {
 }
 SHAPES = {"deep": (2, 3), "deep flags": (2, 1), "deep texts": (1, 2)}
 whole = st.integers(-130, 130) | st.integers(-(2**65), 2**65)
-odd = st.sampled_from(
-    [None, 1.5, True, "1", 2**63, 2**64, -1, 10**30, 1e39, 10**390, [], [1], {}, {"a": 1}, "\ud800"]
-).map(copy.deepcopy)
+odd = st.sampled_from([None, 1.5, True, "1", 2**63, 2**64, -1, 10**30, 1e39, 10**390, [], [1], {}, {"a": 1}])
+odd = odd.map(copy.deepcopy)
+half = st.just("\ud800")
+"""Half of a surrogate pair; V1 counts the columns of what it says of that in a text of its own."""
 CELLS: dict[str, Any] = {
     "BOOL": st.booleans(),
     "BYTES": texts,
@@ -74,7 +75,7 @@ def v2_documents(draw: st.DrawFn) -> tuple[str, bytes]:
         few = draw(st.lists(cell, min_size=1, max_size=12))
         data: Any = (few * (size // len(few) + 1))[:size]
         if wrong:
-            data[draw(st.integers(0, size - 1))] = draw(odd | whole)
+            data[draw(st.integers(0, size - 1))] = draw(odd | whole | half)
         if draw(st.booleans()):
             for dim in reversed(shape[1:]):
                 data = [data[i : i + dim] for i in range(0, len(data), dim)]
@@ -129,7 +130,8 @@ def test_wrong_rows_in_pieces_are_refused_alike(given: tuple[str, bytes], size: 
 
 keys = st.sampled_from(["a", "b", "", "data", "é", "\\", "x" * 300])
 values = st.recursive(
-    st.none()
+    half
+    | st.none()
     | st.booleans()
     | whole
     | texts
