@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from serving.errors import InvalidRequest
 from serving.http_api import strict_json
+from serving.http_api.codec import HANDOVER_S
 from serving.http_api.json_marks import ARRAY, COLON, COMMA, OBJECT, Marks
 from serving.http_api.json_source import Source
 
 MOST_MEMBERS = 65_536
+_STEP = 1024
 
 
 class Keys:
@@ -25,6 +28,8 @@ class Keys:
     def follow(self, source: Source, found: Marks, first: int, last: int) -> None:
         """Read the keys among some marks. Raises InvalidRequest where one stands twice, or where there are too many."""
         for index in range(first, last):
+            if index % _STEP == 0:
+                time.sleep(HANDOVER_S)
             kind = found.mark[index]
             if kind == COMMA:
                 continue

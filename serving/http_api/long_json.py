@@ -24,13 +24,15 @@ from serving.http_api.codec import HANDOVER_S
 from serving.http_api.json_fault import CUT_SHORT, refuse
 from serving.http_api.json_keys import Keys, members
 from serving.http_api.json_marks import ARRAY, COLON, DEEPEST, Cut, Marks, closing, cut_of, marks, stack_after
-from serving.http_api.json_source import Source, end_of_string
+from serving.http_api.json_source import Source, end_of_string, long_text
 from serving.tensor_bytes import Text
 
 PIECE_BYTES = 32 * 1024
 """Bytes that are looked at in one step, which takes some 0.2 ms."""
 LONGEST_VALUE = 256 * 1024
 """Bytes that a value may have that is neither a string nor an array nor an object."""
+LONG_ELEMENT = 1024 * 1024
+"""Bytes of a piece, which has one element then, from which a string is parsed in steps."""
 LONG_BYTES = 256
 """Arrays from this size on are taken out of the skeleton."""
 MOST_SKELETON = 256 * 1024
@@ -80,6 +82,8 @@ def read(body: Text, paths: frozenset[bytes]) -> Any:
 
 def values(piece: bytes, *, whole: bool = True) -> list[Any]:
     """Parse a piece of a `Long`. whole: numbers beyond 64 bits are whole where they are written so, and no floats."""
+    if len(piece) >= LONG_ELEMENT and (text := long_text(piece, PIECE_BYTES)) is not None:
+        return [text]
     if not (whole and _BEYOND_64_BITS.search(piece)):
         with contextlib.suppress(ValueError):  # half of a surrogate pair, or hundreds of digits
             return list(orjson.loads(piece))

@@ -18,6 +18,7 @@ from serving.engine.rows import Rows
 from serving.engine.signature import Signature
 from serving.http_api import json_pieces, number_array
 from serving.http_api.json_pieces import Span
+from serving.http_api.long_json import LONG_ELEMENT, values
 from serving.http_api.object_array import joined
 from serving.tensor_bytes import Text
 from serving.tensors import FLOATS, NUMPY, Array, Tensors
@@ -69,6 +70,9 @@ class LongReader:
         self._separate = signature.batch != "none"  # rows may be read apart from each other
         self._width = len(rows.names)
         self._single = self._width == 1
+        only = signature.features[0]
+        refusing = only.categories is not None and only.unknown_category == "refuse"
+        self._text = self._single and only.datatype == "BYTES" and not only.shape and not refusing
         self._plain_names = not any(":" in name for name in rows.names)
         self._may_overflow = [
             spec.datatype in FLOATS - {"FP64"} and any(not f.allow_non_finite for f in signature.features)
@@ -104,6 +108,8 @@ class LongReader:
         if not self._separate:
             return None
         try:
+            if len(piece) >= LONG_ELEMENT and self._text and type((cells := values(piece))[0]) is str:
+                return self._rows.arrays([(cell,) for cell in cells]) if len(cells) == 1 else None
             return self._part(piece)
         except _FAULTS:
             return None

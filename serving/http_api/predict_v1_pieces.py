@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from pydantic import ValidationError
 from serving.engine.rows import Rows
 from serving.engine.signature import Signature
 from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, SignatureMismatch
-from serving.http_api.codec import Decoded
+from serving.http_api.codec import HANDOVER_S, Decoded
 from serving.http_api.long_json import Long, values
 from serving.http_api.object_array import joined
 from serving.http_api.predict_v1_checked import Checked, Findings, dumped
@@ -21,7 +23,7 @@ from serving.tensors import Array, Tensors
 ARRAYS = frozenset({b"{[", b"{{["})
 """The brackets that rows and columns stand in."""
 _CELLS = 256
-"""Cells that are checked together, once one is wrong: Pydantic tells all that is wrong with them at once."""
+"""Rows, or cells of a column, that are checked together, once one is wrong: Pydantic tells all their faults at once."""
 
 
 class CheckedInPieces(Checked):
@@ -44,7 +46,10 @@ class CheckedInPieces(Checked):
                 parts.append(arrays)
                 continue
             rows = values(piece)
-            checked = list(self._checked(rows, count, found))
+            checked: list[Sequence[Any]] = []
+            for start in range(0, len(rows), _CELLS):
+                checked += self._checked(rows[start : start + _CELLS], count + start, found)
+                time.sleep(HANDOVER_S)
             count += len(rows)
             if checked and not found.total:
                 try:
@@ -149,6 +154,7 @@ class CheckedInPieces(Checked):
                     details = self._explain(error, ("inputs",), (name, count)) if found.wanting else []
                     found.add(error.error_count(), details)
                 count += len(some)
+                time.sleep(HANDOVER_S)
         return parts, count
 
 

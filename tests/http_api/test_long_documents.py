@@ -217,13 +217,24 @@ def test_hopeless_documents_are_refused_soon(body: bytes, told: str) -> None:
         assert time.monotonic() - began < 20
 
 
-def test_long_spaces_and_long_texts_are_read() -> None:
-    """Spaces of any length between the tokens, and a text of megabytes with escapes, mean what they say."""
-    text = 'a "text" with é and \\ and \U0001f600 ' * 50_000
-    body = json.dumps({"instances": [text, "short"]}, ensure_ascii=False).encode()
-    decoded = V1["docs_topic"].decode([], body.replace(b", ", b"\n" * 500_000 + b"," + b" " * 500_000))
-    assert decoded.inputs[0].ravel().tolist() == [text, "short"]
-    assert V1["docs_topic"].decode([], json.dumps({"instances": [text]}).encode()).inputs[0].item() == text
+@pytest.mark.parametrize("escaped", [True, False])
+@pytest.mark.parametrize("shift", range(13))
+def test_long_texts_are_read(escaped: bool, shift: int) -> None:
+    """A text of megabytes, with escapes and characters of several bytes anywhere, means what it says."""
+    text = "x" * shift + 'a "text" with é and \\ and \U0001f600\U0001f600\n' * 50_000
+    body = json.dumps({"instances": [text, "short"]}, ensure_ascii=escaped).encode()
+    assert V1["docs_topic"].decode([], body).inputs[0].ravel().tolist() == [text, "short"]
+    tensor = {"name": "x", "shape": [1, 2], "datatype": "BYTES", "data": [[text, "short"]]}
+    body = json.dumps({"inputs": [tensor]}, ensure_ascii=escaped).encode()
+    assert CODECS["BYTES"].decode([], body).inputs[0].ravel().tolist() == [text, "short"]
+
+
+def test_long_spaces_are_read() -> None:
+    """Spaces of any length may stand between the tokens."""
+    body = json.dumps({"instances": ["a", "b"]}).encode()
+    for token in (b"[", b",", b":", b"}"):
+        body = body.replace(token, b"\n" * 300_000 + token + b" " * 300_000)
+    assert V1["docs_topic"].decode([], body).inputs[0].ravel().tolist() == ["a", "b"]
 
 
 def test_long_tensors_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
