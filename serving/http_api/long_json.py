@@ -31,8 +31,8 @@ PIECE_BYTES = 32 * 1024
 """Bytes that are looked at in one step, which takes some 0.2 ms."""
 LONGEST_VALUE = 256 * 1024
 """Bytes that a value may have that is neither a string nor an array nor an object."""
-LONG_ELEMENT = 1024 * 1024
-"""Bytes of a piece, which has one element then, from which a string is parsed in steps."""
+LONG_ELEMENT = 256 * 1024
+"""Bytes of a piece, which has one element then, from which a text or an image is read in steps."""
 LONG_BYTES = 256
 """Arrays from this size on are taken out of the skeleton."""
 MOST_SKELETON = 256 * 1024

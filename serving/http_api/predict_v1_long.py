@@ -73,6 +73,8 @@ class LongReader:
         only = signature.features[0]
         refusing = only.categories is not None and only.unknown_category == "refuse"
         self._text = self._single and only.datatype == "BYTES" and not only.shape and not refusing
+        plain = self._single and self._separate and only.datatype in ("FP32", "FP64") and -1 not in only.shape
+        self._image = only.shape if plain else ()
         self._plain_names = not any(":" in name for name in rows.names)
         self._may_overflow = [
             spec.datatype in FLOATS - {"FP64"} and any(not f.allow_non_finite for f in signature.features)
@@ -88,7 +90,7 @@ class LongReader:
         try:
             span = json_pieces.instances(body)
             if span is not None:
-                parts = [self._part(piece) for piece in json_pieces.pieces(body, span)]
+                parts = [self._part(piece)[0] for piece in json_pieces.pieces(body, span)]
                 columns = [list(column) for column in zip(*parts, strict=True)]
                 del parts
                 inputs = tuple([joined(column) for column in columns])
@@ -103,25 +105,33 @@ class LongReader:
             return None
         return inputs, len(inputs[0]), by_column
 
-    def part(self, piece: bytes) -> Tensors | None:
-        """Make the feeds of an array of some rows; None for anything else, wrong or right."""
-        if not self._separate:
-            return None
+    def part(self, piece: bytes) -> tuple[Tensors, int] | None:
+        """Make the feeds of an array of some rows, and count these; None for anything else, wrong or right."""
         try:
-            if len(piece) >= LONG_ELEMENT and self._text and type((cells := values(piece))[0]) is str:
-                return self._rows.arrays([(cell,) for cell in cells]) if len(cells) == 1 else None
+            if len(piece) >= LONG_ELEMENT and (found := self._long_row(piece)) is not None:
+                return found, 1
             return self._part(piece)
         except _FAULTS:
             return None
 
-    def _part(self, piece: bytes) -> Tensors:
-        """Make the feeds of some rows; raises an error of Python's for anything else, wrong or right."""
+    def _long_row(self, piece: bytes) -> Tensors | None:
+        """Make the feeds of an array of one row that is a text or an image of numbers, and long."""
+        if self._text:
+            cells = values(piece)
+            return self._rows.arrays([tuple(cells)]) if len(cells) == 1 and type(cells[0]) is str else None
+        if self._image:
+            image = number_array.numbers(piece, 1, len(piece) - 1, (1, *self._image), self._dtype)
+            return None if image is None else (image,)
+        return None
+
+    def _part(self, piece: bytes) -> tuple[Tensors, int]:
+        """Make the feeds of some rows, and count these; raises an error of Python's for anything else."""
         colons = piece.count(b":")
         if self._numbers is not None and not self._single:
             matrix = self._numbers.matrix(orjson.loads(piece), colons)
             if matrix is None:
                 raise ValueError("these are no rows of numbers")
-            return (matrix,)
+            return (matrix,), len(matrix)
         named = piece[1:64].lstrip(b" \t\r\n")[:1] == b"{"
         rows: list[Any]
         if named:
@@ -135,7 +145,7 @@ class LongReader:
             rows = self.validator("positional").validate_json(piece)
         if not rows:
             raise ValueError("nothing stands between two commas")
-        return self._rows.arrays(rows)
+        return self._rows.arrays(rows), len(rows)
 
     def _columns(self, body: Text) -> Tensors:
         spans = json_pieces.columns(body)

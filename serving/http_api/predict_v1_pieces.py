@@ -40,10 +40,10 @@ class CheckedInPieces(Checked):
         parts: list[Tensors] = []
         count, alike = 0, True
         for piece in given.pieces():
-            arrays = None if found.total else self._reader.part(piece)
-            if arrays is not None:
-                count += len(arrays[0])
-                parts.append(arrays)
+            part = None if found.total else self._reader.part(piece)
+            if part is not None:
+                parts.append(part[0])
+                count += part[1]
                 continue
             rows = values(piece)
             checked: list[Sequence[Any]] = []

@@ -29,6 +29,7 @@ from serving.http_api import (
     open_inference,
     open_inference_request,
     predict_v1,
+    predict_v1_long,
     predict_v1_pieces,
 )
 from serving.pages import OWN_PAGES_FROM
@@ -67,6 +68,8 @@ def piecewise(size: int) -> Iterator[None]:
             patch.setattr(module, "INLINE_BYTES", 0)
         patch.setattr(long_json, "LONG_BYTES", size // 8)
         patch.setattr(predict_v1_pieces, "_CELLS", 3)
+        for module in (long_json, predict_v1_long):
+            patch.setattr(module, "LONG_ELEMENT", size)
         patch.setattr(open_inference, "_SHORT_BYTES", 0)
         yield
 

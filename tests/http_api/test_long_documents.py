@@ -237,6 +237,20 @@ def test_long_spaces_are_read() -> None:
     assert V1["docs_topic"].decode([], body).inputs[0].ravel().tolist() == ["a", "b"]
 
 
+def test_a_long_head_before_raw_tensors_is_read() -> None:
+    """A request whose JSON is long, with raw tensors behind it, is read as one with a short head is."""
+    numbers = np.arange(30_000).reshape(-1, 1)
+    inputs = [
+        {"name": "x", "shape": [30_000, 1], "datatype": "FP32", "data": numbers.tolist()},
+        {"name": "y", "shape": [30_000], "datatype": "INT64", "parameters": {"binary_data_size": 240_000}},
+    ]
+    head = json.dumps({"inputs": inputs}).encode()
+    body = memoryview(head + numbers.astype(np.int64).tobytes())
+    x, y = CODECS["pair"].decode([(b"inference-header-content-length", b"%d" % len(head))], body).inputs
+    np.testing.assert_array_equal(x, numbers.astype(np.float32))
+    np.testing.assert_array_equal(y, numbers.ravel())
+
+
 def test_long_tensors_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that holds the interpreter for all of a body comes to see a long one."""
     size = 40_000
