@@ -33,10 +33,12 @@ LONGEST_VALUE = 256 * 1024
 """Bytes that a value may have that is neither a string nor an array nor an object."""
 LONG_ELEMENT = 256 * 1024
 """Bytes of a piece, which has one element then, from which a text or an image is read in steps."""
-LONG_BYTES = 256
+LONG_BYTES = 64
 """Arrays from this size on are taken out of the skeleton."""
-MOST_SKELETON = 256 * 1024
-"""Bytes of a document beside its long arrays."""
+MOST_SKELETON = 1024 * 1024
+"""Bytes of a document beside its long arrays: some milliseconds of parsing."""
+MOST_BRACKETS = 32_768
+"""Arrays and objects there: thousands of tensors have as many; so many empty arrays are made in 3 ms."""
 _SPACE = b" \t\r\n"
 _BEYOND_64_BITS = re.compile(rb"\d{19}")
 _FILLER = b'"\\u007fopen":'
@@ -99,6 +101,7 @@ class _Reading:
         self._stack = b""
         self._fresh = True  # nothing stands before `place` in the innermost brackets
         self._skeleton = bytearray()
+        self._brackets = 0  # in it
         self._long: Long | None = None  # the one that is open
         self._level = 0  # how many brackets are open in it, with its own
         self._at_border = True  # `place` is between two elements of it
@@ -146,11 +149,11 @@ class _Reading:
         else:
             source.grow()
         bare = source.text.rstrip(_SPACE)
-        if len(bare) < len(source.text):
-            source.skip_spaces(len(bare))
-        elif len(source.text) > LONGEST_VALUE:
+        if len(bare) > LONGEST_VALUE:
             self._refuse(source, source.text, CUT_SHORT)
             raise InvalidRequest(f"a value in the body has over {LONGEST_VALUE} bytes")
+        if len(bare) < len(source.text):
+            source.skip_spaces(len(bare))
 
     def _judge(self, source: Source, text: bytes, cut: Cut | None, stack: bytes | None) -> bytes:
         """Refuse a stretch that is wrong; return the brackets that are open behind it."""
@@ -192,7 +195,7 @@ class _Reading:
                 self._check_keys(source, found, begins, offset, ends=True)
                 self._long.end = source.place(offset)
                 if self._long.end - self._long.start < LONG_BYTES:
-                    self._skeleton += self._body[self._long.start : self._long.end]
+                    self._put(bytes(self._body[self._long.start : self._long.end]))
                     copied = offset
                 else:
                     self._skeleton[-1:] = b"NaN"  # not only what is in its brackets
@@ -224,10 +227,14 @@ class _Reading:
     def _add(self, source: Source, start: int, end: int) -> None:
         """Add some of a stretch to the skeleton."""
         if len(self._skeleton) + source.size(start, end) > MOST_SKELETON:
-            raise InvalidRequest(
-                f"the body has over {MOST_SKELETON} bytes beside its arrays of rows or data: send less there"
-            )
-        self._skeleton += source.whole(start, end)
+            raise _too_much()
+        self._put(source.whole(start, end))
+
+    def _put(self, text: bytes) -> None:
+        self._skeleton += text
+        self._brackets += text.count(b"[") + text.count(b"{")
+        if self._brackets > MOST_BRACKETS:
+            raise _too_much()
 
     def _open(self, mark: Any, depths: Any, index: int, stack: bytes) -> tuple[int, bytes] | None:
         """Find the next array that may be long; return the mark behind it, and the brackets open there."""
@@ -264,6 +271,13 @@ class _Reading:
             pass
         self._at_border = True
         self._refuse(source, source.text[:end], _ending(stack_after(self._stack, found, last) or b"", None))
+
+
+def _too_much() -> InvalidRequest:
+    return InvalidRequest(
+        f"the body has over {MOST_SKELETON} bytes, or {MOST_BRACKETS} arrays and objects, beside its arrays of rows or"
+        " data: send less there"
+    )
 
 
 def _opening(stack: bytes, *, fresh: bool) -> bytes:

@@ -203,6 +203,8 @@ LONGEST = 3_000_000
         (b'{"instances": [0.' + b"1" * LONGEST + b"]}", "a value in the body has over 262144 bytes"),
         (json.dumps({str(i): i for i in range(300_000)}).encode(), "beside its arrays of rows or data"),
         (json.dumps({"instances": [{str(i): i for i in range(300_000)}]}).encode(), "over 65536 members"),
+        (b"[" + b"[]," * LONGEST + b"[]]", "beside its arrays of rows or data"),
+        (b'{"instances": [1' + (b" " * 200 + b"1") * 20_000 + b"]}", "expecting ',' delimiter"),
         (b" " * LONGEST, f"expecting value at line 1, column {LONGEST + 1}"),
         (b'{"instances": [1' + b"\n" * LONGEST + b"x]}", f"expecting ',' delimiter at line {LONGEST + 1}, column 1"),
         (b'{"instances": [{"a": [' + b"1," * LONGEST + b'1], "b": 1, "b": 1}]}', "the key 'b' stands twice"),
@@ -235,6 +237,17 @@ def test_long_spaces_are_read() -> None:
     for token in (b"[", b",", b":", b"}"):
         body = body.replace(token, b"\n" * 300_000 + token + b" " * 300_000)
     assert V1["docs_topic"].decode([], body).inputs[0].ravel().tolist() == ["a", "b"]
+
+
+def test_thousands_of_inputs_are_read() -> None:
+    """A model may have thousands of inputs; a request for it is long, and none of its tensors is."""
+    names = [f"feature_number_{i}" for i in range(3000)]
+    codec = _codec(*[(name, "FP32", (1,)) for name in names])
+    data = {"shape": [10, 1], "datatype": "FP32", "data": np.linspace(0, 1, 10).tolist(), "parameters": {}}
+    body = json.dumps({"inputs": [{"name": name, **data} for name in names]}).encode()
+    inputs = codec.decode([], body).inputs
+    assert len(inputs) == 3000
+    assert all(np.allclose(array.ravel(), data["data"]) for array in inputs)
 
 
 def test_a_long_head_before_raw_tensors_is_read() -> None:
