@@ -41,6 +41,32 @@ def echo(folder: Path) -> None:
     save(model, folder / "echo" / "1" / "model.onnx")
 
 
+def reduced(folder: Path, name: str, inputs: dict[str, int]) -> None:
+    """Write a cheap model that takes megabytes of any types, [rows, columns], and answers a column for each input."""
+    nodes, given, answered = [], [], []
+    start, end, axis = (
+        helper.make_node("Constant", [], [place], value_ints=[value])
+        for place, value in (("start", 0), ("end", 1), ("axis", 1))
+    )
+    for port, datatype in inputs.items():
+        nodes.append(helper.make_node("Slice", [port, "start", "end", "axis"], [f"first_{port}"]))
+        given.append(helper.make_tensor_value_info(port, datatype, ["rows", "columns"]))
+        answered.append(helper.make_tensor_value_info(f"first_{port}", datatype, ["rows", 1]))
+    graph = helper.make_graph([start, end, axis, *nodes], name, given, answered)
+    (folder / name / "1").mkdir(parents=True)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    save(model, folder / name / "1" / "model.onnx")
+
+
+def others(folder: Path) -> None:
+    """Write cheap models for what is not one matrix of floats."""
+    reduced(folder, "integers", {"numbers": TensorProto.INT64})
+    reduced(folder, "doubles", {"numbers": TensorProto.DOUBLE})
+    reduced(folder, "flags", {"flags": TensorProto.BOOL})
+    reduced(folder, "words", {"words": TensorProto.STRING})
+    reduced(folder, "pair", {"numbers": TensorProto.FLOAT, "ids": TensorProto.INT64})
+
+
 def json_body(rows: np.ndarray) -> bytes:
     """Write rows as a v2 request with one flat tensor."""
     tensor = {"name": "features", "datatype": "FP32", "shape": list(rows.shape), "data": rows.ravel().tolist()}

@@ -21,6 +21,7 @@ from benchmarks.contestants import Contestant, free_port, running
 from benchmarks.findings import Finding
 from benchmarks.grpc_load import METHOD
 from benchmarks.long_answers import long_answers
+from benchmarks.long_documents import long_documents, wrong_documents
 from benchmarks.long_requests import Long, long_requests
 
 LOOP_S = 0.005
@@ -37,7 +38,8 @@ def held_loop(models: Path, folder: Path, rounds: int, seconds: float, only: str
     probe = (sys.executable, "-m", "benchmarks.lag", str(models), str(log), "{port}", str(grpc_port))
     row = json_body(np.zeros((1, WIDTH)))
     small = Long("the same client, single rows", "/v2/models/wide/infer", row, {})
-    forms = [small, *(each for each in (*long_requests(), *long_answers()) if re.search(only, each.what))]
+    every = [*long_requests(), *long_documents(), *wrong_documents(), *long_answers()]
+    forms = [small, *(each for each in every if re.search(only, each.what))]
     spans: dict[str, list[tuple[float, float]]] = {each.what: [] for each in forms}
     spans["no load"] = []
     with running(Contestant("lag", probe, {}, "/v2/health/ready"), folder, None) as (port, _, _):
@@ -104,7 +106,7 @@ def asking(request: Long, port: int, grpc_port: int) -> Iterator[Callable[[], ob
         answer = connection.getresponse()
         while answer.readinto(room):
             pass
-        if answer.status != 200:
+        if answer.status != request.status:
             raise RuntimeError(f"{request.what} was answered {answer.status}")
 
     yield ask

@@ -22,6 +22,7 @@ class Long:
     path: str
     body: bytes
     headers: dict[str, str]
+    status: int = 200
 
 
 def long_requests() -> list[Long]:

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from sklearn.datasets import load_breast_cancer
 
-from benchmarks.bodies import WIDTH, binary_body, echo, json_body, wide
+from benchmarks.bodies import WIDTH, binary_body, echo, json_body, others, wide
 from benchmarks.contestants import Contestant, contestants, free_port, running
 from benchmarks.decoding import forest_codec
 from benchmarks.findings import Finding, show
@@ -37,6 +38,7 @@ from benchmarks.grpc_load import load as grpc_load
 from benchmarks.held_loop import held_loop
 from benchmarks.long_models import long_models
 
+SHIPPED = ("penguins", "docs_topic", "iris")
 RESULTS = Path(__file__).parent / "results" / "protocols.json"
 ROWS = 256
 
@@ -250,6 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--only", default=".", help="regular expression of parts: small_rows megabyte decoding held_loop"
     )
+    parser.add_argument("--forms", default=".", help="regular expression of the long requests of held_loop")
     parser.add_argument("--keep", action="store_true", help="leave the results that are committed as they are")
     given = parser.parse_args(arguments)
     with ExitStack() as stack:
@@ -259,11 +262,14 @@ def main(arguments: list[str] | None = None) -> int:
         wide(models)
         echo(models)
         long_models(models)
+        others(models)
+        for shipped in SHIPPED:
+            shutil.copytree(Path("models") / shipped, models / shipped)
         parts: dict[str, Callable[[], list[Finding]]] = {
             "small_rows": lambda: small_rows(models, folder, given.rounds, given.seconds),
             "megabyte": lambda: megabyte(models, folder, given.rounds, given.seconds),
             "decoding": lambda: decoding(models),
-            "held_loop": lambda: held_loop(models, folder, given.rounds, given.seconds),
+            "held_loop": lambda: held_loop(models, folder, given.rounds, given.seconds, given.forms),
         }
         findings = [f for name, part in parts.items() if re.search(given.only, name) for f in part()]
     show(findings, Console(width=130))

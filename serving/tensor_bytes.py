@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -118,7 +118,7 @@ class LongStrings(np.ndarray[Any, Any]):
     def __array_function__(self, function: Any, types: Any, given: Any, named: Any) -> Any:
         """Be put behind others, as a batch is, by the piece."""
         if function is np.concatenate and len(given) == 1 and not named:
-            return _joined(*given)
+            return joined(list(given[0]))
         return super().__array_function__(function, types, given, named)
 
     def give_back(self) -> None:
@@ -152,11 +152,26 @@ class Filling:
             time.sleep(HANDOVER_S)
 
 
-def _joined(arrays: Sequence[Array]) -> Array:
-    filling = Filling((sum(map(len, arrays)), *arrays[0].shape[1:]))
-    for array in arrays:
-        filling.add(array)
+def joined(parts: list[Array]) -> Array:
+    """Put arrays together along their first dimension, strings by the piece; the list is empty afterwards.
+
+    Raises ValueError where the other dimensions differ.
+    """
+    first = parts[0]
+    if len(parts) == 1 or not first.dtype.hasobject:
+        return parts.pop() if len(parts) == 1 else np.concatenate(parts)
+    if any(part.shape[1:] != first.shape[1:] for part in parts):
+        raise ValueError("parts have different shapes")
+    filling = Filling((sum(map(len, parts)), *first.shape[1:]))
+    parts.reverse()
+    while parts:
+        filling.add(parts.pop())
     return filling.array
+
+
+def room(size: int) -> Array:
+    """Make an array for `size` strings, which are let go of by the piece where they are many."""
+    return Filling((size,)).array if size > MOST_STRINGS else np.empty(size, object)
 
 
 def string_pieces(array: Array) -> Iterator[list[str]]:

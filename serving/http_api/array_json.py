@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
-from serving.http_api.codec import HANDOVER_S
 from serving.http_api.strict_json import dumps
+from serving.tensor_bytes import HANDOVER_S
 from serving.tensors import Array
 
 PIECE = 4096

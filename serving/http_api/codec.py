@@ -28,9 +28,6 @@ LONG_ANSWER_BYTES = 32 * 1024
 PIECE_BYTES = 256 * 1024
 """Bytes of a large answer that are worked on at a time, so that other threads get the interpreter in between."""
 
-HANDOVER_S = 20e-6
-"""Seconds that a thread sleeps between pieces: the event loop gets the interpreter at once, and need not ask for it."""
-
 
 class Decoded(NamedTuple):
     """Feeds in the order of the signature's inputs, how many rows, and what `encode` must remember."""

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import orjson
 
-from serving.http_api.codec import HANDOVER_S
-from serving.tensor_bytes import Text
+from serving.tensor_bytes import HANDOVER_S, Text
 
 PIECE_BYTES = 32 * 1024
 """About 0.4 ms of rows that become Python objects."""
-_SPACE = rb"[ \t\r\n]*"
+_LONGEST_ELEMENT = 256 * 1024
+_SPACE = rb"[ \t\r\n]{0,64}"
 _INSTANCES = re.compile(rb'%b\{%b"instances"%b:%b\[' % ((_SPACE,) * 4))
 _INPUTS = re.compile(rb'%b\{%b"inputs"%b:%b\{' % ((_SPACE,) * 4))
 _MEMBER = re.compile(rb'%b("(?:[^"\\\x00-\x1f]|\\.){0,1024}")%b:%b\[' % ((_SPACE,) * 3))
@@ -70,7 +70,8 @@ def columns(body: Text) -> dict[str, Span] | None:
 def pieces(body: Text, span: Span) -> Iterator[bytes]:
     """Give the elements of an array as arrays of about PIECE_BYTES; whoever takes them must refuse an empty one.
 
-    For a thread of its own: it sleeps a moment between pieces. Raises ValueError where nothing follows a last comma.
+    For a thread of its own: it sleeps a moment between pieces. Raises ValueError where nothing follows a last comma, or
+    an element is so long that reading it takes long.
     """
     start, end = span
     last = bytes(body[start : start + 64]).lstrip(b" \t\r\n")[:1]
@@ -80,7 +81,10 @@ def pieces(body: Text, span: Span) -> Iterator[bytes]:
         if end - start > PIECE_BYTES:
             cut = body.rfind(mark, start, start + PIECE_BYTES)
             if cut < 0:  # an element larger than a piece
-                cut = body.find(mark, start + PIECE_BYTES, end)
+                most = start + PIECE_BYTES + _LONGEST_ELEMENT
+                cut = body.find(mark, start + PIECE_BYTES, min(end, most))
+                if cut < 0 and end > most:
+                    raise ValueError("an element is too long")
             cut = end if cut < 0 else cut + len(mark) - 1
         yield b"".join((b"[", body[start:cut], b"]"))
         start = cut + 1

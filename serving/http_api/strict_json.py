@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,21 +22,47 @@ def loads(body: Buffer) -> Any:
     if not body:
         raise InvalidRequest("the body is empty: send a JSON object, as /docs shows")
     try:
-        return json.loads(
-            bytes(body).decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-            parse_int=_whole,
-        )
+        return parse(bytes(body).decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"the body is not UTF-8: byte {error.start} can't be decoded") from None
+        raise not_utf8(error.start) from None
     except json.JSONDecodeError as error:
-        raise InvalidRequest(
-            f"the body is not JSON: {error.msg.lower()} at line {error.lineno}, column {error.colno}"
-        ) from None
+        raise not_json(error.msg, error.lineno, error.colno) from None
     except RecursionError:
-        raise InvalidRequest("the body is nested too deeply") from None
+        raise too_deep() from None
+
+
+def parse(text: str, constant: Callable[[str], Any] | None = None) -> Any:
+    """Parse text; `constant` makes the value of a NaN or an Infinity, which are refused without it.
+
+    Raises InvalidRequest, JSONDecodeError or RecursionError.
+    """
+    return json.loads(
+        text,
+        object_pairs_hook=_unique,
+        parse_constant=constant or no_constant,
+        parse_float=_finite,
+        parse_int=_whole,
+    )
+
+
+def not_utf8(offset: int) -> InvalidRequest:
+    """Say at which byte a body is no UTF-8."""
+    return InvalidRequest(f"the body is not UTF-8: byte {offset} can't be decoded")
+
+
+def not_json(problem: str, line: int, column: int) -> InvalidRequest:
+    """Say what the parser found, and where."""
+    return InvalidRequest(f"the body is not JSON: {problem.lower()} at line {line}, column {column}")
+
+
+def twice(key: str) -> InvalidRequest:
+    """Say which key stands twice in one object."""
+    return InvalidRequest(f"the key {key[:64]!r} stands twice in one object: send it once")
+
+
+def too_deep() -> InvalidRequest:
+    """Say that there are too many brackets in each other."""
+    return InvalidRequest("the body is nested too deeply")
 
 
 def dumps(value: Any) -> bytes:
@@ -77,12 +104,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise InvalidRequest(f"the key {twice[:64]!r} stands twice in one object: send it once")
+        doubled = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise twice(doubled)
     return made
 
 
-def _no_constant(token: str) -> Any:
+def no_constant(token: str) -> Any:
+    """Refuse NaN and the infinities."""
     raise InvalidRequest(f"{token} is not JSON: send null for a missing value, or a finite number")
 
 

@@ -19,20 +19,20 @@ def array_of(data: Any, datatype: str, shape: tuple[int, ...], at: str) -> Array
     if not isinstance(data, list):
         raise InvalidRequest(f"{at}: is {kind(data)}: send an array")
     if datatype in HALVES:
-        raise InvalidRequest(f"{at}: {datatype} has no JSON form in the protocol: send it as binary data")
+        raise no_json_form(datatype, at)
     nested = bool(data) and isinstance(data[0], list)
     flat = _flatten(data, shape, at) if nested else data
     if len(flat) != count(shape):
-        raise InvalidRequest(f"{at}: has {len(flat)} elements, and shape {list(shape)} holds {count(shape)}")
-    accepted = _ACCEPTED[datatype]
+        raise wrong_count(at, len(flat), shape)
+    accepted = ACCEPTED[datatype]
     for index, value in enumerate(flat):
         if type(value) not in accepted:
-            raise InvalidRequest(f"{at}: element {index} is {kind(value)}, and {datatype} takes {_TAKES[datatype]}")
+            raise wrong_kind(at, index, value, datatype)
     if datatype in INTEGERS and flat:
         least, greatest = limits(datatype)
         if min(flat) < least or max(flat) > greatest:
             index = next(i for i, v in enumerate(flat) if not least <= v <= greatest)
-            raise InvalidRequest(f"{at}: element {index} does not fit {datatype} ({least} to {greatest})")
+            raise out_of_range(at, index, datatype)
     try:
         with np.errstate(over="ignore"):  # the caller refuses what overflowed, by name
             array: Array = np.array(flat, dtype=NUMPY[datatype])
@@ -41,7 +41,7 @@ def array_of(data: Any, datatype: str, shape: tuple[int, ...], at: str) -> Array
     return array.reshape(shape)
 
 
-_ACCEPTED: dict[str, frozenset[type]] = {
+ACCEPTED: dict[str, frozenset[type]] = {
     **{name: frozenset({int}) for name in INTEGERS},
     **{name: frozenset({int, float}) for name in FLOATS},
     "BOOL": frozenset({bool}),
@@ -59,13 +59,44 @@ def _flatten(data: list[Any], shape: tuple[int, ...], at: str) -> list[Any]:
     """Flatten nested lists level by level; every list of a level must be as long as the shape says."""
     level = data
     if len(level) != shape[0]:
-        raise InvalidRequest(f"{at}: has {len(level)} rows, and shape {list(shape)} says {shape[0]}")
+        raise wrong_rows(at, len(level), shape)
     for dim in shape[1:]:
         flat: list[Any] = []
         for index, item in enumerate(level):
             if not isinstance(item, list) or len(item) != dim:
-                got = f"{len(item)} values" if isinstance(item, list) else kind(item)
-                raise InvalidRequest(f"{at}: part {index} has {got}, and shape {list(shape)} says {dim}: ragged?")
+                raise ragged(at, index, item, shape, dim)
             flat += item
         level = flat
     return level
+
+
+def no_json_form(datatype: str, at: str) -> InvalidRequest:
+    """Say that a datatype is sent as raw bytes only."""
+    return InvalidRequest(f"{at}: {datatype} has no JSON form in the protocol: send it as binary data")
+
+
+def wrong_count(at: str, elements: int, shape: tuple[int, ...]) -> InvalidRequest:
+    """Say how many elements there are, and how many a shape holds."""
+    return InvalidRequest(f"{at}: has {elements} elements, and shape {list(shape)} holds {count(shape)}")
+
+
+def wrong_kind(at: str, index: int, value: Any, datatype: str) -> InvalidRequest:
+    """Say what an element is, and what a datatype takes."""
+    return InvalidRequest(f"{at}: element {index} is {kind(value)}, and {datatype} takes {_TAKES[datatype]}")
+
+
+def out_of_range(at: str, index: int, datatype: str) -> InvalidRequest:
+    """Say that an element does not fit an integer datatype."""
+    least, greatest = limits(datatype)
+    return InvalidRequest(f"{at}: element {index} does not fit {datatype} ({least} to {greatest})")
+
+
+def wrong_rows(at: str, rows: int, shape: tuple[int, ...]) -> InvalidRequest:
+    """Say how many rows nested data has, and how many its shape says."""
+    return InvalidRequest(f"{at}: has {rows} rows, and shape {list(shape)} says {shape[0]}")
+
+
+def ragged(at: str, index: int, item: Any, shape: tuple[int, ...], dim: int) -> InvalidRequest:
+    """Say which part of nested data is not an array of `dim` values."""
+    got = f"{len(item)} values" if isinstance(item, list) else kind(item)
+    return InvalidRequest(f"{at}: part {index} has {got}, and shape {list(shape)} says {dim}: ragged?")

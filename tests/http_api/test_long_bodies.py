@@ -22,7 +22,16 @@ from hypothesis import strategies as st
 
 from serving.engine.session import OnnxSession
 from serving.errors import ServingError
-from serving.http_api import json_pieces, number_array, open_inference, predict_v1
+from serving.http_api import (
+    json_pieces,
+    long_json,
+    number_array,
+    open_inference,
+    open_inference_request,
+    predict_v1,
+    predict_v1_long,
+    predict_v1_pieces,
+)
 from serving.pages import OWN_PAGES_FROM
 from tests.conftest import MODELS, Server
 
@@ -53,10 +62,14 @@ V2 = {name: open_inference.Codec(model) for name, model in MODELS_READ.items()}
 def piecewise(size: int) -> Iterator[None]:
     """Make every body long, and pieces so small that a few rows are many of them."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (json_pieces, number_array):
+        for module in (json_pieces, number_array, long_json):
             patch.setattr(module, "PIECE_BYTES", size)
-        for module in (predict_v1, open_inference):
+        for module in (predict_v1, open_inference, open_inference_request):
             patch.setattr(module, "INLINE_BYTES", 0)
+        patch.setattr(long_json, "LONG_BYTES", size // 8)
+        patch.setattr(predict_v1_pieces, "_CELLS", 3)
+        for module in (long_json, predict_v1_long):
+            patch.setattr(module, "LONG_ELEMENT", size)
         patch.setattr(open_inference, "_SHORT_BYTES", 0)
         yield
 
@@ -108,7 +121,7 @@ def written(draw: st.DrawFn, document: Any) -> bytes:
     separators = draw(st.sampled_from([(",", ":"), (", ", ": "), (" ,\n", " : ")]))
     text = json.dumps(document, separators=separators, ensure_ascii=draw(st.booleans()))
     text = text.replace("[", draw(st.sampled_from(["[", "[ "]))) if draw(st.integers(0, 9)) == 0 else text
-    return text.encode()
+    return text.encode("utf-8", "surrogatepass")
 
 
 @st.composite

@@ -1,0 +1,272 @@
+"""Rows and columns of V1 checked one by one: what is wrong with them, or forms that the fast path does not read."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails, SchemaValidator
+
+from serving.engine.rows import Rows
+from serving.engine.signature import Signature
+from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, SignatureMismatch, listed
+from serving.http_api import strict_json
+from serving.http_api.codec import Decoded
+from serving.tensors import FLOATS, Tensors
+
+_LONGEST_NAME = 256
+"""Characters of a name that are looked at, and echoed, where it is wrong."""
+
+_ROWS = 65_536
+"""Rows that are looked at in one step for what is infinite."""
+
+
+class Checked:
+    """Reads documents for one signature. Raises InvalidRequest, or SignatureMismatch with all the bad cells."""
+
+    def __init__(self, signature: Signature, rows: Rows) -> None:
+        self.signature = signature
+        self.rows = rows
+        self._single_only = len(rows.names) == 1
+        self._shaped = any(feature.shape for feature in signature.features)
+        self._width = len(rows.names)
+        self._names = set(rows.names)
+        self._guard_finite = any(not f.allow_non_finite and f.datatype in FLOATS - {"FP64"} for f in signature.features)
+        self._validators: dict[str, SchemaValidator] = {}
+
+    def read(self, document: Any) -> Decoded:
+        """Find out what is wrong, or read a form that the fast path does not."""
+        if not isinstance(document, dict):
+            raise InvalidRequest(f'the body is {strict_json.kind(document)}: send {{"instances": [...]}}')
+        known = {"instances", "inputs", "signature_name", "parameters"}
+        for key in document:
+            if key not in known:
+                raise InvalidRequest(f'unknown key {key[:64]!r}{_meant(key, known)}: send "instances" or "inputs"')
+        if ("instances" in document) == ("inputs" in document):
+            raise InvalidRequest('send either "instances" (rows) or "inputs" (columns)')
+        if document.get("signature_name", "serving_default") != "serving_default":
+            raise InvalidRequest('signature_name: only "serving_default" is served')
+        if "instances" in document:
+            return self._by_row(document["instances"])
+        return self._columns(document["inputs"])
+
+    def _by_row(self, given: Any) -> Decoded:
+        return self.feeds(self._instances(given))
+
+    def feeds(self, rows: Sequence[Sequence[Any]]) -> Decoded:
+        """Make the feeds of validated rows."""
+        self._check_count(len(rows), "instances")
+        try:
+            inputs = self.rows.arrays(rows)
+        except ValueError:
+            raise SignatureMismatch("/instances: rows have different shapes: send them one request each") from None
+        if self._guard_finite:
+            self._refuse_overflow(inputs, "instances", by_row=True)
+        return Decoded(inputs, len(rows))
+
+    def _instances(self, rows: Any) -> list[Sequence[Any]]:
+        if not isinstance(rows, list):
+            raise InvalidRequest(f'"instances" is {strict_json.kind(rows)}: send an array of rows')
+        if not rows:
+            raise InvalidRequest('"instances" has no rows: send at least one')
+        found = Findings()
+        checked = list(self._checked(rows, 0, found))
+        found.refuse("the rows do not fit the model's signature")
+        return checked
+
+    def _checked(self, rows: Sequence[Any], start: int, found: Findings) -> Iterator[Sequence[Any]]:
+        """Give the cells of each row that is right; the first row is number `start`."""
+        for index, row in enumerate(rows, start):
+            form = self._form(row)
+            if form not in ("named", "positional", "single"):
+                found.add(1, [Detail(strict_json.pointer("instances", index), form)] if found.wanting else [])
+                continue
+            looked_at, more = self._bounded(row) if form == "named" else (row, 0)
+            try:
+                value = self._validator(form).validate_json(dumped(looked_at))
+            except ValidationError as error:
+                details = self._explain(error, ("instances", index)) if found.wanting else []
+                found.add(error.error_count() + more, details)
+                continue
+            yield list(value.values()) if form == "named" else value if form == "positional" else [value]
+
+    def _bounded(self, given: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """Leave out unknown names that will not be shown, and count them: of thousands, Pydantic tells at length."""
+        if len(given) <= self._width + DETAILS_SHOWN:
+            return given, 0
+        unknown = [name for name in given if name not in self._names][DETAILS_SHOWN:]
+        left_out = set(unknown)
+        return {name: value for name, value in given.items() if name not in left_out}, len(unknown)
+
+    def _form(self, row: Any) -> str:
+        """Name the form of one row, or say what is wrong with it."""
+        if isinstance(row, dict):
+            return "named"
+        if isinstance(row, list) and not (self._single_only and (self._shaped or len(row) != 1)):
+            if len(row) == self._width:
+                return "positional"
+            return f"has {len(row)} values, and the model has {self._width} features"
+        if self._single_only:
+            return "single"
+        return f"is {strict_json.kind(row)}: send an object by feature name, or an array of {self._width} values"
+
+    def _validator(self, form: str) -> SchemaValidator:
+        if form not in self._validators:
+            self._validators[form] = self.rows.one(form)
+        return self._validators[form]
+
+    def _columns(self, given: Any) -> Decoded:
+        if not isinstance(given, dict):
+            if self._single_only and isinstance(given, list):
+                given = {self.rows.names[0]: given}
+            elif isinstance(given, list) and self.signature.layout == "matrix":
+                decoded = self._by_row(given)
+                return Decoded(decoded.inputs, decoded.rows, True)
+            else:
+                raise InvalidRequest(
+                    f'"inputs" is {strict_json.kind(given)}: send an object of columns by feature name'
+                )
+        looked_at, more = self._bounded(given)
+        try:
+            columns = list(self._validator("columns").validate_json(dumped(looked_at)).values())
+        except ValidationError as error:
+            details = self._explain(error, ("inputs",))
+            total = error.error_count() + more
+            raise listed("the columns do not fit the model's signature", details, total=total) from None
+        lengths = {name: len(column) for name, column in zip(self.rows.names, columns, strict=True)}
+        if len(set(lengths.values())) != 1:
+            raise SignatureMismatch(
+                f"columns have different lengths: {', '.join(f'{k} {v}' for k, v in lengths.items())}"[:500]
+            )
+        if not columns[0]:
+            raise InvalidRequest('"inputs" has no rows: send at least one')
+        self._check_count(len(columns[0]), "inputs")
+        try:
+            inputs = self.rows.feeds(columns)
+        except ValueError:
+            raise SignatureMismatch("/inputs: rows have different shapes: send them one request each") from None
+        if self._guard_finite:
+            self._refuse_overflow(inputs, "inputs", by_row=False)
+        return Decoded(inputs, len(columns[0]), True)
+
+    def _check_count(self, rows: int, top: str) -> None:
+        if rows > 1 and self.signature.batch == "none":
+            raise SignatureMismatch(
+                f"/{top}: has {rows} rows, and this model takes one a request: send them one by one"
+            )
+
+    def _refuse_overflow(self, inputs: Tensors, top: str, *, by_row: bool) -> None:
+        """Refuse what is finite as a double and infinite as the float32 that the model takes."""
+        for position, array in enumerate(inputs):
+            if array.dtype.kind not in "fV" or not np.isinf(array).any():
+                continue
+            details = []
+            for place in itertools.islice(_infinities(array), DETAILS_SHOWN):
+                feature = self.rows.names[place[1] if self.signature.layout == "matrix" else position]
+                row = int(place[0])
+                path = strict_json.pointer(top, *((row, feature) if by_row else (feature, row)))
+                details.append(Detail(path, "is too large for the model's 32-bit float", feature))
+            features = {f.name: f for f in self.signature.features}
+            details = [d for d in details if d.feature and not features[d.feature].allow_non_finite]
+            if details:
+                raise listed("the rows do not fit the model's signature", details)
+
+    def _explain(
+        self, error: ValidationError, top: tuple[str | int, ...], column: tuple[str, int] | None = None
+    ) -> list[Detail]:
+        """Turn Pydantic's findings into ours: a JSON pointer and a sentence that says what to do.
+
+        column: the name of the column that cells stand in, and the number of the first.
+        """
+        details = []
+        errors = error.errors(include_url=False, include_context=True)
+        missing = [str(each["loc"][-1]) for each in errors if each["type"] == "missing"]
+        for found in errors[:DETAILS_SHOWN]:
+            loc = tuple(part for part in found["loc"] if not str(part).startswith(("nullable[", "function-")))
+            if column is not None:
+                loc = (column[0], *(loc[0] + column[1], *loc[1:])) if loc else column[:1]  # type: ignore[operator]
+            feature = self._feature(loc)
+            place = (part[:_LONGEST_NAME] if isinstance(part, str) else part for part in loc)
+            details.append(Detail(strict_json.pointer(*top, *place), _sentence(found, missing, self._names), feature))
+        return details
+
+    def _feature(self, loc: tuple[str | int, ...]) -> str | None:
+        first = loc[0] if loc else None
+        if isinstance(first, int) and not self._single_only and first < self._width:
+            return self.rows.names[first]
+        if isinstance(first, str) and first in self._names:
+            return first
+        return self.rows.names[0] if self._single_only else None
+
+
+class Findings:
+    """What is wrong with rows or columns: how many cells, and the first of them."""
+
+    def __init__(self) -> None:
+        self.details: list[Detail] = []
+        self.total = 0
+
+    @property
+    def wanting(self) -> bool:
+        """Tell whether more details would be shown."""
+        return len(self.details) < DETAILS_SHOWN
+
+    def add(self, count: int, details: list[Detail]) -> None:
+        """Count some more."""
+        self.total += count
+        self.details += details
+
+    def refuse(self, problem: str) -> None:
+        """Raise SignatureMismatch where something was found."""
+        if self.total:
+            raise listed(problem, self.details, total=self.total)
+
+
+def _infinities(array: np.ndarray[Any, Any]) -> Iterator[Any]:
+    """Give the places of what is infinite."""
+    for start in range(0, len(array), _ROWS):
+        for place in np.argwhere(np.isinf(array[start : start + _ROWS])):
+            place[0] += start
+            yield place
+
+
+def dumped(value: Any) -> bytes:
+    """Write JSON for a validator."""
+    return json.dumps(value).encode()
+
+
+def _meant(given: str, known: set[str]) -> str:
+    # A name of a megabyte would take 36 to be compared.
+    close = difflib.get_close_matches(given[:_LONGEST_NAME], known, n=1, cutoff=0.6)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _sentence(found: ErrorDetails, missing: list[str], names: set[str]) -> str:
+    kind = found["type"]
+    context = found.get("ctx", {})
+    got = strict_json.kind(found["input"])
+    sentences: dict[str, Callable[[], str]] = {
+        "missing": lambda: "is missing",
+        "extra_forbidden": lambda: (
+            "is not a feature of this model" + _meant(str(found["loc"][-1]), set(missing) or names)
+        ),
+        "float_type": lambda: f"should be a number, and is {got}",
+        "int_type": lambda: f"should be a whole number, and is {got}",
+        "int_from_float": lambda: "should be a whole number, and is not",
+        "bool_type": lambda: f"should be true or false, and is {got}",
+        "string_type": lambda: f"should be a string, and is {got}",
+        "list_type": lambda: f"should be an array, and is {got}",
+        "dict_type": lambda: f"should be an object, and is {got}",
+        "finite_number": lambda: "should be a finite number",
+        "literal_error": lambda: f"should be one of {context.get('expected')}",
+        "too_short": lambda: f"has {context.get('actual_length')} values, and should have {context.get('min_length')}",
+        "too_long": lambda: f"has {context.get('actual_length')} values, and should have {context.get('max_length')}",
+        "greater_than_equal": lambda: f"should be at least {context.get('ge')}",
+        "less_than_equal": lambda: f"should be at most {context.get('le')}",
+    }
+    return sentences[kind]() if kind in sentences else found["msg"].lower()
