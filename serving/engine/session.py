@@ -42,8 +42,8 @@ and others serve meanwhile."""
 FREE_SIZE = 65536
 """Numbers in a batch up to which memory is kept for the next one, where a model's inner dimensions are free."""
 
-_MOST_STRINGS = 16_384
-"""Strings that are given to a model at a time: onnxruntime copies them in some 2 ms."""
+_MOST_STRINGS = 8192
+"""Strings that are given to a model at a time: onnxruntime copies them in a millisecond or less."""
 
 _GIVE_BACK = ort.RunOptions()
 _GIVE_BACK.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")

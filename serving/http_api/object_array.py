@@ -14,7 +14,7 @@ import numpy as np
 
 from serving.tensors import Array
 
-_STEP = 4096
+_STEP = 2048
 _PAUSE_S = 20e-6
 _FEW = 16_384
 """Strings that may go at once: a millisecond."""
