@@ -11,8 +11,8 @@ from serving.http_api import strict_json
 from serving.http_api.json_source import Source
 from serving.tensor_bytes import HANDOVER_S, Text
 
+COMMA = b","
 CUT_SHORT = b" "
-"""Behind a stretch that does not end where it could end."""
 _STEP = 256 * 1024
 _LONGEST_CHARACTER = 4
 
@@ -22,8 +22,8 @@ def refuse(  # noqa: PLR0917  a stretch and what stands around it
 ) -> None:
     """Raise InvalidRequest where a stretch is wrong; return where it is right.
 
-    before: all that stands before it, in which NaN stands for `longs` arrays. behind: what makes a document of it, or
-    CUT_SHORT.
+    before: all that stands before it, in which NaN stands for `longs` arrays. behind: nothing where the body ends,
+    COMMA where that comes next, else CUT_SHORT. Nothing is closed: an object is judged where it ends.
     string: what follows the text: a quote, and a part of a string that is wrong, which stands at the place `at`.
     """
     check_utf8(source.body, source.place(0))
@@ -37,9 +37,10 @@ def refuse(  # noqa: PLR0917  a stretch and what stands around it
     try:
         strict_json.parse(ahead + looked_at + behind.decode(), constant)
     except json.JSONDecodeError as error:
-        found = min(max(0, error.pos - len(ahead)), len(looked_at))
-        if found == len(looked_at) and behind == CUT_SHORT:
+        found = error.pos - len(ahead)
+        if behind and found >= len(looked_at) + (behind == COMMA):
             return
+        found = max(0, found)
         offset = len(looked_at[:found].encode())
         into = offset - len(text) - 1  # the string, behind its quote
         place = at + into if string and into >= 0 else source.place(offset)

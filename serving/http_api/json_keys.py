@@ -19,14 +19,17 @@ class Keys:
     """The keys of the objects that are open, from stretch to stretch."""
 
     def __init__(self) -> None:
-        self._open: list[set[str]] = []
+        self._open: list[tuple[set[str], list[str]]] = []  # of each: its keys, and those that came again
 
     def clear(self) -> None:
         """Begin anew, outside of all objects."""
         self._open.clear()
 
     def follow(self, source: Source, found: Marks, first: int, last: int) -> None:
-        """Read the keys among some marks. Raises InvalidRequest where one stands twice, or where there are too many."""
+        """Read the keys among some marks.
+
+        Raises InvalidRequest at the end of an object where one stood twice, or as soon as there are too many.
+        """
         for index in range(first, last):
             if index % _STEP == 0:
                 time.sleep(HANDOVER_S)
@@ -36,14 +39,14 @@ class Keys:
             if kind == COLON:
                 self._add(_key(source, found, int(found.at[index])))
             elif kind in (ARRAY, OBJECT):
-                self._open.append(set())
-            elif self._open:
-                self._open.pop()
+                self._open.append((set(), []))
+            elif self._open and (again := self._open.pop()[1]):
+                raise strict_json.twice(again[0])
 
     def _add(self, key: str) -> None:
-        keys = self._open[-1]
+        keys, again = self._open[-1]
         if key in keys:
-            raise strict_json.twice(key)
+            again.append(key)
         keys.add(key)
         if len(keys) > MOST_MEMBERS:
             raise InvalidRequest(f"an object in the body has over {MOST_MEMBERS} members")

@@ -20,7 +20,7 @@ import simdjson
 
 from serving.errors import InvalidRequest
 from serving.http_api import strict_json
-from serving.http_api.json_fault import CUT_SHORT, refuse
+from serving.http_api.json_fault import COMMA, CUT_SHORT, check_utf8, refuse
 from serving.http_api.json_keys import Keys, members
 from serving.http_api.json_marks import ARRAY, COLON, DEEPEST, Cut, Marks, closing, cut_of, marks, stack_after
 from serving.http_api.json_source import Source, end_of_string, long_text
@@ -162,11 +162,11 @@ class _Reading:
             try:
                 document = self._parser.parse(b"".join((around[0], text, around[1])))
             except (ValueError, RuntimeError):  # wrong, or right and rare: half a surrogate, a long whole number
-                self._refuse(source, text, around[1])
+                self._refuse(source, text, b"" if cut is None else COMMA if cut.comma else CUT_SHORT)
             finally:
                 del document  # the parser can't be used again while its document lives
             return stack
-        self._refuse(source, text, b",")
+        self._refuse(source, text, COMMA)
         raise InvalidRequest("the body is not JSON")
 
     def _refuse(self, source: Source, text: bytes, behind: bytes, string: bytes = b"", at: int = 0) -> None:
@@ -261,7 +261,11 @@ class _Reading:
         if not whole:
             if self._at_border:
                 self._keys.clear()
-            self._keys.follow(source, found, first, last)
+            try:
+                self._keys.follow(source, found, first, last)
+            except InvalidRequest:
+                check_utf8(self._body, self._place)  # which comes first, wherever it is
+                raise
             return
         try:
             if members(orjson.loads(b"".join((b"[", text, b"]"))), colons):
@@ -269,7 +273,7 @@ class _Reading:
         except ValueError:
             pass
         self._at_border = True
-        self._refuse(source, source.text[:end], _ending(stack_after(self._stack, found, last) or b"", None))
+        self._refuse(source, source.text[:end], CUT_SHORT)
 
 
 def _too_much() -> InvalidRequest:

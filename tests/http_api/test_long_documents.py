@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +16,20 @@ from hypothesis import strategies as st
 
 from serving import tensor_bytes
 from serving.engine.signature import Feature, Signature, TensorSpec
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, SignatureMismatch
 from serving.http_api import long_json, open_inference, strict_json
-from tests.http_api.test_long_bodies import V1, calm, outcome, piecewise, same, spoilt, texts, v1_bodies, written
+from tests.http_api.test_long_bodies import (
+    MODELS_READ,
+    V1,
+    calm,
+    outcome,
+    piecewise,
+    same,
+    spoilt,
+    texts,
+    v1_bodies,
+    written,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # the answer is an error that names it
 
@@ -46,7 +58,7 @@ CODECS = {
     "mixed": _codec(("x", "BYTES", ()), ("y", "BOOL", ()), ("z", "FP64", (2,))),
 }
 SHAPES = {"deep": (2, 3), "deep flags": (2, 1), "deep texts": (1, 2)}
-whole = st.integers(-130, 130) | st.integers(-(2**65), 2**65)
+whole = st.integers(-300, 300) | st.integers(-(2**65), 2**65)
 odd = st.sampled_from([None, 1.5, True, "1", 2**63, 2**64, -1, 10**30, 1e39, 10**390, [], [1], {}, {"a": 1}])
 odd = odd.map(copy.deepcopy)
 half = st.just("\ud800")
@@ -102,6 +114,17 @@ def test_spoilt_tensors_in_pieces_are_refused_alike(given: tuple[str, bytes], si
 
 
 @st.composite
+def doubled(draw: st.DrawFn, bodies: st.SearchStrategy[tuple[str, bytes]]) -> tuple[str, bytes]:
+    """Put the first key of an object there once more."""
+    name, body = draw(bodies)
+    places = [found.span(1) for found in re.finditer(rb'\{[ \n]*("(?:[^"\\]|\\.)*")', body)]
+    if places:
+        start, end = draw(st.sampled_from(places))
+        body = body[:start] + body[start:end] + b":1," + body[start:]
+    return name, body
+
+
+@st.composite
 def wrong_rows(draw: st.DrawFn) -> tuple[str, bytes]:
     """Write rows or columns some of whose cells are wrong, and members beside them."""
     name, body = draw(v1_bodies())
@@ -123,13 +146,13 @@ def wrong_rows(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 @calm
-@given(wrong_rows(), st.integers(8, 400))
+@given(wrong_rows() | doubled(wrong_rows()), st.integers(8, 400))
 def test_wrong_rows_in_pieces_are_refused_alike(given: tuple[str, bytes], size: int) -> None:
     """Wrong cells are counted and named as they are in a short body, and members beside the rows are judged alike."""
     same(V1[given[0]], given[1], size)
 
 
-keys = st.sampled_from(["a", "b", "", "data", "é", "\\", "x" * 300])
+keys = st.sampled_from(["a", "b", "", "data", "é", "\\", "x" * 300, "y" * 300])
 values = st.recursive(
     half
     | st.none()
@@ -183,7 +206,7 @@ def read_whole(body: bytes) -> Any:
 
 
 @calm
-@given(documents() | spoilt(documents()), st.integers(1, 400), st.sampled_from(PATHS))
+@given(documents() | spoilt(documents()) | doubled(documents()), st.integers(1, 400), st.sampled_from(PATHS))
 def test_any_json_in_pieces_is_json(given: tuple[str, bytes], size: int, paths: frozenset[bytes]) -> None:
     """Any document, JSON or not, is what the strict reader makes of it, or is refused in its words."""
     assert read(given[1] or b" ", size, paths) == read_whole(given[1] or b" ")
@@ -238,6 +261,21 @@ def test_long_spaces_are_read() -> None:
     for token in (b"[", b",", b":", b"}"):
         body = body.replace(token, b"\n" * 300_000 + token + b" " * 300_000)
     assert V1["docs_topic"].decode([], body).inputs[0].ravel().tolist() == ["a", "b"]
+
+
+def test_unknown_columns_beside_long_ones_are_counted() -> None:
+    """All unknown names are counted, however many there are; the first are named."""
+    columns: dict[str, Any] = {name: [1.0, "x"] * 10_000 for name in MODELS_READ["iris"].signature.example}
+    columns |= {f"unknown {i}": [1] for i in range(50)}
+    error, message, details = outcome(V1["iris"], json.dumps({"inputs": columns}).encode())
+    assert error is SignatureMismatch
+    assert message.endswith("(and 40049 more)")
+    assert [detail.path for detail in details[:2]] == ["/inputs/sepal_length/1", "/inputs/sepal_length/3"]
+    del columns["sepal_length"], columns["sepal_width"], columns["petal_length"]
+    columns["petal_width"] = [1.0] * 20_000
+    error, message, details = outcome(V1["iris"], json.dumps({"inputs": columns}).encode())
+    assert message.endswith("(and 52 more)")
+    assert details[3].path == "/inputs/unknown 0"
 
 
 def test_thousands_of_inputs_are_read() -> None:
