@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import ctypes
 import mmap
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
@@ -78,8 +78,7 @@ def part(owner: object, pages: Iterable[Range]) -> None:
     """Let an object go that maps `pages` and unmaps them at its end, without holding up others.
 
     That end would take milliseconds with the interpreter's lock held, nearly all of it for pages that were touched:
-    those go first, and on a thread of their own, for this may be called on the event loop. Hence too the plain kind of
-    thread: `Thread.start` waits until it runs, which takes milliseconds where the cores are busy.
+    those go first, and on a thread of their own, for this may be called on the event loop.
     """
 
     def end(held: list[object]) -> None:
@@ -88,4 +87,4 @@ def part(owner: object, pages: Iterable[Range]) -> None:
 
     # In a list that is cleared there: a frame here that still knew the object would end it here.
     with contextlib.suppress(RuntimeError):  # the process ends
-        _thread.start_new_thread(end, ([owner],))
+        threading.Thread(target=end, args=([owner],), name="part", daemon=True).start()

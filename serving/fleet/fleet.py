@@ -121,9 +121,7 @@ class Fleet:
         if self._metrics is not None:
             observer = metrics = self._metrics.model(item.name, item.version)
             metrics.info(task=session.signature.task, sha256=item.sha256)
-        # It starts threads, and whoever does waits until they run. On one that gives way they would learn to.
-        model = await asyncio.to_thread(
-            Model,
+        model = Model(
             item.name,
             item.version,
             session,
