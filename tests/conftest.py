@@ -41,6 +41,7 @@ class Server:
             | {"COLUMNS": "200"}
             | (environment or {}),
         )
+        self.models = models
         self.port = 0
         self._last = ""
 

@@ -86,7 +86,7 @@ PROTOCOLS = ["lane", "asgi", "grpc"]
 
 
 def test_live_answers_are_right_beside_shadows() -> None:
-    """At half and at full load no live answer fails beside a shadow, be it large, failing or slow; some are skipped."""
+    """At little and full load no live answer fails beside a shadow, be it large, failing or slow; some are skipped."""
     report = Report()
     shadow_drill.run(report, spans=1, seconds=0.5, mebibytes=16, timed=False)
     assert report.kept, report.broken()

@@ -26,6 +26,8 @@ BODY = infer("x", 32)
 KINDS = ("plain", "light", "heavy")
 """Models that answer with the same small graph: without a shadow, with a small one, and with a large one."""
 CLIENTS = 16
+CALM = 8
+"""The share of the capacity that is asked for where p99 is judged: one in so many."""
 UNSEEN = {"shadow": 2.0}
 
 
@@ -49,38 +51,42 @@ def served(mebibytes: int, faults: dict[str, Any] | None = None) -> Iterator[Ser
 
 @dataclass(slots=True)
 class Course:
-    """By kind of model: samples at half the capacity, answers a second at full load, and all samples there were."""
+    """By kind of model: samples with capacity to spare, by span; answers a second at full load; all samples there were.
 
-    half: dict[str, list[Sample]]
+    What is late for many is late for the machine's reasons where it has no capacity to spare: clients and servers take
+    each other's cores. So little is asked for where p99 is judged, and each span has one of its own.
+    """
+
+    calm: dict[str, list[list[Sample]]]
     full: dict[str, float]
     every: list[Sample]
 
     def late(self, kind: str) -> float:
-        """Return the 99th percentile of latency at half the capacity, in seconds."""
-        return percentile([sample.took for sample in self.half[kind]], 99)
+        """Return the median of what the spans had as 99th percentile of latency, in seconds."""
+        return statistics.median(percentile([sample.took for sample in span], 99) for span in self.calm[kind])
 
 
 async def _course(server: Server, spans: int, seconds: float) -> Course:
-    """Ask the models in turn, in a different order each time: at half the capacity, then with all there is."""
+    """Ask the models in turn, in a different order each time: with capacity to spare, then with all there is."""
     loads = {kind: Load(server.port, post(kind, BODY)) for kind in KINDS}
     await loads["plain"].closed(CLIENTS, 1)
     capacity = await loads["plain"].closed(CLIENTS, 1)
-    half: dict[str, list[Sample]] = {kind: [] for kind in KINDS}
+    calm: dict[str, list[list[Sample]]] = {kind: [] for kind in KINDS}
     full: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for span in range(spans):
         for turn in range(len(KINDS)):
             kind = KINDS[(turn + span) % len(KINDS)]
             load = loads[kind]
             before = len(load.samples)
-            await load.offer(capacity / 2, seconds)
+            await load.offer(capacity / CALM, seconds)
             await asyncio.sleep(0.2)
-            half[kind] += load.samples[before:]
-            full[kind].append(await load.closed(CLIENTS, seconds))
+            calm[kind].append(load.samples[before:])
+            full[kind].append(await load.closed(CLIENTS, seconds / 2))
             await asyncio.sleep(0.5)  # what waits for the shadow is compared meanwhile
     for load in loads.values():
         await load.finish(10)
     every = [sample for load in loads.values() for sample in load.samples]
-    return Course(half, {kind: statistics.median(found) for kind, found in full.items()}, every)
+    return Course(calm, {kind: statistics.median(found) for kind, found in full.items()}, every)
 
 
 def _copies(server: Server) -> dict[tuple[str, str], float]:
@@ -96,7 +102,7 @@ def _copies(server: Server) -> dict[tuple[str, str], float]:
 
 
 @drill("shadow", "a shadow sees copies on spare capacity alone: live answers are as fast and as right as without one")
-def run(report: Report, *, spans: int = 5, seconds: float = 1.5, mebibytes: int = 64, timed: bool = True) -> None:
+def run(report: Report, *, spans: int = 7, seconds: float = 2.0, mebibytes: int = 64, timed: bool = True) -> None:
     """Compare models with and without shadows in one run, then with shadows that fail after two seconds each.
 
     timed: judge by the clock too, which a busy machine can't keep.
@@ -109,7 +115,7 @@ def run(report: Report, *, spans: int = 5, seconds: float = 1.5, mebibytes: int 
         report.at_least(f"{kind} shadow: copies compared", copies.get((kind, "compared"), 0), 1)
         report.at_least(f"{kind} shadow: copies skipped, for want of spare capacity", copies.get((kind, "busy"), 0), 1)
         if timed:
-            report.at_most(f"{kind} shadow: p99 at half load, times that without", _slower(course, kind), 1.2)
+            report.at_most(f"{kind} shadow: p99 with capacity to spare, times that without", _slower(course, kind), 1.2)
             report.at_least(f"{kind} shadow: answers at full load, times those without", _share(course, kind), 0.9)
     with served(0, UNSEEN) as server:
         broken = asyncio.run(_course(server, 1, seconds))
@@ -117,11 +123,12 @@ def run(report: Report, *, spans: int = 5, seconds: float = 1.5, mebibytes: int 
     report.exactly("live requests that failed beside shadows that fail", sum(s.status != 200 for s in broken.every), 0)
     report.at_least("copies that failed", copies.get(("light", "failed"), 0), 1)
     if timed:
+        report.at_least("p99 with capacity to spare, without a shadow", course.late("plain") * 1000, 0, "ms")
         worst = max(s.took for s in broken.every)
         report.at_most("slowest live answer beside shadows that take two seconds", worst, UNSEEN["shadow"] / 2, "s")
         with served(mebibytes, {"off": ["spare"]}) as server:
             greedy = asyncio.run(_course(server, max(1, spans // 2), seconds))
-        report.at_least("control: its p99 at half load, times that without", _slower(greedy, "heavy"), 0)
+        report.at_least("control: its p99 with capacity to spare, times that without", _slower(greedy, "heavy"), 0)
         slows = _slower(greedy, "heavy") > 1.2 or _share(greedy, "heavy") < 0.9
         report.control("a shadow that takes what it likes slows live answers", slows)
 
