@@ -63,7 +63,7 @@ def others(folder: Path) -> None:
     reduced(folder, "integers", {"numbers": TensorProto.INT64})
     reduced(folder, "doubles", {"numbers": TensorProto.DOUBLE})
     reduced(folder, "flags", {"flags": TensorProto.BOOL})
-    reduced(folder, "words", {"words": TensorProto.STRING})
+    reduced(folder, "texts", {"words": TensorProto.STRING})
     reduced(folder, "pair", {"numbers": TensorProto.FLOAT, "ids": TensorProto.INT64})
 
 

@@ -36,8 +36,8 @@ def long_documents() -> list[Long]:
             {"inputs": [tensor("flags", "BOOL", flags.ravel().tolist(), flags.shape)]},
         ),
         ("v2 JSON, BOOL nested", "v2/models/flags", {"inputs": [tensor("flags", "BOOL", flags.tolist(), flags.shape)]}),
-        ("v2 JSON, BYTES", "v2/models/words", {"inputs": [tensor("words", "BYTES", texts, (1400, 100))]}),
-        ("v2 JSON, short BYTES", "v2/models/words", {"inputs": [tensor("words", "BYTES", words)]}),
+        ("v2 JSON, BYTES", "v2/models/texts", {"inputs": [tensor("words", "BYTES", texts, (1400, 100))]}),
+        ("v2 JSON, short BYTES", "v2/models/texts", {"inputs": [tensor("words", "BYTES", words)]}),
         (
             "v2 JSON, two inputs and more",
             "v2/models/pair",
