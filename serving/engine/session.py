@@ -257,8 +257,10 @@ def _run_arrays(session: ort.InferenceSession, feeds: dict[str, Array], options:
 def _run_texts(session: ort.InferenceSession, feeds: dict[str, Array], options: Any) -> list[Any]:
     """Run rows of many strings some at a time: onnxruntime copies strings while it holds the interpreter."""
     rows = len(next(iter(feeds.values())))
+    if rows == 1:
+        return list(session.run(None, feeds, options))
     strings = max([array.size for array in feeds.values() if array.dtype.hasobject])
-    if strings <= _MOST_STRINGS or rows == 1:
+    if strings <= _MOST_STRINGS:
         return _run_arrays(session, feeds, options)
     step = max(1, rows * _MOST_STRINGS // strings)
     parts = []
