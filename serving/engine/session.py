@@ -258,7 +258,7 @@ def _run_texts(session: ort.InferenceSession, feeds: dict[str, Array], options: 
     """Run rows of many strings some at a time: onnxruntime copies strings while it holds the interpreter."""
     rows = len(next(iter(feeds.values())))
     if rows == 1:
-        return list(session.run(None, feeds, options))
+        return _run_arrays(session, feeds, options)
     strings = max([array.size for array in feeds.values() if array.dtype.hasobject])
     if strings <= _MOST_STRINGS:
         return _run_arrays(session, feeds, options)
