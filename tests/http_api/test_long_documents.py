@@ -255,6 +255,13 @@ def test_long_texts_are_read(escaped: bool, shift: int) -> None:
     assert CODECS["BYTES"].decode([], body).inputs[0].ravel().tolist() == [text, "short"]
 
 
+def test_whole_numbers_that_do_not_fit_are_named() -> None:
+    """A whole number that does not fit the tensor's type is refused by its place, and never wrapped."""
+    tensor = {"name": "x", "shape": [20_000, 2], "datatype": "INT8", "data": [1] * 39_999 + [200]}
+    error = outcome(CODECS["INT8"], json.dumps({"inputs": [tensor]}).encode())
+    assert error[1] == "/inputs/0/data: element 39999 does not fit INT8 (-128 to 127)"
+
+
 def test_long_spaces_are_read() -> None:
     """Spaces of any length may stand between the tokens."""
     body = json.dumps({"instances": ["a", "b"]}).encode()
