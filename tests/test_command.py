@@ -36,11 +36,18 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 def children(pid: int) -> set[int]:
-    """Return the worker processes of a server: its children, but for multiprocessing's own tracker."""
+    """Return the worker processes of a server: its children that multiprocessing has started, and no gate."""
     pids = set()
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         pids |= {int(child) for child in task.read_text().split()}
-    return {p for p in pids if b"resource_tracker" not in Path(f"/proc/{p}/cmdline").read_bytes()}
+    return {p for p in pids if b"spawn_main" in _command(p)}
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return b""
 
 
 def counted(url: str) -> float:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from serving.commands.traffic import Models, carry_out, made
+from serving.engine.priority import lowest_priority
 from serving.errors import ServingError
 from serving.fleet import orders
 from serving.fleet.gate import Gate
@@ -48,6 +49,7 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
     It gets traffic with --promote; or where nobody has ever said which version does, since then the highest one does.
     """
     console = Console(stderr=True, highlight=False)
+    lowest_priority()  # a large file is read, hashed and written beside workers that answer
     try:
         published = publish_version(
             models,

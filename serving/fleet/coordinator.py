@@ -164,8 +164,12 @@ class Coordinator:
             self._proceed(known)
         elif reason and known.served is not None and known.served.revision == message["revision"]:
             # A worker that starts could not load what the others serve, or there are no others yet.
-            self._mark(known.served, version, reason)
+            known.uneven = True
             self._due = 0.0
+            if set(self._workers) - self._joining == {worker}:
+                self._mark(known.served, version, reason)
+            else:  # what serves elsewhere is asked for once more: a change begins, and fails if it can't be
+                log.error("%s %s: a worker that starts can't load it: %s", known.served.name, version, reason)
 
     def _retry(self, name: str | None) -> None:
         """Forget what failed, for a model that somebody asks to be loaded again."""
@@ -179,6 +183,7 @@ class Coordinator:
         for item in wanted.versions:
             if item.version == version:
                 self._verdicts.mark(item, reason)
+                self._repository.doubt(item)
 
     def _lose(self, worker: int) -> None:
         """Go on without a worker that ended; its replacement comes as a new one."""
@@ -218,6 +223,8 @@ class Coordinator:
             return
         elif known.may_come_back():
             return
+        if self._verdicts.forget_changed(name, found):
+            known.refused = None
         traffic = asked = contents.traffic.get(name) or (known.served.traffic if known.served else Traffic())
         held = self._verdicts.held(name)
         ends = known.served is not None and any(item.version in held for item in known.served.versions)
@@ -251,7 +258,7 @@ class Coordinator:
         if wanted.same(known.refused):
             known.error = known.reason
             known.problems += (Problem(name, "", known.reason),)
-        elif not wanted.same(known.served):
+        elif known.uneven or not wanted.same(known.served):
             self._begin(known, wanted)
 
     def _begin(self, known: Known, wanted: Plan) -> None:
@@ -275,7 +282,7 @@ class Coordinator:
             return
         word = {"name": change.plan.name, "revision": change.plan.revision}
         if change.committing:
-            known.served, known.change = change.plan, None
+            known.served, known.change, known.uneven = change.plan, None, False
             self._due = 0.0  # the folder may have moved on meanwhile
         elif change.failed is not None:
             for worker in set(self._workers) - self._joining:

@@ -49,6 +49,8 @@ class Known:
     unfit: bool = False
     """Whether it was refused because it asks for what the versions do not have."""
     missing_since: float | None = None
+    uneven: bool = False
+    """Whether a worker that came could not load what the others serve."""
 
     @property
     def reference(self) -> Found | None:

@@ -128,6 +128,10 @@ class Repository:
         except ServingError as error:
             problems.append(Problem(name, "", error.message))
 
+    def doubt(self, found: Found) -> None:
+        """Read a version's files again at the next look: they may have changed since the last one."""
+        self._seen.pop(found.path.parent, None)
+
     def manifest(self, found: Found) -> Manifest:
         """Return what a version that a look has found consists of. Raises ModelInvalid where it has changed since."""
         seen = self._seen.get(found.path.parent)

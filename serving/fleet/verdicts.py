@@ -90,6 +90,16 @@ class Verdicts:
         for item in [item for item, reason in self._said.items() if item.name == name and reason]:
             del self._said[item]
 
+    def forget_changed(self, name: str, found: list[Found]) -> bool:
+        """Forget what was said against versions that are not as they were, and tell whether there were any.
+
+        A file may be whole, read while it is written over, and be the same again.
+        """
+        gone = [item for item, reason in self._said.items() if item.name == name and reason and item not in found]
+        for item in gone:
+            del self._said[item]
+        return bool(gone)
+
     def passed(self) -> list[tuple[str, str, bool]]:
         """List, by name and version, which versions were let pass and which were refused."""
         return [(item.name, item.version, not reason) for item, reason in self._said.items()]

@@ -155,6 +155,29 @@ def test_a_worker_that_restarts_serves_the_current_state(live: Server, folder: P
     eventually(lambda: versions(live.url, 30) == {"1"})
 
 
+def test_a_worker_that_starts_beside_a_half_copied_file_serves_once_it_is_whole(
+    live: Server, folder: Path, eventually: Wait
+) -> None:
+    """What replaces a killed worker may find the file half there: it gets the version when the same bytes are back."""
+    from tests.test_command import children
+
+    file = folder / "iris" / "1" / "model.onnx"
+    whole = file.read_bytes()
+    before = children(live.process.pid)
+    file.write_bytes(whole[:1000])
+    os.kill(min(before), 9)
+    eventually(lambda: len(children(live.process.pid) - before) == 1)
+    eventually(lambda: 503 in statuses(live.url))
+    file.write_bytes(whole)
+    eventually(lambda: statuses(live.url) == {200})
+    eventually(lambda: httpx.get(f"{live.url}/v2/health/ready").json()["not_served"] == [])
+
+
+def statuses(url: str, times: int = 30) -> set[int]:
+    """Ask over new connections, so that both workers answer some; return the statuses."""
+    return {httpx.post(f"{url}/v1/models/iris:predict", json=ROW).status_code for _ in range(times)}
+
+
 def test_tritons_client_unloads_and_loads(live: Server, folder: Path, key: str) -> None:
     """What Triton's own client asks of the repository is done in every worker when the call returns."""
     import tritonclient.http
