@@ -46,6 +46,9 @@ class Codec:
         self._single_only = len(self.rows.names) == 1
         self._named = self.rows.all("named")
         self._positional = self.rows.all("positional")
+        self._single = self.rows.all("single")
+        # Its values begin with a bracket only where they are arrays themselves; a row may be one in brackets too.
+        self._opens_rows = self._single_only and not any(feature.shape for feature in signature.features)
         self._width = len(self.rows.names)
         numbers = (
             signature.layout == "matrix"
@@ -79,6 +82,10 @@ class Codec:
                     # As many colons as names: no key stands twice. Pydantic would keep the last silently.
                     if rows and body.count(b":") == 1 + len(rows) * self._width and self._plain_names:
                         return self._checked.feeds([list(row.values()) for row in rows])
+                elif self._single_only and not (found[2] == b"[" and self._opens_rows):
+                    cells = self._single.validate_json(body)["instances"]
+                    if cells and _once(body):
+                        return self._checked.feeds([(cell,) for cell in cells])
                 elif found[2] == b"[" and not self._single_only:
                     rows = self._positional.validate_json(body)["instances"]
                     if rows and body.count(b":") == 1:
@@ -103,3 +110,8 @@ class Codec:
         if context:
             return self._answers.columns(outputs)
         return self._answers.rows(outputs)
+
+
+def _once(body: bytes | bytearray) -> bool:
+    """Tell whether the only key of a body surely stands there once; texts may have colons, and the key, in them."""
+    return body.count(b":") == 1 or (b"\\" not in body and body.count(b'"instances"') == 1)
