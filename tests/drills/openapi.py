@@ -34,7 +34,7 @@ def run(report: Report, *, cases: int = 10_000) -> None:
         restarts = float(before != workers(server) or not before)
         logged = server.output().count("Traceback")
     report.at_least("cases", statuses.total(), cases)
-    report.at_least("of them answered 200", statuses[200], cases / 20)
+    report.at_least("of them answered 200", statuses[200], cases / 25)
     report.at_least("of them refused", sum(n for s, n in statuses.items() if 400 <= s < 500), cases / 20)
     report.exactly("5xx", sum(n for s, n in statuses.items() if s >= 500), 0)
     report.exactly("hangs", statuses[0], 0)
