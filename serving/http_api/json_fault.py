@@ -20,13 +20,12 @@ _LONGEST_CHARACTER = 4
 def refuse(  # noqa: PLR0917  a stretch and what stands around it
     source: Source, before: bytes, longs: int, text: bytes, behind: bytes, string: bytes, at: int
 ) -> None:
-    """Raise InvalidRequest where a stretch is wrong; return where it is right.
+    """Raise InvalidRequest where a stretch of a body that is UTF-8 is wrong; return where it is right.
 
     before: all that stands before it, in which NaN stands for `longs` arrays. behind: nothing where the body ends,
     COMMA where that comes next, else CUT_SHORT. Nothing is closed: an object is judged where it ends.
     string: what follows the text: a quote, and a part of a string that is wrong, which stands at the place `at`.
     """
-    check_utf8(source.body, source.place(0))
     taken = itertools.count()
 
     def constant(token: str) -> Any:

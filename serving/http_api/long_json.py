@@ -108,6 +108,7 @@ class _Reading:
         self._longs: list[Long] = []
         self._known = (0, 0, 0)  # what the last step left: bytes of the skeleton, long arrays, brackets of an open one
         self._parser = simdjson.Parser()
+        self._is_utf8 = False  # all of the body, for sure
 
     def read(self) -> Any:
         while not self._step():
@@ -176,7 +177,14 @@ class _Reading:
         if level:
             inner = self._stack[level:]
             before += _opening(inner, fresh=self._fresh) if inner else b"" if self._fresh else b"0,"
+        self._check_utf8()
         refuse(source, before, longs, text, behind, string, at)
+
+    def _check_utf8(self) -> None:
+        """Refuse a body that is not UTF-8, wherever that is: it is said first. Once: what is rare may come often."""
+        if not self._is_utf8:
+            check_utf8(self._body, self._place)
+            self._is_utf8 = True
 
     def _take(self, source: Source, text: bytes, found: Marks, count: int, cut: Cut | None, depth: int) -> None:  # noqa: PLR0917
         """Add a stretch that is right to the skeleton and to the long arrays, and look for keys that stand twice."""
@@ -264,7 +272,7 @@ class _Reading:
             try:
                 self._keys.follow(source, found, first, last)
             except InvalidRequest:
-                check_utf8(self._body, self._place)  # which comes first, wherever it is
+                self._check_utf8()
                 raise
             return
         try:
