@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from typing import TypeAlias
 
@@ -25,7 +26,7 @@ def priority_of(asked: int, at: str) -> int:
     return asked - 1 if asked else NORMAL
 
 
-class Request:
+class Request(ABC):
     """Rows on their way to a model; a transport derives its own, with a `reply` that writes the answer.
 
     inputs: arrays in the order of the signature's inputs. rows: how many (1 where the model has no batch dimension).
@@ -47,6 +48,6 @@ class Request:
         """Who sent it, as far as that is known: its connection. None is nobody in particular."""
         return None
 
+    @abstractmethod
     def reply(self, outcome: Outcome) -> None:
         """Take the outputs or the error; called exactly once, on the event loop."""
-        raise NotImplementedError

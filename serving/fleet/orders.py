@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -38,16 +39,23 @@ class Order(BaseModel):
         """Say it in a few words, for the history."""
         return self.verb
 
+    @abstractmethod
     def step(self, ledger: Ledger, name: str) -> Step:
         """Return the step for a model; looks at the folder for what is there. Raises what makes no sense."""
+
+
+class _Plain(Order):
+    """A change whose reason in the history is the one that was given."""
+
+    def step(self, ledger: Ledger, name: str) -> Step:
         return Step(self.transition(ledger, name), self.why)
 
+    @abstractmethod
     def transition(self, ledger: Ledger, name: str) -> Transition:
         """Return what the step does to the document."""
-        raise NotImplementedError
 
 
-class Promote(Order):
+class Promote(_Plain):
     """Make a version stable: it answers all requests that name no version."""
 
     verb = "promote"
@@ -63,7 +71,7 @@ class Promote(Order):
         return transitions.promote(self.version, available=ledger.versions(name), judge=self.judge)
 
 
-class StartCanary(Order):
+class StartCanary(_Plain):
     """Give a version a share of the requests that name no version, or end that."""
 
     verb = "canary"
@@ -92,7 +100,7 @@ class StartCanary(Order):
         )
 
 
-class StartShadow(Order):
+class StartShadow(_Plain):
     """Give a version copies of live requests and compare its answers, or end that."""
 
     verb = "shadow"
@@ -113,7 +121,7 @@ class StartShadow(Order):
         return transitions.shadow(self.version, self.percent, available=ledger.versions(name), judge=self.judge)
 
 
-class SetLabel(Order):
+class SetLabel(_Plain):
     """Point a label at a version, or remove it."""
 
     verb = "label"
@@ -160,7 +168,7 @@ class Rollback(Order):
                 return Step(transition, "; ".join(filter(None, (self.why, *notes))), tuple(notes))
 
 
-class Unload(Order):
+class Unload(_Plain):
     """Serve nothing of a model, and hold no memory for it."""
 
     verb = "unload"
@@ -169,7 +177,7 @@ class Unload(Order):
         return transitions.unload
 
 
-class Load(Order):
+class Load(_Plain):
     """Serve an unloaded model again."""
 
     verb = "load"
@@ -178,7 +186,7 @@ class Load(Order):
         return transitions.load
 
 
-class KeepLoaded(Order):
+class KeepLoaded(_Plain):
     """Choose which versions stay loaded besides those with a role."""
 
     verb = "keep"

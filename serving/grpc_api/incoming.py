@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import abstractmethod
 from collections import deque
 
 import grpc
@@ -58,13 +59,13 @@ class Incoming(Stream):
         self._wake: asyncio.Event | None = None
         """Set when there is something to take; None where the call takes one message."""
 
+    @abstractmethod
     def fail(self, code: grpc.StatusCode, details: str) -> None:
         """End with a status other than OK."""
-        raise NotImplementedError
 
+    @abstractmethod
     def refuse(self, error: ServingError) -> None:
         """End with the status of an error."""
-        raise NotImplementedError
 
     def received(self, piece: bytes | memoryview) -> None:
         """Take a piece of the messages: each stands behind a flag and its length."""

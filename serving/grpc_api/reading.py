@@ -5,6 +5,7 @@ Source: RFC 9113. It takes no priorities and pushes nothing.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Protocol
 
 from serving.grpc_api.control import Controlled
@@ -92,9 +93,9 @@ class Reading(Controlled):
         self._block: tuple[int, int, bytes] | None = None
         self._block_since = 0.0
 
+    @abstractmethod
     def end(self, code: int, reason: str = "") -> None:
         """Say why, and take no more."""
-        raise NotImplementedError
 
     def _read(self, data: bytes) -> None:  # noqa: PLR0912  one turn a frame
         place, end = 0, len(data)

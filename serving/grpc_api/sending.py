@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any
 
@@ -31,7 +32,7 @@ _SUBSTANTIAL = 1024
 """Bytes of an answer that go at once and count as much as one that is complete."""
 
 
-class Stream:
+class Stream(ABC):
     """One stream, of which the owner's kind derives; `window` and `room` are bytes that may come and go."""
 
     __slots__ = ("connection", "ended", "id", "out", "resting", "room", "window", "write_by")
@@ -49,34 +50,36 @@ class Stream:
         self.resting = False
         """Whether what waits goes on when the loop has turned."""
 
+    @abstractmethod
     def received(self, piece: bytes | memoryview) -> None:
         """Take a piece of the request; only valid now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def complete(self) -> None:
         """The client has sent all that it will."""
-        raise NotImplementedError
 
+    @abstractmethod
     def left(self) -> None:
         """The client has left, or the connection has gone: nothing can be sent any more."""
-        raise NotImplementedError
 
+    @abstractmethod
     def full(self) -> bool:
         """Tell whether no more should be sent to this stream for now; `Connection.refill` says that it may again."""
-        return False
 
+    @abstractmethod
     def emptied(self) -> None:
         """All that waited to be sent is sent."""
 
+    @abstractmethod
     def look(self, now: float) -> None:
         """End what takes too long; called a few times a second."""
 
+    @abstractmethod
     def is_quiet(self) -> bool:
         """Tell whether nothing is owed to the client: it has not sent a whole request, or has its answers."""
-        return False
 
 
-class Sending:
+class Sending(ABC):
     """What a connection needs to answer. Bytes of `room` may go on all streams together."""
 
     transport: asyncio.Transport
@@ -148,9 +151,9 @@ class Sending:
             self.transport.write(frame(RST_STREAM, 0, stream.id, number(NO_ERROR)))
         self._done()
 
+    @abstractmethod
     def _done(self) -> None:
         """Take note that a stream has ended."""
-        raise NotImplementedError
 
     def reset(self, stream: Stream, code: int) -> None:
         """End a stream with an error of HTTP/2."""

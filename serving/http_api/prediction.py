@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
@@ -121,9 +122,9 @@ class Call(Request):
     began: float
     context: Any
 
+    @abstractmethod
     def finish(self, status: int, headers: HeaderList, body: bytes | Blobs, kind: bytes = JSON) -> None:
         """Send the answer of content type `kind`; called once, on the event loop, unless `cancel` came before."""
-        raise NotImplementedError
 
     def start(self, target: Target, headers: Headers, body: Buffer, asks: Asks = NOTHING) -> None:
         """Decode and submit. A bad request, or a stranger's, is answered before this returns."""

@@ -31,6 +31,9 @@ class Sent(Request):
     def sender(self) -> Hashable:
         return self._sender
 
+    def reply(self, outcome: Outcome) -> None:
+        raise AssertionError("whoever isolates answers nobody")
+
 
 class Model:
     """Answers each request with its number, unless one of them is bad; seconds by a clock that it moves itself.
