@@ -1,25 +1,41 @@
 # Two commands matter to a newcomer: `make serve` and `make test`. Both set themselves up.
 PYTHON ?= python3
 BIN := .venv/bin
+SERVE := .venv/.serve
 STAMP := .venv/.installed
 COMPILE := uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 	--custom-compile-command "make lock" pyproject.toml
 # requirements.lock is for development; requirements-serve.lock, a part of it, is what an image installs.
 
-.PHONY: install serve test check train bench drill conformance lock
+.PHONY: install serve test check docs dist train bench drill conformance lock
 install: $(STAMP)
 
-$(STAMP): requirements.lock pyproject.toml
+# What serving needs, and nothing that only tests, trains or measures: a newcomer waits for this.
+$(SERVE): requirements-serve.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --require-hashes -r requirements-serve.lock
 	$(BIN)/pip install --quiet --no-deps --editable .
 	@touch $@
 
-serve: install
+$(STAMP): requirements.lock $(SERVE)
+	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	@touch $@
+
+serve: $(SERVE)
 	$(BIN)/serving run
 
 test: install
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q --durations 20
+
+# Builds wheel and sdist, and tries the wheel where nothing else of this project is.
+dist: install
+	rm -rf dist .venv-dist
+	$(BIN)/uv build --quiet --no-sources
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/pip install --quiet --require-hashes -r requirements-serve.lock
+	.venv-dist/bin/pip install --quiet --no-deps dist/*.whl
+	cd .venv-dist && bin/python -I $(CURDIR)/tests/installed.py $(CURDIR)/models
+	rm -rf .venv-dist
 
 check: install
 	$(BIN)/ruff format --check .
