@@ -48,6 +48,9 @@ check: install
 	@for lock in requirements requirements-serve; do diff $$lock.lock .venv/$$lock.lock \
 		|| { echo "$$lock.lock does not match pyproject.toml: make lock"; exit 1; }; done
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 train: install
 	# skl2onnx orders nodes by hash; a fixed seed makes the same bytes every time.
 	PYTHONHASHSEED=0 $(BIN)/python -W ignore -m training

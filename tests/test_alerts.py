@@ -1,4 +1,4 @@
-"""The example alerts of the README: each fires when it should, none does while all is well."""
+"""The example alerts of the manual: each fires when it should, none does while all is well."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from serving.metrics.families import COUNTERS, GAUGES, HISTOGRAMS
 from tests.conftest import ROOT
 
-RULES = re.search(r"```yaml\n(groups:.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+RULES = re.search(r"```yaml\n(groups:.*?)```", (ROOT / "docs" / "metrics.md").read_text(), re.DOTALL)
 V1 = 'model="iris",version="1"'
 OK = {f'serving_predictions_total{{{V1},protocol="v1",outcome="ok"}}': "0+1000x30"}
 QUIET = {
@@ -76,7 +76,7 @@ def rules() -> str:
 
 
 def test_the_rules_ask_for_metrics_that_there_are() -> None:
-    """Every metric in the README's alerts is one that the server exposes."""
+    """Every metric in the manual's alerts is one that the server exposes."""
     exposed = {f"{name}_total" for name in COUNTERS} | {f"{name}_bucket" for name in HISTOGRAMS} | set(GAUGES)
     asked = set(re.findall(r"serving_\w+", rules()))
     assert asked

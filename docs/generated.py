@@ -1,0 +1,49 @@
+"""Fills what the code knows best into the manual's pages when mkdocs builds them: settings and metrics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, get_type_hints
+
+from pydantic_core import PydanticUndefined
+
+from serving.metrics.families import COUNTERS, GAUGES, HISTOGRAMS
+from serving.settings import Settings
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace each `{{ name }}` by its table. Raises KeyError for a name that there is not, which ends the build."""
+    return re.sub(r"\{\{ (\w+) \}\}", lambda found: TABLES[found[1]](), markdown)
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def settings() -> str:
+    """List every option: its flag, environment variable, default and meaning."""
+    hints = get_type_hints(Settings)
+    rows = []
+    for name, field in Settings.model_fields.items():
+        flag = f"`--{name.replace('_', '-')}`" + (f" / `--no-{name.replace('_', '-')}`" if hints[name] is bool else "")
+        none = field.default in (None, (), PydanticUndefined)
+        rows.append([flag, f"`SERVING_{name.upper()}`", "" if none else f"`{field.default}`", field.description or ""])
+    return _table(("flag", "environment", "default", "meaning"), rows)
+
+
+def metrics() -> str:
+    """List every family of `/metrics`: its name as it is scraped, kind, labels and help."""
+    rows = [[f"`{name}_total`", "counter", _labels(labels), text] for name, (text, labels) in COUNTERS.items()]
+    rows += [[f"`{name}`", "histogram", _labels(labels), text] for name, (text, labels, _) in HISTOGRAMS.items()]
+    rows += [[f"`{name}`", "gauge", _labels(labels), text] for name, (text, labels) in GAUGES.items()]
+    return _table(("metric", "kind", "labels", "meaning"), rows)
+
+
+def _labels(labels: tuple[str, ...]) -> str:
+    return ", ".join(f"`{label}`" for label in labels)
+
+
+TABLES: dict[str, Callable[[], str]] = {"settings": settings, "metrics": metrics}
