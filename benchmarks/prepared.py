@@ -97,7 +97,8 @@ def main() -> int:
         folder = Path(temporary) / "dense" / "1"
         folder.mkdir(parents=True)
         dense(folder / MODEL_FILE)
-        state = Path(temporary) / ".serving"
+        state = Path(temporary) / "state"
+        state.mkdir()
         declared = manifest.of(folder, Hashes())
         began = time.perf_counter()
         with prepared.written(state, declared) as into, Gate() as examiner:

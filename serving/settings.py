@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -21,6 +21,8 @@ class Settings(BaseSettings):
 
     models: Path = Path("models")
     """Folder of models: <name>/<version>/model.onnx."""
+    state_dir: Path | None = None
+    """Folder for reports, prepared forms and who serves; the same for all who serve or deploy to one models folder."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all."""
     port: int = Field(8080, ge=0, le=65535)
@@ -83,6 +85,14 @@ class Settings(BaseSettings):
     """Least severe message to log."""
     log_format: Literal["json", "text"] | None = None
     """json writes one object a line, text is for people; without it, text on a terminal and json elsewhere."""
+
+    @field_validator("state_dir")
+    @classmethod
+    def _outside(cls, folder: Path | None, info: ValidationInfo) -> Path | None:
+        models = info.data.get("models")
+        if folder is not None and models is not None and folder.resolve().is_relative_to(models.resolve()):
+            raise ValueError("it lies in the models folder, where others take it for a model")
+        return folder
 
     @classmethod
     def settings_customise_sources(

@@ -36,7 +36,7 @@ HUNG_GRACE_S = 3.0
 """Seconds that a hanging worker gets between SIGTERM and SIGKILL: it may still answer for other models."""
 CUT_SHORT_S = 5.0
 """Seconds that workers get to refuse what they have, after a second SIGTERM."""
-_FIXED = ("host", "port", "grpc_port", "models")
+_FIXED = ("host", "port", "grpc_port", "models", "state_dir")
 
 
 class CannotReload(Exception):
@@ -88,9 +88,10 @@ class Supervisor:
         self._deployment = Deployment(
             settings.models,
             lambda models: totals(self._metrics_dir, models),
+            state_dir=settings.state_dir,
             loads_at_once=max(1, cores() // 2),
         )
-        self._quarantine = Quarantine(settings.models)
+        self._quarantine = Quarantine(settings.models, settings.state_dir)
         self._deaths = Deaths()
         self._roll: _Roll | None = None
         self._served = False

@@ -83,6 +83,14 @@ class Server:
             self._log.close()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _state_goes_with_the_tests() -> Iterator[None]:
+    """Keep the state folders of the models folders that tests make out of the system's."""
+    with tempfile.TemporaryDirectory(prefix="state-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        yield
+
+
 @contextmanager
 def running(*flags: str, models: Path = MODELS, python: str = sys.executable) -> Iterator[Server]:
     """Run the real command for a while."""

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from serving.cli import app
 from serving.fleet import servers
+from serving.fleet.state import state_folders
 from tests.conftest import MODELS, Server, running
 
 ROW = {"instances": [[5.1, 3.5, 1.4, 0.2]]}
@@ -31,13 +32,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def live(folder: Path) -> Iterator[Server]:
-    with running("--workers", "2", models=folder) as server:
+    with running("--workers", "2", "--state-dir", str(state_dir(folder)), models=folder) as server:
         yield server
+
+
+def state_dir(folder: Path) -> Path:
+    return folder.with_name("state")
 
 
 def run(folder: Path, *arguments: str) -> Result:
     """Run a command on a models folder, in this process: starting one takes longer than all that it does."""
-    return CliRunner().invoke(app, [*arguments, "--models", str(folder)])
+    return CliRunner(env={"SERVING_STATE_DIR": str(state_dir(folder))}).invoke(
+        app, [*arguments, "--models", str(folder)]
+    )
 
 
 def answering(live: Server) -> set[str]:
@@ -64,6 +71,19 @@ def test_a_change_is_served_when_the_command_returns(live: Server, folder: Path)
     shown = json.loads(run(folder, "status", "iris", "--json").stdout)["models"][0]
     assert (shown["stable"], shown["up_to_date"], shown["servers"]) == ("2", True, 1)
     assert "by 1" in run(folder, "status").stdout
+
+
+def test_nothing_of_ours_lies_among_the_models(live: Server, folder: Path) -> None:
+    """After publishing and promoting there are models under the root, versions under a model, and files beside them."""
+    published = run(folder, "publish", str(MODELS / "iris" / "1" / "model.onnx"), "--name", "iris", "--promote")
+    assert published.exit_code == 0, published.output
+    assert [path.name for path in folder.iterdir()] == ["iris"]
+    folders = [path.name for path in (folder / "iris").iterdir() if path.is_dir()]
+    assert all(name.isdecimal() for name in folders)
+    files = {path.name for path in (folder / "iris").iterdir() if path.is_file()}
+    assert files == {"traffic.json", "history.jsonl"}
+    assert not [path for path in state_folders(folder) if any(path.iterdir())], "all of it goes where it was told to"
+    assert {"servers", "reports"} <= {path.name for path in state_dir(folder).iterdir()}
 
 
 def test_rollback_from_a_document_that_cant_be_read(live: Server, folder: Path) -> None:
@@ -148,7 +168,9 @@ def test_a_judged_canary_is_promoted_by_itself(live: Server, folder: Path, event
     def promoted() -> bool:
         nonlocal told
         answering(live)
-        told += "".join(line for s in servers.running(folder) for line in s.models["iris"].get("trial", ()))
+        told += "".join(
+            line for s in servers.running(folder, state_dir(folder)) for line in s.models["iris"].get("trial", ())
+        )
         history = (folder / "iris" / "history.jsonl").read_text().splitlines()
         return bool(json.loads(history[-1])["who"] == "judge")
 

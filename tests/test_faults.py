@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 
 from serving.cli import app
 from serving.fleet.quarantine import Quarantine, guilty
+from serving.fleet.state import state_folder
 from serving.log_pipe import MOST_LINES, LogPipe
 from tests.conftest import MODELS, ROOT, Server, faulty, running
 from tests.drills.batches import departed
@@ -297,7 +298,7 @@ def test_a_read_only_models_folder_serves(folder: Path) -> None:
         assert predict(url) == 200
         process.terminate()
         assert process.wait(30) == 0
-    assert not (folder / ".serving").exists()
+    assert sorted(os.listdir(folder)) == ["iris"]
 
 
 @in_a_mount_namespace
@@ -348,7 +349,7 @@ def test_a_quarantine_ends_with_the_file_that_earned_it(folder: Path) -> None:
     assert [(case.name, case.version) for case in Quarantine(folder).cases()] == [("iris", "2")]
     shutil.copy(MODELS / "iris" / "1" / "model.onnx", folder / "iris" / "2" / "model.onnx")
     assert Quarantine(folder).cases() == []
-    (folder / ".serving" / "quarantine.json").write_text("{")
+    (state_folder(folder) / "quarantine.json").write_text("{")
     assert Quarantine(folder).cases() == []
 
 
@@ -379,6 +380,6 @@ def test_a_quarantine_is_followed_while_it_serves(folder: Path, eventually: Wait
         assert tried.exit_code == 1
         assert "quarantined: it ended two workers" in tried.output
         assert default_version(server) == "1"
-        (folder / ".serving" / "quarantine.json").unlink()
+        (state_folder(folder) / "quarantine.json").unlink()
         eventually(lambda: default_version(server) == "2")
         eventually(lambda: httpx.get(digits).status_code == 200)

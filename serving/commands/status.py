@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from serving.commands.traffic import Models, Name, explained
+from serving.commands.traffic import Models, Name, StateDir, explained
 from serving.errors import ServingError
 from serving.fleet import servers
 from serving.fleet.ledger import Ledger
@@ -33,11 +33,12 @@ def status(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A model; all without it.")] = None,
     as_json: AsJson = False,
     models: Models = Path("models"),
+    state_dir: StateDir = None,
 ) -> None:
     """Show who gets each model's traffic, how trials go, and whether every running server serves it."""
     with explained():
-        found = [state(models, n) for n in ([name] if name else Ledger(models).names())]
-        live = servers.running(models)
+        found = [state(models, state_dir, n) for n in ([name] if name else Ledger(models).names())]
+        live = servers.running(models, state_dir)
     if as_json:
         typer.echo(json.dumps({"models": found, "servers": [[s.host, s.pid] for s in live]}, indent=1))
         return
@@ -59,11 +60,11 @@ def status(
         console.print("no server runs from this folder on a machine that has told so in the last 10 s", soft_wrap=True)
 
 
-def state(root: Path, name: str) -> dict[str, Any]:
+def state(root: Path, state_dir: Path | None, name: str) -> dict[str, Any]:
     """Return what is asked for and what is served of one model. Raises ModelNotFound."""
-    ledger = Ledger(root)
+    ledger = Ledger(root, state_dir)
     versions = ledger.versions(name)
-    standings = [(server, server.models.get(name, {})) for server in servers.running(root)]
+    standings = [(server, server.models.get(name, {})) for server in servers.running(root, state_dir)]
     problems = list(dict.fromkeys(str(s["error"]) for _, s in standings if s.get("error")))
     try:
         traffic: Traffic | None = ledger.read(name)

@@ -31,6 +31,9 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The model.", show_default=False)]
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="One of its versions.", show_default=False)]
 Models = Annotated[Path, typer.Option("--models", envvar="SERVING_MODELS", help="Folder of models.")]
+StateDir = Annotated[
+    Path | None, typer.Option("--state-dir", envvar="SERVING_STATE_DIR", help="The state folder of its servers.")
+]
 Why = Annotated[str, typer.Option(help="The reason, for the history.", show_default=False)]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait until the running servers serve it.")]
 End = Annotated[bool, typer.Option("--end", help="End it.")]
@@ -62,12 +65,13 @@ def promote(  # noqa: PLR0917  typer makes options of parameters
     max_error_rate: MaxErrors = None,
     max_latency_ratio: MaxLatency = None,
     models: Models = Path("models"),
+    state_dir: StateDir = None,
     no_wait: NoWait = False,
 ) -> None:
     """Make a version stable: it answers all requests that name no version."""
     with explained():
         judge = judged(after, rows, max_error_rate, max_latency_ratio, None)
-        carry_out(models, name, made(orders.Promote, version=version, why=why, judge=judge), no_wait=no_wait)
+        carry_out(models, state_dir, name, made(orders.Promote, version=version, why=why, judge=judge), no_wait=no_wait)
 
 
 def canary(  # noqa: PLR0917
@@ -84,6 +88,7 @@ def canary(  # noqa: PLR0917
     max_latency_ratio: MaxLatency = None,
     min_agreement: MinAgreement = None,
     models: Models = Path("models"),
+    state_dir: StateDir = None,
     no_wait: NoWait = False,
 ) -> None:
     """Give a version a share of the requests that name no version; judged, it is promoted or ended by itself."""
@@ -98,7 +103,7 @@ def canary(  # noqa: PLR0917
             why=why,
             judge=judged(after, rows, max_error_rate, max_latency_ratio, min_agreement),
         )
-        carry_out(models, name, order, no_wait=no_wait)
+        carry_out(models, state_dir, name, order, no_wait=no_wait)
 
 
 def shadow(  # noqa: PLR0917
@@ -113,6 +118,7 @@ def shadow(  # noqa: PLR0917
     max_latency_ratio: MaxLatency = None,
     min_agreement: MinAgreement = None,
     models: Models = Path("models"),
+    state_dir: StateDir = None,
     no_wait: NoWait = False,
 ) -> None:
     """Give a version copies of live requests on spare capacity, and compare its answers: see `serving status`."""
@@ -120,7 +126,7 @@ def shadow(  # noqa: PLR0917
         one_of(version, end)
         judge = judged(after, rows, max_error_rate, max_latency_ratio, min_agreement)
         order = made(orders.StartShadow, version=version, percent=percent, why=why, judge=judge)
-        carry_out(models, name, order, no_wait=no_wait)
+        carry_out(models, state_dir, name, order, no_wait=no_wait)
 
 
 def label(  # noqa: PLR0917
@@ -130,37 +136,59 @@ def label(  # noqa: PLR0917
     end: Annotated[bool, typer.Option("--remove", help="Remove the label.")] = False,
     why: Why = "",
     models: Models = Path("models"),
+    state_dir: StateDir = None,
     no_wait: NoWait = False,
 ) -> None:
     """Point a label at a version: /v1/models/NAME/labels/LABEL:predict."""
     with explained():
         one_of(version, end, "--remove")
-        carry_out(models, name, made(orders.SetLabel, label=label, version=version, why=why), no_wait=no_wait)
+        carry_out(
+            models, state_dir, name, made(orders.SetLabel, label=label, version=version, why=why), no_wait=no_wait
+        )
 
 
-def rollback(name: Name, why: Why = "", models: Models = Path("models"), no_wait: NoWait = False) -> None:
+def rollback(
+    name: Name,
+    why: Why = "",
+    models: Models = Path("models"),
+    state_dir: StateDir = None,
+    no_wait: NoWait = False,
+) -> None:
     """End the canary, or else go back to the version that was stable before; every trial ends with it."""
     with explained():
-        carry_out(models, name, made(orders.Rollback, why=why), no_wait=no_wait)
+        carry_out(models, state_dir, name, made(orders.Rollback, why=why), no_wait=no_wait)
 
 
-def unload(name: Name, why: Why = "", models: Models = Path("models"), no_wait: NoWait = False) -> None:
+def unload(
+    name: Name,
+    why: Why = "",
+    models: Models = Path("models"),
+    state_dir: StateDir = None,
+    no_wait: NoWait = False,
+) -> None:
     """Serve nothing of a model, and hold no memory for it; its files stay."""
     with explained():
-        carry_out(models, name, made(orders.Unload, why=why), no_wait=no_wait)
+        carry_out(models, state_dir, name, made(orders.Unload, why=why), no_wait=no_wait)
 
 
-def load(name: Name, why: Why = "", models: Models = Path("models"), no_wait: NoWait = False) -> None:
+def load(
+    name: Name,
+    why: Why = "",
+    models: Models = Path("models"),
+    state_dir: StateDir = None,
+    no_wait: NoWait = False,
+) -> None:
     """Serve an unloaded model again."""
     with explained():
-        carry_out(models, name, made(orders.Load, why=why), no_wait=no_wait)
+        carry_out(models, state_dir, name, made(orders.Load, why=why), no_wait=no_wait)
 
 
-def keep(
+def keep(  # noqa: PLR0917
     name: Name,
     policy: Annotated[str, typer.Argument(metavar="all|N|V,V...", help="all; 2: the latest two; or 1,2,: these.")],
     why: Why = "",
     models: Models = Path("models"),
+    state_dir: StateDir = None,
     no_wait: NoWait = False,
 ) -> None:
     """Choose which versions stay loaded besides those with a role: all, the latest N, or V,V,... by name."""
@@ -170,12 +198,12 @@ def keep(
             wanted = {"latest": int(policy)}
         elif policy != "all":
             wanted = tuple(version for version in policy.split(",") if version)
-        carry_out(models, name, made(orders.KeepLoaded, keep=wanted, why=why), no_wait=no_wait)
+        carry_out(models, state_dir, name, made(orders.KeepLoaded, keep=wanted, why=why), no_wait=no_wait)
 
 
-def carry_out(root: Path, name: str, order: Order, *, no_wait: bool) -> None:
+def carry_out(root: Path, state_dir: Path | None, name: str, order: Order, *, no_wait: bool) -> None:
     """Write the change, wait until it is served or take it back, and say what came of it."""
-    ledger = Ledger(root)
+    ledger = Ledger(root, state_dir)
     who = user()
     before = ledger.read(name, anyway=order.anyway)
     step = order.step(ledger, name)
@@ -184,7 +212,7 @@ def carry_out(root: Path, name: str, order: Order, *, no_wait: bool) -> None:
     if no_wait:
         typer.echo(f"{name}: {facts} (generation {after.generation}; not waited for)")
         return
-    count, problems = servers.wait(root, name, after.generation, seconds=WAIT_S)
+    count, problems = servers.wait(root, name, after.generation, seconds=WAIT_S, state_dir=state_dir)
     if not problems:
         served = f"{count} {'server serves' if count == 1 else 'servers serve'} it" if count else "no server runs here"
         typer.echo(f"{name}: {facts} (generation {after.generation}; {served})")

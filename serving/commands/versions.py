@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from serving.commands.traffic import Models, carry_out, made
+from serving.commands.traffic import Models, StateDir, carry_out, made
 from serving.engine.priority import lowest_priority
 from serving.errors import ServingError
 from serving.fleet import orders
@@ -43,6 +43,7 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
     ] = False,
     promote: Annotated[bool, typer.Option("--promote", help="Make it the stable version.")] = False,
     models: Models = Path("models"),
+    state_dir: StateDir = None,
 ) -> None:
     """Examine a model, and put it into the folder as a new version, whole or not at all.
 
@@ -60,11 +61,12 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
             note=note,
             allow_breaking=allow_breaking,
             allow_custom_ops=allow_custom_ops,
+            state_dir=state_dir,
         )
         console.print(table(published.report, f"{name} {published.version}"))
         if promote:
             order = made(orders.Promote, version=published.version, why=note, judge=None)
-            carry_out(models, name, order, no_wait=False)
+            carry_out(models, state_dir, name, order, no_wait=False)
     except GateRefused as error:
         console.print(table(error.report, f"{name}: not published"))
         raise typer.Exit(1) from None

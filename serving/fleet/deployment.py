@@ -19,7 +19,7 @@ from serving.fleet.coordinator import Coordinator
 from serving.fleet.judge import GateJudge
 from serving.fleet.ledger import Ledger
 from serving.fleet.repository import Repository
-from serving.fleet.state import state_folder
+from serving.fleet.state import state_folder, subfolder
 from serving.fleet.trial import Clerk, Totals
 from serving.fleet.watch import watch
 
@@ -32,17 +32,17 @@ class Deployment:
     """Runs beside the workers of one server, from `start` to `stop`.
 
     root: the models folder. totals: sums what versions, given as (name, version), did in all workers; called on a
-    thread of this object's own. loads_at_once: see `Coordinator`.
+    thread of this object's own. state_dir: see `state_folder`. loads_at_once: see `Coordinator`.
     """
 
-    def __init__(self, root: Path, totals: Totalled, *, loads_at_once: int = 1) -> None:
+    def __init__(self, root: Path, totals: Totalled, *, state_dir: Path | None = None, loads_at_once: int = 1) -> None:
         self._root = root
-        self._status = _Status(root)
+        self._status = _Status(root, state_dir)
         self._ended = threading.Event()
-        ledger = Ledger(root)
+        ledger = Ledger(root, state_dir)
         self._clerk = Clerk(ledger, totals)
         repository = Repository(root, ledger.adopt)
-        self._judge = GateJudge(repository)
+        self._judge = GateJudge(repository, state_dir=state_dir)
         self.coordinator = Coordinator(repository, self._judge, report=self._write, loads_at_once=loads_at_once)
 
     def start(self) -> None:
@@ -81,15 +81,14 @@ class Deployment:
 class _Status:
     """The file in which a running server says what it serves, for those who wait outside: the command line."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, state_dir: Path | None) -> None:
         self._root = root
+        self._state_dir = state_dir
         self._id = f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
         self._failed = False
 
     def _file(self) -> Path:
-        folder = state_folder(self._root) / "servers"
-        folder.mkdir(exist_ok=True)
-        return folder / f"{self._id}.json"
+        return subfolder(state_folder(self._root, self._state_dir), "servers") / f"{self._id}.json"
 
     def write(self, summary: dict[str, Any]) -> None:
         try:

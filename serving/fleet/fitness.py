@@ -10,7 +10,7 @@ from serving.fleet.manifest import Hashes
 from serving.fleet.state import state_folder
 
 
-def unfit(root: Path, name: str, version: str) -> str:
+def unfit(root: Path, name: str, version: str, state_dir: Path | None = None) -> str:
     """Say why a version in the models folder `root` can't serve; '' where nothing speaks against it.
 
     It is not whole, or the gate has refused it. Reads all of its files.
@@ -26,7 +26,7 @@ def unfit(root: Path, name: str, version: str) -> str:
     except ModelInvalid as error:
         return error.message
     try:
-        verdict = gate.verdict(state_folder(root), found.content)
+        verdict = gate.verdict(state_folder(root, state_dir), found.content)
     except OSError:
         return ""
     return "" if verdict is None else "; ".join(verdict.reasons)

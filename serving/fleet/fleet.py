@@ -60,7 +60,9 @@ class Served:
 
 
 class Fleet:
-    """All live models of one worker, kept as the coordinator at the other end of `link` says. root: the models folder.
+    """All live models of one worker, kept as the coordinator at the other end of `link` says.
+
+    root: the models folder. state_dir: see `state_folder`.
 
     `prepare` are called with each new model, on a thread, before it can get requests; `changed` on the event loop,
     right after `models` was replaced. box: where to note which model runs.
@@ -72,11 +74,13 @@ class Fleet:
         link: Connection,
         *,
         ledger: Ledger,
+        state_dir: Path | None = None,
         limits: Limits,
         metrics: Metrics | None,
         box: BlackBox | None = None,
     ) -> None:
         self._root = root
+        self._state_dir = state_dir
         self.limits = limits
         self._box = box
         self._metrics = metrics
@@ -160,7 +164,7 @@ class Fleet:
         prepared = None
         try:
             with contextlib.suppress(OSError):
-                prepared = locate(state_folder(self._root), item.content)
+                prepared = locate(state_folder(self._root, self._state_dir), item.content)
             return load(item.path, limits=self.limits, prepared=prepared, quiet=self.started)
         finally:
             record.close()

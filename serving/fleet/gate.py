@@ -23,10 +23,11 @@ from pydantic import ValidationError
 
 from serving.engine.signature import Signature
 from serving.errors import ModelInvalid
-from serving.fleet import manifest, state
+from serving.fleet import manifest
 from serving.fleet.compatibility import breaking
 from serving.fleet.manifest import Hashes, Manifest
 from serving.fleet.report import Check, Figures, Report
+from serving.fleet.state import subfolder, write
 
 if TYPE_CHECKING:
     from typing import Self
@@ -220,7 +221,8 @@ def report(state_dir: Path, folder: Path) -> Report | None:
 def keep(state_dir: Path, made: Report) -> None:
     """Keep a verdict where `verdict` finds it. Raises OSError."""
     if made.content:
-        state.write(_place(state_dir, made.content), made.text())
+        subfolder(state_dir, "reports")
+        write(_place(state_dir, made.content), made.text())
 
 
 def _place(state_dir: Path, content: str) -> Path:

@@ -21,8 +21,9 @@ IDLE_S = 10.0
 class GateJudge:
     """Says of a version whether it may be loaded: '' for yes, else the reasons. `reports` has what it said last."""
 
-    def __init__(self, repository: Repository, limits: Limits | None = None) -> None:
+    def __init__(self, repository: Repository, *, state_dir: Path | None = None, limits: Limits | None = None) -> None:
         self._repository = repository
+        self._state_dir = state_dir
         self._limits = limits
         self._lock = threading.Lock()
         self._gate: Gate | None = None
@@ -110,7 +111,7 @@ class GateJudge:
 
     def _state(self) -> Path | None:
         try:
-            return state_folder(self._repository.root)
+            return state_folder(self._repository.root, self._state_dir)
         except OSError:
             return None
 

@@ -1,10 +1,10 @@
 """Keeps each model's traffic document and its history on disk, for any number of processes at once.
 
-<root>/<name>/traffic.json            replaced by rename, so that a reader sees the old one or the new one
-<root>/<name>/history.jsonl           one line a change, append-only: its `before` is the `after` of the line above
-<root>/.serving/ledger/<name>.lock    held by who changes
-<root>/.serving/ledger/<name>.json    the line of the change in progress, written ahead: after a crash, who comes next
-                                      appends it where the change was made, and forgets it where it was not
+<root>/<name>/traffic.json      replaced by rename, so that a reader sees the old one or the new one
+<root>/<name>/history.jsonl     one line a change, append-only: its `before` is the `after` of the line above; locked by
+                                who makes a change
+<root>/<name>/.history.ahead    the line of the change in progress, written ahead: after a crash, who comes next appends
+                                it where the change was made, and forgets it where it was not
 """
 
 from __future__ import annotations
@@ -32,19 +32,22 @@ from serving.fleet.transitions import Transition, restore
 
 log = logging.getLogger("serving.ledger")
 
-STATE = ".serving"
 TRAFFIC_FILE = "traffic.json"
 HISTORY_FILE = "history.jsonl"
+_AHEAD_FILE = ".history.ahead"
 LOCK_WAIT_S = 30.0
 _BLOCK = 64 * 1024
 
 
 class Ledger:
-    """The traffic documents under one models folder. Every method blocks on the disk: call it off the event loop."""
+    """The traffic documents under one models folder. Every method blocks on the disk: call it off the event loop.
 
-    def __init__(self, root: Path) -> None:
+    state_dir: see `state_folder`.
+    """
+
+    def __init__(self, root: Path, state_dir: Path | None = None) -> None:
         self.root = root
-        self._state = root / STATE / "ledger"
+        self.state_dir = state_dir
 
     def read(self, name: str, *, anyway: bool = False) -> Traffic:
         """Return a model's document as it is now. Raises ModelNotFound, or InvalidRequest where it can't be read.
@@ -76,8 +79,8 @@ class Ledger:
         what `transition` raises; nothing is changed then.
         """
         folder = self._folder(name)
-        with self._alone(name), _writing():
-            before = self._adopted(name, folder, anyway=anyway)
+        with _alone(name, folder), _writing():
+            before = _adopted(folder, anyway=anyway)
             if if_generation is not None and before.generation != if_generation:
                 raise GenerationConflict(
                     f"the traffic of {name} is at generation {before.generation}, and the change was made for "
@@ -87,9 +90,9 @@ class Ledger:
             now = time.time()
             after = transition(before).model_copy(update={"generation": before.generation + 1, "since": round(now, 3)})
             entry = _entry(now, before, after, who=who, what=what, why=why)
-            ahead = self._state / f"{name}.json"
+            ahead = folder / _AHEAD_FILE
             _write(ahead, json.dumps(entry))
-            sync(self._state)
+            sync(folder)
             fresh = folder / f".{TRAFFIC_FILE}.new"
             _write(fresh, json.dumps(after.document(), indent=1) + "\n")
             fresh.replace(folder / TRAFFIC_FILE)
@@ -127,7 +130,7 @@ class Ledger:
 
         Raises ModelNotFound.
         """
-        held = {case.version for case in Quarantine(self.root).cases() if case.name == name}
+        held = {case.version for case in Quarantine(self.root, self.state_dir).cases() if case.name == name}
         return [version for version in self._folders(name) if version not in held]
 
     def _folders(self, name: str) -> list[str]:
@@ -160,17 +163,17 @@ class Ledger:
         Where the folder can't be written nothing is noted, and that is no error.
         """
         folder = self._folder(name)
-        if _effective(_document(folder), _last(folder))[1] or (self._state / f"{name}.json").exists():
-            with contextlib.suppress(NotReady), self._alone(name), _writing():
-                return self._adopted(name, folder)
+        if _effective(_document(folder), _last(folder))[1] or (folder / _AHEAD_FILE).exists():
+            with contextlib.suppress(NotReady), _alone(name, folder), _writing():
+                return _adopted(folder)
         return self.read(name)
 
     def history(self, name: str, limit: int = 100) -> list[dict[str, Any]]:
         """Return the last `limit` changes, oldest first: when, who, what, why, generation, before, after."""
         folder = self._folder(name)
-        if (self._state / f"{name}.json").exists():
-            with contextlib.suppress(NotReady), self._alone(name), _writing():
-                self._repair(name, folder)
+        if (folder / _AHEAD_FILE).exists():
+            with contextlib.suppress(NotReady), _alone(name, folder), _writing():
+                _repair(folder)
         found: list[dict[str, Any]] = []
         for entry in _backwards(folder / HISTORY_FILE):
             if len(found) >= limit:
@@ -184,47 +187,50 @@ class Ledger:
             raise ModelNotFound(f"no model is called '{shown(name)}'")
         return folder
 
-    @contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
-        """Hold the model's lock. Raises NotReady where it can't be had."""
+
+@contextmanager
+def _alone(name: str, folder: Path) -> Iterator[None]:
+    """Hold the model's lock. Raises NotReady where it can't be had."""
+    until = time.monotonic() + LOCK_WAIT_S
+    path = folder / HISTORY_FILE
+    while True:
         with _writing():
-            self._state.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self._state / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            until = time.monotonic() + LOCK_WAIT_S
-            while not _locked(lock):
-                if time.monotonic() > until:
-                    raise NotReady(f"another change of {name} has not ended for {LOCK_WAIT_S:.0f} s: try again")
-                time.sleep(0.001 + os.urandom(1)[0] / 25_600)  # 1 to 11 ms, so that those who wait do not march in step
-            yield
+            if _locked(lock, path):
+                yield
+                return
         finally:
             os.close(lock)
+        if time.monotonic() > until:
+            raise NotReady(f"another change of {name} has not ended for {LOCK_WAIT_S:.0f} s: try again")
+        time.sleep(0.001 + os.urandom(1)[0] / 25_600)  # 1 to 11 ms, so that those who wait do not march in step
 
-    def _adopted(self, name: str, folder: Path, *, anyway: bool = False) -> Traffic:
-        """Under the lock: bring the history up to the document, and return the document."""
-        self._repair(name, folder)
-        last = _last(folder)
-        traffic, edited = _effective(_document(folder, last if anyway else None), last)
-        if edited:
-            note = _entry(
-                time.time(), last, traffic, who=_owner(folder), what="edited", why=f"{TRAFFIC_FILE} was edited"
-            )
-            _append(folder / HISTORY_FILE, note)
-        return traffic
 
-    def _repair(self, name: str, folder: Path) -> None:
-        """Under the lock: append the line of a change that was made and not noted."""
-        ahead = self._state / f"{name}.json"
-        try:
-            entry = _valid(ahead.read_bytes())
-        except FileNotFoundError:
-            return
-        if entry is not None and entry["generation"] > _last(folder).generation:
-            made = _traffic(entry["after"])
-            with contextlib.suppress(ServingError):
-                if _document(folder) == made:
-                    _append(folder / HISTORY_FILE, entry)
-        ahead.unlink()
+def _adopted(folder: Path, *, anyway: bool = False) -> Traffic:
+    """Under the lock: bring the history up to the document, and return the document."""
+    _repair(folder)
+    last = _last(folder)
+    traffic, edited = _effective(_document(folder, last if anyway else None), last)
+    if edited:
+        note = _entry(time.time(), last, traffic, who=_owner(folder), what="edited", why=f"{TRAFFIC_FILE} was edited")
+        _append(folder / HISTORY_FILE, note)
+    return traffic
+
+
+def _repair(folder: Path) -> None:
+    """Under the lock: append the line of a change that was made and not noted."""
+    ahead = folder / _AHEAD_FILE
+    try:
+        entry = _valid(ahead.read_bytes())
+    except FileNotFoundError:
+        return
+    if entry is not None and entry["generation"] > _last(folder).generation:
+        made = _traffic(entry["after"])
+        with contextlib.suppress(ServingError):
+            if _document(folder) == made:
+                _append(folder / HISTORY_FILE, entry)
+    ahead.unlink()
 
 
 def _effective(document: Traffic, last: Traffic) -> tuple[Traffic, bool]:
@@ -314,12 +320,16 @@ def _backwards(path: Path) -> Iterator[dict[str, Any]]:
             yield entry
 
 
-def _locked(lock: int) -> bool:
+def _locked(lock: int, path: Path) -> bool:
+    """Lock an open file, unless somebody has it, or the path has come to name another one meanwhile."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return True
+    try:
+        return os.path.samestat(os.fstat(lock), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -150,7 +150,7 @@ class Rollback(Order):
         notes: list[str] = []
 
         def can_serve(version: str) -> bool:
-            reason = unfit(ledger.root, name, version)
+            reason = unfit(ledger.root, name, version, ledger.state_dir)
             if reason:
                 notes.append(f"version {version} is passed over: {reason}")
                 available.remove(version)

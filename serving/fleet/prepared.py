@@ -1,7 +1,7 @@
 """The prepared form of a version: its optimised graph, and its weights packed for this processor, in a file to map.
 
 All processes that map it share one copy, and loading is short. Written by the gate's process into
-`models/.serving/cache/<key>/`; the key has the content, onnxruntime's version and the processor in it.
+`cache/<key>/` in the state folder; the key has the content, onnxruntime's version and the processor in it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from serving.fleet.gate import runtime
 from serving.fleet.manifest import MODEL_FILE, Entry, Hashes, Manifest
+from serving.fleet.state import subfolder
 
 FROM_BYTES = 4 * 1024 * 1024
 """Smaller models skip it: they load in milliseconds, and a copy for each worker costs nothing."""
@@ -104,9 +105,9 @@ def written(state_dir: Path, manifest: Manifest) -> Iterator[Path | None]:
     if not worthwhile(manifest) or locate(state_dir, manifest.content) is not None:
         yield None
         return
-    folder = state_dir / "cache" / f".{secrets.token_hex(8)}"
     try:
-        folder.mkdir(parents=True)
+        folder = subfolder(state_dir, "cache") / f".{secrets.token_hex(8)}"
+        folder.mkdir()
     except OSError:
         yield None
         return

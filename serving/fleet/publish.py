@@ -1,6 +1,8 @@
-"""Publishes a version: staged beside the models, examined, and renamed into place; whole or not at all.
+"""Publishes a version: staged outside of the models folder, examined, and renamed into place; whole or not at all.
 
-A crash at any instant leaves the state before or the state after. What it leaves in `staging/` is swept later.
+A crash at any instant leaves the state before or the state after. Where the state folder is on another file system, the
+version is copied first to a hidden folder within the model's own, which no server takes for a version. What a crash
+leaves behind is swept later.
 """
 
 from __future__ import annotations
@@ -8,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import getpass
 import json
 import os
 import secrets
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +26,13 @@ from serving.fleet.gate import Gate
 from serving.fleet.manifest import MANIFEST_FILE, MODEL_FILE, Hashes, Manifest
 from serving.fleet.report import REPORT_FILE, GateRefused, Report
 from serving.fleet.repository import NAME, VERSION
-from serving.fleet.staging import ModelFile, Source, embed, write
+from serving.fleet.staging import ModelFile, Source, copied, embed, write
 from serving.fleet.state import sync
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
+_NEAR = ".publishing-"
+"""Begins the name of a copy that is about to be renamed. Triton and TF Serving take numbers for versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +57,15 @@ def publish(
     allow_custom_ops: bool = False,
     serving: Path | None = None,
     examiner: Gate | None = None,
+    state_dir: Path | None = None,
 ) -> Published:
     """Put a model into `root/name/<version>/` and return the version and the gate's report.
 
     source: an ONNX file, whose external data must lie in its own folder, or what writes one. version: None takes the
     next number. signature: JSON that is embedded in place of the file's own. serving: the folder of the version that
     callers use now, which the new one must be compatible with; None finds it. examiner: a gate that is open already.
-    Raises InvalidRequest, Conflict where the version is there with other bytes, GateRefused, and NotReady where the
-    disk is full or can't be written to.
+    state_dir: see `state_folder`. Raises InvalidRequest, Conflict where the version is there with other bytes,
+    GateRefused, and NotReady where the disk is full or can't be written to.
     """
     check_name(name)
     if version is not None and not VERSION.fullmatch(version):
@@ -68,9 +73,10 @@ def publish(
     staged = None
     try:
         root.mkdir(parents=True, exist_ok=True)
-        place = state.state_folder(root)
-        state.sweep(place)
-        staged = place / "staging" / secrets.token_hex(8)
+        place = state.state_folder(root, state_dir)
+        state.sweep(place / "staging")
+        state.sweep(root, f"*/{_NEAR}*")
+        staged = state.staging_folder(place)
         folder = staged / name / "new"
         folder.mkdir(parents=True)
         files = (ModelFile(source) if isinstance(source, Path) else source).stage(folder)
@@ -95,7 +101,7 @@ def publish(
         for inner, _, _ in os.walk(folder, topdown=False):
             sync(Path(inner))
         sync(folder.parent)
-        return Published(_into_place(folder, root, name, version, place), report)
+        return Published(_into_place(folder, root, name, version), report)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise NotReady(f"the version could not be written, and nothing has changed: {reason.lower()}") from error
@@ -162,22 +168,33 @@ def _judged(place: Path, folder: Path, found: Manifest, serving: Path | None, ex
     return report
 
 
-def _into_place(folder: Path, root: Path, name: str, version: str | None, place: Path) -> str:
+def _into_place(folder: Path, root: Path, name: str, version: str | None) -> str:
     """Rename what was staged to where it is served from, and return its version. Raises Conflict, OSError."""
-    home = root / name
-    if not home.exists():
-        # A new model comes with its folder: an empty one would be there for a moment, or after a crash for ever.
-        number = version or "1"
-        folder = folder.rename(folder.with_name(number))
-        sync(folder.parent)
-        with contextlib.suppress(FileExistsError):  # somebody else's first version was faster
-            _rename(folder.parent, home, place)
-            sync(root)
-            return number
+    home, staged = root / name, folder.parent
+    try:
+        if not home.exists():
+            # A new model comes with its folder: an empty one would be there for a moment, or after a crash for ever.
+            number = version or "1"
+            folder = folder.rename(folder.with_name(number))
+            sync(staged)
+            with contextlib.suppress(FileExistsError):  # somebody else's first version was faster
+                _rename(staged, home)
+                sync(root)
+                return number
+        return _numbered(folder, home, version)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    (folder,) = staged.iterdir()
+    with _near(folder, home) as near:
+        return _numbered(near, home, version)
+
+
+def _numbered(folder: Path, home: Path, version: str | None) -> str:
     while True:
         number = version or str(max(_versions(home), default=0) + 1)
         try:
-            _rename(folder, home / number, place)
+            _rename(folder, home / number)
         except FileExistsError:
             if version is not None:
                 raise _taken(version) from None
@@ -186,8 +203,24 @@ def _into_place(folder: Path, root: Path, name: str, version: str | None, place:
         return number
 
 
-def _rename(source: Path, to: Path, place: Path) -> None:
-    """Rename onto a name that must be free. Raises FileExistsError, OSError."""
+@contextlib.contextmanager
+def _near(folder: Path, home: Path) -> Iterator[Path]:
+    """Copy what was staged to the file system of the models, and have it on disk. Raises OSError."""
+    home.mkdir(exist_ok=True)
+    near = home / f"{_NEAR}{secrets.token_hex(8)}"
+    try:
+        shutil.copytree(folder, near, copy_function=copied)
+        for inner, _, _ in os.walk(near, topdown=False):
+            sync(Path(inner))
+        yield near
+    finally:
+        shutil.rmtree(near, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            home.rmdir()  # where it was made for this, and nothing came of it
+
+
+def _rename(source: Path, to: Path) -> None:
+    """Rename a folder onto a name that must be free. Raises FileExistsError, OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "renameat2"):
         old, new = os.fsencode(source), os.fsencode(to)
@@ -196,12 +229,13 @@ def _rename(source: Path, to: Path, place: Path) -> None:
         number = ctypes.get_errno()
         if number not in (errno.EINVAL, errno.ENOSYS):
             raise OSError(number, os.strerror(number), str(to))
-    # Some network file systems do not have it: publishers wait for each other instead.
-    with (place / "publish.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if to.exists():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(to))
+    # Some network file systems do not have it. A plain rename spares all but an empty folder.
+    try:
         source.rename(to)
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(to)) from None
+        raise
 
 
 def user() -> str:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from serving.fleet.manifest import MODEL_FILE
-from serving.fleet.state import state_folder
+from serving.fleet.state import state_folder, write
 
 log = logging.getLogger("serving.quarantine")
 
@@ -51,10 +51,14 @@ def guilty(deaths: Counter[tuple[str, str]], last: Iterable[tuple[str, str]]) ->
 
 
 class Quarantine:
-    """The file of cases for one models folder; asking again costs little while it stays as it is."""
+    """The file of cases for one models folder; asking again costs little while it stays as it is.
 
-    def __init__(self, root: Path) -> None:
+    state_dir: see `state_folder`.
+    """
+
+    def __init__(self, root: Path, state_dir: Path | None = None) -> None:
         self._root = root
+        self._state_dir = state_dir
         self._unwritten: list[Case] = []
         self._known: list[Case] = []
         self._seen: tuple[int, int, int] | None = None
@@ -66,10 +70,8 @@ class Quarantine:
         case = Case(name, version, reason, size, modified)
         cases = [*(c for c in self.cases() if (c.name, c.version) != (name, version)), case]
         try:
-            file = state_folder(self._root) / FILE
-            fresh = file.with_suffix(".new")
-            fresh.write_text(json.dumps([asdict(c) for c in cases], indent=1) + "\n")
-            fresh.replace(file)
+            file = state_folder(self._root, self._state_dir) / FILE
+            write(file, json.dumps([asdict(c) for c in cases], indent=1).encode() + b"\n")
         except OSError as error:
             log.error("a quarantine can't be written down and ends with this server: %s", error.strerror)
             self._unwritten.append(case)
@@ -84,7 +86,7 @@ class Quarantine:
         if not self._root.is_dir():
             return self._known  # it may come back
         try:
-            file = state_folder(self._root) / FILE
+            file = state_folder(self._root, self._state_dir) / FILE
             facts = file.stat()
             seen = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
             if seen != self._seen:

@@ -19,7 +19,8 @@ from serving.fleet.manifest import MANIFEST_FILE, MODEL_FILE, Hashes, Manifest
 from serving.fleet.traffic import Traffic
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-VERSION = re.compile(r"[1-9][0-9]{0,8}")
+VERSION = re.compile(r"[1-9][0-9]{0,17}")
+"""As TF Serving and Triton take them, who read 64-bit numbers; often the time in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class Repository:
             reason = f"the models folder can't be read: {error.strerror}"
             return Contents((), (Problem("", "", reason),), {}, unreadable=True)
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name == "lost+found":  # the latter is each new volume's own
                 continue
             if not entry.is_dir():
                 if entry.suffix == ".onnx":
@@ -112,8 +113,16 @@ class Repository:
 
     def _look_at(self, folder: Path, found: list[Found], problems: list[Problem], traffic: dict[str, Traffic]) -> None:
         name = folder.name
-        versions = [p for p in folder.iterdir() if p.is_dir() and VERSION.fullmatch(p.name)]
-        if not versions:
+        entries = list(folder.iterdir())
+        if entries and all(path.name.startswith(".") for path in entries):
+            return  # a first version is being copied into it (`publish`), or was when that was cut off
+        folders = [path for path in entries if path.is_dir()]
+        versions = [path for path in folders if VERSION.fullmatch(path.name)]
+        misnamed = [path.name for path in folders if path not in versions and (path / MODEL_FILE).exists()]
+        for other in sorted(other for other in misnamed if not settling.TEMPORARY.fullmatch(other)):
+            reason = "not a version: name its folder by a whole number, without zeros before it, such as 3"
+            problems.append(Problem(name, shown(other), reason))
+        if not versions and not misnamed:
             problems.append(Problem(name, "", f"no version in it: expected {name}/1/{MODEL_FILE}"))
         for version in sorted(versions, key=lambda p: int(p.name)):
             whole = self._whole(version)

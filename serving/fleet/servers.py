@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.fleet.state import state_folder
+from serving.fleet.state import state_folders
 
 FRESH_S = 10.0
 """Seconds after which a server that says nothing does not count any more; each says something every 2 s."""
@@ -36,14 +36,10 @@ class Server:
         return str(standing["error"]) if standing.get("error") else None
 
 
-def running(root: Path) -> list[Server]:
+def running(root: Path, state_dir: Path | None = None) -> list[Server]:
     """Return the servers that serve from a models folder now."""
     found = []
-    try:
-        files = sorted((state_folder(root) / "servers").glob("*.json"))
-    except OSError:
-        return []
-    for file in files:
+    for file in sorted(file for folder in state_folders(root, state_dir) for file in folder.glob("servers/*.json")):
         try:
             said = json.loads(file.read_bytes())
             server = Server(str(said["host"]), int(said["pid"]), float(said["time"]), dict(said["models"]))
@@ -54,11 +50,13 @@ def running(root: Path) -> list[Server]:
     return found
 
 
-def wait(root: Path, name: str, generation: int, *, seconds: float) -> tuple[int, list[str]]:
+def wait(
+    root: Path, name: str, generation: int, *, seconds: float, state_dir: Path | None = None
+) -> tuple[int, list[str]]:
     """Wait until all running servers serve a generation of a model, or one can't; return how many, and why not."""
     until = time.monotonic() + seconds
     while True:
-        servers = running(root)
+        servers = running(root, state_dir)
         states = [(server, server.waits_for(name, generation)) for server in servers]
         problems = list(dict.fromkeys(_said(servers, server, state) for server, state in states if state))
         if problems or all(state is not None for _, state in states):

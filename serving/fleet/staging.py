@@ -48,14 +48,16 @@ class ModelFile:
             names = manifest.parts(self.path.parent, self.path.name)
         except ModelInvalid as error:
             raise GateRefused(gate.unreadable(error.message)) from None
-        files = {MODEL_FILE: _copied(self.path, folder / MODEL_FILE)}
+        files = {MODEL_FILE: copied(self.path, folder / MODEL_FILE)}
         for name in names[1:]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            files[name] = _copied(self.path.parent / name, folder / name)
+            files[name] = copied(self.path.parent / name, folder / name)
         return files
 
 
-def _copied(source: Path, to: Path) -> Entry:
+def copied(source: Path | str, to: Path | str) -> Entry:
+    """Copy a file to a new one. Raises OSError."""
+    source, to = Path(source), Path(to)
     with source.open("rb") as read, Writing(to) as writing:
         while part := read.read(_CHUNK):
             writing.write(part)

@@ -1,44 +1,90 @@
-"""The server's own folder beside the models: staging, verdicts, prepared forms, who serves what."""
+"""Where servers and commands keep what is theirs: staging, verdicts, prepared forms, quarantine, who serves what.
+
+Never in the models folder: Triton takes each directory there for a model, and refuses to start over one that is none.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from pathlib import Path
 
-NAME = ".serving"
 _STALE_S = 24 * 3600
 
 
-def state_folder(root: Path) -> Path:
-    """Return the folder for state that belongs to a models folder: inside it, or where that is read-only, elsewhere.
+def state_folder(root: Path, given: Path | None = None) -> Path:
+    """Return the folder for state that belongs to the models folder `root`, and make it where it is not there.
 
-    Raises OSError where neither can be had.
+    given: the one that somebody chose; else it is one of this user's, the same for each process on this machine.
+    Raises OSError where it can't be had.
     """
-    inside = root / NAME
+    if given is not None:
+        if given.resolve().is_relative_to(root.resolve()):
+            raise OSError(errno.EINVAL, "the state folder lies in the models folder", str(given))
+        given.mkdir(parents=True, exist_ok=True)
+        return given
+    folder = _base() / f"serving-{os.getuid()}-{_key(root)}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if not _owned(folder, os.getuid()):
+        raise PermissionError(errno.EPERM, "the state folder belongs to another user, see --state-dir", str(folder))
+    return folder
+
+
+def state_folders(root: Path, given: Path | None = None) -> list[Path]:
+    """Return the state folders in which servers of a models folder may be: also other users', as far as we may look."""
+    if given is not None:
+        return [given]
+    found = []
+    for folder in _base().glob(f"serving-*-{_key(root)}"):
+        user = folder.name.split("-")[1]
+        if user.isdecimal() and _owned(folder, int(user)):
+            found.append(folder)
+    return found
+
+
+def subfolder(state: Path, name: str) -> Path:
+    """Return a folder in the state folder, open to whom that is open: servers with other user ids may share it.
+
+    Raises OSError.
+    """
+    folder = state / name
     try:
-        inside.mkdir(exist_ok=True)
-        if os.access(inside, os.W_OK):
-            return inside
+        folder.mkdir()
+    except FileExistsError:
+        return folder
+    folder.chmod(stat.S_IMODE(state.stat().st_mode))
+    return folder
+
+
+def _base() -> Path:
+    """Choose what survives a restart of the machine, if it may be written to."""
+    lasting = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108  what is made there is checked for its owner
+    return Path(lasting if os.access(lasting, os.W_OK | os.X_OK) else tempfile.gettempdir())
+
+
+def _key(root: Path) -> str:
+    """Name a models folder by its path, which stays the same when it is unmounted, or is a link that moves on."""
+    path = Path(os.path.abspath(root))
+    return hashlib.sha256(os.fsencode(path.parent.resolve() / path.name)).hexdigest()[:16]
+
+
+def _owned(folder: Path, user: int) -> bool:
+    """Tell whether a folder is what it seems: a name that can be guessed may have been taken by somebody else."""
+    try:
+        facts = folder.lstat()
     except OSError:
-        pass
-    digest = hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]
-    elsewhere = Path(tempfile.gettempdir()) / f"serving-{os.getuid()}-{digest}"
-    elsewhere.mkdir(mode=0o700, exist_ok=True)
-    # A folder with a name that can be guessed may have been put there by somebody else, to be trusted by us.
-    facts = elsewhere.lstat()
-    if facts.st_uid != os.getuid() or facts.st_mode & 0o077:
-        raise PermissionError(f"{elsewhere} belongs to another user")
-    return elsewhere
+        return False
+    return stat.S_ISDIR(facts.st_mode) and facts.st_uid == user and not facts.st_mode & 0o022
 
 
 def write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         temporary.write_bytes(content)
@@ -57,11 +103,18 @@ def sync(folder: Path) -> None:
         os.close(opened)
 
 
-def sweep(state: Path) -> None:
-    """Remove what a crash has left in `staging/` more than a day ago."""
-    for folder in (state / "staging").glob("*"):
+def staging_folder(state: Path) -> Path:
+    """Make an empty folder for files that are to become a version; whoever asks removes it. Raises OSError."""
+    folder = subfolder(state, "staging") / secrets.token_hex(8)
+    folder.mkdir()
+    return folder
+
+
+def sweep(folder: Path, pattern: str = "*") -> None:
+    """Remove what a crash has left in a folder more than a day ago."""
+    for left in folder.glob(pattern):
         try:
-            if time.time() - folder.stat().st_mtime > _STALE_S:
-                shutil.rmtree(folder, ignore_errors=True)
+            if time.time() - left.stat().st_mtime > _STALE_S:
+                shutil.rmtree(left, ignore_errors=True)
         except OSError:
             continue

@@ -41,7 +41,7 @@ def _header(name: str) -> str:
     return name
 
 
-Version: TypeAlias = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
+Version: TypeAlias = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,17}$")]
 Percent: TypeAlias = Annotated[float, Field(gt=0, le=100)]
 
 

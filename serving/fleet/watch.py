@@ -9,27 +9,21 @@ from pathlib import Path
 
 import watchfiles
 
-from serving.fleet.state import NAME
-
 _SILENT = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse", "ceph", "glusterfs", "lustre", "virtiofs", "vboxsf"})
 """File systems on which others' changes raise no event: they are polled."""
 POLL_MS = 500
 
 
 def watch(root: Path, moved: Callable[[], None], stop: threading.Event) -> threading.Thread:
-    """Call `moved` after each change below `root` but in our own folder there, until `stop`, from another thread."""
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs each change, our own among them
-    own = f"/{NAME}/"
-
-    def other(change: watchfiles.Change, path: str) -> bool:
-        return own not in f"{path}/"
+    """Call `moved` after each change below `root`, until `stop`, from another thread."""
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs each change
 
     def run() -> None:
         while not stop.is_set():
             try:
                 for _ in watchfiles.watch(
                     root,
-                    watch_filter=other,
+                    watch_filter=None,
                     debounce=200,
                     step=20,
                     stop_event=stop,

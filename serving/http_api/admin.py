@@ -40,8 +40,8 @@ class _Asked(Parameters):
     """The last so many changes."""
 
 
-def router(root: Path, metrics: Metrics | None) -> APIRouter:
-    """Make the routes. root: the models folder."""
+def router(root: Path, metrics: Metrics | None, state_dir: Path | None = None) -> APIRouter:
+    """Make the routes. root: the models folder; state_dir: see `state_folder`."""
     made = APIRouter(prefix=PREFIX, tags=["deploy"])
     readers = [Depends(requires("predict"))]
 
@@ -64,7 +64,7 @@ def router(root: Path, metrics: Metrics | None) -> APIRouter:
         """Answer with the report that is kept with a version."""
         if version not in await asyncio.to_thread(fleet.changes.ledger.versions, model):
             raise ModelNotFound(f"model {model!r} has no version '{shown(version)}' in the folder")
-        return json_answer(await asyncio.to_thread(_report, root, model, version))
+        return json_answer(await asyncio.to_thread(_report, root, state_dir, model, version))
 
     for order in ORDERS:
         does = inspect.getdoc(order) or ""
@@ -172,9 +172,9 @@ def _served(fleet: Fleet, metrics: Metrics | None, name: str) -> dict[str, Any]:
     return found
 
 
-def _report(root: Path, model: str, version: str) -> Any:
+def _report(root: Path, state_dir: Path | None, model: str, version: str) -> Any:
     try:
-        report = gate.report(state_folder(root), root / model / version)
+        report = gate.report(state_folder(root, state_dir), root / model / version)
     except OSError:
         report = None
     if report is None:

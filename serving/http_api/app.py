@@ -91,10 +91,18 @@ def create_app(
     app.state.deployment = None
     if link is None:
         ours, link = Pipe()
-        app.state.deployment = Deployment(settings.models, lambda models: _totals(app, models))
+        app.state.deployment = Deployment(
+            settings.models, lambda models: _totals(app, models), state_dir=settings.state_dir
+        )
         app.state.deployment.attach(ours)
     app.state.fleet = Fleet(
-        settings.models, link, ledger=Ledger(settings.models), limits=limits, metrics=metrics, box=box
+        settings.models,
+        link,
+        ledger=Ledger(settings.models, settings.state_dir),
+        state_dir=settings.state_dir,
+        limits=limits,
+        metrics=metrics,
+        box=box,
     )
     app.state.fleet.prepare.append(prepare)
     app.state.access = access
@@ -124,8 +132,10 @@ def create_app(
     app.include_router(triton.router)  # before: its /v2/models/stats is no model called stats
     app.include_router(metadata.router)
     app.include_router(triton.changes_router)
-    app.include_router(admin.router(settings.models, metrics))
-    app.include_router(repository_api.router(settings.models, max_model_bytes=settings.max_model_bytes))
+    app.include_router(admin.router(settings.models, metrics, settings.state_dir))
+    app.include_router(
+        repository_api.router(settings.models, max_model_bytes=settings.max_model_bytes, state_dir=settings.state_dir)
+    )
     if metrics is not None:
         app.include_router(metadata.metrics_router)
     docs.add(app)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +21,7 @@ from serving.fleet.publish import Published
 from serving.fleet.report import GateRefused
 from serving.fleet.repository import VERSION
 from serving.fleet.staging import Writing
-from serving.fleet.state import state_folder
+from serving.fleet.state import staging_folder, state_folder
 from serving.http_api.metadata import json_answer
 from serving.http_api.parameters import Parameters
 from serving.http_api.route import ClientLeft
@@ -63,8 +62,8 @@ class _Upload:
         return {MODEL_FILE: self.entry}
 
 
-def router(root: Path, *, max_model_bytes: int) -> APIRouter:
-    """Make the route that publishes into the models folder `root`."""
+def router(root: Path, *, max_model_bytes: int, state_dir: Path | None = None) -> APIRouter:
+    """Make the route that publishes into the models folder `root`. state_dir: see `state_folder`."""
     made = APIRouter(tags=["deploy"])
     at_once = asyncio.Semaphore(_AT_ONCE)
     one_gate = asyncio.Semaphore(1)
@@ -90,7 +89,7 @@ def router(root: Path, *, max_model_bytes: int) -> APIRouter:
         if at_once.locked():
             raise NotReady("too many models are being published: try again in a minute")
         try:
-            async with at_once, _received(request, root, max_model_bytes) as upload, one_gate:
+            async with at_once, _received(request, root, state_dir, max_model_bytes) as upload, one_gate:
                 published = await asyncio.to_thread(
                     publish.publish,
                     root,
@@ -100,6 +99,7 @@ def router(root: Path, *, max_model_bytes: int) -> APIRouter:
                     note=asked.note,
                     who=caller.name,
                     allow_breaking=asked.allow_breaking,
+                    state_dir=state_dir,
                 )
         except GateRefused as refused:
             return json_answer({"error": refused.message, "report": refused.report.model_dump(mode="json")}, 422)
@@ -126,7 +126,7 @@ def _answer(name: str, published: Published) -> Response:
 
 
 @asynccontextmanager
-async def _received(request: Request, root: Path, limit: int) -> AsyncIterator[_Upload]:
+async def _received(request: Request, root: Path, state_dir: Path | None, limit: int) -> AsyncIterator[_Upload]:
     """Stream the body into a file that is gone afterwards."""
     checksum = request.headers.get(CHECKSUM, "").lower()
     if checksum and not re.fullmatch("[0-9a-f]{64}", checksum):
@@ -140,7 +140,7 @@ async def _received(request: Request, root: Path, limit: int) -> AsyncIterator[_
         raise PayloadTooLarge(f"the model has {int(declared)} bytes, and the limit is {limit}: see --max-model-bytes")
     folder = None
     try:
-        folder = await asyncio.to_thread(_place, root)
+        folder = await asyncio.to_thread(lambda: staging_folder(state_folder(root, state_dir)))
         with await asyncio.to_thread(Writing, folder / MODEL_FILE) as writing:
             await _write(request, writing, limit)
             entry = await asyncio.to_thread(writing.close)
@@ -153,12 +153,6 @@ async def _received(request: Request, root: Path, limit: int) -> AsyncIterator[_
     finally:
         if folder is not None:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-
-def _place(root: Path) -> Path:
-    folder = state_folder(root) / "staging" / secrets.token_hex(8)
-    folder.mkdir(parents=True)
-    return folder
 
 
 async def _write(request: Request, writing: Writing, limit: int) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import pkgutil
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -55,4 +56,6 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with tempfile.TemporaryDirectory(prefix="drills-") as temporary:
+        os.environ["TMPDIR"] = temporary  # for the state folders of the models folders that drills make
+        sys.exit(main(sys.argv[1:]))

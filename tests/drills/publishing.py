@@ -58,9 +58,13 @@ class Publisher:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
-    def publish(self, root: Path, model: Path, **faults: str) -> int:
-        """Return the exit status of one publication; negative where a signal ended it."""
-        return self._do({"how": "publish", "root": str(root), "model": str(model), "faults": faults})
+    def publish(self, root: Path, model: Path, *, apart: bool = False, **faults: str) -> int:
+        """Return the exit status of one publication; negative where a signal ended it.
+
+        apart: whether it is staged on another file system.
+        """
+        how = "publish apart" if apart else "publish"
+        return self._do({"how": how, "root": str(root), "model": str(model), "faults": faults})
 
     def promote(self, root: Path, version: str, **faults: str) -> int:
         """Return the exit status of making a version of iris stable."""
@@ -86,7 +90,7 @@ def serve() -> None:
         if child == 0:
             status = 1
             try:
-                os.environ.update(task["faults"], FAULT_ROOT=task["root"])
+                os.environ.update(task["faults"], FAULT_ROOT=str(Path(task["root"]).parent))
                 _one(task["how"], Path(task["root"]), task["model"])
                 status = 0
             finally:
@@ -95,8 +99,9 @@ def serve() -> None:
 
 
 def _one(how: str, root: Path, model: str) -> None:
-    if how == "publish":
-        publish.publish(root, "iris", Path(model), who="drill", examiner=Willing())
+    if how.startswith("publish"):
+        state = _state(root, "apart" in how)
+        publish.publish(root, "iris", Path(model), who="drill", examiner=Willing(), state_dir=state)
         return
     if how == "promote":
         step = transitions.promote(model, available=["1", "2", "3"])
@@ -119,36 +124,44 @@ def publishing(report: Report, *, strikes: int | None = None) -> None:
         folder = Path(temporary)
         old, new = _models(folder)
         places = []
-        for before in (0, 1):
-            root = _root(folder / f"count-{before}", old if before else None)
-            assert publisher.publish(root, new, FAULT_COUNT=str(folder / "count")) == 0
+        for apart, before in itertools.product((False, True), (0, 1)):
+            root = _root(folder / f"count-{apart}-{before}", old if before else None)
+            assert publisher.publish(root, new, apart=apart, FAULT_COUNT=str(folder / "count")) == 0
             calls = int((folder / "count").read_text())
-            report.at_least(f"calls to the disk of publishing {('a new model', 'a new version')[before]}", calls, 10)
-            places += [(before, at, kind) for at, kind in itertools.product(range(1, calls + 1), KINDS)]
+            what = f"{('a new model', 'a new version')[before]}{', staged on another file system' if apart else ''}"
+            report.at_least(f"calls to the disk of publishing {what}", calls, 10)
+            places += [(apart, before, at, kind) for at, kind in itertools.product(range(1, calls + 1), KINDS)]
         if strikes is not None:
             places = places[:: max(1, len(places) // strikes)]
         half = gone = stuck = left = struck = 0
-        for before, at, kind in places:
-            root = _root(folder / f"{before}-{at}-{kind}", old if before else None)
-            struck += publisher.publish(root, new, FAULT_AT=str(at), FAULT_KIND=kind) != 0
+        for apart, before, at, kind in places:
+            root = _root(folder / f"{apart}-{before}-{at}-{kind}", old if before else None)
+            struck += publisher.publish(root, new, apart=apart, FAULT_AT=str(at), FAULT_KIND=kind) != 0
             contents = _look(root)
             half += len(contents.problems)
             gone += len(contents.found) < before
-            left += kind != "kill" and any((root / ".serving" / "staging").glob("*"))
+            left += kind != "kill" and any((_state(root, apart) / "staging").glob("*"))
             # Whoever was told that it failed, or died, tries again: the same bytes become one version.
             publish.publish(root, "iris", new, examiner=Willing())
             after = _look(root)
             stuck += len(after.found) != before + 1 or bool(after.problems)
             shutil.rmtree(root.parent)
+            shutil.rmtree(_state(root, apart), ignore_errors=True)
         report.at_least("strikes: kills, no space, one failure", len(places), 200 if strikes is None else strikes)
         report.at_least("publications that did not end well because of it", struck, len(places) // 2)
         report.exactly("half a version, or a model without one, in the folder", half, 0)
         report.exactly("times that the version before was gone", gone, 0)
         report.exactly("times that publishing again did not make it whole, once", stuck, 0)
         report.at_most("staging left behind by a process that lived and could write", left, 0)
+        shutil.rmtree(f"/dev/shm{folder}", ignore_errors=True)
         plain = _root(folder / "plain", None)
         publisher.copy(plain, old, FAULT_AT="5", FAULT_KIND="kill")
         report.control("a plain copy, cut off, leaves half a version", bool(_look(plain).problems))
+
+
+def _state(root: Path, apart: bool) -> Path:
+    """Name a state folder; faults.c strikes at it too, as the path of what is struck is in its path."""
+    return Path(f"/dev/shm{root.parent}/state") if apart else root.parent / "state"
 
 
 def _models(folder: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from serving.engine.session import OnnxSession
 from serving.errors import ModelInvalid
 from serving.fleet import manifest
 from serving.fleet.manifest import MODEL_FILE, Hashes
+from serving.fleet.state import state_folder
 from tests.conftest import MODELS, Server, running
 from tests.drills.drill import Report, drill
 
@@ -104,9 +105,9 @@ def slow_copies(report: Report, *, copies: int = 10, seconds: float = 3.0) -> No
                     time.sleep(0.05)
                 late += seen[-1] != version
                 due = manifest.of(target, Hashes()).content
-                examined += (folder / "models" / ".serving" / "reports" / f"{due}.json").exists()
+                examined += (state_folder(folder / "models") / "reports" / f"{due}.json").exists()
         halves = _halves(source)
-        reports = [json.loads(p.read_text()) for p in (folder / "models" / ".serving" / "reports").glob("*.json")]
+        reports = [json.loads(p.read_text()) for p in (state_folder(folder / "models") / "reports").glob("*.json")]
     known = {str(number) for number in range(1, copies + 2)}
     report.exactly("failed requests", sum(version not in known for version in seen), 0, f"of {len(seen)}")
     report.exactly("versions that did not come to serve", late, 0)

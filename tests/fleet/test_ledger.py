@@ -217,7 +217,7 @@ def test_a_read_only_folder_says_so(ledger: Ledger, monkeypatch: pytest.MonkeyPa
     def refuse(*args: object, **more: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(NotReady, match="read-only"):
         promote(ledger, "1")
     assert ledger.adopt("iris") == Traffic()

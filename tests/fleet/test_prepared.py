@@ -50,6 +50,7 @@ def copied(made: tuple[Path, Path, Manifest], tmp_path: Path) -> tuple[Path, Pat
     """The same, to be spoilt."""
     folder, state, declared = made
     fresh = tmp_path / "state"
+    fresh.mkdir()
     with prepared.written(fresh, declared) as into:
         assert into is not None
         source = prepared.locate(state, declared.content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import threading
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def test_a_name_that_is_none_touches_no_path(tmp_path: Path, examiner: Gate, nam
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("version", ["0", "01", "-1", "1/../2", "latest", "9" * 10])
+@pytest.mark.parametrize("version", ["0", "01", "-1", "1/../2", "latest", "9" * 19])
 def test_a_version_that_is_none_is_refused(tmp_path: Path, examiner: Gate, version: str) -> None:
     """A version is a whole number from 1."""
     with pytest.raises(InvalidRequest, match="no version"):
@@ -184,17 +185,40 @@ def test_publishers_at_once_get_different_numbers(tmp_path: Path) -> None:
     assert len(scan(tmp_path / "models").found) == 4
 
 
-def test_a_read_only_folder_still_has_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the models folder can't be written to, verdicts are kept in the temporary folder of this user."""
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    place = state.state_folder(tmp_path / "models")
+def test_state_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies outside of the models, is the same however their path is written, and nobody else can slip theirs in."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    (tmp_path / "disk" / "models").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    place = state.state_folder(tmp_path / "disk" / "models")
     assert place.parent == tmp_path
     assert place.stat().st_mode & 0o777 == 0o700
-    shutil.rmtree(place)
+    assert state.state_folder(tmp_path / "link" / "." / "models") == place
+    assert state.state_folders(tmp_path / "link" / "models") == [place]
+    assert state.state_folder(tmp_path / "disk") != place
+    place.rmdir()
     place.symlink_to(tmp_path)
     with pytest.raises(PermissionError):
-        state.state_folder(tmp_path / "models")
+        state.state_folder(tmp_path / "disk" / "models")
+    with pytest.raises(OSError, match="lies in the models folder"):
+        state.state_folder(tmp_path / "disk", tmp_path / "disk" / "models" / "state")
+
+
+@pytest.mark.skipif(os.stat("/dev/shm").st_dev == os.stat("/tmp").st_dev, reason="needs two file systems")
+def test_a_version_is_staged_on_another_file_system(tmp_path: Path, examiner: Gate) -> None:
+    """The first and the next version come whole, with external data, and leave nothing else in the models folder."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        for rows in (4, 5):
+            source = with_external_data(tmp_path / "work", rows=rows)
+            publish(
+                tmp_path / "models", "linear", source, examiner=examiner, state_dir=Path(other), allow_breaking=True
+            )
+        assert [(f.name, f.version) for f in scan(tmp_path / "models").found] == [("linear", "1"), ("linear", "2")]
+        assert scan(tmp_path / "models").problems == ()
+        assert sorted(os.listdir(tmp_path / "models" / "linear")) == ["1", "2"]
+        with pytest.raises(GateRefused):
+            publish(tmp_path / "models", "new", tmp_path / "work" / "weights" / "w.bin", state_dir=Path(other))
+        assert os.listdir(tmp_path / "models") == ["linear"]
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="the library that strikes is compiled")

@@ -56,6 +56,24 @@ def test_what_is_bad_is_named_and_the_rest_serves(folder: Path) -> None:
             assert problems[name] in answer.json()["error"]
 
 
+def test_versions_named_by_the_time_serve_and_misnamed_ones_are_told(tmp_path: Path) -> None:
+    """The time as a version serves, as with TF Serving; v3 and 0002 say how to be named; others are left alone."""
+    iris = tmp_path / "iris"
+    for version in ("1", "1709123456", "0002", "v3", "4.tmp"):
+        shutil.copytree(MODELS / "iris" / "1", iris / version)
+    write(iris / "assets" / "labels.txt", b"")
+    (tmp_path / "lost+found").mkdir()
+    with TestClient(create_app(Settings(models=tmp_path))) as client:
+        assert client.post("/v1/models/iris:predict", json=ROW).json()["model_version"] == "1709123456"
+        problems = {p["version"]: p["reason"] for p in client.get("/v1/models").json()["problems"]}
+        assert set(problems) == {"0002", "v3"}
+        assert "whole number" in problems["v3"]
+        answer = client.post("/v1/models/iris/versions/v3:predict", json=ROW)
+        assert (answer.status_code, "whole number" in answer.json()["error"]) == (503, True)
+        made = client.get("/v1/repository/models/iris").json()
+        assert made["versions"] == ["1", "1709123456"]
+
+
 def test_strict_refuses(folder: Path) -> None:
     """Told to be strict, the application does not start, and says which model it is."""
     write(folder / "text" / "1" / "model.onnx", b"this is no model")

@@ -13,6 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.access.key_store import KeyStore
+from serving.fleet.state import state_folder
 from serving.http_api.app import create_app
 from serving.settings import Settings
 from tests.conftest import MODELS
@@ -66,8 +67,8 @@ def test_only_who_may_deploy_publishes(client: TestClient, folder: Path) -> None
     path = "/v1/repository/models/iris/versions/next"
     answer = client.put(path, content=IRIS_1.read_bytes(), headers={"authorization": ""})
     assert answer.status_code == 401
-    assert os.listdir(folder) in ([], [".serving"])
-    assert not (folder / ".serving" / "staging").exists()
+    assert os.listdir(folder) == []
+    assert not (state_folder(folder) / "staging").exists()
 
 
 def test_what_the_gate_refuses_is_422_with_its_report(client: TestClient, folder: Path) -> None:
@@ -77,7 +78,7 @@ def test_what_the_gate_refuses_is_422_with_its_report(client: TestClient, folder
     assert "Python pickle" in answer.json()["error"]
     assert answer.json()["report"]["checks"][0]["outcome"] == "refused"
     assert not (folder / "iris").exists()
-    assert os.listdir(folder / ".serving" / "staging") == []
+    assert os.listdir(state_folder(folder) / "staging") == []
 
 
 @pytest.mark.parametrize(
@@ -103,8 +104,8 @@ def test_bad_requests_change_nothing(  # noqa: PLR0917
     answer = put(client, path, body, **headers)
     assert answer.status_code == status, answer.text
     assert says in answer.json()["error"]
-    assert [name for name in os.listdir(folder) if name != ".serving"] == []
-    staging = folder / ".serving" / "staging"
+    assert os.listdir(folder) == []
+    staging = state_folder(folder) / "staging"
     assert not staging.exists() or os.listdir(staging) == []
 
 
@@ -127,4 +128,4 @@ def test_a_client_that_leaves_leaves_nothing(client: TestClient, folder: Path) -
     headers = [(b"authorization", client.headers["authorization"].encode())]
     asyncio.run(client.app(scope | {"headers": headers}, receive, send))  # type: ignore[arg-type,func-returns-value]
     assert sent[0]["status"] == 499
-    assert os.listdir(folder / ".serving" / "staging") == []
+    assert os.listdir(state_folder(folder) / "staging") == []
