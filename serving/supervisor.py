@@ -113,6 +113,7 @@ class Supervisor:
             while not self._ends_asked:
                 if not self._turn():
                     return REFUSED
+            self._deployment.conclude()
             return self._drain()
         finally:
             self._deployment.stop()
@@ -230,6 +231,7 @@ class Supervisor:
 
     def _restarted(self, reason: str, ran: list[Running], why: str) -> None:
         """Count a restart, and the death against the versions that ran; the second one quarantines."""
+        self._deployment.died({(running.name, running.version) for running in ran})
         culprit = self._deaths.blame(ran, reason)
         if culprit is not None:
             self._hold(*culprit, why)

@@ -59,8 +59,8 @@ class Coordinator:
         self._revision = 0
         self._models: dict[str, Known] = {}
         self._looked = False
-        self.documents: dict[str, Traffic] = {}
-        """The traffic that is served, by model; replaced and never changed, for other threads."""
+        self.plans: dict[str, Plan] = {}
+        """What is served, by model; replaced and never changed, for other threads."""
         self._general: tuple[Problem, ...] = ()
         self._told: bytes = b""
         self._due = 0.0
@@ -306,7 +306,7 @@ class Coordinator:
                 self._join(worker)
             self._joining.clear()
             self._told = b""
-        self.documents = {n: k.served.traffic for n, k in self._models.items() if k.served is not None}
+        self.plans = {name: known.served for name, known in self._models.items() if known.served is not None}
         summary = self.summary()
         told = orjson.dumps(summary)
         if told != self._told:

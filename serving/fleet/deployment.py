@@ -15,12 +15,13 @@ from typing import Any, TypeAlias
 
 import orjson
 
+from serving.fleet.analysis import Totals
+from serving.fleet.analysis_runner import AnalysisRunner
 from serving.fleet.coordinator import Coordinator
 from serving.fleet.judge import GateJudge
 from serving.fleet.ledger import Ledger
 from serving.fleet.repository import Repository
 from serving.fleet.state import state_folder, subfolder
-from serving.fleet.trial import Clerk, Totals
 from serving.fleet.watch import watch
 
 Totalled: TypeAlias = Callable[[Iterable[tuple[str, str]]], Mapping[tuple[str, str], Totals]]
@@ -39,8 +40,12 @@ class Deployment:
         self._root = root
         self._status = _Status(root, state_dir)
         self._ended = threading.Event()
+        self._concluded = threading.Event()
         ledger = Ledger(root, state_dir)
-        self._clerk = Clerk(ledger, totals)
+        self._analyses = AnalysisRunner(ledger, totals)
+        self._moved = threading.Event()
+        self._trouble = ""
+        self._deciding = threading.Thread(target=self._decide, name="analyses", daemon=True)
         repository = Repository(root, ledger.adopt)
         self._judge = GateJudge(repository, state_dir=state_dir)
         self.coordinator = Coordinator(repository, self._judge, report=self._write, loads_at_once=loads_at_once)
@@ -49,19 +54,37 @@ class Deployment:
         """Look at the folder, and watch it from now on."""
         self.coordinator.start()
         watch(self._root, self.coordinator.look, self._ended)
-        threading.Thread(target=self._decide, name="trials", daemon=True).start()
+        self._deciding.start()
 
     def _decide(self) -> None:
-        """Once a second, see how the trials go."""
-        while not self._ended.wait(1.0):
+        """See how the versions do that are tried: once a second, and at each change, before one that kills does."""
+        while not self._concluded.is_set():
             try:
-                if self._clerk.tick(self.coordinator.documents, time.time()):
+                if self._analyses.tick(self.coordinator.plans, time.monotonic()):
                     self.coordinator.look()
-            except Exception:  # what is served stays as it is, and the next second may go better
-                log.exception("trials could not be judged")
+                self._trouble = ""
+            except Exception as error:  # what is served stays as it is, and the next second may go better
+                if self._trouble != repr(error):
+                    self._trouble = repr(error)
+                    log.exception("what is tried could not be judged")
+            self._moved.wait(1.0)
+            self._moved.clear()
+        self._analyses.close()
+
+    def conclude(self) -> None:
+        """Judge nothing any more: this server ends as it should, whatever becomes of what it still has to answer."""
+        self._concluded.set()
+        self._moved.set()
+        self._deciding.join(5)
+
+    def died(self, versions: Iterable[tuple[str, str]]) -> None:
+        """Take note that a worker died while it ran these, given as (name, version)."""
+        self._analyses.died(versions)
+        self._moved.set()
 
     def _write(self, summary: dict[str, Any]) -> None:
-        for name, said in self._clerk.said.items():
+        self._moved.set()
+        for name, said in self._analyses.said.items():
             if name in summary["models"]:
                 summary["models"][name]["trial"] = said
         self._status.write(summary)
@@ -73,6 +96,7 @@ class Deployment:
     def stop(self) -> None:
         """Leave the workers as they are."""
         self._ended.set()
+        self.conclude()
         self.coordinator.stop()
         self._judge.close()
         self._status.remove()

@@ -15,18 +15,25 @@ def unfit(root: Path, name: str, version: str, state_dir: Path | None = None) ->
 
     It is not whole, or the gate has refused it. Reads all of its files.
     """
-    folder = root / name / version
-    hashes = Hashes()
     try:
-        found = manifest.read(folder)
-        if found is None:
-            found = manifest.of(folder, hashes)
-        else:
-            manifest.check(folder, found, hashes)
+        content = content_of(root / name / version)
     except ModelInvalid as error:
         return error.message
     try:
-        verdict = gate.verdict(state_folder(root, state_dir), found.content)
+        verdict = gate.verdict(state_folder(root, state_dir), content)
     except OSError:
         return ""
     return "" if verdict is None else "; ".join(verdict.reasons)
+
+
+def content_of(folder: Path) -> str:
+    """Return the hash of a version's content as it lies on disk now; reads all of its files.
+
+    Raises ModelInvalid where it is not whole.
+    """
+    hashes = Hashes()
+    found = manifest.read(folder)
+    if found is None:
+        return manifest.of(folder, hashes).content
+    manifest.check(folder, found, hashes)
+    return found.content

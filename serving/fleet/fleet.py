@@ -19,7 +19,7 @@ from serving.engine.batcher import Observer, Unobserved
 from serving.engine.model import Limits, Model, load
 from serving.engine.priority import give_way
 from serving.engine.session import OnnxSession
-from serving.errors import ModelInvalid, ModelNotFound, NotReady, shown
+from serving.errors import InvalidRequest, ModelInvalid, ModelNotFound, NotReady, shown
 from serving.fleet.changes import Changes
 from serving.fleet.ledger import Ledger
 from serving.fleet.member import Member, Told
@@ -97,7 +97,7 @@ class Fleet:
         self.prepare: list[Callable[[Model], None]] = []
         self.changed: list[Callable[[], None]] = []
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=give_way)
-        self.member = Member(link, load=self._load, live=self._live, check=_split, swap=self._swap, told=self._told)
+        self.member = Member(link, load=self._load, live=self._live, check=_check, swap=self._swap, told=self._told)
         self.changes = Changes(ledger, self.member)
 
     async def start(self, *, strict: bool = False) -> None:
@@ -296,3 +296,17 @@ def _split(plan: Plan, found: dict[Found, Model]) -> Split | None:
     return Split(
         versions[roles.stable or ""], versions[roles.canary.version], roles.canary.percent, roles.canary.sticky
     )
+
+
+def _check(plan: Plan, found: dict[Found, Model]) -> None:
+    """Raise InvalidRequest where a plan asks for what its versions do not have: a feature, or labels to compare."""
+    _split(plan, found)
+    roles, judge = plan.roles, plan.traffic.judge
+    if judge is None or judge.agreement is None or roles.shadow is None:
+        return
+    for item, model in found.items():
+        if item.version in (roles.stable, roles.shadow.version) and model.signature.label is None:
+            raise InvalidRequest(
+                f"judge.agreement: version {item.version} gives no labels to compare: leave it out, and see how far "
+                "scores differ in serving status"
+            )

@@ -86,15 +86,15 @@ class Judge(_Frozen):
     """When, and on what conditions, a change is made final; where one is broken it is taken back."""
 
     after_s: Annotated[float, Field(gt=0)] | None = None
-    """Seconds to watch."""
+    """Seconds to watch, in which it is served and asked."""
     rows: Annotated[int, Field(gt=0)] | None = None
     """Rows that the version must have answered."""
     error_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Greatest share of predictions that may fail, 0 to 1."""
+    """Greatest share of predictions that may fail, 0 to 1; chance is allowed for."""
     latency_ratio: Annotated[float, Field(gt=0)] | None = None
     """Greatest mean seconds a prediction, as a multiple of those of the version that it is compared with."""
     agreement: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Least share of rows on which it agrees with stable, 0 to 1; a canary gets copies of stable's requests for it."""
+    """Least share of rows with the same label as stable, 0 to 1; a canary gets copies of stable's requests for it."""
 
     @model_validator(mode="after")
     def _ends(self) -> Judge:
@@ -145,12 +145,18 @@ class Traffic(_Frozen):
                 raise ValueError("shadow.version: is canary's: a version answers or is compared, not both")
         if self.shadow is not None and self.shadow.version == self.stable:
             raise ValueError("shadow.version: is stable's: a version can't be compared with itself")
+        if self.judge is not None and self.judge.latency_ratio is not None and self._all_to_canary:
+            raise ValueError("judge.latency_ratio: a canary of 100 % leaves stable nothing to compare it with")
         if self.judge is not None and self.judge.agreement is not None:
             if self.canary is None and self.shadow is None:
                 raise ValueError("judge.agreement: only a canary or a shadow answers the same rows as stable")
             if self.canary is not None and self.shadow is not None:
                 raise ValueError("judge.agreement: end the shadow first, for the canary must be compared in its place")
         return self
+
+    @property
+    def _all_to_canary(self) -> bool:
+        return self.canary is not None and self.canary.percent == 100
 
     def document(self) -> dict[str, Any]:
         """Return it as JSON has it; what is not set is left out."""

@@ -17,11 +17,12 @@ from pydantic import Field, ValidationError
 
 from serving.errors import InvalidRequest, ModelNotFound, shown
 from serving.fleet import gate
+from serving.fleet.analysis import analysis_of
 from serving.fleet.fleet import Fleet
+from serving.fleet.observed import figures
 from serving.fleet.orders import ORDERS, Order
 from serving.fleet.state import state_folder
 from serving.fleet.traffic import Traffic, sentence
-from serving.fleet.trial import figures, trial_of
 from serving.http_api.metadata import LiveFleet, json_answer
 from serving.http_api.parameters import NoParameters, Parameters
 from serving.http_api.route import read_body
@@ -165,7 +166,7 @@ def _served(fleet: Fleet, metrics: Metrics | None, name: str) -> dict[str, Any]:
         "loaded": list(served.versions),
     }
     beside = [v for v in (found["serving"]["canary"], found["serving"]["shadow"]) if v is not None]
-    if metrics is not None and (beside or trial_of(served.traffic) is not None):
+    if metrics is not None and (beside or analysis_of(served.traffic) is not None):
         of = list(dict.fromkeys((served.default.version, *beside)))
         totals = metrics.totals([(name, version) for version in of])
         found["figures"] = {version: figures(totals[name, version]) for version in of}

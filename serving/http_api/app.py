@@ -22,11 +22,11 @@ from serving.black_box import BlackBox
 from serving.engine.admission import Bodies
 from serving.engine.model import Limits
 from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError, shown
+from serving.fleet.analysis import Totals
 from serving.fleet.deployment import Deployment
 from serving.fleet.fleet import Fleet
 from serving.fleet.ledger import Ledger
 from serving.fleet.traffic import sentence
-from serving.fleet.trial import Totals
 from serving.http_api import admin, docs, metadata, repository_api, strict_json, triton
 from serving.http_api.answer import error_body, error_headers, status_of
 from serving.http_api.door import Door
