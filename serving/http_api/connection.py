@@ -215,7 +215,7 @@ class Connection(HttpToolsProtocol):
         self.since = self.door.now
         if self.transport.is_closing():
             return
-        if self.cycle is not None and getattr(self.cycle, "waiting_for_100_continue", False):
+        if not self.pipeline and self.cycle is not None and getattr(self.cycle, "waiting_for_100_continue", False):
             # Told no before it was told to go on, a client may leave its body out: what comes next can't be known.
             self.transport.close()
             return

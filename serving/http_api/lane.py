@@ -22,6 +22,7 @@ from serving.http_api.codec import LENGTH, Blobs
 from serving.http_api.connection import Connection
 from serving.http_api.door import Door
 from serving.http_api.line import Busy, Flow, Writer
+from serving.http_api.parsed_head import ParsedHead, parsed_head
 from serving.http_api.prediction import Call, Target
 from serving.http_api.security import admit
 from serving.metrics.gathered import RouteMetrics
@@ -91,7 +92,8 @@ class Lane(Connection):
         self._burst = 0
         self._id: bytes | None = None
         self._closing = False
-        self._chunk = b""
+        self._chunk = b""  # what the parser is given, where a request begins with its first byte
+        self._known: ParsedHead | None = None  # of the last plain request
         self._asks = NOTHING
         self._held = 0  # bytes of its body that are counted
         self._last = False  # the answer that is being written ends the connection
@@ -102,17 +104,18 @@ class Lane(Connection):
         self.flow = Flow(transport, self.pipeline)
 
     def data_received(self, data: bytes) -> None:
-        """Answer at once where the head is one that was judged plain before; else let the parser look."""
-        if not self._midway and self._free():
-            end = data.find(b"\r\n\r\n") + 4
-            known = self.door.known.get(data[:end])
-            if known is not None and len(data) - end == known.length:
-                target = self.door.paths.get(known.url)
-                if target is not None:
-                    self._id = None
-                    self._begin(target, known.headers, data[end:], known.asks)
-                    return
-        self._chunk = data
+        """Answer at once where the head is the one before; else let the parser look.
+
+        That head is known to this connection alone: what one caller sends decides nothing about another's.
+        """
+        known = self._known
+        if known is not None and not self._midway and (again := known.same(data)) is not None and self._free():
+            target = self.door.paths.get(known.url)
+            if target is not None:
+                self._id = None
+                self._begin(target, *again, known.asks)
+                return
+        self._chunk = b"" if self._midway else data
         super().data_received(data)
         self._chunk = b""
 
@@ -240,6 +243,7 @@ class Lane(Connection):
             self.flow.resume_reading()
 
     def on_message_complete(self) -> None:  # noqa: D102
+        chunk, self._chunk = self._chunk, b""  # what follows in it does not begin with its first byte
         target = self._target
         if target is None:
             super().on_message_complete()
@@ -247,8 +251,8 @@ class Lane(Connection):
         self._midway = False
         self._target = None
         body, self._body = self._body, b""
-        if self._id is None:
-            self.door.remember(self._chunk, self.url, self.headers, len(body), self._asks)
+        if self._id is None and chunk:
+            self._known = parsed_head(chunk, self.url, self.headers, len(body), self._asks)
         self._begin(target, self.headers, body.whole() if isinstance(body, _GATHERING) else body, self._asks)
 
     def _begin(self, target: Target, headers: Headers, body: Buffer, asks: Asks) -> None:
@@ -257,6 +261,7 @@ class Lane(Connection):
 
     def refuse(self, fault: tuple[int, str, str]) -> None:
         """Let go of what was read of a body that will not be read to its end."""
+        self._known = None  # what follows is thrown away, known or not
         super().refuse(fault)
         if self._target is not None:
             self._target = None

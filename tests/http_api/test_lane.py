@@ -13,6 +13,8 @@ import httpx2 as httpx
 import pytest
 
 from tests.conftest import Server, running
+from tests.drills import heads
+from tests.drills.drill import Report
 
 ROW = [5.1, 3.5, 1.4, 0.2]
 BODY = json.dumps({"instances": [ROW]}).encode()
@@ -344,3 +346,10 @@ def test_what_cannot_be_read_cuts_no_long_answer(lane: str) -> None:
                 status, headers, _ = connection.answer()
                 assert (status, headers["connection"]) == (400, "close")
                 assert connection.is_closed()
+
+
+def test_pipelines_are_answered_as_by_plain_asgi_wherever_they_are_cut() -> None:
+    """However requests, some of them hostile, are cut and mixed over connections, none changes another's answer."""
+    report = Report()
+    heads.run(report, rounds=250, every_cut=1)
+    assert report.kept, report.broken()

@@ -1,0 +1,68 @@
+"""What the parser read from a head, kept by its connection so that the same bytes need not be parsed again.
+
+Parsing costs more than all else that the lane does, and a client's next request mostly has the same head but for the
+length of its body.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from serving.engine.admission import Bodies
+from serving.http_api.answer import HeaderList
+from serving.http_api.asks import Asks
+
+_LONGEST = 1024
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=\r\n)", re.IGNORECASE)
+
+
+class ParsedHead(NamedTuple):
+    """The head of a plain request, byte by byte, and what it says.
+
+    before, after: around the digits of its Content-Length, which is `headers[length_at]`.
+    """
+
+    before: bytes
+    after: bytes
+    url: bytes
+    headers: HeaderList
+    length_at: int
+    asks: Asks
+
+    def same(self, chunk: bytes) -> tuple[HeaderList, bytes] | None:
+        """Return headers and body if `chunk` is just one request with this head, of whatever length."""
+        if not chunk.startswith(self.before):
+            return None
+        at = len(self.before)
+        digits, _, _ = chunk[at : at + 8].partition(b"\r")
+        end = at + len(digits)
+        if not chunk.startswith(self.after, end):
+            return None
+        end += len(self.after)
+        size = len(chunk) - end
+        if size > Bodies.FREE or not digits.isdigit() or int(digits) != size:
+            return None
+        headers = self.headers.copy()
+        headers[self.length_at] = (b"content-length", digits)
+        return headers, chunk[end:]
+
+
+def parsed_head(chunk: bytes, url: bytes, headers: HeaderList, length: int, asks: Asks) -> ParsedHead | None:
+    """Return what to keep of a plain request whose body has `length` bytes; None if `chunk` is not just that request.
+
+    The caller sees to it that the request began with the first byte of `chunk`. Were there anything behind its body,
+    the head found here would reach into the body, and whoever wrote that would choose what later bytes mean.
+    """
+    end = len(chunk) - length
+    if end > _LONGEST:
+        return None
+    head = chunk[:end]
+    # The parser read at least these lines: one more byte than the head has, and its last line would be one too many.
+    if not head.endswith(b"\r\n\r\n") or head.count(b"\n") != len(headers) + 2:
+        return None
+    found = _LENGTH.search(head)
+    if found is None:
+        return None
+    at = head.count(b"\n", 0, found.start(1)) - 1
+    return ParsedHead(head[: found.start(1)], head[found.end(1) :], url, headers, at, asks)
