@@ -30,6 +30,7 @@ from serving.fleet.state import state_folder
 from serving.log_pipe import MOST_LINES, LogPipe
 from tests.conftest import MODELS, ROOT, Server, faulty, running
 from tests.drills.batches import departed
+from tests.drills.canaries import canaries
 from tests.drills.draining import draining
 from tests.drills.drill import Report
 from tests.drills.poison import poison
@@ -94,6 +95,13 @@ def test_a_model_that_kills_is_quarantined() -> None:
     """The second death puts the version in quarantine; the one before it serves; readiness and a metric tell."""
     report = Report()
     killing_model(report, control=False)
+    assert not report.broken()
+
+
+def test_a_canary_is_judged_by_what_it_did() -> None:
+    """Other files in its place, or a server that dies, begin it again; a worker that dies then takes it back."""
+    report = Report()
+    canaries(report, long=False)
     assert not report.broken()
 
 

@@ -184,7 +184,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         if companion is not None:
             await companion.stop()
         if deployment is not None:
-            deployment.stop()
+            await asyncio.to_thread(deployment.stop)  # what it waits for may need this loop
         await fleet.close()
         if rereading is not None:
             rereading.cancel()

@@ -11,8 +11,8 @@ module anew):
   "crash_at_start"    every worker dies before it is ready
   "clock": seconds    the wall clock jumps by so much a second after the start
   "off": [names]      defences that are switched off, for controls: bisection, departed, quarantine, hang, polite,
-                      respawn, shrink, fair, estimate (of what a request waits), aside (loads are off the event
-                      loop), spare (shadows run on what is left);
+                      respawn, unclean (deaths of servers speak against what is tried), shrink, fair, estimate (of
+                      what a request waits), aside (loads are off the event loop), spare (shadows run on what is left);
                       of gRPC: calm, blocks, counted
 """
 
@@ -131,6 +131,18 @@ def _off(name: str) -> None:
         _off_in_grpc(name)
 
 
+def _deaths_unseen() -> None:
+    """Take servers that died for ones that ended as they should."""
+    from dataclasses import replace
+
+    from serving.fleet.analysis_runner import AnalysisRunner
+
+    inherit = AnalysisRunner._inherit
+    AnalysisRunner._inherit = staticmethod(  # type: ignore[method-assign, assignment]
+        lambda running, gone: inherit(running, [replace(record, closed=True) for record in gone])
+    )
+
+
 def _one_queue() -> None:
     """Run the batches of all models one after another, in the order in which they came."""
     from concurrent.futures import ThreadPoolExecutor
@@ -176,7 +188,7 @@ if FAULTS:
     if "shadow" in FAULTS:
         _in_the_shadow()
     for switched in FAULTS.get("off", ()):
-        _off(switched)
+        _deaths_unseen() if switched == "unclean" else _off(switched)
     if "clock" in FAULTS:
         began, real = time.monotonic(), time.time
         time.time = lambda: real() + (FAULTS["clock"] if time.monotonic() - began > 1 else 0)
