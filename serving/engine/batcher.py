@@ -7,6 +7,7 @@ It costs nothing at low load and coalesces by itself under load. All of it runs 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,9 +16,11 @@ from typing import Protocol
 from serving.black_box import Record, unrecorded
 from serving.engine.admission import Pace, seconds_to_come_back
 from serving.engine.executor import Batch, Executor
-from serving.engine.request import Request
+from serving.engine.request import Outcome, Request
 from serving.errors import DeadlineExceeded, NotReady, PayloadTooLarge, QueueFull, ServingError
 from serving.tensors import Tensors
+
+log = logging.getLogger("serving.batcher")
 
 _FIRST_FOR_ONCE = ((0, 1, 2), (2, 1, 0), (0, 1, 2), (1, 0, 2))
 """Lines in the order in which batches take from them, in turn: every fourth serves the last line first."""
@@ -154,7 +157,7 @@ class Batcher:
                 self._queued_rows -= displaced.rows
                 if not displaced.gone:
                     text = "requests of higher priority took the place: come back later"
-                    displaced.reply(QueueFull(text, seconds_to_come_back(wait)))
+                    _reply(displaced, QueueFull(text, seconds_to_come_back(wait)))
 
     @property
     def queued_rows(self) -> int:
@@ -175,7 +178,7 @@ class Batcher:
         at_work = (batch.requests for batch in self._at_work)
         for request in [request for requests in (*self._lines, *at_work) for request in requests]:
             if not request.gone:
-                request.reply(error)
+                _reply(request, error)
                 request.gone = True  # it has its answer
         for line in self._lines:
             line.clear()
@@ -202,7 +205,7 @@ class Batcher:
             return True
         self._queued_rows -= request.rows
         if not request.gone:
-            request.reply(DeadlineExceeded("the deadline passed while the request waited for its turn"))
+            _reply(request, DeadlineExceeded("the deadline passed while the request waited for its turn"))
         return False
 
     def _flush(self) -> None:
@@ -275,10 +278,18 @@ class Batcher:
         self._observer.ran(batch.rows, [started - r.queued_at for r in batch.requests], spent)
         for request, outcome in zip(batch.requests, batch.outcomes, strict=True):
             if not request.gone:
-                request.reply(outcome)
+                _reply(request, outcome)
         if not self._queued_rows:
             self._settled()
         elif not self._scheduled:
             # Not at once: what has arrived at the sockets meanwhile joins, which makes batches five times as large.
             self._scheduled = True
             self._loop.call_soon(self._flush)
+
+
+def _reply(request: Request, outcome: Outcome) -> None:
+    """Answer one request; a transport that fails on it keeps nobody else from being answered, nor the model idle."""
+    try:
+        request.reply(outcome)
+    except Exception:
+        log.exception("an answer could not be given")

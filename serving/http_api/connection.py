@@ -23,7 +23,7 @@ from serving.parting import part, reset
 LINGER_S = 2.0
 """Seconds in which a client that was refused may still send, so that it reads the refusal and not a reset."""
 SPARE = 32
-"""Connections beyond the cap that are taken to answer the paths below, and to say no in words."""
+"""Connections beyond the cap that are taken to answer the paths below, and as many more to say no in words."""
 ALWAYS = frozenset({b"/v2/health/live", b"/v2/health/ready", b"/metrics"})
 """What is answered even where connections have run out."""
 _HOST = re.compile(rb"[^\s/@?#\\<>\"]*")
@@ -69,14 +69,31 @@ class Connection(HttpToolsProtocol):
         self._refusal: tuple[int, str, str] | None = None  # waits behind an answer that is owed
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # noqa: D102
-        most = self.door.patience.connections
-        crowded = len(self.connections) >= most and not self.door.make_room(self.connections)
+        door = self.door
+        crowded = len(door.taken) >= door.patience.connections and not door.make_room()
         super().connection_made(transport)
-        self.since = self._born = self.door.now - 0.001  # like no time that the clock says later
-        if crowded:
-            self._spare = True
-            if len(self.connections) > most + SPARE:
-                self.refuse(CROWDED)
+        self.since = self._born = door.now - 0.001  # like no time that the clock says later
+        if not crowded:
+            door.taken.add(self)
+            return
+        self._spare = True
+        others = len(self.connections) - len(door.taken)
+        if others > 2 * SPARE:
+            self._over = True
+            self.give_way()
+        elif others > SPARE:
+            self.refuse(CROWDED)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
+        self.door.taken.discard(self)
+        super().connection_lost(exc)
+
+    def give_way(self) -> None:
+        """End at once, without a word, for others to have the place."""
+        self.door.taken.discard(self)
+        self.connections.discard(self)
+        self.door.cut[CROWDED[1]] += 1
+        self.transport.abort()
 
     def is_quiet(self) -> bool:
         """Tell whether nothing is owed to the client: it is idle, or has not sent a whole request."""
@@ -288,6 +305,7 @@ class Connection(HttpToolsProtocol):
     def refuse(self, fault: tuple[int, str, str]) -> None:
         """Answer a request that can't be read, where its turn has come, and end the connection."""
         self.door.cut[fault[1]] += 1
+        self.door.taken.discard(self)
         self._over = True
         self.since = self.door.now
         if self.transport.is_closing():

@@ -38,6 +38,8 @@ class Guard:
     """A coarse clock, moved by `sweep`, so that an answer needs no timer of its own."""
     cut: Counter[str] = field(default_factory=Counter)
     """Connections that this side ended, by reason."""
+    taken: set[Any] = field(init=False, default_factory=set)
+    """Connections that count: neither spare ones nor such as were refused or closed."""
 
     def sweep(self, connections: Any) -> None:
         """Cut what takes too long; to be called twice a second."""
@@ -45,12 +47,12 @@ class Guard:
         for connection in list(connections):
             connection.look(now)
 
-    def make_room(self, connections: Any) -> bool:
-        """Close the connections that have been quiet longest, a sixteenth of all; tell whether there is room now."""
-        if any(connection.transport.is_closing() for connection in connections):
-            return True  # made a moment ago
-        quiet = sorted((c for c in connections if c.is_quiet()), key=lambda c: c.since)
+    def make_room(self) -> bool:
+        """Close the connections that have been quiet longest, a sixteenth of all; tell whether there is room now.
+
+        Their places are free at once, and not when the loop turns: thousands may be accepted before that.
+        """
+        quiet = sorted((c for c in self.taken if c.is_quiet() and not c.transport.is_closing()), key=lambda c: c.since)
         for connection in quiet[: max(1, self.patience.connections // 16)]:
-            self.cut["crowded"] += 1
-            connection.transport.abort()
+            connection.give_way()
         return bool(quiet)

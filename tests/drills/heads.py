@@ -307,19 +307,22 @@ class Tally:
                 print([packet for index, packet, _ in feed if index == which], due[which], got[which], sep="\n")
 
 
+async def settled(wires: list[Wire]) -> None:
+    """Wait until each has answered the last request, or writes no more."""
+    async with asyncio.timeout(5):
+        for wire in wires:
+            while not wire.ended and LAST_ANSWERED not in wire.written:  # noqa: ASYNC110  a turn at a time
+                await asyncio.sleep(0)
+
+
 async def played(way: Way, feed: Feed) -> list[list[Answered]]:
     """Feed packets to connections of their own, and return what each is answered in the end."""
-    loop = asyncio.get_running_loop()
     wires = [way.connect() for _ in range(1 + max(index for index, _, _ in feed))]
     for index, packet, pause in feed:
         wires[index].feed(packet)
         for _ in range(pause):
             await asyncio.sleep(0)
-    until = loop.time() + 5
-    for wire in wires:
-        while not wire.ended and LAST_ANSWERED not in wire.written and loop.time() < until:  # noqa: ASYNC110  a turn at a time
-            await asyncio.sleep(0)
-    assert loop.time() < until, "nothing more came"
+    await settled(wires)
     found = [answers(bytes(wire.written)) for wire in wires]
     for wire in wires:
         wire.close()

@@ -352,3 +352,50 @@ async def test_a_refused_queue_is_answered_in_every_line() -> None:
     assert made.queued_rows == 0
     await asyncio.wait_for(made.close(), 10)
     model.open.set()
+
+
+class Broken(Asked):
+    """A request whose answer can't be given."""
+
+    def reply(self, outcome: Outcome) -> None:
+        super().reply(outcome)
+        raise RuntimeError("the transport is gone")
+
+
+async def test_a_request_that_cannot_be_answered_costs_no_other_its_answer() -> None:
+    """Whatever raises while one request is answered, run or refused, the others are answered and the model goes on."""
+    model = Model()
+    made = batcher(model, max_queued_rows=4)
+    model.open.clear()
+    requests = [Asked(0), Broken(1), Asked(2)]
+    for request in requests:
+        made.submit(request)
+    model.open.set()
+    assert [await request.values() for request in requests] == [[0], [2], [4]]
+    assert await ran_alone(made, Asked(3)) == [6]
+
+    model.open.clear()
+    running = Asked(0)
+    made.submit(running)
+    late, low = [Broken(1, deadline=0.01), Asked(1, deadline=0.01)], [Broken(1, priority=LOW), Asked(1, priority=LOW)]
+    for request in late:
+        made.submit(request)
+    made.expire(time.monotonic() + 1)
+    for request in low:
+        made.submit(request)
+    high = Asked(*range(4), priority=HIGH)
+    made.submit(high)
+    assert {type(await request.answer) for request in late} == {DeadlineExceeded}
+    assert {type(await request.answer) for request in low} == {QueueFull}
+    model.open.set()
+    assert await running.values() == [0]
+    assert await high.values() == [0, 2, 4, 6]
+
+    model.open.clear()
+    stopped = [Broken(0), Broken(1), Asked(2)]
+    for request in stopped:
+        made.submit(request)
+    made.refuse(NotReady("the end"))
+    model.open.set()
+    assert {type(await request.answer) for request in stopped} == {NotReady}
+    await made.close()
