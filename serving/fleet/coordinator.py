@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 
 from serving.engine.priority import give_way
+from serving.fleet.folder_guard import FolderGuard
 from serving.fleet.known import Change, Known, reasons, roles_of
 from serving.fleet.plan import Plan
 from serving.fleet.repository import Contents, Problem, Repository
@@ -62,6 +63,7 @@ class Coordinator:
         self.plans: dict[str, Plan] = {}
         """What is served, by model; replaced and never changed, for other threads."""
         self._general: tuple[Problem, ...] = ()
+        self._guard = FolderGuard()
         self._told: bytes = b""
         self._due = 0.0
         self._stopped = False
@@ -202,11 +204,12 @@ class Coordinator:
 
     def _look(self) -> None:
         contents = self._repository.look()
-        self._general = tuple(p for p in contents.problems if not p.name)
+        served = [name for name, known in self._models.items() if known.served is not None and known.served.versions]
+        gone = self._guard.judge(contents, served)
+        self._general = (Problem("", "", gone),) if gone else ()
         self._looked = True
-        if contents.unreadable:
-            # What is loaded serves on: a folder that is away (a mount, a full disk) takes nothing down.
-            return
+        if gone:
+            return  # what is loaded serves on
         names = {item.name for item in contents.found} | {p.name for p in contents.problems}
         for name in sorted((names | self._models.keys()) - {""}):
             known = self._models.setdefault(name, Known())
@@ -242,6 +245,8 @@ class Coordinator:
         if pending and (roles is None or roles.problems or not good):
             return  # what is examined is asked for by name; a version that nobody names may come later
         known.error = error or (reasons(bad) if roles is None else "")
+        if not found and not problems and not traffic.unloaded:
+            known.error = "it has vanished from the folder"
         known.problems += tuple(Problem(name, "", text) for text in (error, *(roles or NOTHING).problems) if text)
         if roles is None:
             if not ends:
@@ -301,7 +306,9 @@ class Coordinator:
 
     def _tell(self) -> None:
         """Give workers that start what is in force, and tell all what is so, where it changed."""
-        if self._joining and self._looked and not any(k.pending and not k.served for k in self._models.values()):
+        examined = self._looked and not any(k.pending and not k.served for k in self._models.values())
+        # While the folder is gone a new worker can load nothing, and would answer 404 beside others that serve.
+        if self._joining and examined and not (self._guard.gone and self.documents):
             for worker in self._joining:
                 self._join(worker)
             self._joining.clear()

@@ -92,6 +92,8 @@ class Fleet:
         self.unloaded: dict[str, tuple[str, ...]] = {}
         """Versions of the models that were unloaded on purpose."""
         self.problems: tuple[Problem, ...] = ()
+        self.folder_gone = ""
+        """Why the models folder can't be followed now; empty where it is."""
         self.started = False
         self.draining = False
         self.prepare: list[Callable[[Model], None]] = []
@@ -206,9 +208,11 @@ class Fleet:
 
     def _told(self, told: Told) -> None:
         self.problems = told.problems
+        self.folder_gone = next((problem.reason for problem in told.problems if not problem.name), "")
         if self._metrics is not None:
             for name, standing in told.standings.items():
                 self._metrics.asked(name, standing.asked, refused=bool(standing.error))
+            self._metrics.folder(gone=bool(self.folder_gone))
             self._metrics.passed(told.passed)
             self._metrics.examined(told.figures, told.stumbles)
 

@@ -63,6 +63,8 @@ class Contents:
     traffic: dict[str, Traffic]
     unreadable: bool = False
     """Whether the folder itself could not be read: nothing is known of what is in it."""
+    device: int = 0
+    """The number of the device on which the folder is."""
 
 
 class Repository:
@@ -87,6 +89,7 @@ class Repository:
         problems: list[Problem] = []
         traffic: dict[str, Traffic] = {}
         try:
+            device = self.root.stat().st_dev
             entries = sorted(self.root.iterdir())
         except OSError as error:
             reason = f"the models folder can't be read: {error.strerror}"
@@ -109,7 +112,7 @@ class Repository:
                 problems.append(Problem(entry.name, "", f"can't be read: {error.strerror}"))
         self._forget({item.path.parent for item in found} | {self.root / p.name / p.version for p in problems})
         self._started = True
-        return Contents(tuple(found), tuple(problems), traffic)
+        return Contents(tuple(found), tuple(problems), traffic, device=device)
 
     def _look_at(self, folder: Path, found: list[Found], problems: list[Problem], traffic: dict[str, Traffic]) -> None:
         name = folder.name

@@ -15,13 +15,17 @@ POLL_MS = 500
 
 
 def watch(root: Path, moved: Callable[[], None], stop: threading.Event) -> threading.Thread:
-    """Call `moved` after each change below `root`, until `stop`, from another thread."""
+    """Call `moved` after each change below `root`, until `stop`, from another thread.
+
+    Where another folder comes in the place of `root` (a mount, a link that moves on), that one is watched.
+    """
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs each change
 
     def run() -> None:
         while not stop.is_set():
             try:
-                for _ in watchfiles.watch(
+                watched = _identity(root)
+                for changes in watchfiles.watch(
                     root,
                     watch_filter=None,
                     debounce=200,
@@ -31,14 +35,24 @@ def watch(root: Path, moved: Callable[[], None], stop: threading.Event) -> threa
                     poll_delay_ms=POLL_MS,
                     force_polling=_silent(root),
                     raise_interrupt=False,
+                    yield_on_timeout=True,
                 ):
-                    moved()
+                    if changes:
+                        moved()
+                    if _identity(root) != watched:
+                        moved()
+                        break
             except (OSError, RuntimeError):
                 stop.wait(1.0)  # it is not there, or no watch can be had: the coordinator looks by itself too
 
     thread = threading.Thread(target=run, name="watch", daemon=True)
     thread.start()
     return thread
+
+
+def _identity(root: Path) -> tuple[int, int]:
+    facts = root.stat()
+    return facts.st_dev, facts.st_ino
 
 
 def _silent(root: Path) -> bool:

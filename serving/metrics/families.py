@@ -65,7 +65,11 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
         )
     },
     "serving_coordinator_failures": ("Unforeseen failures in bringing the workers to what the folder asks for.", ()),
-    "serving_model_refused": ("1 where the state that the folder asks for can't be served.", ("model",)),
+    "serving_model_refused": (
+        "1 where the state that the folder asks for can't be served, or what was served has vanished.",
+        ("model",),
+    ),
+    "serving_models_folder_gone": ("1 while the models folder is gone, and what was loaded serves on.", ()),
     "serving_model_info": ("1; the labels describe the version.", (*_MODEL, "task", "sha256")),
     "serving_worker_start_time_seconds": ("Unix time at which the worker in a slot started.", ("worker",)),
     "serving_worker_resident_bytes": ("Resident memory of the worker in a slot.", ("worker",)),
@@ -83,6 +87,7 @@ GREATEST = frozenset(
         "serving_last_prediction_timestamp_seconds",
         "serving_model_asked_generation",
         "serving_model_refused",
+        "serving_models_folder_gone",
         "serving_model_quarantined",
         "serving_coordinator_failures",
         "serving_gate_load_seconds",

@@ -110,6 +110,10 @@ class Metrics:
         self._store.gauges["serving_model_asked_generation", (model,)] = generation
         self._store.gauges["serving_model_refused", (model,)] = float(refused)
 
+    def folder(self, *, gone: bool) -> None:
+        """Say whether the models folder is gone."""
+        self._store.gauges["serving_models_folder_gone", ()] = float(gone)
+
     def shadow(self, name: str, version: str) -> ShadowMetrics:
         """Return the counters of a version that runs as shadow."""
         labels = self.model(name, version).labels
