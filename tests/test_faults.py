@@ -310,6 +310,34 @@ def test_a_read_only_models_folder_serves(folder: Path) -> None:
 
 
 @in_a_mount_namespace
+def test_an_unmounted_volume_takes_nothing_down(folder: Path, tmp_path: Path) -> None:
+    """The server serves on beside an empty mount point, says so, and follows the volume when it is there again."""
+    volume = tmp_path / "mnt"
+    volume.mkdir()
+    mount = f'mount -t tmpfs none {volume} && cp -r {folder}/iris {volume} && exec "$@"'
+    with started(volume, wrapper=("unshare", "-m", "sh", "-c", mount, "sh")) as (process, url):
+
+        def inside(*command: str) -> None:
+            subprocess.run(["nsenter", "-t", str(process.pid), "-m", *command], check=True)
+
+        def gone() -> str:
+            return re.findall(r"^serving_models_folder_gone (.*)", _text(f"{url}/metrics"), re.M)[0]
+
+        assert gone() == "0.0"
+        inside("umount", str(volume))
+        assert until(lambda: gone() == "1.0", 30) < 30
+        assert predict(url) == 200
+        assert "is its volume mounted?" in _text(f"{url}/v1/models")
+        inside("mount", "-t", "tmpfs", "none", str(volume))
+        inside("cp", "-r", f"{folder}/iris", str(volume))
+        assert until(lambda: gone() == "0.0", 30) < 30
+        shutil.copytree(MODELS / "iris" / "2", folder / "iris" / "7")
+        inside("cp", "-r", f"{folder}/iris/7", f"{volume}/iris/7")
+        assert until(lambda: '"7"' in _text(f"{url}/v1/models/iris"), 30) < 30
+    assert list(volume.iterdir()) == [], "nothing is written into the bare mount point"
+
+
+@in_a_mount_namespace
 def test_a_full_disk_stops_nothing(folder: Path, tmp_path: Path) -> None:
     """With no room for its files the server answers, counts its own, replaces workers and ends with 0."""
     small = tmp_path / "full"

@@ -113,9 +113,9 @@ def history(
     as_json: AsJson = False,
     models: Models = Path("models"),
 ) -> None:
-    """Show who changed a model's traffic, when, how and why; the last change is the last line."""
+    """Show who published a model's versions or changed its traffic, when, how and why; the last is the last line."""
     with explained():
-        entries = Ledger(models).history(name, limit)
+        entries = Ledger(models).events(name, limit)
     if as_json:
         typer.echo(json.dumps(entries, indent=1))
         return
@@ -124,5 +124,5 @@ def history(
         table.add_column(column, overflow="fold")
     for entry in entries:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.strptime(entry["when"][:19], "%Y-%m-%dT%H:%M:%S"))
-        table.add_row(str(entry["generation"]), when, *(visible(entry[of]) for of in ("who", "what", "why")))
+        table.add_row(str(entry["generation"] or ""), when, *(visible(entry[of]) for of in ("who", "what", "why")))
     Console(highlight=False, markup=False).print(table)

@@ -22,7 +22,8 @@ from serving.errors import GenerationConflict, InvalidRequest, ServingError
 from serving.fleet import orders, servers
 from serving.fleet.ledger import Ledger
 from serving.fleet.orders import Order
-from serving.fleet.traffic import Traffic, sentence
+from serving.fleet.traffic import sentence
+from serving.fleet.transitions import describe
 from serving.logs import visible
 
 WAIT_S = 150.0
@@ -207,7 +208,7 @@ def carry_out(root: Path, state_dir: Path | None, name: str, order: Order, *, no
     who = user()
     before = ledger.read(name, anyway=order.anyway)
     step = order.step(ledger, name)
-    after = ledger.change(name, step.transition, who=who, what=order.what, why=step.why, anyway=order.anyway)
+    after = ledger.change(name, step.transition, who=who, what=order.said, why=step.why, anyway=order.anyway)
     facts = "; ".join((describe(before, after), *step.notes))
     if no_wait:
         typer.echo(f"{name}: {facts} (generation {after.generation}; not waited for)")
@@ -223,37 +224,6 @@ def carry_out(root: Path, state_dir: Path | None, name: str, order: Order, *, no
     except GenerationConflict:
         rest = "a later change stands"
     raise ServingError(f"{order.what} of {name} is not served: {'; '.join(problems)}; {rest}")
-
-
-def describe(before: Traffic, after: Traffic) -> str:
-    """Say what changed between two documents."""
-    said = []
-    if after.unloaded != before.unloaded:
-        said.append("is unloaded" if after.unloaded else "is loaded")
-    if after.stable != before.stable:
-        was = f", was {before.stable}" if before.stable else ""
-        said.append(f"version {after.stable} is stable{was}" if after.stable else "the highest version is stable")
-    if after.canary != before.canary:
-        said.append(
-            f"version {after.canary.version} gets {after.canary.percent:g} % as canary"
-            if after.canary
-            else "the canary has ended"
-        )
-    if after.shadow != before.shadow:
-        said.append(
-            f"version {after.shadow.version} is the shadow, of {after.shadow.percent:g} % of the requests"
-            if after.shadow
-            else "the shadow has ended"
-        )
-    for name in sorted(after.labels.keys() | before.labels.keys()):
-        if after.labels.get(name) != before.labels.get(name):
-            now = after.labels.get(name)
-            said.append(f"label {name} is version {now}" if now else f"label {name} is removed")
-    if after.keep != before.keep:
-        said.append("other versions stay loaded")
-    if after.judge is not None and after.judge != before.judge:
-        said.append("it is judged, see serving status")
-    return ", ".join(said) or "nothing changes"
 
 
 def user() -> str:

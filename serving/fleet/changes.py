@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from serving.errors import GenerationConflict, InvalidRequest, NotReady, ServingError
@@ -40,7 +41,7 @@ class Changes:
         transition: Transition,
         *,
         who: str,
-        what: str,
+        what: str | Callable[[Traffic, Traffic], str],
         why: str = "",
         if_generation: int | None = None,
         anyway: bool = False,

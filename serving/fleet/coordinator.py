@@ -62,6 +62,8 @@ class Coordinator:
         self._looked = False
         self.plans: dict[str, Plan] = {}
         """What is served, by model; replaced and never changed, for other threads."""
+        self.contents: Contents | None = None
+        """What the last look has found that is followed."""
         self._general: tuple[Problem, ...] = ()
         self._guard = FolderGuard()
         self._told: bytes = b""
@@ -210,6 +212,7 @@ class Coordinator:
         self._looked = True
         if gone:
             return  # what is loaded serves on
+        self.contents = contents
         names = {item.name for item in contents.found} | {p.name for p in contents.problems}
         for name in sorted((names | self._models.keys()) - {""}):
             known = self._models.setdefault(name, Known())
@@ -308,7 +311,7 @@ class Coordinator:
         """Give workers that start what is in force, and tell all what is so, where it changed."""
         examined = self._looked and not any(k.pending and not k.served for k in self._models.values())
         # While the folder is gone a new worker can load nothing, and would answer 404 beside others that serve.
-        if self._joining and examined and not (self._guard.gone and self.documents):
+        if self._joining and examined and not (self._guard.gone and self.plans):
             for worker in self._joining:
                 self._join(worker)
             self._joining.clear()

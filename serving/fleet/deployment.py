@@ -18,6 +18,7 @@ import orjson
 from serving.fleet.analysis import Totals
 from serving.fleet.analysis_runner import AnalysisRunner
 from serving.fleet.coordinator import Coordinator
+from serving.fleet.deployment_log import DeploymentLog
 from serving.fleet.judge import GateJudge
 from serving.fleet.ledger import Ledger
 from serving.fleet.repository import Repository
@@ -47,6 +48,7 @@ class Deployment:
         self._trouble = ""
         self._deciding = threading.Thread(target=self._decide, name="analyses", daemon=True)
         repository = Repository(root, ledger.adopt)
+        self._log = DeploymentLog(repository, ledger)
         self._judge = GateJudge(repository, state_dir=state_dir)
         self.coordinator = Coordinator(repository, self._judge, report=self._write, loads_at_once=loads_at_once)
 
@@ -84,6 +86,9 @@ class Deployment:
 
     def _write(self, summary: dict[str, Any]) -> None:
         self._moved.set()
+        if self.coordinator.contents is not None:
+            self._log.looked(self.coordinator.contents)
+        self._log.served(self.coordinator.plans)
         for name, said in self._analyses.said.items():
             if name in summary["models"]:
                 summary["models"][name]["trial"] = said

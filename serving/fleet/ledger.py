@@ -16,13 +16,22 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from serving.errors import GenerationConflict, InvalidRequest, ModelNotFound, NotReady, ServingError, shown
+from serving.errors import (
+    GenerationConflict,
+    InvalidRequest,
+    ModelInvalid,
+    ModelNotFound,
+    NotReady,
+    ServingError,
+    shown,
+)
+from serving.fleet import manifest
 from serving.fleet.manifest import MODEL_FILE
 from serving.fleet.quarantine import Quarantine
 from serving.fleet.repository import NAME, VERSION
@@ -66,17 +75,17 @@ class Ledger:
         transition: Transition,
         *,
         who: str,
-        what: str,
+        what: str | Callable[[Traffic, Traffic], str],
         why: str = "",
         if_generation: int | None = None,
         anyway: bool = False,
     ) -> Traffic:
         """Make one step and note it: the next generation is on disk, and stays, when this returns it.
 
-        who: a key's name or a user of the system. what: the verb and what it was given. if_generation: the generation
-        that the caller has seen. anyway: see `read`; the document that can't be read is replaced. Raises
-        GenerationConflict where it is another by now, ModelNotFound, NotReady where the folder can't be written, and
-        what `transition` raises; nothing is changed then.
+        who: a key's name or a user of the system. what: the verb and what it was given, or what says that of the state
+        before and after. if_generation: the generation that the caller has seen. anyway: see `read`; the document that
+        can't be read is replaced. Raises GenerationConflict where it is another by now, ModelNotFound, NotReady where
+        the folder can't be written, and what `transition` raises; nothing is changed then.
         """
         folder = self._folder(name)
         with _alone(name, folder), _writing():
@@ -89,7 +98,8 @@ class Ledger:
                 )
             now = time.time()
             after = transition(before).model_copy(update={"generation": before.generation + 1, "since": round(now, 3)})
-            entry = _entry(now, before, after, who=who, what=what, why=why)
+            said = what if isinstance(what, str) else what(before, after)
+            entry = _entry(now, before, after, who=who, what=said, why=why)
             ahead = folder / _AHEAD_FILE
             _write(ahead, json.dumps(entry))
             sync(folder)
@@ -180,6 +190,22 @@ class Ledger:
                 break
             found.append(entry)
         return found[::-1]
+
+    def events(self, name: str, limit: int = 100) -> list[dict[str, Any]]:
+        """Return the last `limit` changes and publications, oldest first. Of the latter those whose version is there.
+
+        A publication has no generation, before and after.
+        """
+        published = []
+        for version in self._folders(name):
+            with contextlib.suppress(ModelInvalid):
+                found = manifest.read(self.root / name / version)
+                if found is not None and found.time is not None:
+                    what = f"publish {version}"
+                    entry = {"when": _when(found.time), "who": found.who, "what": what, "why": found.note}
+                    published.append({**entry, "generation": None, "before": None, "after": None})
+        both = sorted((*published, *self.history(name, limit)), key=lambda entry: str(entry["when"]))
+        return both[-limit:]
 
     def _folder(self, name: str) -> Path:
         folder = self.root / name
@@ -274,9 +300,13 @@ def _traffic(document: dict[str, Any]) -> Traffic:
     return parse(json.dumps(document))
 
 
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def _entry(now: float, before: Traffic, after: Traffic, *, who: str, what: str, why: str) -> dict[str, Any]:
     return {
-        "when": datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "when": _when(now),
         "who": who[:200],
         "what": what[:200],
         "why": why[:2000],

@@ -11,7 +11,7 @@ from serving.errors import InvalidRequest
 from serving.fleet import transitions
 from serving.fleet.fitness import unfit
 from serving.fleet.ledger import Ledger
-from serving.fleet.traffic import Judge, Keep, Latest, Percent, Sticky, Version
+from serving.fleet.traffic import Judge, Keep, Latest, Percent, Sticky, Traffic, Version
 from serving.fleet.transitions import Transition
 
 
@@ -38,6 +38,10 @@ class Order(BaseModel):
     def what(self) -> str:
         """Say it in a few words, for the history."""
         return self.verb
+
+    def said(self, before: Traffic, after: Traffic) -> str:
+        """Say it for the history, once it is known what it has changed."""
+        return self.what
 
     @abstractmethod
     def step(self, ledger: Ledger, name: str) -> Step:
@@ -143,6 +147,10 @@ class Rollback(Order):
 
     verb = "rollback"
     anyway = True
+
+    def said(self, before: Traffic, after: Traffic) -> str:
+        """Say it for the history: from what to what."""
+        return f"rollback: {transitions.describe(before, after)}"
 
     def step(self, ledger: Ledger, name: str) -> Step:
         """Pass over versions that can't serve; the notes have the reasons."""

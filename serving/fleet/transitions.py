@@ -175,3 +175,34 @@ def _beside(version: str, traffic: Traffic, available: Collection[str], role: st
             f"{role} first"
         )
     return stable
+
+
+def describe(before: Traffic, after: Traffic) -> str:
+    """Say what changed between two documents."""
+    said = []
+    if after.unloaded != before.unloaded:
+        said.append("is unloaded" if after.unloaded else "is loaded")
+    if after.stable != before.stable:
+        was = f", was {before.stable or 'the highest'}"
+        said.append(f"{f'version {after.stable}' if after.stable else 'the highest version'} is stable{was}")
+    if after.canary != before.canary:
+        said.append(
+            f"version {after.canary.version} gets {after.canary.percent:g} % as canary"
+            if after.canary
+            else "the canary has ended"
+        )
+    if after.shadow != before.shadow:
+        said.append(
+            f"version {after.shadow.version} is the shadow, of {after.shadow.percent:g} % of the requests"
+            if after.shadow
+            else "the shadow has ended"
+        )
+    for name in sorted(after.labels.keys() | before.labels.keys()):
+        if after.labels.get(name) != before.labels.get(name):
+            now = after.labels.get(name)
+            said.append(f"label {name} is version {now}" if now else f"label {name} is removed")
+    if after.keep != before.keep:
+        said.append("other versions stay loaded")
+    if after.judge is not None and after.judge != before.judge:
+        said.append("it is judged")
+    return ", ".join(said) or "nothing changes"

@@ -56,8 +56,11 @@ def router(root: Path, metrics: Metrics | None, state_dir: Path | None = None) -
 
     @made.get("/history", summary="Who changed it, when, how and why")
     async def history(model: str, fleet: LiveFleet, _: Deployer, asked: Annotated[_Asked, Query()]) -> Response:
-        """Answer with the last changes, oldest first: when, who, what, why, generation, before, after."""
-        entries = await asyncio.to_thread(fleet.changes.ledger.history, model, asked.limit)
+        """Answer with the last changes and publications, oldest first: when, who, what, why, generation, before, after.
+
+        Of publications the last three are null.
+        """
+        entries = await asyncio.to_thread(fleet.changes.ledger.events, model, asked.limit)
         return json_answer({"name": model, "history": entries})
 
     @made.get("/report/{version}", summary="What the gate found out about a version", dependencies=readers)
@@ -108,7 +111,7 @@ def _endpoint(kind: type[Order]) -> Callable[..., Awaitable[Response]]:
             model,
             step.transition,
             who=caller.name,
-            what=order.what,
+            what=order.said,
             why=step.why,
             if_generation=generation,
             anyway=order.anyway,

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import httpx2 as httpx
 import pytest
 
 from serving.access.key_store import KeyStore
+from serving.fleet.known import GONE_S
 from tests.conftest import MODELS, Server, running
 
 Wait = Callable[[Callable[[], bool]], None]
@@ -121,13 +123,54 @@ def test_the_document_decides_who_serves(live: Server, folder: Path, eventually:
 
 
 def test_a_model_that_leaves_the_folder_leaves_the_server(live: Server, folder: Path, eventually: Wait) -> None:
-    """A removed model is 404 after a while; one that is unloaded on purpose is 503 and comes back when asked."""
+    """A removed model is 404 after a while; one that is unloaded on purpose is 503 and comes back when asked.
+
+    The log and the metrics tell of both.
+    """
+    shutil.copytree(MODELS / "diabetes", folder / "diabetes")
+    eventually(lambda: httpx.get(f"{live.url}/v2/models/diabetes/ready").status_code == 200)
     write(folder, generation=1, unloaded=True)
     eventually(lambda: httpx.post(f"{live.url}/v1/models/iris:predict", json=ROW).status_code == 503)
     write(folder, generation=2)
     eventually(lambda: httpx.post(f"{live.url}/v1/models/iris:predict", json=ROW).status_code == 200)
     shutil.rmtree(folder / "iris")
     eventually(lambda: httpx.post(f"{live.url}/v1/models/iris:predict", json=ROW).status_code == 404)
+    eventually(lambda: 'serving_model_refused{model="iris"} 1.0' in httpx.get(f"{live.url}/metrics").text)
+    for line in ("iris is unloaded: as asked", "iris 1 has vanished from the folder", "iris is unloaded: nothing of it"):
+        assert line in live.output()
+    assert httpx.get(f"{live.url}/v2/models/diabetes/ready").status_code == 200
+
+
+def test_a_folder_whose_volume_is_gone_takes_nothing_down(
+    live: Server, folder: Path, key: str, eventually: Wait
+) -> None:
+    """An empty folder in the place of the models is no order to unload them: it is an error, and ends by itself."""
+
+    def gone() -> bool:
+        return "serving_models_folder_gone 1.0" in httpx.get(f"{live.url}/metrics").text
+
+    assert not gone()
+    away = folder.with_name(f"{folder.name}-volume")
+    folder.rename(away)
+    folder.mkdir()
+    eventually(gone)
+    assert versions(live.url) == {"1"}
+    assert "the models folder holds nothing of what is served (iris)" in live.output()
+    assert "is its volume mounted?" in httpx.get(f"{live.url}/v1/models").text
+    answer = httpx.put(
+        f"{live.url}/v1/repository/models/iris/versions/next",
+        content=(MODELS / "iris" / "2" / "model.onnx").read_bytes(),
+        headers={"authorization": f"Bearer {key}"},
+    )
+    assert (answer.status_code, "is its volume mounted?" in answer.json()["error"]) == (503, True), answer.text
+    time.sleep(GONE_S + 0.5)  # a model that has vanished is kept so long
+    assert versions(live.url) == {"1"}
+    assert list(folder.iterdir()) == [], "nothing is written into the bare mount point"
+    folder.rmdir()
+    away.rename(folder)
+    eventually(lambda: not gone())
+    add(folder, "2")
+    eventually(lambda: versions(live.url) == {"2"})
 
 
 def test_the_only_version_serves_on_while_its_file_is_half_there(live: Server, folder: Path, eventually: Wait) -> None:
