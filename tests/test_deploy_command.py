@@ -71,6 +71,9 @@ def test_a_change_is_served_when_the_command_returns(live: Server, folder: Path)
     listed = run(folder, "history", "iris").stdout
     assert "promote 1" in listed
     assert "ticket 12" in listed
+    assert re.search(r"rollback: version 2 is\s", listed)
+    assert "iris: promote 1: version 1 is stable, was the highest; ticket 12 (generation 1" in live.output()
+    assert "iris: rollback: version 2 is stable, was 1 (generation 2" in live.output()
     shown = json.loads(run(folder, "status", "iris", "--json").stdout)["models"][0]
     assert (shown["stable"], shown["up_to_date"], shown["servers"]) == ("2", True, 1)
     assert "by 1" in run(folder, "status").stdout
@@ -78,6 +81,12 @@ def test_a_change_is_served_when_the_command_returns(live: Server, folder: Path)
 
 def test_nothing_of_ours_lies_among_the_models(live: Server, folder: Path) -> None:
     """After publishing and promoting there are models under the root, versions under a model, and files beside them."""
+    published = run(folder, "publish", str(MODELS / "diabetes" / "1" / "model.onnx"), "--name", "other", "--promote")
+    assert published.exit_code == 0, published.output
+    assert "other 1 is published by " in live.output()
+    first, second = json.loads(run(folder, "history", "other", "--json").stdout)
+    assert (first["what"], first["generation"], second["what"]) == ("publish 1", None, "promote 1")
+    shutil.rmtree(folder / "other")
     published = run(folder, "publish", str(MODELS / "iris" / "1" / "model.onnx"), "--name", "iris", "--promote")
     assert published.exit_code == 0, published.output
     assert {path.name for path in folder.iterdir()} == {"iris", "diabetes"}
@@ -156,7 +165,8 @@ def test_rollback_passes_over_a_damaged_version(live: Server, folder: Path) -> N
         assert "version 1 is stable, was 3; version 2 is passed over: model.onnx has 1000 bytes" in done.stdout
         assert answering(live) == {"1"}
         last = json.loads(run(folder, "history", "iris", "--json").stdout)[-1]
-        assert (last["what"], "version 2 is passed over: model.onnx has" in last["why"]) == ("rollback", True)
+        assert last["what"].startswith("rollback: version 1 is stable, was ")
+        assert "version 2 is passed over: model.onnx has" in last["why"]
     finally:
         shutil.rmtree(folder / "iris" / "3")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from serving.access.caller import ANYONE, SCOPES, AccessInvalid, Caller, Scope
 from serving.access.keys import Key, are_entries, digest, parse
 from serving.access.watched import Watched
-from serving.errors import Forbidden, Unauthenticated
+from serving.errors import Forbidden, ServingError, Unauthenticated
 
 if TYPE_CHECKING:
     from serving.access.tokens import Issuer
@@ -83,6 +83,8 @@ class Access:
         self._jwks_file = Watched(jwks, "the JWKS file") if jwks is not None else None
         self._expected = (audience or "", issuer or "")
         self._reading = threading.Lock()
+        self._complained = float("-inf")
+        self._refusals = 0
         self._state = self._read(frozenset())
 
     @property
@@ -95,8 +97,29 @@ class Access:
         """The scopes that need a credential now."""
         return self._state.closed
 
-    def decide(self, authorization: bytes | str | None, scope: Scope) -> Caller:
-        """Return who asks. Raises Unauthenticated without a good credential, Forbidden where it lacks the scope."""
+    def decide(self, authorization: bytes | str | None, scope: Scope, *, quiet: bool = False) -> Caller:
+        """Return who asks. Raises Unauthenticated without a good credential, Forbidden where it lacks the scope.
+
+        quiet: whether a refusal is kept out of the log, since nothing is refused by it.
+        """
+        try:
+            return self._decide(authorization, scope)
+        except (Unauthenticated, Forbidden) as error:
+            if not quiet:
+                self._complain(scope, error)
+            raise
+
+    def _complain(self, scope: Scope, error: ServingError) -> None:
+        """Log a refusal, once a second at most: whoever tries keys must not fill the log."""
+        self._refusals += 1
+        now = time.monotonic()
+        if now - self._complained >= 1:
+            log.warning(
+                "refused to %s: %s (%d refusals since the last such line)", scope, error.message, self._refusals
+            )
+            self._complained, self._refusals = now, 0
+
+    def _decide(self, authorization: bytes | str | None, scope: Scope) -> Caller:
         state = self._state
         if scope not in state.closed:
             return ANYONE

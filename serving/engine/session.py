@@ -58,9 +58,12 @@ WEIGHTS_FILE = "weights.bin"
 """Where the prepared form of a model has its weights."""
 
 _MAPPING = threading.Lock()
-# Its own name and code, the file once more, and the place and the function in its source.
+# Its own name and code, the file once more, and the place in its source, with the function as the compiler writes it.
 _NOISE = re.compile(
-    r"^\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:|/\S+\.\w+:\d+ [^()]*\(.*?\)(?: const)? (?=\S)"
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:"
+    r"|/\S+\.\w+:\d+ [^()]*\(.*?\)(?: const)?(?:::<lambda\(.*?\)>)?(?: \[with .*?\])? (?=\S)"
+    r"|(?<=[ .:])[\w/]+\.(?:cc|h):\d+ \w+ "
+    r"|/\S+\.(?:cc|h|cpp|hpp|inl):\d+"
 )
 
 ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -313,7 +316,7 @@ def _session(path: Path, options: ort.SessionOptions, *, quiet: bool = False) ->
             str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out
         )
     except ORT_ERRORS as error:
-        raise ModelInvalid(f"not a model that onnxruntime can load: {_plain(_first_line(error), path)}") from error
+        raise ModelInvalid(f"not a model that onnxruntime can load: {plain(_first_line(error), path)}") from error
 
 
 def _mapping_session(
@@ -369,6 +372,6 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0]
 
 
-def _plain(text: str, path: Path) -> str:
+def plain(text: str, path: Path) -> str:
     """Keep what helps of onnxruntime's words on a file (the reason), and drop folders and where its source says so."""
     return _NOISE.sub("", text.replace(str(path), path.name)).replace(str(path.parent), ".")[:300]

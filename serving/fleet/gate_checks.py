@@ -15,7 +15,7 @@ import onnx
 from pydantic import BaseModel
 
 from serving.engine.rows import Rows
-from serving.engine.session import OnnxSession, write_prepared
+from serving.engine.session import OnnxSession, plain, write_prepared
 from serving.engine.signature import Signature
 from serving.errors import InferenceFailed, ServingError
 from serving.fleet import manifest
@@ -219,7 +219,7 @@ def _reason(error: Exception, folder: Path) -> str:
         text = f"not valid ONNX: {str(error).strip().splitlines()[0]}"
     else:
         lines = str(error).strip().splitlines()
-        text = f"it can't be examined: {lines[0] if lines else type(error).__name__}"
+        text = f"it can't be examined: {plain(lines[0], folder / MODEL_FILE) if lines else type(error).__name__}"
     return text.replace(str(folder), "").strip()[:500]
 
 

@@ -37,7 +37,7 @@ def admit(access: Access, headers: Headers, scope: Scope) -> Caller:
 def may(request: Request, scope: Scope) -> bool:
     """Tell whether the sender of a request could do what `scope` names, for answers that tell them more."""
     try:
-        admit(request.app.state.access, request.scope["headers"], scope)
+        request.app.state.access.decide(authorization(request.scope["headers"]), scope, quiet=True)
     except ServingError:
         return False
     return True

@@ -270,3 +270,19 @@ def test_a_jwks_needs_audience_and_issuer(tmp_path: Path) -> None:
         Access(jwks=tmp_path / "jwks.json", issuer="i")
     with pytest.raises(AccessInvalid, match="--jwks"):
         Access(audience="a", issuer="i")
+
+
+def test_refusals_are_in_the_log_and_can_not_fill_it(
+    store: KeyStore, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line says what was refused, and never what was sent; a flood of refusals is one line."""
+    store.create("app", frozenset({"predict"}))
+    access = Access(keys=file)
+    for _ in range(50):
+        with pytest.raises(Unauthenticated):
+            access.decide("Bearer guessed", "predict")
+    with pytest.raises(Unauthenticated):
+        access.decide("Bearer guessed", "predict", quiet=True)
+    (line,) = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert "refused to predict: the key is not known" in line
+    assert "guessed" not in line
