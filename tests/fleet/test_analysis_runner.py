@@ -245,13 +245,11 @@ def test_other_files_begin_again(server: Server, root: Path) -> None:
     other = Server(root)
     other.watch(1)
     server.watch(58)
-    old = server.plan()
     shutil.move(root / "iris" / "2", root / "away")
     assert not server.watch(5)
     assert server.runner.said["iris"][-1].endswith("it is not served now, and nothing counts until it is")
     (root / "iris" / "2").mkdir()
     replace_two(root)
-    assert not server.tick(2, two=500, plan=old), "a server that has not looked yet"
     assert not server.tick(1)
     assert not other.tick(1)
     assert server.last()[1:] == ("begin again with version 2", "the files of one of its versions were replaced")
@@ -260,6 +258,52 @@ def test_other_files_begin_again(server: Server, root: Path) -> None:
     began = [e for e in server.ledger.history("iris") if e["what"].startswith("begin again")]
     assert len(began) == 1
     other.runner.close()
+
+
+def test_files_that_nobody_has_looked_at_are_not_promoted(server: Server, root: Path) -> None:
+    """Replaced within the last moment, before the server has looked at the folder again, it is not promoted."""
+    server.watch(59)
+    old = server.plan()
+    replace_two(root)
+    assert not server.tick(5, two=10, plan=old)
+    assert server.runner.said["iris"][-1].endswith("its files on disk are not those that were tried")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_files_replaced_between_two_servers(server: Server, root: Path, killed: bool) -> None:
+    """What a server saw of other files says nothing, for it nor against it; that it begins again is noted."""
+    server.watch(59)
+    if killed:
+        server.kill()
+    else:
+        server.runner.close()
+    replace_two(root)
+    second = Server(root)
+    second.tick()
+    assert second.last()[2] == "the files of one of its versions were replaced"
+    assert not second.watch(59)
+    assert second.watch(2)
+    assert second.last()[1] == "promote 2"
+    second.runner.close()
+
+
+def test_figures_of_an_earlier_analysis_say_nothing(server: Server, root: Path) -> None:
+    """What a server left of an analysis that was ended while nobody served does not count for the next one."""
+    server.watch(59)
+    server.runner.close()
+    server.change(to.withdraw)
+    server.change(to.canary("2", 10, available=HERE, judge=Judge(after_s=60)))
+    second = Server(root)
+    second.tick()
+    assert not second.watch(59)
+    assert second.watch(1)
+    second.runner.close()
+
+
+def test_time_that_the_server_stood_still_does_not_count(server: Server) -> None:
+    """A machine that was suspended has watched nothing meanwhile."""
+    server.watch(30)
+    assert not server.tick(600, two=10)
 
 
 def test_the_same_files_back_go_on(server: Server, root: Path) -> None:
