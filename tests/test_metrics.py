@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.metrics.metrics import MOST_SERIES, Metrics
 from serving.metrics.store import MOST_SIZES
-from serving.metrics.totals import forget_gauges
+from serving.metrics.totals import forget_gauges, totals
 from tests.conftest import Server, running
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -125,6 +125,7 @@ def test_the_sum_is_of_all_workers_and_survives_a_restart(tmp_path: Path) -> Non
     assert of(scraped(again), "serving_rows_total", model="m") == 10
     again.model("m", "1").answered("v1", 1, 0.001)
     assert of(scraped(again), "serving_rows_total", model="m") == 11
+    assert totals(tmp_path, [("m", "1")])["m", "1"]["ok"] == 3, "what versions that are tried are judged by"
     assert len(list(tmp_path.iterdir())) == 2
 
 

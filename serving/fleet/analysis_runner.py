@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import orjson
 
@@ -57,6 +57,17 @@ Versions: TypeAlias = Iterable[tuple[str, str]]
 """Names and versions."""
 
 
+class Beginning(NamedTuple):
+    """When an analysis began, as generations: the first one, and the last one, since when the figures count.
+
+    deaths: how many have made it begin again in between.
+    """
+
+    first: int
+    last: int
+    deaths: int
+
+
 @dataclass(slots=True)
 class _Running:
     """One analysis that is followed, and what this server has seen of it."""
@@ -65,8 +76,7 @@ class _Running:
     generation: int
     """Of the document that is served."""
     subject: Subject
-    deaths: int
-    """Noted in the history."""
+    began: Beginning
     before: tuple[Totals, Totals]
     figures: Figures = NONE
     usual: float | None = None
@@ -93,7 +103,7 @@ class AnalysisRunner:
         self._totals = totals
         self._store = AnalysisStore(ledger.root, ledger.state_dir)
         self._running: dict[str, _Running] = {}
-        self._begun: dict[str, tuple[int, Analysis, tuple[int, int]]] = {}
+        self._begun: dict[str, tuple[int, Analysis, Beginning]] = {}
         self._deaths: SimpleQueue[tuple[str, str]] = SimpleQueue()
         self._complaints: set[tuple[str, str]] = set()
         self.said: dict[str, list[str]] = {}
@@ -151,8 +161,8 @@ class AnalysisRunner:
 
     def _mourn(self, name: str, running: _Running) -> bool:
         running.figures, running.span = NONE, NONE
-        if running.deaths + len(running.unnoted) >= DEATHS:
-            verdict = analyse(running.analysis, running.figures, deaths=running.deaths + len(running.unnoted))
+        if running.began.deaths + len(running.unnoted) >= DEATHS:
+            verdict = analyse(running.analysis, running.figures, deaths=running.began.deaths + len(running.unnoted))
             done = self._apply(name, running, verdict)
         else:
             done = self._note(name, running, running.unnoted[0])
@@ -171,28 +181,28 @@ class AnalysisRunner:
                 running.looked, running.span = None, NONE
             return Verdict("wait", "it is not served now, and nothing counts until it is")
         totals = found[name, analysis.version], found[name, analysis.against] if analysis.against is not None else {}
-        began, deaths = self._beginning(name, plan.traffic.generation, analysis)
+        began = self._beginning(name, plan.traffic.generation, analysis)
         # What was stable before a promotion need not be loaded, and its figures are those of before.
         against = contents.get(analysis.against or "", "") if analysis.role != "stable" else ""
-        subject = Subject(began, contents[analysis.version], against)
+        subject = Subject(began.last, contents[analysis.version], against)
         others = self._stored(name, lambda: self._store.others(name)) or Others([], [])
+        replaced = self._replaced(subject, running, others)
         if running is None or running.subject != subject:
-            replaced = self._replaced(subject, running, others)
             self._running[name] = running = _Running(
                 analysis,
                 plan.traffic.generation,
                 subject,
-                deaths,
+                began,
                 # What is promoted has no other beside it: it is compared with all that the one before did.
                 (totals[0], totals[1] if analysis.role != "stable" else {}),
                 usual=_usual(totals[1]) if analysis.role == "stable" else None,
             )
-            if replaced:
-                self._note(name, running, "the files of one of its versions were replaced")
         running.generation = plan.traffic.generation
         self._inherit(running, others.gone)
         self._count(running, totals, now)
         self._stored(name, lambda: self._store.save(name, Record(subject, running.figures, running.usual)))
+        if replaced:  # noted once it is saved, or a server that dies in between would do so without a trace
+            self._note(name, running, "the files of one of its versions were replaced")
         if running.unnoted:
             return Verdict("wait", running.unnoted[0])
         living = [record.figures for record in others.living if record.subject == subject]
@@ -219,20 +229,20 @@ class AnalysisRunner:
     def _inherit(running: _Running, gone: Iterable[Record]) -> None:
         """Go on from what servers have seen that ended; of one that died, only that counts."""
         for record in gone:
-            if record.subject != running.subject:
-                continue
-            if record.closed:
+            if record.closed and record.subject == running.subject:
                 running.figures = together([running.figures, record.figures])
                 running.usual = running.usual or record.usual
-            else:
+            # It may have died right after the analysis began again, and have known nothing of it yet.
+            elif not record.closed and record.subject.of(running.subject, since=running.began.first):
                 running.unnoted.append(f"a server {_DIED} while it tried version {running.analysis.version}")
 
     @staticmethod
     def _replaced(subject: Subject, running: _Running | None, others: Others) -> bool:
         """Tell whether the analysis was of other contents before, and no server has said so yet."""
-        known = [record.subject for record in (*others.living, *others.gone)]
-        before = [*known, *([running.subject] if running is not None else [])]
-        return subject not in known and any(one.began == subject.began for one in before)
+        known = {record.subject for record in (*others.living, *others.gone)}
+        if running is not None:
+            known.add(running.subject)
+        return subject not in known and any(one.began == subject.began for one in known)
 
     def _unchanged(self, name: str, running: _Running) -> bool:
         """Tell whether the version on disk is the one that was tried: the coordinator may not have looked since."""
@@ -246,7 +256,7 @@ class AnalysisRunner:
         running.files = files
         return True
 
-    def _beginning(self, name: str, generation: int, analysis: Analysis) -> tuple[int, int]:
+    def _beginning(self, name: str, generation: int, analysis: Analysis) -> Beginning:
         kept = self._begun.get(name)
         if kept is None or kept[:2] != (generation, analysis):
             try:
@@ -308,26 +318,25 @@ class AnalysisRunner:
             log.error("%s: %s: %s", name, what, reason)
 
 
-def beginning(history: Sequence[Mapping[str, Any]], generation: int, analysis: Analysis) -> tuple[int, int]:
-    """Return the generation that began an analysis, and how many deaths have made it begin again since a person did.
+def beginning(history: Sequence[Mapping[str, Any]], generation: int, analysis: Analysis) -> Beginning:
+    """Return when an analysis began.
 
     history: oldest first. generation: of the document that asks for it. Changes of something else leave it alone; where
     the history does not have that generation, it began with it.
     """
     entries = [entry for entry in reversed(history) if entry["generation"] <= generation]
     if not entries or entries[0]["generation"] != generation:
-        return generation, 0
-    began, deaths = None, 0
+        return Beginning(generation, generation, 0)
+    began, deaths, replaced = None, 0, False
     for entry in entries:
         if analysis_of(parse(orjson.dumps(entry["after"]))) != analysis:
             break
         generation = entry["generation"]
         if entry["who"] == JUDGE and entry["what"].startswith(AGAIN):
             began = began or generation
-            if _DIED not in entry["why"]:
-                break
-            deaths += 1
-    return began or generation, deaths
+            replaced = replaced or _DIED not in entry["why"]
+            deaths += not replaced  # of what other files did before, nothing is said of these
+    return Beginning(generation, began or generation, deaths)
 
 
 def _usual(totals: Totals) -> float | None:

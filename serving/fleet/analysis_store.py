@@ -34,6 +34,10 @@ class Subject:
     content: str
     against: str
 
+    def of(self, other: Subject, *, since: int) -> bool:
+        """Tell whether both are the same contents, and this was begun no earlier than that."""
+        return (self.content, self.against) == (other.content, other.against) and self.began >= since
+
 
 @dataclass(frozen=True, slots=True)
 class Record:

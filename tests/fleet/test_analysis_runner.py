@@ -196,6 +196,31 @@ def test_a_server_that_is_killed_speaks_against_it(server: Server, root: Path) -
     assert third.last() == ("judge", "end the canary of 2", "2 workers or servers died while it was tried")
 
 
+def test_a_server_that_is_killed_as_it_begins_again(server: Server, root: Path) -> None:
+    """Where it dies before it serves the generation that began again, that is the second death."""
+    server.runner.died([("iris", "2")])
+    assert server.watch(1)
+    server.kill()
+    second = Server(root)
+    second.tick()
+    assert second.watch(1)
+    assert second.last()[1] == "end the canary of 2"
+
+
+def test_a_server_that_is_killed_as_other_files_begin_again(server: Server, root: Path) -> None:
+    """Where it has loaded other files, and dies before it serves the generation that says so, that is their first."""
+    server.watch(5)
+    replace_two(root)
+    server.tick(1, two=10)
+    assert server.last()[2] == "the files of one of its versions were replaced"
+    server.kill()
+    second = Server(root)
+    second.tick()
+    assert second.watch(1)
+    assert second.last()[2] == "a server died while it tried version 2"
+    second.runner.close()
+
+
 def test_a_server_that_ends_cleanly_leaves_its_figures(server: Server, root: Path) -> None:
     """A restart goes on where the server before it ended: neither the downtime counts, nor is anything lost."""
     server.watch(40)
