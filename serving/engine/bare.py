@@ -13,9 +13,11 @@ from serving.errors import ModelInvalid
 from serving.tensors import DATATYPE_OF, NUMPY, ONNX, Tensors
 
 ZIPMAPS = {"seq(map(string,tensor(float)))": "BYTES", "seq(map(int64,tensor(float)))": "INT64"}
-PROBE_ROWS = 3
+PROBE_ROWS = (3, 5)
 
 Probe: TypeAlias = list[Any] | None
+Run: TypeAlias = tuple[int, list[Any]]
+"""Rows, and the outputs for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +45,13 @@ def describe(
     """
     specs = tuple(port.spec() for port in inputs)
     batch = _batch(specs)
-    seen, rows = _try(specs, batch, probe)
-    zipped = _zipped(outputs, seen)
+    runs = _try(inputs, batch, probe)
+    zipped = _zipped(outputs, runs)
     output_specs = tuple(
-        _output(port, None if seen is None else seen[index], zipped.get(index)) for index, port in enumerate(outputs)
+        _output(port, [seen[index] for _, seen in runs], zipped.get(index)) for index, port in enumerate(outputs)
     )
-    if batch == "dynamic" and seen is not None and not _one_a_row(seen, zipped, rows):
-        batch = "none"  # the graph mixes its rows: two callers' rows must never meet in it
+    if batch == "dynamic" and not _one_a_row(inputs, outputs, runs, zipped):
+        batch = "none"
     layout, features = _features(specs, batch)
     label, scores = _roles(output_specs)
     classes = next(iter(zipped.values()), None)
@@ -75,53 +77,87 @@ def _batch(specs: tuple[TensorSpec, ...]) -> Batch:
     return "none"
 
 
-def _try(specs: tuple[TensorSpec, ...], batch: Batch, probe: Callable[[Tensors], Probe]) -> tuple[Probe, int]:
-    rows = PROBE_ROWS if batch == "dynamic" else 1
+def _try(inputs: list[Port], batch: Batch, probe: Callable[[Tensors], Probe]) -> list[Run]:
+    """Run on made-up rows: twice where there may be any number of them; nothing where the graph refuses them."""
+    numbers = PROBE_ROWS if batch == "dynamic" else (1,)
     for inner in (1, 4, 16, 64):  # a free inner dimension may still have a least size
-        arrays = tuple(
-            np.full(
-                tuple((rows if i == 0 else inner) if dim == -1 else dim for i, dim in enumerate(spec.shape)),
-                "" if spec.datatype == "BYTES" else 0,
-                dtype=NUMPY[spec.datatype],
-            )
-            for spec in specs
-        )
-        seen = probe(arrays)
-        if seen is not None:
-            return seen, rows
-    return None, rows
+        seen = probe(_blank(inputs, [numbers[0]] * len(inputs), inner))
+        if seen is None:
+            continue
+        runs = [(numbers[0], seen)]
+        for rows in numbers[1:]:
+            more = probe(_blank(inputs, [rows] * len(inputs), inner))
+            runs += [(rows, more)] if more is not None else []
+        apart = _apart(inputs) if batch == "dynamic" else []
+        if apart and probe(_blank(inputs, apart, inner)) is not None:
+            return runs[:1]
+        return runs
+    return []
 
 
-def _zipped(outputs: list[Port], seen: Probe) -> dict[int, tuple[Any, ...]]:
+def _apart(inputs: list[Port]) -> list[int]:
+    """Return another number of rows for each input whose first dimension may be another than the others' by its name.
+
+    What takes that has no common batch: texts and an image, two matrices. Nothing where there is no such input.
+    """
+    firsts = [port.shape[0] for port in inputs]
+    groups = [str(first) if isinstance(first, str) else f"{index}" for index, first in enumerate(firsts)]
+    kinds = sorted(set(groups))
+    return [2 + kinds.index(group) for group in groups] if len(kinds) > 1 else []
+
+
+def _blank(inputs: list[Port], rows: list[int], inner: int) -> Tensors:
+    """Make zeros and empty strings, so many rows in each input; dimensions of equal names have equal sizes."""
+    sizes = {port.shape[0]: number for port, number in zip(inputs, rows, strict=True) if port.shape}
+    arrays = []
+    for port, number in zip(inputs, rows, strict=True):
+        spec = port.spec()
+        wanted = [
+            number if i == 0 else sizes.get(d, inner) if isinstance(d, str) else inner for i, d in enumerate(port.shape)
+        ]
+        shape = tuple(size if dim == -1 else dim for dim, size in zip(spec.shape, wanted, strict=True))
+        arrays.append(np.full(shape, "" if spec.datatype == "BYTES" else 0, dtype=NUMPY[spec.datatype]))
+    return tuple(arrays)
+
+
+def _zipped(outputs: list[Port], runs: list[Run]) -> dict[int, tuple[Any, ...]]:
     zipped: dict[int, tuple[Any, ...]] = {}
     for index, port in enumerate(outputs):
         if port.type in ZIPMAPS:
-            if seen is None or not seen[index]:
+            if not runs or not runs[0][1][index]:
                 raise ModelInvalid(
                     f"output {port.name} is a sequence of maps whose keys can't be learnt: export with zipmap=False"
                 )
-            zipped[index] = tuple(seen[index][0])
+            zipped[index] = tuple(runs[0][1][index][0])
     return zipped
 
 
-def _output(port: Port, seen: Any, keys: tuple[Any, ...] | None) -> TensorSpec:
+def _output(port: Port, seen: list[Any], keys: tuple[Any, ...] | None) -> TensorSpec:
     if keys is not None:
         return TensorSpec(name=port.name, datatype="FP32", shape=(-1, len(keys)))
     spec = port.spec()
-    if seen is None:
+    if not seen:
         return spec
     # Exporters often leave an output's shape out, or wrong; what came out is the truth.
-    if len(spec.shape) != seen.ndim:
-        shape = (-1,) * seen.ndim
+    if any(len(spec.shape) != array.ndim for array in seen):
+        shape = (-1,) * seen[0].ndim
     else:
-        shape = tuple(d if d == got else -1 for d, got in zip(spec.shape, seen.shape, strict=True))
+        shape = tuple(
+            d if all(d == got for got in sizes) else -1
+            for d, *sizes in zip(spec.shape, *(array.shape for array in seen), strict=True)
+        )
     spec = spec.model_copy(update={"shape": shape})
-    return spec.model_copy(update={"datatype": DATATYPE_OF[seen.dtype]})
+    return spec.model_copy(update={"datatype": DATATYPE_OF[seen[0].dtype]})
 
 
-def _one_a_row(seen: list[Any], zipped: dict[int, tuple[Any, ...]], rows: int) -> bool:
-    return all(
+def _one_a_row(inputs: list[Port], outputs: list[Port], runs: list[Run], zipped: dict[int, tuple[Any, ...]]) -> bool:
+    """Tell whether outputs have one row for each of input: as two runs showed or, without any, as the graph says."""
+    if not runs:
+        names = {port.shape[0] for port in inputs}
+        return len(names) == 1 and all(port.shape and port.shape[0] in names for port in outputs)
+    return len(runs) == len(PROBE_ROWS) and all(
         len(value) == rows if index in zipped else value.ndim > 0 and value.shape[0] == rows
+        for rows, seen in runs
         for index, value in enumerate(seen)
     )
 

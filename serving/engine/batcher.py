@@ -49,9 +49,11 @@ class Unobserved:
 class Batcher:
     """Gathers requests into batches for one model.
 
-    uniform: all requests have the same trailing shapes (the signature fixes them), so no comparison is needed.
-    max_rows: of one batch; a larger request runs alone. max_queued_rows: beyond it `submit` raises QueueFull, and so it
-    does where a request could not be answered before its deadline. Requests wait in three lines, by priority.
+    batched: requests may run together; else each runs alone, as it was sent, and counts as one row in the queue.
+    one_by_one: the rows of a request run one after the other, for a model that takes one. uniform: all requests have
+    the same trailing shapes (the signature fixes them), so no comparison is needed. max_rows: of one batch; a larger
+    request runs alone. max_queued_rows: beyond it `submit` raises QueueFull, and so it does where a request could not
+    be answered before its deadline. Requests wait in three lines, by priority.
     max_delay: seconds that an idle model may wait for company; 0 never waits.
     """
 
@@ -61,6 +63,7 @@ class Batcher:
         *,
         name: str,
         batched: bool,
+        one_by_one: bool = False,
         uniform: bool,
         max_rows: int,
         max_queued_rows: int,
@@ -73,6 +76,7 @@ class Batcher:
         self._loop = loop
         self._observer = observer
         self._batched = batched
+        self._counts_rows = batched or one_by_one
         self._uniform = uniform
         self._max_rows = max_rows if batched else 1
         self._max_queued_rows = max_queued_rows
@@ -97,6 +101,7 @@ class Batcher:
             run,
             name=name,
             batched=batched,
+            one_by_one=one_by_one,
             instances=instances,
             loop=loop,
             done=self._finish,
@@ -108,7 +113,7 @@ class Batcher:
 
         Raises QueueFull with an honest `retry_after`, PayloadTooLarge where it could never fit, NotReady once closed.
         """
-        rows = request.rows
+        rows = request.cost = request.rows if self._counts_rows else 1
         now = request.queued_at = time.monotonic()
         queued = self._queued_rows
         if queued and (
@@ -137,10 +142,10 @@ class Batcher:
 
     def _judge(self, request: Request, now: float) -> None:
         """Refuse what finds no room, or what its deadline would overtake; rows of lower priority make room."""
-        rows = request.rows
+        rows = request.cost
         if rows > self._max_queued_rows:
             raise self._too_many(rows)
-        behind = sum(other.rows for line in self._lines[request.priority + 1 :] for other in line)
+        behind = sum(other.cost for line in self._lines[request.priority + 1 :] for other in line)
         ahead = self._queued_rows - behind
         wait = ahead * self._row_seconds + self._lag
         allowance = request.deadline - now
@@ -154,7 +159,7 @@ class Batcher:
         for line in reversed(self._lines[request.priority + 1 :]):
             while line and self._queued_rows + rows > self._max_queued_rows:
                 displaced = line.pop()
-                self._queued_rows -= displaced.rows
+                self._queued_rows -= displaced.cost
                 if not displaced.gone:
                     text = "requests of higher priority took the place: come back later"
                     _reply(displaced, QueueFull(text, seconds_to_come_back(wait)))
@@ -203,7 +208,7 @@ class Batcher:
         """Tell whether it should run; who left costs no rows, who is late is told so."""
         if not request.gone and request.deadline > now:
             return True
-        self._queued_rows -= request.rows
+        self._queued_rows -= request.cost
         if not request.gone:
             _reply(request, DeadlineExceeded("the deadline passed while the request waited for its turn"))
         return False
@@ -236,7 +241,7 @@ class Batcher:
             others: list[Request] = []
             while line:
                 request = line[0]
-                if taken and rows + request.rows > most:
+                if taken and rows + request.cost > most:
                     break
                 line.popleft()
                 if (request.gone or request.deadline <= now) and not self._live(request, now):
@@ -252,7 +257,7 @@ class Batcher:
                     self._allowance = allowance = request.deadline - request.queued_at
                     most = self._pace.rows(allowance, most)
                 taken.append(request)
-                rows += request.rows
+                rows += request.cost
                 if not self._batched:
                     break
             line.extendleft(reversed(others))
@@ -262,7 +267,7 @@ class Batcher:
             return None
         self._queued_rows -= rows
         self._lonely = len(taken) == 1
-        return Batch(taken, rows)
+        return Batch(taken, rows if self._counts_rows else taken[0].rows, rows)
 
     def _finish(self, batch: Batch) -> None:
         self._idle += 1
@@ -270,7 +275,7 @@ class Batcher:
         spent = batch.ended - batch.started
         now = time.monotonic()
         # Between the batches of a busy model the loop reads and answers: who waits, waits for that too.
-        self._pace.learn(batch.rows, now - self._freed if self._freed and self._instances == 1 else spent)
+        self._pace.learn(batch.cost, now - self._freed if self._freed and self._instances == 1 else spent)
         self._freed = now if self._queued_rows else 0.0
         row_seconds, self._lag = self._pace.waits(self._allowance, self._max_rows)
         self._row_seconds = row_seconds / self._instances

@@ -26,10 +26,14 @@ log = logging.getLogger("serving.executor")
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Requests that run together, and what became of each. Times are monotonic seconds."""
+    """Requests that run together, and what became of each. Times are monotonic seconds.
+
+    cost: what they counted for in the queue.
+    """
 
     requests: list[Request]
     rows: int
+    cost: int
     outcomes: list[Outcome] = field(default_factory=list)
     started: float = 0.0
     ended: float = 0.0
@@ -47,6 +51,7 @@ class Executor:
         *,
         name: str,
         batched: bool,
+        one_by_one: bool,
         instances: int,
         loop: asyncio.AbstractEventLoop,
         done: Callable[[Batch], None],
@@ -55,6 +60,7 @@ class Executor:
         self._run = run
         self._open_record = open_record
         self._batched = batched
+        self._one_by_one = one_by_one
         self._loop = loop
         self._done = done
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
@@ -98,7 +104,7 @@ class Executor:
         return _split(outputs, requests)
 
     def _alone(self, request: Request) -> Tensors:
-        if self._batched or request.rows == 1:
+        if not self._one_by_one or request.rows == 1:
             outputs = self._run(request.inputs)
             if self._batched:
                 _check_rows(outputs, request.rows)

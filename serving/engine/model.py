@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from serving.black_box import BlackBox, unrecorded
 from serving.engine.batcher import Batcher, Observer
+from serving.engine.batching import Batching
 from serving.engine.request import Request
 from serving.engine.session import OnnxSession
 from serving.engine.signature import Signature
@@ -29,9 +31,21 @@ class Limits:
     instances: int = 1
     threads: int = 1
 
+    def of(self, batching: Batching) -> Limits:
+        """Return those of a version with settings of its own."""
+        return replace(
+            self,
+            max_batch_rows=batching.max_rows or self.max_batch_rows,
+            max_delay=self.max_delay if batching.max_delay_s is None else batching.max_delay_s,
+            instances=batching.instances or self.instances,
+        )
+
 
 class Model:
-    """A loaded, warm version. Made by `load`, which is slow and runs off the event loop."""
+    """A loaded, warm version: a session that `load` made, which is slow and runs off the event loop, and its batcher.
+
+    limits: the server's; batching: how requests run here, with what this version has of its own.
+    """
 
     def __init__(
         self,
@@ -41,6 +55,7 @@ class Model:
         *,
         sha256: str,
         limits: Limits,
+        batching: Batching,
         loop: asyncio.AbstractEventLoop,
         observer: Observer,
         box: BlackBox | None = None,
@@ -52,16 +67,20 @@ class Model:
         self.session = session
         self.codecs: dict[str, Any] = {}
         """What each dialect prepared for this version, by protocol; must hold no reference to it."""
-        batched = self.signature.batch == "dynamic"
+        self.batching = batching
+        self.limits = limits.of(batching)
+        self.batched = batching.together and self.signature.batch == "dynamic"
+        """Whether requests of different callers run together."""
         self.batcher = Batcher(
             session.run,
             name=f"{name}-{version}",
-            batched=batched,
+            batched=self.batched,
+            one_by_one=self.signature.batch == "one",
             uniform=all(-1 not in spec.shape[1:] for spec in self.signature.inputs),
-            max_rows=limits.max_batch_rows,
-            max_queued_rows=limits.max_queued_rows,
-            max_delay=limits.max_delay,
-            instances=limits.instances,
+            max_rows=self.limits.max_batch_rows,
+            max_queued_rows=self.limits.max_queued_rows,
+            max_delay=self.limits.max_delay if self.batched else 0.0,
+            instances=self.limits.instances,
             loop=loop,
             observer=observer,
             open_record=unrecorded if box is None else lambda: box.open(name, version),
@@ -75,16 +94,20 @@ class Model:
         self.batcher.submit(request)
 
 
-def load(path: Path, *, limits: Limits, prepared: Path | None = None, quiet: bool = False) -> OnnxSession:
+def load(
+    path: Path, *, limits: Limits, independent: bool, prepared: Path | None = None, quiet: bool = False
+) -> OnnxSession:
     """Read, check and warm one ONNX file. Raises ModelInvalid.
 
-    prepared: the same model as `write_prepared` wrote it, which is loaded instead where it can be. quiet: others serve
-    meanwhile, and have the processor first.
+    independent: its rows were proved so. prepared: the same model as `write_prepared` wrote it, which is loaded instead
+    where it can be. quiet: others serve meanwhile, and have the processor first.
     """
-    warm_rows = limits.max_batch_rows
+    made = partial(
+        OnnxSession, threads=limits.threads, warm_rows=limits.max_batch_rows, independent=independent, quiet=quiet
+    )
     if prepared is not None:
         try:
-            return OnnxSession(prepared, threads=limits.threads, warm_rows=warm_rows, prepared=True, quiet=quiet)
+            return made(prepared, prepared=True)
         except ModelInvalid as error:  # it saves memory and time, and is never needed
             log.warning("a prepared form is not used: %s", error.message)
-    return OnnxSession(path, threads=limits.threads, warm_rows=warm_rows, quiet=quiet)
+    return made(path)

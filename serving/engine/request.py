@@ -31,13 +31,15 @@ class Request(ABC):
 
     inputs: arrays in the order of the signature's inputs. rows: how many (1 where the model has no batch dimension).
     deadline, queued_at: monotonic seconds. priority: HIGH, NORMAL or LOW. gone: the caller has left; `reply` is never
-    called any more, and the rows are not run if they still wait.
+    called any more, and the rows are not run if they still wait. cost: what it counts for in the queue, which the
+    batcher sets: its rows, or one where it runs alone.
     """
 
-    __slots__ = ("deadline", "gone", "inputs", "priority", "queued_at", "rows")
+    __slots__ = ("cost", "deadline", "gone", "inputs", "priority", "queued_at", "rows")
 
     inputs: Tensors
     rows: int
+    cost: int
     deadline: float
     queued_at: float
     priority: int

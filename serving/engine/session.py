@@ -86,7 +86,8 @@ class OnnxSession:
     """One ONNX file, ready to run.
 
     `run` takes arrays in the order of `signature.inputs` and gives arrays in the order of `signature.outputs`.
-    prepared: the file is one that `write_prepared` wrote. warm_rows: the largest batch that is tried, in steps that end
+    independent: its rows were proved so: those of a request may run some at a time. prepared: the file is one that
+    `write_prepared` wrote. warm_rows: the largest batch that is tried, in steps that end
     where a run takes `warm_s` seconds. quiet: others serve meanwhile, and have the processor first.
     Raises ModelInvalid where the file is no ONNX, is truncated, or is not what its own signature says.
     """
@@ -98,10 +99,12 @@ class OnnxSession:
         threads: int = 1,
         warm_rows: int = 2,
         warm_s: float = WARM_S,
+        independent: bool = False,
         prepared: bool = False,
         quiet: bool = False,
     ) -> None:
         self._usual_bytes: float = math.inf
+        self.independent = independent
         with Aside(apart=quiet) as aside:
             self._load(path, threads=threads, prepared=prepared, quiet=quiet, aside=aside)
             self._usual_bytes = self._warm(warm_rows, warm_s, aside)
@@ -120,6 +123,7 @@ class OnnxSession:
         self._call = _run_values if any(p.type == BF16 for p in ports) else _run_arrays
         self._input_names = [port.name for port in self._session.get_inputs()]
         self._output_names = [port.name for port in self._session.get_outputs()]
+        self._dimension_names = {port.name: _named(port.shape) for port in self._session.get_inputs()}
         self._zipped: dict[int, tuple[Any, ...]] = {}
         self.path, self.prepared = path, prepared
         self._failures = 0
@@ -131,7 +135,7 @@ class OnnxSession:
         self._check_ports()
         self._positions = [self._output_names.index(output.name) for output in self.signature.outputs]
         self._ordered = self._positions == list(range(len(self._output_names)))
-        self._texts = text_runs(self.signature)
+        self._texts = text_runs(self.signature, apart=self.independent)
         self.large = prepared or path.stat().st_size >= TRIM_BYTES
         """Whether loading it, and letting it go, leaves much in the heap that is to be given back."""
 
@@ -159,6 +163,11 @@ class OnnxSession:
         if self._texts is None:
             return self.run(inputs, _GIVE_BACK)
         return self._texts.run(lambda rows, last: self.run(rows, _GIVE_BACK if last else _PART), inputs)
+
+    @property
+    def dimension_names(self) -> list[tuple[str | None, ...]]:
+        """What the graph calls the dimensions of each input; None for those without a name."""
+        return [self._dimension_names[spec.name] for spec in self.signature.inputs]
 
     def _complain(self, error: Exception) -> None:
         """Log a failure, once a second at most: looking for the culprit in a batch makes many."""
@@ -226,7 +235,12 @@ class OnnxSession:
                     break  # a bare graph may well refuse made-up inputs
                 raise ModelInvalid("it fails on its own example") from error
             spent = time.monotonic() - began
-            self._check_outputs(outputs, rows)
+            try:
+                self._check_outputs(outputs, rows)
+            except ModelInvalid:
+                if self._is_bare:
+                    break  # its signature was guessed from made-up inputs, and these are others
+                raise
         usual = self.sample(most)[0]
         free = any(-1 in spec.shape[1:] for spec in self.signature.inputs)
         size = max(usual.nbytes, FREE_SIZE * usual.itemsize) if free else usual.nbytes
@@ -252,12 +266,11 @@ class OnnxSession:
         values = signature.example or {}
         if signature.layout == "matrix":
             spec = signature.inputs[0]
-            blank: Any = "" if spec.datatype == "BYTES" else 0
-            row = [values.get(f.name, blank) for f in signature.features]
+            row = [values.get(f.name, _blank(spec.datatype)) for f in signature.features]
             row = [_missing(spec.datatype) if v is None else v for v in row]
             return (np.repeat(np.array([row], dtype=NUMPY[spec.datatype]), rows, axis=0),)
         return tuple(
-            _filled(spec.datatype, _concrete(spec.shape, rows), values.get(feature.name))
+            _filled(spec.datatype, _concrete(spec.shape, rows), values.get(feature.name, _blank(spec.datatype)))
             for spec, feature in zip(signature.inputs, signature.features, strict=True)
         )
 
@@ -330,6 +343,10 @@ def _mapping_session(
         return session, mapped.added(before, mapped.ranges(weights))
 
 
+def _named(shape: list[Any]) -> tuple[str | None, ...]:
+    return tuple(dim if isinstance(dim, str) else None for dim in shape)
+
+
 def _concrete(shape: tuple[int, ...], rows: int) -> tuple[int, ...]:
     return tuple((rows if i == 0 else 1) if dim == -1 else dim for i, dim in enumerate(shape))
 
@@ -342,6 +359,10 @@ def _filled(datatype: str, shape: tuple[int, ...], value: Any) -> Array:
         return np.ascontiguousarray(np.broadcast_to(array, (shape[0], *array.shape)))
     full: Array = np.full(shape, array.item() if array.ndim == 0 else array.ravel()[0], dtype=NUMPY[datatype])
     return full
+
+
+def _blank(datatype: str) -> Any:
+    return "" if datatype == "BYTES" else 0
 
 
 def _missing(datatype: str) -> Any:

@@ -2,7 +2,7 @@
 
 onnxruntime makes strings of its own of Python's, and the other way round, and keeps the interpreter, and with it the
 event loop, meanwhile: a million of them take 40 ms each way. All of it can't be cut where a model takes one example
-(batch "none"), or where one row has as many.
+(batch "none"), where its rows are not independent, or where one row has as many.
 """
 
 from __future__ import annotations
@@ -25,17 +25,20 @@ _CHARACTERS = 1024 * 1024
 """Characters that are run at a time."""
 
 
-def text_runs(signature: Signature) -> TextRuns | None:
-    """Return what runs a model that takes or gives strings; None for any other."""
+def text_runs(signature: Signature, *, apart: bool) -> TextRuns | None:
+    """Return what runs a model that takes or gives strings; None for any other.
+
+    apart: its rows are independent, so that some of a request's may run before the others.
+    """
     texts = any(spec.datatype == "BYTES" for spec in (*signature.inputs, *signature.outputs))
-    return TextRuns(signature) if texts else None
+    return TextRuns(signature, apart=apart) if texts else None
 
 
 class TextRuns:
     """Large runs of one model."""
 
-    def __init__(self, signature: Signature) -> None:
-        self._rows = signature.batch == "dynamic"
+    def __init__(self, signature: Signature, *, apart: bool) -> None:
+        self._rows = apart and signature.batch == "dynamic"
         self._outputs = [spec.shape[1:] for spec in signature.outputs if spec.datatype == "BYTES"]
 
     def usual_bytes(self, one: Tensors) -> int:

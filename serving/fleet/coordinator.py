@@ -22,6 +22,7 @@ import orjson
 from serving.engine.priority import give_way
 from serving.fleet.folder_guard import FolderGuard
 from serving.fleet.known import Change, Known, reasons, roles_of
+from serving.fleet.model_settings import ModelSettings
 from serving.fleet.plan import Plan
 from serving.fleet.repository import Contents, Problem, Repository
 from serving.fleet.traffic import NOTHING, Traffic, without
@@ -256,12 +257,15 @@ class Coordinator:
                 return  # what serves goes on
             good, roles = [], NOTHING
         self._revision += 1
+        versions = tuple(item for item in good if item.version in roles.loaded)
+        settings = contents.settings.get(name, ModelSettings())
         wanted = Plan(
             name,
             self._revision,
             traffic,
-            tuple(item for item in good if item.version in roles.loaded),
+            versions,
             tuple(item.version for item in good if item.version not in roles.loaded),
+            {item.version: settings.decide(self._verdicts.independence(item)) for item in versions},
         )
         if wanted.same(known.refused):
             known.error = known.reason

@@ -57,7 +57,7 @@ def config(fleet: Fleet, name: str, version: str | None = None) -> dict[str, Any
     Raises ModelNotFound or NotReady.
     """
     model = fleet.get(name, version)
-    batched = model.signature.batch == "dynamic"
+    batched, limits = model.batched, model.limits
 
     def ports(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
         return [
@@ -74,19 +74,21 @@ def config(fleet: Fleet, name: str, version: str | None = None) -> dict[str, Any
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
         "version_policy": _version_policy(fleet.models[name].traffic.keep),
-        "max_batch_size": fleet.limits.max_batch_rows if batched else 0,
+        "max_batch_size": limits.max_batch_rows if batched else 0,
         "input": ports(model.signature.inputs),
         "output": ports(model.signature.outputs),
-        "instance_group": [{"name": name, "count": fleet.limits.instances, "kind": "KIND_CPU"}],
+        "instance_group": [{"name": name, "count": limits.instances, "kind": "KIND_CPU"}],
         "default_model_filename": MODEL_FILE,
         "model_transaction_policy": {"decoupled": False},
     }
     if batched:
         made["dynamic_batching"] = {
-            "max_queue_delay_microseconds": round(fleet.limits.max_delay * 1e6),
+            "max_queue_delay_microseconds": round(limits.max_delay * 1e6),
             "priority_levels": LOW + 1,  # the protocol counts from 1
             "default_priority_level": NORMAL + 1,
         }
+    else:
+        made["parameters"] = {"batching": {"string_value": f"off: {model.batching.reason}"}}
     return made
 
 

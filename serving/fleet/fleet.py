@@ -16,6 +16,7 @@ from pathlib import Path
 from serving.allocator import give_back
 from serving.black_box import BlackBox, unrecorded
 from serving.engine.batcher import Observer, Unobserved
+from serving.engine.batching import Batching
 from serving.engine.model import Limits, Model, load
 from serving.engine.priority import give_way
 from serving.engine.session import OnnxSession
@@ -120,9 +121,13 @@ class Fleet:
         log.info("%d models, %d versions in %.2f s", len(self.models), versions, time.monotonic() - began)
         self._expire()
 
-    async def _load(self, item: Found) -> Model:
+    async def _load(self, item: Found, batching: Batching, there: Model | None) -> Model:
+        """Make a version that can serve; `there` is the same one as it serves now, whose session may do."""
         loop = asyncio.get_running_loop()
-        session = await loop.run_in_executor(self._loader, self._read, item)
+        if there is not None and there.session.independent == batching.proved:
+            session = there.session
+        else:
+            session = await loop.run_in_executor(self._loader, self._read, item, batching)
         metrics = self._metrics.model(item.name, item.version) if self._metrics is not None else None
         observer: Observer = metrics or Unobserved()
         model = Model(
@@ -131,6 +136,7 @@ class Fleet:
             session,
             sha256=item.sha256,
             limits=self.limits,
+            batching=batching,
             loop=loop,
             observer=observer,
             box=self._box,
@@ -159,7 +165,7 @@ class Fleet:
         with contextlib.suppress(RuntimeError):  # the fleet has closed
             self._loader.submit(give_back)
 
-    def _read(self, item: Found) -> OnnxSession:
+    def _read(self, item: Found, batching: Batching) -> OnnxSession:
         """Load a file, and note that: a file that kills whoever loads it is found out so."""
         record = self._box.open(item.name, item.version) if self._box is not None else unrecorded()
         record.since[0] = -time.monotonic()
@@ -167,7 +173,8 @@ class Fleet:
         try:
             with contextlib.suppress(OSError):
                 prepared = locate(state_folder(self._root, self._state_dir), item.content)
-            return load(item.path, limits=self.limits, prepared=prepared, quiet=self.started)
+            limits = self.limits.of(batching)
+            return load(item.path, limits=limits, independent=batching.proved, prepared=prepared, quiet=self.started)
         finally:
             record.close()
 

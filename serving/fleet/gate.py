@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from serving.engine.batching import RULES, Independence
 from serving.engine.signature import Signature
 from serving.errors import ModelInvalid
 from serving.fleet import manifest
@@ -166,11 +167,14 @@ def judge(
         reasons = [_shown(str(reason)) for reason in findings.get("reasons", ())]
         signature = _signature(findings)
         figures = Figures.model_validate(findings["figures"]) if findings.get("figures") else None
+        given = findings.get("independence")
+        independence = None if given is None else Independence.model_validate({**given, "rules": RULES})
         if signature is None and not reasons:
             reasons.append("the gate's process gave no answer")
     except ValidationError:
         # The process ran a stranger's model: what it says is checked like everything from outside.
-        checks, reasons, signature, figures = [], ["the gate's process gave no sensible answer"], None, None
+        checks, reasons = [], ["the gate's process gave no sensible answer"]
+        signature = figures = independence = None
     broken: list[str] = []
     old = _signature(now)
     if signature is not None and old is not None:
@@ -188,6 +192,7 @@ def judge(
         reasons=tuple(reasons),
         breaking=tuple(broken),
         checks=tuple(checks),
+        independence=independence,
         size_bytes=found.size,
         figures=figures,
         beside=Figures.model_validate(now["figures"]) if now.get("figures") else None,
@@ -206,7 +211,9 @@ def verdict(state_dir: Path, content: str) -> Report | None:
         kept = Report.model_validate_json(_place(state_dir, content).read_bytes())
     except (OSError, ValueError):
         return None
-    return kept if kept.content == content and kept.runtime == runtime() else None
+    fits = kept.content == content and kept.runtime == runtime()
+    current = not kept.ok or (kept.independence is not None and kept.independence.rules == RULES)
+    return kept if fits and current else None
 
 
 def report(state_dir: Path, folder: Path) -> Report | None:

@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 from pydantic import BaseModel
 
+from serving.engine.batch_independence import prove
+from serving.engine.batching import Independence
 from serving.engine.rows import Rows
 from serving.engine.session import OnnxSession, plain, write_prepared
 from serving.engine.signature import Signature
@@ -25,6 +27,9 @@ from serving.tensors import Array, Tensors
 
 BUILT_IN = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"})
 """Domains of operators that onnxruntime brings along."""
+
+ROWS = "independent rows"
+"""The check that refuses nothing: in doubt, requests run alone."""
 
 _MEASURE_S = 0.05
 _MOST_RUNS = 50
@@ -55,6 +60,7 @@ class Findings(BaseModel):
     signature: Signature | None = None
     figures: Figures | None = None
     prepared: bool = False
+    independence: Independence | None = None
 
 
 class Refused(Exception):
@@ -62,11 +68,16 @@ class Refused(Exception):
 
 
 class Examination:
-    """One run over one version. `note` is told each check's name before it begins, so that a death has a place."""
+    """One run over one version.
 
-    def __init__(self, task: Task, note: Callable[[str], None]) -> None:
+    note: told each check's name before it begins, so that a death has a place. tell: told what was found before rows
+    are tried, which may end this process and refuses nothing.
+    """
+
+    def __init__(self, task: Task, note: Callable[[str], None], tell: Callable[[Findings], None]) -> None:
         self._task = task
         self._note = note
+        self._tell = tell
         self._model = task.folder / MODEL_FILE
         self.findings = Findings()
 
@@ -90,6 +101,9 @@ class Examination:
             if self._task.prepare_in is not None:
                 with self._check("prepared form"):
                     self._prepare(session, self._task.prepare_in)
+            if not self._task.measure_only:
+                self._tell(self.findings)
+                self._rows_apart(session)
         except Refused as refusal:
             self.findings.reasons.append(str(refusal))
         return self.findings
@@ -194,6 +208,13 @@ class Examination:
         self._detail = f"1 row {row_s * 1e6:,.0f} µs, {rows} rows {batch_s * 1e6:,.0f} µs"
         return figures.model_copy(update={"row_s": row_s, "batch_rows": rows, "batch_s": batch_s})
 
+    def _rows_apart(self, session: OnnxSession) -> None:
+        self._note(ROWS)
+        began = time.monotonic()
+        found = self.findings.independence = prove(session, self._model)
+        detail = "" if found.proved else f"{found.reason}: requests run alone"
+        self._done(ROWS, "passed" if found.proved else "warned", detail, began)
+
     def _prepare(self, session: OnnxSession, folder: Path) -> None:
         path = folder / MODEL_FILE
         try:
@@ -294,6 +315,6 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def examine(task: Task, note: Callable[[str], None]) -> Findings:
-    """Look at one version. Raises nothing that the version can cause."""
-    return Examination(task, note).run()
+def examine(task: Task, note: Callable[[str], None], tell: Callable[[Findings], None]) -> Findings:
+    """Look at one version; see `Examination`. Raises nothing that the version can cause."""
+    return Examination(task, note, tell).run()

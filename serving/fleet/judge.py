@@ -6,6 +6,7 @@ import contextlib
 import threading
 from pathlib import Path
 
+from serving.engine.batching import Independence
 from serving.errors import ModelInvalid
 from serving.fleet import gate, prepared
 from serving.fleet.gate import Gate, Limits
@@ -74,6 +75,12 @@ class GateJudge:
         if not _may_be_prepared(report) or prepared.verify(state, found.content):
             return False
         return any(check.name == "prepared form" and check.outcome == "passed" for check in report.checks)
+
+    def independence(self, found: Found) -> Independence:
+        """Return whether a version that passed has independent rows, as far as that was proved."""
+        report = self.reports.get((found.name, found.version))
+        known = report.independence if report is not None and report.content == found.content else None
+        return known or Independence(proved=False, reason="nobody has tried its rows")
 
     def figures(self, found: Found) -> list[Figure]:
         """Return what the gate measured of a version, and of the one that served then, in the same minute."""

@@ -76,6 +76,7 @@ class Known:
             "error": self.error,
             "invalid": self.unfit and self.error == self.reason,
             "busy": self.pending or self.change is not None,
+            "alone": {v: b.reason for v, b in self.served.batching.items() if not b.together} if self.served else {},
         }
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from serving.engine.batching import Batching
 from serving.engine.model import Model
 from serving.errors import InvalidRequest, ModelInvalid, NotReady, ServingError
 from serving.fleet.plan import Plan
@@ -18,7 +19,7 @@ from serving.fleet.verdicts import Figure
 
 log = logging.getLogger("serving.member")
 
-Load = Callable[[Found], Awaitable[Model]]
+Load = Callable[[Found, Batching, Model | None], Awaitable[Model]]
 Live = Callable[[str], dict[Found, Model]]
 Check = Callable[[Plan, dict[Found, Model]], object]
 Swap = Callable[[Plan, dict[Found, Model]], None]
@@ -34,6 +35,8 @@ class Standing(NamedTuple):
     invalid: bool
     """Whether what was asked for fits no version that is there, so that asking again can't help."""
     busy: bool
+    alone: dict[str, str]
+    """Why requests of a version that is served do not run together, by version; those that do are not in it."""
 
 
 class Told(NamedTuple):
@@ -62,9 +65,9 @@ class _Failed(Exception):
 class Member:
     """Speaks with the coordinator over one end of a pipe.
 
-    load: loads and warms a version. live: the versions of a model that serve now. check: raises a ServingError where a
-    plan can't be served with what was loaded. swap: puts a plan's versions in their place, at once. told: takes what
-    is so of all models, whenever that changes.
+    load: loads and warms a version, or has one that serves already run in another way. live: the versions of a model
+    that serve now. check: raises a ServingError where a plan can't be served with what was loaded. swap: puts a plan's
+    versions in their place, at once. told: takes what is so of all models, whenever that changes.
     """
 
     def __init__(
@@ -180,8 +183,10 @@ class Member:
         live = self._live(wanted.name)
         models: dict[Found, Model] = {}
         for item in wanted.versions:
+            batching, there = wanted.batching[item.version], live.get(item)
             try:
-                models[item] = live[item] if item in live else await self._load(item)
+                same = there is not None and there.batching == batching
+                models[item] = there if there is not None and same else await self._load(item, batching, there)
             except ModelInvalid as error:
                 raise _Failed(item.version, error.message) from None
             except Exception:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
+from serving.engine.batching import Batching
 from serving.fleet.repository import Found
 from serving.fleet.traffic import NOTHING, Roles, Traffic, parse, plan
 
@@ -24,14 +25,12 @@ class Plan:
     versions: tuple[Found, ...]
     resting: tuple[str, ...]
     """Versions that are in the folder, and not loaded."""
+    batching: dict[str, Batching]
+    """How the requests of each version that is held run."""
 
     def same(self, other: Plan | None) -> bool:
         """Tell whether both ask the workers for the same."""
-        return other is not None and (self.traffic, self.versions, self.resting) == (
-            other.traffic,
-            other.versions,
-            other.resting,
-        )
+        return other is not None and replace(self, revision=other.revision) == other
 
     @property
     def roles(self) -> Roles:
@@ -46,6 +45,7 @@ class Plan:
             "traffic": self.traffic.document(),
             "versions": [found.dump() for found in self.versions],
             "resting": self.resting,
+            "batching": {version: batching.dump() for version, batching in self.batching.items()},
         }
 
     @classmethod
@@ -57,4 +57,5 @@ class Plan:
             parse(orjson.dumps(given["traffic"])),
             tuple(Found.read(found) for found in given["versions"]),
             tuple(given["resting"]),
+            {version: Batching(**batching) for version, batching in given["batching"].items()},
         )

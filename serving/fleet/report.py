@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from serving.engine.batching import Independence
 from serving.errors import ServingError
 
 REPORT_FILE = "gate.json"
@@ -19,7 +20,7 @@ class Check(_Frozen):
     """One thing that was looked at, in the order of looking."""
 
     name: str
-    outcome: Literal["passed", "refused", "skipped"]
+    outcome: Literal["passed", "warned", "refused", "skipped"]
     detail: str = ""
     seconds: float = 0.0
 
@@ -52,6 +53,8 @@ class Report(_Frozen):
     breaking: tuple[str, ...] = ()
     """What callers of the serving version would find broken; part of `reasons` unless that was allowed."""
     checks: tuple[Check, ...] = ()
+    independence: Independence | None = None
+    """Whether its rows are independent, so that callers' requests may run together; None where it is refused."""
     size_bytes: int = 0
     figures: Figures | None = None
     beside: Figures | None = None

@@ -17,7 +17,7 @@ def table(report: Report, title: str) -> Group:
     checks = Table(title=Text(title), title_justify="left", box=box.SIMPLE)
     for column in ("check", "outcome", "", "ms"):
         checks.add_column(column, overflow="fold", justify="right" if column == "ms" else "left")
-    style = {"passed": "green", "refused": "red", "skipped": "dim"}
+    style = {"passed": "green", "warned": "yellow", "refused": "red", "skipped": "dim"}
     for check in report.checks:
         outcome = Text(check.outcome, style[check.outcome])
         checks.add_row(Text(check.name), outcome, Text(check.detail), f"{check.seconds * 1e3:.0f}")

@@ -2,6 +2,7 @@
 
 <name>/<version>/model.onnx      as Triton and TF Serving lay it out
 <name>/<version>/manifest.json   optional: SHA-256 and size of each file; while they do not match, the version waits
+<name>/model.toml                optional: settings of this model (`serving.fleet.model_settings`)
 <name>/traffic.json              optional: who gets the requests (`serving.fleet.traffic`)
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from serving.errors import ModelInvalid, ServingError, shown
 from serving.fleet import manifest, settling
 from serving.fleet.manifest import MANIFEST_FILE, MODEL_FILE, Hashes, Manifest
+from serving.fleet.model_settings import ModelSettings, SettingsFiles
 from serving.fleet.traffic import Traffic
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -61,6 +63,8 @@ class Contents:
     found: tuple[Found, ...]
     problems: tuple[Problem, ...]
     traffic: dict[str, Traffic]
+    settings: dict[str, ModelSettings]
+    """By name; a model without any is not in it."""
     unreadable: bool = False
     """Whether the folder itself could not be read: nothing is known of what is in it."""
     device: int = 0
@@ -81,6 +85,7 @@ class Repository:
         self._hashes = Hashes()
         self._settling = settling.Memory(settle_s)
         self._started = False
+        self._settings = SettingsFiles(root)
         self._seen: dict[Path, tuple[settling.Files, Manifest | str]] = {}
 
     def look(self) -> Contents:
@@ -93,7 +98,7 @@ class Repository:
             entries = sorted(self.root.iterdir())
         except OSError as error:
             reason = f"the models folder can't be read: {error.strerror}"
-            return Contents((), (Problem("", "", reason),), {}, unreadable=True)
+            return Contents((), (Problem("", "", reason),), {}, {}, unreadable=True)
         for entry in entries:
             if entry.name.startswith(".") or entry.name == "lost+found":  # the latter is each new volume's own
                 continue
@@ -112,7 +117,9 @@ class Repository:
                 problems.append(Problem(entry.name, "", f"can't be read: {error.strerror}"))
         self._forget({item.path.parent for item in found} | {self.root / p.name / p.version for p in problems})
         self._started = True
-        return Contents(tuple(found), tuple(problems), traffic, device=device)
+        settings, complaints = self._settings.look({item.name for item in found})
+        problems += [Problem(name, "", text) for name, text in complaints]
+        return Contents(tuple(found), tuple(problems), traffic, settings, device=device)
 
     def _look_at(self, folder: Path, found: list[Found], problems: list[Problem], traffic: dict[str, Traffic]) -> None:
         name = folder.name

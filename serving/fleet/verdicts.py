@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, TypeAlias
 
+from serving.engine.batching import Independence
 from serving.engine.priority import lowest_priority
 from serving.errors import ServingError
 from serving.fleet.repository import Found, Problem
@@ -27,6 +28,9 @@ class Judge(Protocol):
 
     def examine(self, found: Found, serving: Found | None) -> str:
         """Examine a version; takes seconds. '' for passed, else the reason."""
+
+    def independence(self, found: Found) -> Independence:
+        """Return whether a version that passed has independent rows, as far as that was proved."""
 
     def figures(self, found: Found) -> list[Figure]:
         """Return what was measured of a version."""
@@ -99,6 +103,10 @@ class Verdicts:
         for item in gone:
             del self._said[item]
         return bool(gone)
+
+    def independence(self, item: Found) -> Independence:
+        """Return whether a version that was let pass has independent rows."""
+        return self._judge.independence(item)
 
     def passed(self) -> list[tuple[str, str, bool]]:
         """List, by name and version, which versions were let pass and which were refused."""

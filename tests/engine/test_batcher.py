@@ -188,7 +188,7 @@ async def test_the_departed_and_the_late_are_not_run() -> None:
 async def test_a_model_without_a_batch_dimension_runs_one_by_one() -> None:
     """Where the batch is fixed at 1, several rows of one request run one after the other and come back together."""
     model = Model()
-    made = batcher(model, batched=False)
+    made = batcher(model, batched=False, one_by_one=True)
     asked = [Asked(1, 2, 3), Asked(4)]
     for request in asked:
         made.submit(request)

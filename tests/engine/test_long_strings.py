@@ -123,7 +123,7 @@ def test_runs_by_the_piece_give_what_one_run_gives(
     folder: Path, monkeypatch: pytest.MonkeyPatch, most: int, name: str, texts: Any
 ) -> None:
     """A model gets and gives many strings some rows at a time, and the outputs are those of all rows together."""
-    session = OnnxSession(folder / f"{name}.onnx", warm_rows=1)
+    session = OnnxSession(folder / f"{name}.onnx", warm_rows=1, independent=True)
     given = np.array(texts, object)
     whole = session.run((given,))
     monkeypatch.setattr(text_runs, "MOST_STRINGS", most)
@@ -136,7 +136,7 @@ def test_runs_by_the_piece_give_what_one_run_gives(
 
 def test_classifiers_of_texts_answer_many_rows_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shipped model of texts gives each row of a long request what it gives the row alone."""
-    session = OnnxSession(MODELS / "docs_topic" / "1" / "model.onnx", warm_rows=1)
+    session = OnnxSession(MODELS / "docs_topic" / "1" / "model.onnx", warm_rows=1, independent=True)
     (spec,) = session.signature.inputs
     texts = [f"{word} of an array" for word in ("sum", "plot", "frame", "classifier", "index")]
     shape = (5, *[1 for _ in spec.shape[1:]])

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
+from serving.engine.batching import Independence
 from serving.fleet.coordinator import Coordinator
 from serving.fleet.ledger import Ledger
 from serving.fleet.repository import Found, Repository
@@ -30,6 +31,9 @@ class Lenient:
 
     def examine(self, found: Found, serving: Found | None) -> str:
         return ""
+
+    def independence(self, found: Found) -> Independence:
+        return Independence(proved=True)
 
     def figures(self, found: Found) -> list[Figure]:
         return []

@@ -1,0 +1,123 @@
+"""Rows made up for a model that is tried: distinct, seeded, and as like real ones as its signature tells.
+
+A signed model says much: examples, ranges, categories. Of a bare graph only datatypes and shapes are known, so whether
+its integers are ids in a table of thirty thousand words or flags is found by trying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from serving.engine.rows import Rows
+from serving.engine.signature import Feature, Signature, TensorSpec
+from serving.tensors import FLOATS, NUMPY, Array, Tensors, limits
+
+_SIZES = (7, 16, 64, 1, 4, 224)
+"""Of free inner dimensions, in the order in which they are tried."""
+_TOPS = (1000, 100, 10)
+"""Greatest integers that are tried where a graph takes 0 and 1."""
+_WORDS = """the of and a to in is you that it for was on are with as they at be this from have or by one had not but
+what all were when we there can an your which their said if do will each about how up out them then she many some so
+these would other into has more her two like him see time could no make than first been its who now people my made over
+did down only way find use may water long little very after words called just where most know 12 3.5 2024-01-31
+A-113 red blue yes no NA"""
+
+Try = Callable[[Tensors], bool]
+
+
+class MadeUpRows:
+    """Makes rows for one signature. `attempt` tells whether the graph takes inputs; it is asked a few times.
+
+    names: of the dimensions of each input; None where one has none. Those with equal names have equal sizes.
+    """
+
+    def __init__(self, signature: Signature, names: Sequence[Sequence[Any]], attempt: Try) -> None:
+        self._signature = signature
+        self._names = names
+        self._real = _real(signature)
+        self.inner: tuple[int, ...] = _SIZES[:1]
+        """Sizes of free inner dimensions that the graph takes, two at most; empty where it takes no rows made up."""
+        self._tops = [1] * len(signature.inputs)
+        self._settle(attempt)
+
+    def _settle(self, attempt: Try) -> None:
+        free = any(-1 in spec.shape[1:] for spec in self._signature.inputs)
+        found = [size for size in (_SIZES if free else _SIZES[:1]) if attempt(self.make(2, seed=0, inner=size))]
+        self.inner = tuple(found[:2])
+        if not found:
+            return
+        for index, spec in enumerate(self._signature.inputs):
+            if spec.datatype not in {*FLOATS, "BOOL", "BYTES"}:
+                self._raise(index, spec, attempt)
+
+    def _raise(self, index: int, spec: TensorSpec, attempt: Try) -> None:
+        for top in _TOPS:
+            self._tops[index] = min(top, limits(spec.datatype)[1])
+            # All rows at once, so that the greatest are among them.
+            if all(attempt(self.make(16, seed=seed, inner=self.inner[0])) for seed in (0, 1)):
+                return
+        self._tops[index] = 1
+
+    def make(self, rows: int, *, seed: int, inner: int) -> Tensors:
+        """Make so many rows; the same ones for the same arguments. inner: size of free dimensions behind the first."""
+        chance = np.random.default_rng((seed, inner))
+        signature = self._signature
+        if self._real and not any(feature.shape for feature in signature.features):
+            cells = [[_cell(f, self._real, chance) for f in signature.features] for _ in range(rows)]
+            return Rows(signature, "made up").arrays(cells)
+        made = []
+        for index, spec in enumerate(signature.inputs):
+            first, *others = zip(self._names[index], spec.shape, strict=True)
+            shape = (rows, *((rows if n == first[0] and n else inner) if d == -1 else d for n, d in others))
+            feature = signature.features[index] if signature.layout == "columns" else None
+            made.append(self._filled(index, spec, shape, feature, chance))
+        return tuple(made)
+
+    def _filled(
+        self, index: int, spec: TensorSpec, shape: tuple[int, ...], feature: Feature | None, chance: np.random.Generator
+    ) -> Array:
+        if spec.datatype == "BYTES":
+            texts = np.empty(shape, dtype=object)
+            texts.ravel()[:] = [_text(_WORDS.split(), chance) for _ in range(texts.size)]
+            return texts
+        if spec.datatype == "BOOL":
+            return chance.integers(0, 2, shape).astype(bool)
+        if spec.datatype not in FLOATS:
+            return chance.integers(0, self._tops[index] + 1, shape).astype(NUMPY[spec.datatype])
+        if feature is not None and feature.minimum is not None and feature.maximum is not None:
+            return chance.uniform(feature.minimum, feature.maximum, shape).astype(NUMPY[spec.datatype])
+        # Of rows of different size, so that one that takes part in another's answer shows.
+        scale = 2.0 ** chance.integers(-3, 4, (shape[0], *(1 for _ in shape[1:])))
+        return (chance.normal(0.3, 1.0, shape) * scale).astype(NUMPY[spec.datatype])
+
+
+def _real(signature: Signature) -> list[dict[str, Any]]:
+    """Return the rows that the signature brings along."""
+    golden = signature.golden.rows if signature.golden is not None else ()
+    return [*golden, *([signature.example] if signature.example else [])]
+
+
+def _cell(feature: Feature, real: Sequence[dict[str, Any]], chance: np.random.Generator) -> Any:
+    """Make one feature's value in one row: one of the real ones, or another that is like them."""
+    known = [row[feature.name] for row in real if feature.name in row]
+    if feature.categories and chance.random() < 0.7:
+        return feature.categories[int(chance.integers(len(feature.categories)))]
+    if feature.nullable and chance.random() < 0.1:
+        return None
+    own = known[int(chance.integers(len(known)))] if known else None
+    if feature.datatype == "BYTES":
+        if feature.unknown_category == "refuse" or own is None or chance.random() < 0.3:
+            return own if own is not None else ""
+        return _text(" ".join(str(v) for v in known if v is not None).split() or _WORDS.split(), chance)
+    if feature.datatype in FLOATS and feature.minimum is not None and feature.maximum is not None:
+        return float(chance.uniform(feature.minimum, feature.maximum))
+    return own if own is not None else 0
+
+
+def _text(words: Sequence[str], chance: np.random.Generator) -> str:
+    """Put some words together: none, one or many, so that lengths differ."""
+    number = int(chance.choice((0, 1, 1, 2, 5, 12, 30)))
+    return " ".join(words[int(chance.integers(len(words)))] for _ in range(number))
