@@ -55,7 +55,7 @@ _MESSAGES = {
     "ModelConfig": "name 1 string, platform 2 string, version_policy 3 ModelVersionPolicy, max_batch_size 4 int32, "
     "input 5 *ModelInput, output 6 *ModelOutput, instance_group 7 *ModelInstanceGroup, "
     "default_model_filename 8 string, dynamic_batching 11 ModelDynamicBatching|scheduling_choice, "
-    "backend 17 string, model_transaction_policy 19 ModelTransactionPolicy",
+    "parameters 14 map:ModelParameter, backend 17 string, model_transaction_policy 19 ModelTransactionPolicy",
     "ModelVersionPolicy": "latest 1 .Latest|policy_choice, all 2 .All|policy_choice, "
     "specific 3 .Specific|policy_choice",
     "ModelVersionPolicy.Latest": "num_versions 1 uint32",
@@ -67,6 +67,7 @@ _MESSAGES = {
     "ModelDynamicBatching": "max_queue_delay_microseconds 2 uint64, priority_levels 4 uint64, "
     "default_priority_level 5 uint64",
     "ModelTransactionPolicy": "decoupled 1 bool",
+    "ModelParameter": "string_value 1 string",
     "ModelStatisticsRequest": "name 1 string, version 2 string",
     "ModelStatisticsResponse": "model_stats 1 *ModelStatistics",
     "ModelStatistics": "name 1 string, version 2 string, last_inference 3 uint64, inference_count 4 uint64, "

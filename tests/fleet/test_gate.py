@@ -128,6 +128,20 @@ raise ValueError(repr(got))"""
     assert reason == "it can't be examined: [{}, 19, [0, 1, 2], 'refused', 'refused']"
 
 
+@pytest.mark.parametrize("end", ["os.abort()", "__import__('time').sleep(600)"])
+def test_a_trial_of_rows_that_ends_its_process_refuses_nothing(patched: Path, end: str) -> None:
+    """Where nobody can tell whether rows are independent, the version passes, runs requests alone, and says so."""
+    code = f"import serving.fleet.gate_checks as checks\nchecks.prove = lambda *given: {end}"
+    assert act(patched, code, Limits(wall_s=3)) == []
+    with Gate(Limits(wall_s=3)) as examiner:
+        report = examiner.examine(IRIS / "1")
+    assert report.ok
+    assert report.independence is not None
+    assert not report.independence.proved
+    assert report.checks[-1].outcome == "warned"
+    assert "requests run alone" in report.checks[-1].detail
+
+
 @pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="the kernel does not group by session")
 def test_the_gate_is_last_in_line_of_all_sessions(patched: Path) -> None:
     """Where the processor is shared out between sessions first, the gate counts least: live traffic goes first."""
