@@ -11,6 +11,10 @@ import termios
 _RESET = struct.pack("ii", 1, 0)
 
 
+_CLOSED = 7
+"""TCP_CLOSE in Linux's netinet/tcp.h."""
+
+
 def reset(transport: asyncio.Transport) -> None:
     """End a connection, and what the kernel still holds for its client: closed in the usual way, it keeps that for
     minutes, and the client, which has not read, never learns of the end.
@@ -31,3 +35,12 @@ def part(transport: asyncio.Transport) -> None:
         reset(transport)
     else:
         transport.abort()
+
+
+def has_left(transport: asyncio.Transport) -> bool:
+    """Tell whether the client's end has said that nobody is there any more: its reset is seen by the kernel alone."""
+    sock = transport.get_extra_info("socket")
+    try:
+        return bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _CLOSED)
+    except OSError:
+        return True

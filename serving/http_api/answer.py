@@ -50,6 +50,8 @@ STATUS: dict[type[ServingError], int] = {
 # The Open Inference Protocol knows no 422: a request that does not fit the model is a bad request.
 OPEN_INFERENCE = {SignatureMismatch: 400, InferenceFailed: 400}
 
+METHOD_TEXT = "this path does not take this method: see Allow"
+"""What a 405 says."""
 JSON = b"application/json"
 BINARY = b"application/octet-stream"
 COMPRESS_FROM = 16 * 1024

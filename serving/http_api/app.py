@@ -28,7 +28,7 @@ from serving.fleet.fleet import Fleet
 from serving.fleet.ledger import Ledger
 from serving.fleet.traffic import sentence
 from serving.http_api import admin, docs, metadata, repository_api, strict_json, triton
-from serving.http_api.answer import error_body, error_headers, status_of
+from serving.http_api.answer import METHOD_TEXT, error_body, error_headers, status_of
 from serving.http_api.door import Door
 from serving.http_api.guard import Patience
 from serving.http_api.observed import Observed
@@ -241,7 +241,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     texts = {
         404: "there is nothing at this path: see /docs",
-        405: "this path does not take this method: see Allow",
+        405: METHOD_TEXT,
     }
     text = texts.get(error.status_code, str(error.detail))
     return _answer(InvalidRequest(text), error.status_code, dict(error.headers or {}))

@@ -40,6 +40,7 @@ MALFORMED = (400, "malformed", "this is not HTTP as RFC 9112 has it")
 HOST = (400, "malformed", "an HTTP/1.1 request has exactly one Host header, with a name and maybe a port")
 CODING = (400, "malformed", "Transfer-Encoding is not offered but for chunked, over HTTP/1.1")
 LARGE_HEAD = (431, "large_head", "the request's head is too large")
+CUT_SHORT = (400, "cut_short", "the client ended the connection before its request was whole")
 TINY_CHUNKS = (400, "tiny_chunks", "the chunks of the body are too small, or carry too much beside data: send larger")
 CROWDED = (503, "crowded", "this server has all the connections that it takes: come back later")
 
@@ -177,6 +178,8 @@ class Connection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:  # noqa: D102
+        if not self.url.startswith(b"/"):
+            self.url = _rooted(self.url)
         self.judge_head()
         super().on_headers_complete()
         self._in_head = False
@@ -342,3 +345,11 @@ class Connection(HttpToolsProtocol):
             b"x-request-id: %b\r\nconnection: close\r\n\r\n" % identity,
         ]
         self.transport.write(b"".join([STATUS_LINE[status], *lines, body]))
+
+
+def _rooted(url: bytes) -> bytes:
+    """Give a target in absolute form the path that it may leave out (RFC 9112, 3.2.2)."""
+    parsed = httptools.parse_url(url)
+    if parsed.path is not None:
+        return url
+    return b"/" if parsed.query is None else b"/?" + parsed.query

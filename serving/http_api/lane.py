@@ -19,7 +19,7 @@ from serving.errors import InvalidRequest, ServingError
 from serving.http_api.answer import JSON, HeaderList, Headers, request_id
 from serving.http_api.asks import NOTHING, PRIORITY, TIMEOUT, Asks, asks_of
 from serving.http_api.codec import LENGTH, Blobs
-from serving.http_api.connection import Connection
+from serving.http_api.connection import CUT_SHORT, Connection
 from serving.http_api.door import Door
 from serving.http_api.line import Busy, Flow, Writer
 from serving.http_api.parsed_head import ParsedHead, parsed_head
@@ -27,6 +27,7 @@ from serving.http_api.prediction import Call, Target
 from serving.http_api.security import admit
 from serving.metrics.gathered import RouteMetrics
 from serving.pages import OWN_PAGES_FROM, GatheredText
+from serving.parting import has_left
 from serving.tensor_bytes import Buffer, Gathered
 
 # A header that asks for more than the lane does.
@@ -43,6 +44,8 @@ BURST_BYTES = 128 * 1024
 """Bytes of a body after which the loop turns: else the socket is read until it is empty, 8 MB in one go."""
 _ASKING = frozenset({PRIORITY, TIMEOUT})
 _GATHERING = (Gathered, GatheredText)
+_LEFT_S = 0.05
+"""Seconds from the end of what a client says to the question whether it has left, and then between looks."""
 LINGER_S = 0.5
 """Seconds that an idle connection stays open when draining, to tell a client that is just writing that it ends."""
 
@@ -91,7 +94,8 @@ class Lane(Connection):
         self._binary = False  # raw tensors stand behind the JSON
         self._burst = 0
         self._id: bytes | None = None
-        self._closing = False
+        self._closing = False  # what was asked for is answered, and nothing more read
+        self._asked = False  # whether the client is still there, since it says no more
         self._chunk = b""  # what the parser is given, where a request begins with its first byte
         self._known: ParsedHead | None = None  # of the last plain request
         self._asks = NOTHING
@@ -343,6 +347,38 @@ class Lane(Connection):
         if turn is not None:
             turn.cancel()
             turn.count(499)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
+        """Answer a client that says no more, if it has asked for something; `printf ... | nc` does so."""
+        if self._over or self._is_idle() or (self._midway and self._unanswered()):
+            return False  # the transport closes itself
+        if self._midway:
+            self.refuse(CUT_SHORT)
+            return True
+        self._closing = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+        self.loop.call_later(_LEFT_S, self._look_for_client)
+        return True
+
+    def _look_for_client(self) -> None:
+        """Tell one that only says no more from one that has left, whose rows need not be run.
+
+        Both look the same until something is written: what has left answers that with a reset. An interim answer
+        may come at any time (RFC 9110, 15.2), but not in the middle of another, nor to HTTP/1.0.
+        """
+        cycle = self.cycle
+        if self.transport.is_closing() or self._free() or self._rest is not None:
+            return
+        if self._turn is None and (cycle.response_started or cycle.scope["http_version"] != "1.1"):
+            return
+        if not self._asked:
+            self._asked = True
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif has_left(self.transport):
+            self.transport.abort()
+            return
+        self.loop.call_later(_LEFT_S, self._look_for_client)
 
     def shutdown(self) -> None:
         """Finish what was accepted, then close; a request that is on its way to us still gets its answer.

@@ -14,6 +14,7 @@ from serving.errors import InvalidRequest, ModelNotFound, PayloadTooLarge, Servi
 from serving.fleet.fleet import Fleet
 from serving.http_api.answer import (
     JSON,
+    METHOD_TEXT,
     HeaderList,
     Headers,
     error_body,
@@ -48,7 +49,6 @@ def prediction_routes(
         Route(
             template,
             PredictionRoute(protocol, template, fleet, targets, access, max_body_bytes=max_body_bytes, bodies=bodies),
-            methods=["POST"],
             include_in_schema=False,
         )
         for (protocol, _), template in TEMPLATES.items()
@@ -79,6 +79,10 @@ class PredictionRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Errors are answered here, so that no framework text reaches a client."""
+        if scope["method"] != "POST":  # else another route would take the path for the name of a model
+            error = InvalidRequest(METHOD_TEXT)
+            await respond(send, 405, [(b"allow", b"POST")], error_body(error))
+            return
         try:
             admit(self._access, scope["headers"], "predict")  # before a stranger learns which models there are
             parameters = scope["path_params"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 import httpx2 as httpx
 import pytest
 
-from tests.conftest import Server, running
+from tests.conftest import Server, faulty, running
 from tests.drills import heads
 from tests.drills.drill import Report
 
@@ -353,3 +354,56 @@ def test_pipelines_are_answered_as_by_plain_asgi_wherever_they_are_cut() -> None
     report = Report()
     heads.run(report, rounds=250, every_cut=1)
     assert report.kept, report.broken()
+
+
+@pytest.mark.parametrize("requests", [post(), post() * 3, post(version="1.0"), b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_a_client_that_says_no_more_gets_its_answers(server: Server, requests: bytes) -> None:
+    """Who shuts the sending half down behind its requests is answered each of them, and then the connection ends."""
+    with connected(server) as connection:
+        connection.send(requests)
+        connection.socket.shutdown(socket.SHUT_WR)
+        for _ in range(requests.count(b"HTTP/1.")):
+            assert connection.answer()[0] == 200
+        assert connection.is_closed()
+
+
+def test_a_request_that_is_cut_short_is_not_answered_as_if_it_were_whole(server: Server) -> None:
+    """Who ends in the middle of a request gets the answers to those before it, and none to the rest."""
+    with connected(server) as connection:
+        connection.send(post() + post()[:-3])
+        connection.socket.shutdown(socket.SHUT_WR)
+        assert connection.answer()[0] == 200
+        with contextlib.suppress(EOFError):
+            assert connection.answer()[0] == 400
+        assert connection.is_closed()
+
+
+def test_a_client_that_waits_long_and_says_no_more_is_answered() -> None:
+    """While a slow answer is due, one that has only shut its half down is told to wait, and then answered."""
+    for lane in ("--lane", "--no-lane"):
+        with faulty({"slow": 0.5}, lane) as server, connected(server) as connection:
+            connection.send(post())
+            connection.socket.shutdown(socket.SHUT_WR)
+            assert connection.answer()[0] == 100
+            assert labels(connection.answer()[2]) == ["setosa"]
+            assert connection.is_closed()
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD"])
+@pytest.mark.parametrize("path", [PATH, "/v1/models/iris/versions/1:predict", "/v2/models/iris/infer"])
+def test_a_prediction_path_names_its_method(client: httpx.Client, method: str, path: str) -> None:
+    """Other methods than POST are a 405 that allows POST, not a model of a strange name."""
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize(
+    ("target", "status"), [("http://test", 404), ("http://test?a=b", 404), ("http://test/v2", 200)]
+)
+def test_a_target_may_be_absolute(server: Server, target: str, status: int) -> None:
+    """A request target with a host in it is legal (RFC 9112, 3.2.2), and so is one that has no path."""
+    with connected(server) as connection:
+        connection.send(f"GET {target} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+        assert connection.answer()[0] == status
+        connection.send(post(path="http://test" + PATH))
+        assert labels(connection.answer()[2]) == ["setosa"]
