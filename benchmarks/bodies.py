@@ -41,30 +41,21 @@ def echo(folder: Path) -> None:
     save(model, folder / "echo" / "1" / "model.onnx")
 
 
-def reduced(folder: Path, name: str, inputs: dict[str, int]) -> None:
-    """Write a cheap model that takes megabytes of any types, [rows, columns], and answers a column for each input."""
-    nodes, given, answered = [], [], []
+def texts(folder: Path) -> None:
+    """Write a cheap model that takes strings, [rows, columns], and answers the first of each row."""
     start, end, axis = (
         helper.make_node("Constant", [], [place], value_ints=[value])
         for place, value in (("start", 0), ("end", 1), ("axis", 1))
     )
-    for port, datatype in inputs.items():
-        nodes.append(helper.make_node("Slice", [port, "start", "end", "axis"], [f"first_{port}"]))
-        given.append(helper.make_tensor_value_info(port, datatype, ["rows", "columns"]))
-        answered.append(helper.make_tensor_value_info(f"first_{port}", datatype, ["rows", 1]))
-    graph = helper.make_graph([start, end, axis, *nodes], name, given, answered)
-    (folder / name / "1").mkdir(parents=True)
+    graph = helper.make_graph(
+        [start, end, axis, helper.make_node("Slice", ["words", "start", "end", "axis"], ["first"])],
+        "texts",
+        [helper.make_tensor_value_info("words", TensorProto.STRING, ["rows", "columns"])],
+        [helper.make_tensor_value_info("first", TensorProto.STRING, ["rows", 1])],
+    )
+    (folder / "texts" / "1").mkdir(parents=True)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    save(model, folder / name / "1" / "model.onnx")
-
-
-def others(folder: Path) -> None:
-    """Write cheap models for what is not one matrix of floats."""
-    reduced(folder, "integers", {"numbers": TensorProto.INT64})
-    reduced(folder, "doubles", {"numbers": TensorProto.DOUBLE})
-    reduced(folder, "flags", {"flags": TensorProto.BOOL})
-    reduced(folder, "texts", {"words": TensorProto.STRING})
-    reduced(folder, "pair", {"numbers": TensorProto.FLOAT, "ids": TensorProto.INT64})
+    save(model, folder / "texts" / "1" / "model.onnx")
 
 
 def json_body(rows: np.ndarray) -> bytes:

@@ -1,4 +1,4 @@
-"""HTTP binary, JSON and gRPC beside each other: small rows, a megabyte, long JSON, and the event loop under it all.
+"""HTTP binary, JSON and gRPC beside each other: small rows, a megabyte, long JSON, and what large bodies cost others.
 
 .venv/bin/python -m benchmarks.protocols; a part of `make bench`. With PERF_ANALYZER naming NVIDIA's perf_analyzer (its
 libraries on LD_LIBRARY_PATH) gRPC is also measured with that.
@@ -30,13 +30,12 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from sklearn.datasets import load_breast_cancer
 
-from benchmarks.bodies import WIDTH, binary_body, echo, json_body, others, wide
+from benchmarks.beside import beside
+from benchmarks.bodies import WIDTH, binary_body, echo, json_body, texts, wide
 from benchmarks.contestants import Contestant, contestants, free_port, running
 from benchmarks.decoding import forest_codec
 from benchmarks.findings import Finding, show
 from benchmarks.grpc_load import load as grpc_load
-from benchmarks.held_loop import held_loop
-from benchmarks.long_models import long_models
 
 SHIPPED = ("penguins", "docs_topic", "iris")
 RESULTS = Path(__file__).parent / "results" / "protocols.json"
@@ -249,10 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.protocols", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=2)
-    parser.add_argument(
-        "--only", default=".", help="regular expression of parts: small_rows megabyte decoding held_loop"
-    )
-    parser.add_argument("--forms", default=".", help="regular expression of the long requests of held_loop")
+    parser.add_argument("--only", default=".", help="regular expression of parts: small_rows megabyte decoding beside")
     parser.add_argument("--keep", action="store_true", help="leave the results that are committed as they are")
     given = parser.parse_args(arguments)
     with ExitStack() as stack:
@@ -261,15 +257,14 @@ def main(arguments: list[str] | None = None) -> int:
         subprocess.run([sys.executable, "-W", "ignore", "-m", "training", "forest", "--to", str(models)], check=True)
         wide(models)
         echo(models)
-        long_models(models)
-        others(models)
+        texts(models)
         for shipped in SHIPPED:
             shutil.copytree(Path("models") / shipped, models / shipped)
         parts: dict[str, Callable[[], list[Finding]]] = {
             "small_rows": lambda: small_rows(models, folder, given.rounds, given.seconds),
             "megabyte": lambda: megabyte(models, folder, given.rounds, given.seconds),
             "decoding": lambda: decoding(models),
-            "held_loop": lambda: held_loop(models, folder, given.rounds, given.seconds, given.forms),
+            "beside": lambda: beside(models, folder, given.rounds, given.seconds),
         }
         findings = [f for name, part in parts.items() if re.search(given.only, name) for f in part()]
     show(findings, Console(width=130))

@@ -113,10 +113,12 @@ def shown(name: str) -> str:
     return "".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in name[:100])
 
 
-def listed(problem: str, details: list[Detail], *, total: int | None = None) -> SignatureMismatch:
-    """Make the error that reports every bad cell: the first 20 and the count of all."""
+def listed(
+    problem: str, details: list[Detail], *, total: int | None = None, cut_short: bool = False
+) -> SignatureMismatch:
+    """Make the error that reports every bad cell: the first 20 and the count of all; or, cut short, of those seen."""
     count = len(details) if total is None else total
     shown = details[:DETAILS_SHOWN]
     first = f"{shown[0].path}: {shown[0].message}" if shown else ""
-    more = f" (and {count - 1} more)" if count > 1 else ""
+    more = f" (and {'at least ' if cut_short else ''}{count - 1} more)" if count > 1 else ""
     return SignatureMismatch(f"{problem}: {first}{more}", shown)

@@ -34,7 +34,9 @@ class Settings(BaseSettings):
     strict: bool = False
     """Refuse to start if any model can't be loaded."""
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
-    """Largest request body, before and after inflation, in bytes."""
+    """Largest request body of any kind, before and after inflation, in bytes."""
+    max_json_bytes: int = Field(8 * 1024 * 1024, ge=1024)
+    """Largest request body of JSON in bytes; tensors as binary data may have max_body_bytes."""
     max_model_bytes: int = Field(2 * 1024**3, ge=1024)
     """Largest model that may be published over HTTP, in bytes."""
     max_held_bytes: int = Field(256 * 1024 * 1024, ge=64 * 1024)

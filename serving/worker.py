@@ -29,6 +29,7 @@ from serving.settings import Settings
 
 if TYPE_CHECKING:  # the parent imports this module, and must not load onnxruntime
     from serving.access.access import Access
+    from serving.bodies.codec_pool import CodecPool
     from serving.engine.admission import Bodies
     from serving.fleet.fleet import Fleet
     from serving.http_api.app import Companion
@@ -190,7 +191,9 @@ def address(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def grpc_beside(settings: Settings, where: str) -> Callable[[Fleet, Metrics | None, Access, Bodies], Companion]:
+def grpc_beside(
+    settings: Settings, where: str
+) -> Callable[[Fleet, Metrics | None, Access, Bodies, CodecPool], Companion]:
     """Return what makes the gRPC server of an application, for an address host:port."""
     from serving.grpc_api.guard import Patience  # noqa: PLC0415  only where gRPC is wanted
     from serving.grpc_api.server import GrpcServer  # noqa: PLC0415
@@ -203,11 +206,12 @@ def grpc_beside(settings: Settings, where: str) -> Callable[[Fleet, Metrics | No
         min_rate=settings.min_bytes_per_s,
         connections=settings.max_connections,
     )
-    return lambda fleet, metrics, access, bodies: GrpcServer(
+    return lambda fleet, metrics, access, bodies, pool: GrpcServer(
         fleet,
         metrics,
         access=access,
         bodies=bodies,
+        pool=pool,
         address=where,
         deadline=settings.deadline_s,
         grace=settings.drain_s,

@@ -150,11 +150,12 @@ def application(folder: Path, **settings: Any) -> FastAPI:
         shutil.copytree(MODELS / name, folder / "models" / name)
     return create_app(
         Settings(models=folder / "models", **settings),
-        companion=lambda fleet, metrics, access, bodies: GrpcServer(
+        companion=lambda fleet, metrics, access, bodies, pool: GrpcServer(
             fleet,
             metrics,
             access=access,
             bodies=bodies,
+            pool=pool,
             address="127.0.0.1:0",
             deadline=10,
             grace=0.2,

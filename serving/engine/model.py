@@ -15,7 +15,7 @@ from serving.engine.batcher import Batcher, Observer
 from serving.engine.batching import Batching
 from serving.engine.request import Request
 from serving.engine.session import OnnxSession
-from serving.engine.signature import Signature
+from serving.engine.signature import Described, Signature
 from serving.errors import ModelInvalid
 
 log = logging.getLogger("serving.model")
@@ -88,6 +88,11 @@ class Model:
         # Nothing on the way to or from this model is counted: whoever may still give it a request holds a reference,
         # and with the last one its threads end and its memory goes.
         weakref.finalize(self, self.batcher.abandon).atexit = False
+
+    @property
+    def described(self) -> Described:
+        """What a codec is made of."""
+        return Described(self.name, self.version, self.signature)
 
     def submit(self, request: Request) -> None:
         """Queue a request for this version. Raises QueueFull, PayloadTooLarge or NotReady."""

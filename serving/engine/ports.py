@@ -9,11 +9,8 @@ import numpy as np
 
 from serving.engine.signature import Signature
 from serving.errors import InvalidRequest, SignatureMismatch
-from serving.tensor_bytes import Filling, strings
+from serving.tensor_bytes import strings
 from serving.tensors import FLOATS, NUMPY, Array, Tensors, count
-
-_PIECE = 4096
-"""Numbers of which the greatest are looked for at a time, in a quarter of a millisecond."""
 
 
 class Wanted(NamedTuple):
@@ -158,8 +155,6 @@ class Ports:
     def classified(self, position: int, array: Array, classes: int) -> Array:
         """Return the `classes` greatest of each row as BYTES `value:index` or, for scores, `value:index:label`.
 
-        Of many rows some at a time, with a moment's sleep between.
-
         Source: Triton's classification extension; the value has six decimals, as there.
         """
         rows = array.reshape(array.shape[0] if self._batched and array.ndim else 1, -1)
@@ -169,26 +164,15 @@ class Ports:
         form = "{:f}:{}" if self.outputs[position].datatype in FLOATS else "{}:{}"
         most = min(classes, rows.shape[1])
         shape = (len(rows), most) if self._batched else (most,)
-        step = max(1, _PIECE // max(1, rows.shape[1]))
-        if step >= len(rows):
-            return strings(_greatest(rows, most, names, form), shape)
-        filling = Filling(shape)
-        for at in range(0, len(rows), step):
-            filling.add(_greatest(rows[at : at + step], most, names, form))
-        return filling.array
+        return strings(_greatest(rows, most, names, form), shape)
 
 
 def _greatest(rows: Array, most: int, names: tuple[Any, ...] | None, form: str) -> list[str]:
     """Write the greatest of each row, as `classified` says."""
-    orders = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")
-    if rows.shape[1] > _PIECE:  # a list of all of it would keep the interpreter for long
-        orders = orders[:, :most]
-        found = [dict(zip(o.tolist(), row[o].tolist(), strict=True)) for row, o in zip(rows, orders, strict=True)]
-    else:
-        found = rows.tolist()
+    orders = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :most]
     texts = []
-    for row, order in zip(found, orders.tolist(), strict=True):
-        for index in order[:most]:
+    for row, order in zip(rows.tolist(), orders.tolist(), strict=True):
+        for index in order:
             label = "" if names is None else f":{names[index]}"
             texts.append(form.format(row[index], index) + label)
     return texts

@@ -101,25 +101,24 @@ class Rows:
             cells.append(made[kind])
         return cells
 
-    def one(self, form: str) -> SchemaValidator:
-        """Make what checks one row of a form (named, positional, single), or all columns (columns)."""
-        return SchemaValidator(self._schema(form), _CORE_STRICT)
+    def one(self, form: str, *, fail_fast: bool = False) -> SchemaValidator:
+        """Make what checks one row of a form (named, positional, single), or all columns (columns).
 
-    def many(self, form: str | int) -> SchemaValidator:
-        """Make what checks an array of rows of a form, or of the cells of the feature at a position."""
-        schema = self._cells[form] if isinstance(form, int) else self._schema(form)
-        return SchemaValidator(core_schema.list_schema(schema), _CORE_STRICT)
+        fail_fast: of a column with a wrong cell it says no more than that.
+        """
+        return SchemaValidator(self._schema(form, fail_fast=fail_fast), _CORE_STRICT)
 
     def all(self, form: str) -> SchemaValidator:
-        """Make what checks a whole body of rows of a form: {"instances": [...]}."""
-        return SchemaValidator(_object({"instances": core_schema.list_schema(self._schema(form))}), _CORE_STRICT)
+        """Make what checks a whole body of rows of a form, {"instances": [...]}, and stops at the first wrong row."""
+        rows = core_schema.list_schema(self._schema(form), fail_fast=True)
+        return SchemaValidator(_object({"instances": rows}), _CORE_STRICT)
 
-    def _schema(self, form: str) -> CoreSchema:
+    def _schema(self, form: str, *, fail_fast: bool = False) -> CoreSchema:
         if form == "named":
             return _object(dict(zip(self.names, self._cells, strict=True)))
         if form == "columns":
-            columns = {c: core_schema.list_schema(cell) for c, cell in zip(self.names, self._cells, strict=True)}
-            return _object(columns)
+            columns = [core_schema.list_schema(cell, fail_fast=fail_fast) for cell in self._cells]
+            return _object(dict(zip(self.names, columns, strict=True)))
         return core_schema.tuple_schema(self._cells) if form == "positional" else self._cells[0]
 
     def arrays(self, rows: Sequence[Sequence[Any]]) -> Tensors:

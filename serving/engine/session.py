@@ -26,7 +26,6 @@ from serving.engine import mapped
 from serving.engine.bare import ZIPMAPS, Port, Probe, describe
 from serving.engine.priority import Aside, lowest_priority
 from serving.engine.signature import METADATA_KEY, Signature
-from serving.engine.text_runs import text_runs
 from serving.errors import InferenceFailed, ModelInvalid
 from serving.tensors import DATATYPE_OF, FLOATS, NUMPY, ONNX, Array, Tensors
 
@@ -45,8 +44,6 @@ FREE_SIZE = 65536
 _GIVE_BACK = ort.RunOptions()
 _GIVE_BACK.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 _GIVE_BACK.log_severity_level = 4
-_PART = ort.RunOptions()
-_PART.log_severity_level = 4
 BF16 = "tensor(bfloat16)"
 BF16_ELEMENT = 16
 """Its number among ONNX element types (TensorProto.DataType)."""
@@ -135,17 +132,12 @@ class OnnxSession:
         self._check_ports()
         self._positions = [self._output_names.index(output.name) for output in self.signature.outputs]
         self._ordered = self._positions == list(range(len(self._output_names)))
-        self._texts = text_runs(self.signature, apart=self.independent)
         self.large = prepared or path.stat().st_size >= TRIM_BYTES
         """Whether loading it, and letting it go, leaves much in the heap that is to be given back."""
 
-    def run(self, inputs: Tensors, options: Any = None) -> Tensors:
-        """Run the graph; once, unless there are many strings. Raises InferenceFailed.
-
-        Its text says nothing of paths or node internals. options: of onnxruntime, for a run that is one for sure.
-        """
-        if inputs[0].nbytes > self._usual_bytes and options is None:
-            return self._run_large(inputs)
+    def run(self, inputs: Tensors) -> Tensors:
+        """Run the graph. Raises InferenceFailed, whose text says nothing of paths or node internals."""
+        options = _GIVE_BACK if inputs[0].nbytes > self._usual_bytes else None
         feeds = dict(zip(self._input_names, inputs, strict=True))
         try:
             raw = self._call(self._session, feeds, options)
@@ -158,11 +150,6 @@ class OnnxSession:
             for index, keys in self._zipped.items():
                 raw[index] = _unzip(raw[index], keys)
         return tuple(raw) if self._ordered else tuple(raw[position] for position in self._positions)
-
-    def _run_large(self, inputs: Tensors) -> Tensors:
-        if self._texts is None:
-            return self.run(inputs, _GIVE_BACK)
-        return self._texts.run(lambda rows, last: self.run(rows, _GIVE_BACK if last else _PART), inputs)
 
     @property
     def dimension_names(self) -> list[tuple[str | None, ...]]:
@@ -216,8 +203,7 @@ class OnnxSession:
     def _warm(self, warm_rows: int, warm_s: float, aside: Aside) -> int:
         """Run at growing batch sizes: the first run of a size allocates, and a client would wait for it.
 
-        Returns the bytes of the first input up to which the memory of a run is kept for the next one, and its strings
-        are few.
+        Returns the bytes of the first input up to which the memory of a run is kept for the next one.
         """
         size = sum(array.nbytes for array in self.sample(1))
         most = min(warm_rows, max(1, WARM_BYTES // max(1, size))) if self.signature.batch == "dynamic" else 1
@@ -243,8 +229,7 @@ class OnnxSession:
                 raise
         usual = self.sample(most)[0]
         free = any(-1 in spec.shape[1:] for spec in self.signature.inputs)
-        size = max(usual.nbytes, FREE_SIZE * usual.itemsize) if free else usual.nbytes
-        return size if self._texts is None else min(size, self._texts.usual_bytes(self.sample(1)))
+        return max(usual.nbytes, FREE_SIZE * usual.itemsize) if free else usual.nbytes
 
     def _check_outputs(self, outputs: Tensors, rows: int) -> None:
         for spec, array in zip(self.signature.outputs, outputs, strict=True):

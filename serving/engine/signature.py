@@ -6,7 +6,7 @@ signature read from its graph (`serving.engine.session`). One signature drives v
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -119,3 +119,11 @@ class Signature(_Frozen):
             if role is not None and role not in outputs:
                 raise ValueError(f"no output is called {role}")
         return self
+
+
+class Described(NamedTuple):
+    """All that a codec knows of a version of a model."""
+
+    name: str
+    version: str
+    signature: Signature

@@ -12,11 +12,12 @@ from collections import deque
 
 import grpc
 
+from serving.bodies.buffer import BodyBuffer
+from serving.bodies.inflation import Inflation, inflaters
 from serving.errors import QueueFull, ServingError
 from serving.grpc_api.head import Head
-from serving.grpc_api.inflation import Inflation, inflaters
 from serving.grpc_api.sending import Sending, Stream
-from serving.tensor_bytes import Buffer, Gathered
+from serving.tensor_bytes import Buffer
 
 MOST_QUEUED = 16
 _FREE_BYTES = 4096
@@ -50,7 +51,7 @@ class Incoming(Stream):
         self.refused = False
         """Whether it was refused for its headers: nothing of what follows them is kept."""
         self._messages: deque[Buffer] = deque()
-        self._store: Gathered | None = None
+        self._store: BodyBuffer | None = None
         self._flag = 0
         self._held = 0  # bytes of it that are counted
         self._prefix = b""
@@ -99,7 +100,7 @@ class Incoming(Stream):
                     return
                 if not self._hold(size):
                     return
-                self._store = Gathered(size)
+                self._store = BodyBuffer(size)
             store = self._store
             part = piece[: store.length - len(store)]
             store.add(part)
@@ -128,34 +129,35 @@ class Incoming(Stream):
         if flag != 1 or self.head.encoding == b"identity":
             self.fail(grpc.StatusCode.INTERNAL, "a message is flagged as compressed, and no grpc-encoding says how")
             return
-        inflation = Inflation(message, self.head.encoding, self.head.most_bytes)
         try:
+            inflation = Inflation(message, self.head.encoding.decode(), self.head.most_bytes)
             made = inflation.begin()
-        except ValueError as error:
-            self.fail(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except ServingError as error:
+            self.fail(grpc.StatusCode.INVALID_ARGUMENT, error.message)
             return
         if made is not None:
             self._inflated(len(message), made)
-            return
-        self._later = deque()
-        self._inflating = self.head.loop.run_in_executor(inflaters, inflation.whole)
-        self._inflating.add_done_callback(lambda inflating: self._go_on(len(message), inflating))
+        elif self._hold(inflation.size):
+            self._later = deque()
+            self._inflating = self.head.loop.run_in_executor(inflaters, inflation.whole)
+            self._inflating.add_done_callback(lambda done: self._go_on(len(message), inflation.size, done))
 
     def _inflated(self, packed: int, made: Buffer) -> None:
         if self._hold(len(made)):
             self.release(packed)
             self._keep(made)
 
-    def _go_on(self, packed: int, inflating: asyncio.Future[Buffer]) -> None:
+    def _go_on(self, packed: int, reserved: int, inflating: asyncio.Future[Buffer]) -> None:
         """Go on with a message that a thread has inflated, and with what came behind it."""
         self._inflating = None
         later, self._later = self._later, None
         if self.done or inflating.cancelled():
             return
+        self.release(reserved)
         try:
             self._inflated(packed, inflating.result())
-        except ValueError as error:
-            self.fail(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except ServingError as error:
+            self.fail(grpc.StatusCode.INVALID_ARGUMENT, error.bare().message)
         for flag, message in later or ():
             if not self.done:
                 self._took(flag, message)

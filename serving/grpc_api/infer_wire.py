@@ -7,16 +7,16 @@ raw contents is read once, through protobuf, and kept as a plan; answers are wri
 
 from __future__ import annotations
 
-import time
+import pickle
 from typing import Any, NamedTuple
 
-from serving.engine.model import Model
 from serving.engine.ports import Ports, Wanted
+from serving.engine.signature import Described
+from serving.errors import InvalidRequest
 from serving.grpc_api.fields import Parts, field, field_head, length_at
-from serving.grpc_api.long_message import PACKED, Bulk
-from serving.grpc_api.messages import message
-from serving.grpc_api.tensors import Codec, Decoded, contents_of
-from serving.tensor_bytes import HANDOVER_S, Buffer, in_parts, read, string_pieces, write
+from serving.grpc_api.messages import message, reader
+from serving.grpc_api.tensors import Codec, Decoded
+from serving.tensor_bytes import Buffer, as_it_lies, read, write
 from serving.tensors import Array, Tensors
 
 _MOST_PLANS = 256
@@ -24,13 +24,11 @@ _LONGEST_PLAN = 1024
 _MOST_TENSORS = 64
 # Field numbers of ModelInferRequest and Response as tags of length-delimited fields.
 _NAME, _VERSION, _ID, _RAW_INPUT, _RAW_OUTPUT, _LAST = 0x0A, 0x12, 0x1A, 0x3A, 0x32, 0x3A
-_OUTPUT, _CONTENTS, _BYTES = 0x2A, 0x2A, 0x42
-_PIECE = 4096
-"""Elements that are written at a time, in about a quarter of a millisecond."""
+_OUTPUT = 0x2A
 
 Response = message("ModelInferResponse")
 Output = message("ModelInferResponse.InferOutputTensor")
-Contents = message("InferTensorContents")
+_read = reader(message("ModelInferRequest"))
 
 
 class Cut(NamedTuple):
@@ -87,10 +85,42 @@ def cut_up(request: Buffer) -> Cut | None:
     return Cut(head, identity, tuple(raws)) if place == end else None
 
 
+def parsed(request: Buffer, cut: Cut | None) -> Any:
+    """Read the protobuf message; of one that was cut up without its raw contents. Raises InvalidRequest."""
+    return _read(bytes(request) if cut is None else cut.head + field(_ID, cut.identity))
+
+
+class Opening(NamedTuple):
+    """What stands at the beginning of every request."""
+
+    name: str
+    version: str
+    identity: bytes
+
+
+def opening_of(request: Buffer) -> Opening:
+    """Read the model and the id that a long request begins with, which is where all but odd clients write them.
+
+    Raises InvalidRequest.
+    """
+    found = {_NAME: b"", _VERSION: b"", _ID: b""}
+    place = 0
+    try:
+        while (tag := request[place]) in found:
+            size, start = length_at(request, place + 1)
+            place = start + size
+            found[tag] = bytes(request[start:place])
+        found[_ID].decode()
+        return Opening(found[_NAME].decode(), found[_VERSION].decode(), found[_ID])
+    except (IndexError, UnicodeDecodeError):
+        raise InvalidRequest("the bytes are no ModelInferRequest") from None
+
+
 class Wire:
     """Reads requests and writes responses."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Described) -> None:
+        self._made_of = model
         self._codec = Codec(model)
         self._ports = Ports(model.signature)
         self._plans: dict[bytes, Plan] = {}
@@ -98,6 +128,9 @@ class Wire:
         self._outputs: dict[tuple[Any, ...], bytes] = {}
         self.slow_bytes = any(spec.datatype == "BYTES" for spec in model.signature.inputs)
         self._texts = frozenset(i for i, spec in enumerate(self._ports.outputs) if spec.datatype == "BYTES")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Wire, (self._made_of,)
 
     def plan(self, cut: Cut) -> Plan | None:
         """Return the plan of a request that looks like one before."""
@@ -123,17 +156,25 @@ class Wire:
         self._ports.check(position, array, f"/inputs/{index}")
         return array
 
-    def decode(self, request: Any, bulk: Bulk | None, cut: Cut | None) -> Decoded:
-        """Read a request from its protobuf message and what was taken out of it, and keep the plan.
+    def read(self, request: Buffer, cut: Cut | None) -> Decoded:
+        """Read a request, whatever its form. Raises InvalidRequest or SignatureMismatch."""
+        plan = self.plan(cut) if cut is not None else None
+        if cut is not None and plan is not None:
+            return self.planned(request, cut, plan)
+        return self.decode(parsed(request, cut), request, cut)
+
+    def decode(self, message: Any, request: Buffer, cut: Cut | None) -> Decoded:
+        """Read a request from its protobuf message, with the raw contents that were cut off it, and keep the plan.
 
         Raises InvalidRequest or SignatureMismatch.
         """
-        decoded = self._codec.decode(request, bulk)
+        view = memoryview(request)
+        decoded = self._codec.decode(message, [view[start:end] for start, end in cut.raws] if cut is not None else ())
         if cut is not None and decoded.raw and decoded.timeout is None and len(cut.head) <= _LONGEST_PLAN:
             positions = {spec.name: i for i, spec in enumerate(self._ports.inputs)}
             inputs = tuple(
                 (positions[t.name], t.datatype, tuple(t.shape), e - s)
-                for t, (s, e) in zip(request.inputs, cut.raws, strict=True)
+                for t, (s, e) in zip(message.inputs, cut.raws, strict=True)
             )
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
@@ -141,8 +182,10 @@ class Wire:
         return decoded
 
     def slow_answer(self, decoded: Decoded) -> bool:
-        """Tell whether a large raw answer takes time to write: numbers are only put together."""
-        return any(wanted.classes or wanted.position in self._texts for wanted in decoded.wanted)
+        """Tell whether a large answer takes time to write: raw numbers are only put together."""
+        return not (decoded.raw or self._codec.only_raw(decoded.wanted)) or any(
+            wanted.classes or wanted.position in self._texts for wanted in decoded.wanted
+        )
 
     def encode(self, outputs: Tensors, identity: bytes, decoded: Decoded) -> bytes:
         """Write the response."""
@@ -182,45 +225,28 @@ class Wire:
         ).SerializeToString()
         return described
 
-    def encode_long(self, outputs: Tensors, identity: bytes, decoded: Decoded) -> Parts:
-        """Write what `encode` writes, in parts, numbers as they lie: for another thread than the loop's."""
-        chosen = [
-            self._ports.classified(w.position, outputs[w.position], w.classes) if w.classes else outputs[w.position]
-            for w in decoded.wanted
-        ]
-        parts: Parts = [self._opened(identity)]
-        if decoded.raw or self._codec.only_raw(decoded.wanted):
-            parts.append(self._described(decoded.wanted, [decoded.wanted, *[array.shape for array in chosen]]))
-            for array in chosen:
-                blob = in_parts(array)
-                parts += (field_head(_RAW_OUTPUT, sum(map(len, blob))), *blob)
-            return parts
-        for one, array in zip(decoded.wanted, chosen, strict=True):
-            datatype = "BYTES" if one.classes else self._ports.outputs[one.position].datatype
-            contents = _contents(array, datatype)
-            size = sum(map(len, contents))
-            described = self._output(one, array.shape) + field_head(_CONTENTS, size)
-            parts += (field_head(_OUTPUT, len(described) + size) + described, *contents)
+    def encode_in_parts(self, outputs: Tensors, identity: bytes, decoded: Decoded) -> Parts:
+        """Write what `encode` writes, where all of it is raw numbers, which stay where they lie."""
+        chosen = [outputs[wanted.position] for wanted in decoded.wanted]
+        shapes = [decoded.wanted, *[array.shape for array in chosen]]
+        parts: Parts = [self._opened(identity), self._described(decoded.wanted, shapes)]
+        for array in chosen:
+            parts += (field_head(_RAW_OUTPUT, array.nbytes), as_it_lies(array))
         return parts
 
 
-def _contents(array: Array, datatype: str) -> Parts:
-    """Write typed contents: packed numbers lie as they do in memory, whole ones and strings are written in pieces."""
-    if datatype in PACKED:
-        packed = in_parts(array)
-        return [field_head(PACKED[datatype], array.nbytes), *packed] if array.nbytes else []
-    parts: Parts = []
-    if datatype == "BYTES":
-        for texts in string_pieces(array):
-            encoded = [text.encode() for text in texts]
-            if len(encoded) == 1:  # it may be long
-                parts += (field_head(_BYTES, len(encoded[0])), encoded[0])
-            else:
-                parts.append(Contents(bytes_contents=encoded).SerializeToString())
-        return parts
-    flat = array.ravel()
-    for at in range(0, flat.size, _PIECE):
-        if at:
-            time.sleep(HANDOVER_S)
-        parts.append(contents_of(flat[at : at + _PIECE], datatype).SerializeToString())
-    return parts
+def decode_long(wire: Wire, request: Buffer) -> Decoded:
+    """Read a long request. Raises InvalidRequest or SignatureMismatch. For the codec process."""
+    cut = cut_up(request)
+    if cut is not None:
+        return wire.read(request, cut)
+    whole = parsed(request, None)
+    opening = opening_of(request)
+    if (whole.model_name, whole.model_version, whole.id.encode()) != opening:
+        raise InvalidRequest("model_name, model_version and id stand before all else in a message of this size")
+    return wire.decode(whole, request, None)
+
+
+def encode_long(wire: Wire, outputs: Tensors, identity: bytes, decoded: Decoded) -> Any:
+    """Write a long answer. For the codec process."""
+    return pickle.PickleBuffer(wire.encode(outputs, identity, decoded))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
+from serving.bodies.codec_pool import CodecPool, Job
 from serving.engine.model import Model
 from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed, ServingError
@@ -18,8 +20,7 @@ from serving.fleet.split import Split
 from serving.grpc_api.call import Call
 from serving.grpc_api.fields import Parts
 from serving.grpc_api.hpack import Pairs
-from serving.grpc_api.infer_wire import Cut, Wire, cut_up
-from serving.grpc_api.long_message import Bulk, parsed
+from serving.grpc_api.infer_wire import Cut, Wire, cut_up, decode_long, encode_long, opening_of, parsed
 from serving.grpc_api.status import FAULT
 from serving.grpc_api.tensors import Decoded
 from serving.metrics.gathered import ModelMetrics
@@ -30,18 +31,19 @@ from serving.tensors import Tensors
 log = logging.getLogger("serving.grpc")
 
 PROTOCOL = "grpc"
+SMALL_BYTES = 2048
+"""Messages up to it cost so little that nobody counts them."""
 INLINE_BYTES = 64 * 1024
-"""Messages with more typed contents or strings than this are read on a thread, so that the event loop turns."""
+"""Messages with more typed contents or strings than this are read in the codec process, so that the loop turns."""
 RAW_INLINE_BYTES = 2 * 1024 * 1024
-"""The same for raw tensors of numbers: a look at each of so many takes half a millisecond."""
+"""Raw tensors of numbers above it are looked at on a thread: a look at each of so many takes half a millisecond."""
 INLINE_ANSWER_BYTES = 64 * 1024
-"""Outputs above it are written on a thread, in parts, where their contents are typed, or strings."""
+"""Outputs above it are written in the codec process where their contents are typed, or strings."""
 RAW_INLINE_ANSWER_BYTES = 1024 * 1024
-"""The same for raw numbers, which are only put together."""
+"""Raw numbers above it are sent as they lie."""
 _MOST_NAMES = 1024
 
-_decoders = ThreadPoolExecutor(1, thread_name_prefix="grpc-decode")
-_encoders = ThreadPoolExecutor(1, thread_name_prefix="grpc-encode")
+_raw_decoders = ThreadPoolExecutor(1, thread_name_prefix="grpc-decode")
 
 Finish: TypeAlias = Callable[["bytes | Parts | ServingError"], None]
 
@@ -68,8 +70,10 @@ class Prediction(Request):
         "finish",
         "finished",
         "identity",
+        "job",
         "metrics",
         "model",
+        "pool",
         "seconds",
         "shadow",
         "wire",
@@ -79,7 +83,7 @@ class Prediction(Request):
     model: Model
     wire: Wire
 
-    def __init__(self, finish: Finish, call: Call, seconds: float) -> None:
+    def __init__(self, finish: Finish, call: Call, seconds: float, pool: CodecPool) -> None:
         self.began = time.monotonic()
         self.call = call
         self.seconds = seconds
@@ -89,6 +93,8 @@ class Prediction(Request):
         self.identity = b""
         self.metrics: ModelMetrics | None = None
         self.feature: Split | None = None
+        self.pool = pool
+        self.job: Job | None = None
         self.shadow: Shadow | None = None
 
     @property
@@ -123,28 +129,33 @@ class Prediction(Request):
             self.refuse(outcome)
             return
         size = sum([array.nbytes for array in outcome])
-        if size > INLINE_ANSWER_BYTES and (
-            size > RAW_INLINE_ANSWER_BYTES or not self.decoded.raw or self.wire.slow_answer(self.decoded)
-        ):
-            writing = asyncio.get_running_loop().run_in_executor(_encoders, self._encoded, outcome, True)
-            writing.add_done_callback(lambda done: self._answer(done.result(), outcome))
+        if size > INLINE_ANSWER_BYTES and self.wire.slow_answer(self.decoded):
+            given = (outcome, self.identity, self.decoded._replace(inputs=()))
+            self.job = self.pool.submit(
+                self,
+                self.wire,
+                encode_long,
+                given,
+                lambda made: self._answer(made if isinstance(made, ServingError) else [made], outcome),
+            )
             return
-        self._answer(self._encoded(outcome, False), outcome)
+        self._answer(self._encoded(outcome, in_parts=size > RAW_INLINE_ANSWER_BYTES), outcome)
 
-    def _encoded(self, outputs: Tensors, long: bool) -> bytes | Parts | None:
-        """Write the answer; None, and a line in the log, where it can't be."""
+    def _encoded(self, outputs: Tensors, *, in_parts: bool) -> bytes | Parts | ServingError:
+        """Write the answer; an error, and a line in the log, where it can't be."""
         try:
-            encode = self.wire.encode_long if long else self.wire.encode
+            encode = self.wire.encode_in_parts if in_parts else self.wire.encode
             return encode(outputs, self.identity, self.decoded)
         except Exception:  # the reason is for the log: a caller learns nothing of our insides
             log.exception("an answer could not be encoded")
-            return None
+            return ServingError(FAULT)
 
-    def _answer(self, response: bytes | Parts | None, outputs: Tensors) -> None:
+    def _answer(self, response: bytes | Parts | ServingError, outputs: Tensors) -> None:
         if self.gone:
             return
-        if response is None:
-            self.refuse(InferenceFailed("the model's answer could not be written"))
+        if isinstance(response, ServingError):
+            unwritable = type(response) is ServingError
+            self.refuse(InferenceFailed("the model's answer could not be written") if unwritable else response)
             return
         if self.metrics is not None:
             self.metrics.answered(PROTOCOL, self.rows, time.monotonic() - self.began)
@@ -164,6 +175,8 @@ class Prediction(Request):
         """Tell that the caller has left: rows that still wait are not run."""
         if not (self.gone or self.finished):
             self.gone = True
+            if self.job is not None:
+                self.pool.cancel(self.job)
             if self.metrics is not None:
                 self.metrics.failed(PROTOCOL, "gone", time.monotonic() - self.began)
 
@@ -183,21 +196,23 @@ class Prediction(Request):
 class Predictor:
     """Answers ModelInfer for all models of a fleet; deadline in seconds. Made before the fleet starts."""
 
-    def __init__(self, fleet: Fleet, metrics: Metrics | None, *, deadline: float) -> None:
+    def __init__(self, fleet: Fleet, metrics: Metrics | None, pool: CodecPool, *, deadline: float) -> None:
         self._fleet = fleet
         self._metrics = metrics
         self._deadline = deadline
+        self._pool = pool
         self._names: dict[bytes, tuple[str, str | None]] = {}
         fleet.prepare.append(self._prepare)
 
     def _prepare(self, model: Model) -> None:
         metrics = self._metrics.model(model.name, model.version) if self._metrics is not None else None
-        model.codecs[PROTOCOL] = Prepared(Wire(model), metrics)
+        model.codecs[PROTOCOL] = Prepared(Wire(model.described), metrics)
 
     def start(self, request: Buffer, call: Call, finish: Finish) -> Prediction:
         """Begin a prediction; a bad request is finished before this returns."""
         remaining = call.time_remaining()
-        prediction = Prediction(finish, call, self._deadline if remaining is None else min(self._deadline, remaining))
+        seconds = self._deadline if remaining is None else min(self._deadline, remaining)
+        prediction = Prediction(finish, call, seconds, self._pool)
         prediction.step(self._start, request)
         return prediction
 
@@ -210,33 +225,52 @@ class Predictor:
                 self._choose(prediction, *named)
                 wire = prediction.wire
                 plan = wire.plan(cut)
-                if plan is not None:
-                    if len(request) > (INLINE_BYTES if wire.slow_bytes else RAW_INLINE_BYTES):
-                        self._read(prediction, lambda chosen: _planned(chosen, request, cut))
-                    elif prediction.feature is None:
+                if plan is not None and len(request) <= (INLINE_BYTES if wire.slow_bytes else RAW_INLINE_BYTES):
+                    if prediction.feature is None:
                         prediction.submit(wire.planned(request, cut, plan))
                     else:
-                        prediction.submit(prediction.read(lambda chosen: _planned(chosen, request, cut)))
+                        prediction.submit(prediction.read(lambda chosen: chosen.read(request, cut)))
                     return
-        if len(request) > INLINE_BYTES:
-            loop = asyncio.get_running_loop()
-            parsing = loop.run_in_executor(_decoders, parsed, request)
-            parsing.add_done_callback(lambda done: prediction.step(self._go_on, done, cut))
+        elif len(request) > SMALL_BYTES and not (
+            len(request) <= INLINE_BYTES and self._pool.may_decode_here(2 * len(request))
+        ):
+            name, version, prediction.identity = opening_of(request)
+            self._choose(prediction, name, version or None)
+            self._read_long(prediction, request)
             return
-        message, bulk = parsed(request)
+        message = parsed(request, cut)
         self._named(prediction, message, cut)
-        prediction.submit(prediction.read(lambda wire: wire.decode(message, bulk, cut)))
+        if len(request) <= (INLINE_BYTES if prediction.wire.slow_bytes else RAW_INLINE_BYTES):
+            prediction.submit(prediction.read(lambda wire: wire.decode(message, request, cut)))
+        elif prediction.wire.slow_bytes:
+            self._read_long(prediction, request)
+        else:
+            loop = asyncio.get_running_loop()
+            read = loop.run_in_executor(_raw_decoders, prediction.read, lambda wire: wire.decode(message, request, cut))
+            read.add_done_callback(lambda done: prediction.step(_submit, done))
 
-    def _go_on(self, prediction: Prediction, parsing: asyncio.Future[tuple[Any, Bulk | None]], cut: Cut | None) -> None:
-        """Go on with a long message once it is read: find the model here, read the tensors on the thread."""
-        message, bulk = parsing.result()
-        self._named(prediction, message, cut)
-        self._read(prediction, lambda wire: wire.decode(message, bulk, cut))
+    def _read_long(self, prediction: Prediction, request: Buffer) -> None:
+        """Have the rows read in the codec process, and submit them."""
+        prediction.job = self._pool.submit(
+            prediction,
+            prediction.wire,
+            decode_long,
+            (pickle.PickleBuffer(request),),
+            lambda found: prediction.step(self._long_read, request, found),
+            deadline=prediction.began + prediction.seconds,
+        )
 
-    def _read(self, prediction: Prediction, reading: Callable[[Wire], Decoded]) -> None:
-        """Read the rows on the thread, and submit them."""
-        read = asyncio.get_running_loop().run_in_executor(_decoders, prediction.read, reading)
-        read.add_done_callback(lambda done: prediction.step(_submit, done))
+    def _long_read(self, prediction: Prediction, request: Buffer, found: Decoded | ServingError) -> None:
+        """Submit rows that were read, once the version that answers has read them."""
+        if isinstance(found, ServingError):
+            raise found
+        split = prediction.feature
+        if split is not None and split.feature is not None and split.takes(split.feature(found.inputs)):
+            prediction.shadow = prediction.feature = None
+            prediction.by(split.candidate)
+            self._read_long(prediction, request)
+        else:
+            prediction.submit(found)
 
     def _named(self, prediction: Prediction, message: Any, cut: Cut | None) -> None:
         """Find the model that a message names, and keep what its head says."""
@@ -272,8 +306,3 @@ def _key(split: Split, headers: Pairs) -> bytes | None:
 
 def _submit(prediction: Prediction, reading: asyncio.Future[Decoded]) -> None:
     prediction.submit(reading.result())
-
-
-def _planned(wire: Wire, request: Buffer, cut: Cut) -> Decoded:
-    plan = wire.plan(cut)
-    return wire.decode(*parsed(request), cut) if plan is None else wire.planned(request, cut, plan)

@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving.access.access import Access
+from serving.bodies.codec_pool import CodecPool
 from serving.engine.admission import Bodies
 from serving.fleet.fleet import Fleet
 from serving.grpc_api.call import Call
@@ -42,6 +43,7 @@ class GrpcServer:
         *,
         access: Access,
         bodies: Bodies,
+        pool: CodecPool,
         address: str,
         deadline: float,
         grace: float,
@@ -49,7 +51,7 @@ class GrpcServer:
         patience: Patience | None = None,
     ) -> None:
         self._fleet = fleet
-        self._service = Service(fleet, metrics, access, deadline=deadline)
+        self._service = Service(fleet, metrics, access, pool, deadline=deadline)
         self._address = address
         self._grace = grace
         self._max_bytes = max_bytes

@@ -10,13 +10,14 @@ from typing import Any
 from google.protobuf.json_format import ParseDict
 
 from serving.access.access import Access
+from serving.bodies.codec_pool import CodecPool
 from serving.errors import InvalidRequest, ModelNotFound, NotReady, QueueFull, ServingError
 from serving.fleet import description, transitions
 from serving.fleet.fleet import Fleet
 from serving.grpc_api.call import Call
 from serving.grpc_api.fields import Parts, field, field_head
 from serving.grpc_api.head import Method
-from serving.grpc_api.long_message import parsed
+from serving.grpc_api.infer_wire import opening_of
 from serving.grpc_api.messages import STREAM, UNARY, message, pool, reader
 from serving.grpc_api.prediction import Prediction, Predictor
 from serving.grpc_api.security import deployer, judge_of
@@ -33,11 +34,13 @@ _FINAL = field(0x22, field(0x0A, b"triton_final_response"), field(0x12, b"\x08\x
 class Service:
     """The calls; each takes a request message and returns a response message, or raises ServingError."""
 
-    def __init__(self, fleet: Fleet, metrics: Metrics | None, access: Access, *, deadline: float) -> None:
+    def __init__(
+        self, fleet: Fleet, metrics: Metrics | None, access: Access, codecs: CodecPool, *, deadline: float
+    ) -> None:
         self._access = access
         self._fleet = fleet
         self._metrics = metrics
-        self._predictor = Predictor(fleet, metrics, deadline=deadline)
+        self._predictor = Predictor(fleet, metrics, codecs, deadline=deadline)
         self._responses = {method: message(f"{method}Response") for method in UNARY}
         self._stream_response = message(f"{STREAM}Response")
 
@@ -176,9 +179,9 @@ class Service:
         response = self._stream_response(error_message=error.message)
         response.infer_response.parameters["triton_final_response"].bool_param = True
         with contextlib.suppress(ServingError):
-            message, _ = parsed(request)
-            response.infer_response.id = message.id
-            response.infer_response.model_name = message.model_name
+            opening = opening_of(request)
+            response.infer_response.id = opening.identity.decode()
+            response.infer_response.model_name = opening.name
         failed: bytes = response.SerializeToString()
         return failed
 

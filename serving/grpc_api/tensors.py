@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from serving.engine.model import Model
 from serving.engine.ports import Ports, Wanted
 from serving.engine.request import priority_of
+from serving.engine.signature import Described
 from serving.errors import InvalidRequest
-from serving.grpc_api.long_message import Bulk, Contents
 from serving.grpc_api.messages import message
-from serving.tensor_bytes import Buffer, Filling, read, strings, text, write
+from serving.tensor_bytes import Buffer, read, strings, text, write
 from serving.tensors import HALVES, INTEGERS, NUMPY, Array, Tensors, count, limits
 
 Response = message("ModelInferResponse")
@@ -48,13 +47,13 @@ class Decoded(NamedTuple):
 class Codec:
     """Decodes and encodes gRPC for one version of a model."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Described) -> None:
         self._name, self._version = model.name, model.version
         self._ports = Ports(model.signature)
 
-    def decode(self, request: Any, bulk: Bulk | None = None) -> Decoded:
-        """Read a request, with what was taken out of it. Raises InvalidRequest or SignatureMismatch."""
-        raws: Sequence[Buffer] = list(request.raw_input_contents) if bulk is None else bulk.raws
+    def decode(self, request: Any, raws: Sequence[Buffer] = ()) -> Decoded:
+        """Read a request; `raws` are the raw contents that were taken out of it. Raises as `Ports` does."""
+        raws = raws or list(request.raw_input_contents)
         timeout, priority = _options(request.parameters)
         arrays: list[Array | None] = [None] * len(self._ports.inputs)
         if raws and len(raws) != len(request.inputs):
@@ -71,8 +70,7 @@ class Codec:
                     raise InvalidRequest(f"{at}/contents: raw_input_contents is there too: send one of them")
                 array = read(raws[index], tensor.datatype, shape, f"/raw_input_contents/{index}")
             else:
-                long = bulk.typed.get(index) if bulk is not None else None
-                array = _typed(tensor.contents, long, tensor.datatype, shape, f"{at}/contents")
+                array = _typed(tensor.contents, tensor.datatype, shape, f"{at}/contents")
             self._ports.check(position, array, at)
             arrays[position] = array
         inputs, rows = self._ports.whole(arrays)
@@ -117,59 +115,25 @@ def contents_of(array: Array, datatype: str) -> Any:
     return _Contents(**{CONTENTS[datatype]: values})
 
 
-def _typed(contents: Any, long: Contents | None, datatype: str, shape: tuple[int, ...], at: str) -> Array:
-    """Make the array of typed contents; of the long ones that were taken out, where there are any."""
+def _typed(contents: Any, datatype: str, shape: tuple[int, ...], at: str) -> Array:
+    """Make the array of typed contents."""
     field = CONTENTS.get(datatype)
     if field is None:
         raise InvalidRequest(f"{at}: {datatype} has no typed contents: send raw_input_contents")
-    array = long.as_they_lie(datatype) if long is not None else None
-    if array is None:
-        if long is not None and datatype == "BYTES":
-            return _long_strings(long, shape, at)
-        pieces: list[Array] = []
-        before = 0
-        for piece in [contents] if long is None else long.messages():
-            pieces.append(_elements(piece, field, datatype, at, before))
-            before += len(pieces[-1])
-        array = pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, NUMPY[datatype]), *pieces])
-    _refuse_count(len(array), shape, at)
-    return array.reshape(shape)
-
-
-def _long_strings(long: Contents, shape: tuple[int, ...], at: str) -> Array:
-    due, found = count(shape), 0
-    filling: Filling | None = None
-    for piece in long.messages():
-        texts = _elements(piece, CONTENTS["BYTES"], "BYTES", at, found)
-        found += len(texts)
-        if found > due:
-            continue  # only how many there are is of interest
-        filling = filling or Filling(shape)
-        filling.add(texts)
-    _refuse_count(found, shape, at)
-    assert filling is not None  # noqa: S101  no shape is empty
-    return filling.array
-
-
-def _refuse_count(found: int, shape: tuple[int, ...], at: str) -> None:
-    if found != count(shape):
-        raise InvalidRequest(f"{at}: has {found} elements, and shape {list(shape)} holds {count(shape)}")
-
-
-def _elements(contents: Any, field: str, datatype: str, at: str, before: int) -> Array:
-    """Make an array of the elements of contents, which stand behind so many others."""
     others = [found.name for found, _ in contents.ListFields() if found.name != field]
     if others:
         raise InvalidRequest(f"{at}/{others[0]}: {datatype} goes into {field}")
-    values = list(getattr(contents, field))
+    values = getattr(contents, field)
+    if len(values) != count(shape):
+        raise InvalidRequest(f"{at}: has {len(values)} elements, and shape {list(shape)} holds {count(shape)}")
     if datatype == "BYTES":
-        return strings([text(value, f"{at}: element {before + i}") for i, value in enumerate(values)], (len(values),))
-    if datatype in INTEGERS and values:
+        return strings([text(value, f"{at}: element {i}") for i, value in enumerate(values)], shape)
+    if datatype in INTEGERS:
         least, greatest = limits(datatype)
         if min(values) < least or max(values) > greatest:
             raise InvalidRequest(f"{at}: an element does not fit {datatype} ({least} to {greatest})")
     array: Array = np.array(values, dtype=NUMPY[datatype])
-    return array
+    return array.reshape(shape)
 
 
 def _value(parameters: Any, name: str) -> Any:

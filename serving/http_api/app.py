@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from serving.access.access import Access
 from serving.black_box import BlackBox
+from serving.bodies.codec_pool import CodecPool
 from serving.engine.admission import Bodies
 from serving.engine.model import Limits
 from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError, shown
@@ -38,6 +39,9 @@ from serving.http_api.targets import TEMPLATES, Targets, prepare
 from serving.metrics.metrics import Metrics
 from serving.settings import Settings
 
+MEMORY_BYTES, MEMORY_FACTOR = 1 << 30, 128
+"""What reading a long body may take, at least and for each byte of JSON: the worst take some 100 bytes a byte."""
+
 
 class Companion(Protocol):
     """Another server over the same fleet, with the application's life: gRPC."""
@@ -54,7 +58,7 @@ def create_app(
     *,
     metrics: Metrics | None = None,
     threads: int = 1,
-    companion: Callable[[Fleet, Metrics | None, Access, Bodies], Companion] | None = None,
+    companion: Callable[[Fleet, Metrics | None, Access, Bodies, CodecPool], Companion] | None = None,
     link: Connection | None = None,
     box: BlackBox | None = None,
 ) -> FastAPI:
@@ -86,6 +90,7 @@ def create_app(
         lifespan=_lifespan,
     )
     bodies = Bodies(settings.max_held_bytes)
+    pool = app.state.pool = CodecPool(memory_bytes=max(MEMORY_BYTES, MEMORY_FACTOR * settings.max_json_bytes))
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.deployment = None
@@ -106,8 +111,15 @@ def create_app(
     )
     app.state.fleet.prepare.append(prepare)
     app.state.access = access
-    app.state.companion = companion(app.state.fleet, metrics, access, bodies) if companion is not None else None
-    app.state.targets = Targets(metrics, access, deadline=settings.deadline_s)
+    app.state.companion = companion(app.state.fleet, metrics, access, bodies, pool) if companion is not None else None
+    app.state.targets = Targets(
+        metrics,
+        access,
+        deadline=settings.deadline_s,
+        pool=pool,
+        max_json_bytes=min(settings.max_json_bytes, settings.max_body_bytes),
+        max_body_bytes=settings.max_body_bytes,
+    )
     routes = {t: metrics.route(t, "POST") for t in TEMPLATES.values()} if metrics is not None else {}
     paths = app.state.targets.paths if settings.lane else {}
     patience = Patience(
@@ -120,14 +132,10 @@ def create_app(
         head_bytes=settings.max_head_bytes,
         connections=settings.max_connections,
     )
-    app.state.door = Door(patience, paths=paths, max_body_bytes=settings.max_body_bytes, routes=routes, bodies=bodies)
+    app.state.door = Door(patience, paths=paths, routes=routes, bodies=bodies)
     if metrics is not None:
         app.state.door.cut = metrics.cut
-    app.router.routes.extend(
-        prediction_routes(
-            app.state.fleet, app.state.targets, access, max_body_bytes=settings.max_body_bytes, bodies=bodies
-        )
-    )
+    app.router.routes.extend(prediction_routes(app.state.fleet, app.state.targets, access, bodies))
     app.include_router(metadata.health_router)
     app.include_router(triton.router)  # before: its /v2/models/stats is no model called stats
     app.include_router(metadata.router)
@@ -155,7 +163,6 @@ def create_app(
         Observed,
         metrics=metrics,
         paths=app.state.targets.paths,
-        max_body_bytes=settings.max_body_bytes,
         bodies=bodies,
     )
     return app
@@ -186,6 +193,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         if deployment is not None:
             await asyncio.to_thread(deployment.stop)  # what it waits for may need this loop
         await fleet.close()
+        await app.state.pool.close()
         if rereading is not None:
             rereading.cancel()
         if folding is not None:

@@ -19,7 +19,6 @@ class Door(Guard):
 
     paths: dict[bytes, Target] = field(default_factory=dict)
     """Raw request target to prediction target; replaced entry by entry as models come and go. Empty: no lane."""
-    max_body_bytes: int = 0
     routes: dict[str, RouteMetrics] = field(default_factory=dict)
     """Counters by route template; empty where metrics are off."""
     defaults: list[tuple[bytes, bytes]] = field(default_factory=list)

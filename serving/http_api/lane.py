@@ -14,6 +14,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serving.bodies.buffer import OWN_PAGES_FROM, BodyBuffer
 from serving.engine.admission import Bodies
 from serving.errors import InvalidRequest, ServingError
 from serving.http_api.answer import JSON, HeaderList, Headers, request_id
@@ -26,9 +27,8 @@ from serving.http_api.parsed_head import ParsedHead, parsed_head
 from serving.http_api.prediction import Call, Target
 from serving.http_api.security import admit
 from serving.metrics.gathered import RouteMetrics
-from serving.pages import OWN_PAGES_FROM, GatheredText
 from serving.parting import has_left
-from serving.tensor_bytes import Buffer, Gathered
+from serving.tensor_bytes import Buffer
 
 # A header that asks for more than the lane does.
 _UNUSUAL = frozenset(
@@ -43,7 +43,6 @@ _UNUSUAL = frozenset(
 BURST_BYTES = 128 * 1024
 """Bytes of a body after which the loop turns: else the socket is read until it is empty, 8 MB in one go."""
 _ASKING = frozenset({PRIORITY, TIMEOUT})
-_GATHERING = (Gathered, GatheredText)
 _LEFT_S = 0.05
 """Seconds from the end of what a client says to the question whether it has left, and then between looks."""
 LINGER_S = 0.5
@@ -89,7 +88,7 @@ class Lane(Connection):
         super().__init__(*args, **kwargs)
         self._turn: _Turn | None = None  # the plain request that is being answered
         self._target: Target | None = None  # of the plain request that is being read
-        self._body: bytes | bytearray | Gathered | GatheredText = b""
+        self._body: bytes | bytearray | BodyBuffer = b""
         self._length = 0
         self._binary = False  # raw tensors stand behind the JSON
         self._burst = 0
@@ -154,7 +153,7 @@ class Lane(Connection):
 
     def on_headers_complete(self) -> None:  # noqa: D102
         target = self.door.paths.get(self.url)
-        if target is not None and self._plain() and self._welcome(target):
+        if target is not None and self._plain(target) and self._welcome(target):
             self.judge_head()
             self._in_head = False
             self._target = target
@@ -175,7 +174,7 @@ class Lane(Connection):
         if self._closing and not self.pipeline:
             self.cycle.keep_alive = False  # uvicorn then says `connection: close`
 
-    def _plain(self) -> bool:
+    def _plain(self, target: Target) -> bool:
         """Tell whether the lane may answer, from the method, the headers and what the connection is doing."""
         parser = self.parser
         if not self._free() or parser.get_method() != b"POST":
@@ -207,9 +206,8 @@ class Lane(Connection):
         else:
             self._asks = NOTHING
         # What is too much to hold is refused on the other path.
-        return self._length <= Bodies.FREE or (
-            self._length <= self.door.max_body_bytes and self.door.bodies.fits(self._length)
-        )
+        most = target.max_body_bytes if self._binary and target.codec.raw_tensors else target.max_json_bytes
+        return self._length <= most and (self._length <= Bodies.FREE or self.door.bodies.fits(self._length))
 
     def _welcome(self, target: Target) -> bool:
         """Tell whether a body from this caller is worth reading; uvicorn's way refuses the others before theirs."""
@@ -230,14 +228,14 @@ class Lane(Connection):
             self.flow.pause_reading()
             self.loop.call_soon(self._read_on)
         gathered = self._body
-        if isinstance(gathered, _GATHERING):
+        if isinstance(gathered, BodyBuffer):
             gathered.add(body)
         elif isinstance(gathered, bytearray):
             gathered += body
         elif len(body) == self._length:
             self._body = body
         elif self._binary or self._length >= OWN_PAGES_FROM:
-            self._body = Gathered(self._length) if self._binary else GatheredText(self._length)
+            self._body = BodyBuffer(self._length)
             self._body.add(body)
         else:
             self._body = bytearray(body)
@@ -257,7 +255,7 @@ class Lane(Connection):
         body, self._body = self._body, b""
         if self._id is None and chunk:
             self._known = parsed_head(chunk, self.url, self.headers, len(body), self._asks)
-        self._begin(target, self.headers, body.whole() if isinstance(body, _GATHERING) else body, self._asks)
+        self._begin(target, self.headers, body.whole() if isinstance(body, BodyBuffer) else body, self._asks)
 
     def _begin(self, target: Target, headers: Headers, body: Buffer, asks: Asks) -> None:
         turn = self._turn = _Turn(self, request_id(self._id), self.door.routes.get(target.template))

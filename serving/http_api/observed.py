@@ -22,14 +22,11 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"
 class Observed:
     """Pure ASGI; wraps `app`. paths: prediction targets by raw path, for requests that need nothing of the app."""
 
-    def __init__(
-        self, app: ASGIApp, *, metrics: Metrics | None, paths: dict[bytes, Target], max_body_bytes: int, bodies: Bodies
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics | None, paths: dict[bytes, Target], bodies: Bodies) -> None:
         self._bodies = bodies
         self._app = app
         self._metrics = metrics
         self._paths = paths
-        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection scope."""
@@ -53,7 +50,7 @@ class Observed:
             target = None  # cross-origin requests need the CORS middleware
         try:
             if target is not None:
-                await answer(target, headers, receive, observed_send, self._max_body_bytes, self._bodies)
+                await answer(target, scope, receive, observed_send, self._bodies)
             else:
                 await self._app(scope, receive, observed_send)
         except Exception:

@@ -7,22 +7,20 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Sequence
-from mmap import mmap
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import orjson
 import simdjson
 
-from serving.engine.model import Model
 from serving.engine.ports import Ports
-from serving.http_api import number_array
-from serving.http_api.answer import header
-from serving.http_api.codec import INLINE_BYTES, LENGTH, Blobs, Decoded, Mixed
+from serving.engine.signature import Described
+from serving.http_api.answer import Headers, header
+from serving.http_api.codec import LENGTH, Decoded, Mixed
 from serving.http_api.open_inference_answer import Writer
 from serving.http_api.open_inference_request import Context, Reader
-from serving.tensor_bytes import Buffer, Text
+from serving.tensor_bytes import Buffer
 from serving.tensors import NUMPY, Tensors
 
 PROTOCOL = "v2"
@@ -30,16 +28,17 @@ _SHORT_BYTES = 2048
 _MOST_SHAPES = 256
 _NUMBERS = frozenset({int, float})
 _WHOLE = frozenset({int})
-_NO_BYTES = (memoryview, mmap)
 
 
 class Codec:
     """Decodes and encodes v2 JSON for one version of a model."""
 
     protocol = PROTOCOL
+    raw_tensors = True
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Described) -> None:
         signature = model.signature
+        self._made_of = model
         ports = Ports(signature)
         self._reader = Reader(ports)
         self._writer = Writer(model, ports)
@@ -54,24 +53,25 @@ class Codec:
         self._parser = simdjson.Parser()
         self._packers: dict[tuple[int, ...], Callable[..., bytes]] = {}
 
-    def decode(self, headers: Sequence[tuple[bytes, bytes]], body: Buffer) -> Decoded:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Codec, (self._made_of,)
+
+    def decode(self, headers: Headers, body: Buffer) -> Decoded:
         """Read a body into feeds. Raises InvalidRequest or SignatureMismatch; both are 400 in this protocol."""
         length = header(headers, LENGTH)
         if length is not None:
             return self._reader.binary(length, body)
-        size = len(body)
-        if isinstance(body, _NO_BYTES) and (size <= INLINE_BYTES or not isinstance(body, mmap)):
-            body = bytes(body)
-        if self._fast:
-            if size > INLINE_BYTES:
-                decoded = self._decode_long(body)
-            else:
-                decoded = self._decode_short(body) if size < _SHORT_BYTES else self._decode_plain(body)
-            if decoded is not None:
-                return decoded
-        return self._reader.json(body)
+        body = bytes(body)
+        decoded = self.quick(body)
+        return self._reader.json(body) if decoded is None else decoded
 
-    def _decode_short(self, body: Any) -> Decoded | None:
+    def quick(self, body: bytes) -> Decoded | None:
+        """Read the usual request, one float tensor without options; None for anything else, wrong or right."""
+        if not self._fast:
+            return None
+        return self._decode_short(body) if len(body) < _SHORT_BYTES else self._decode_plain(body)
+
+    def _decode_short(self, body: bytes) -> Decoded | None:
         """Read the usual request where it is short. None for anything else, wrong or right.
 
         Does what `_decode_plain` does; up to some 2 KiB its fewer steps cost less than simdjson saves.
@@ -113,7 +113,7 @@ class Codec:
         made = self._packers[size, *shape] = struct.Struct(f"<{size}{self._fast_dtype.char}").pack
         return made
 
-    def _decode_plain(self, body: Any) -> Decoded | None:
+    def _decode_plain(self, body: bytes) -> Decoded | None:
         """Read the usual request: one flat float tensor, no options. None for anything else, wrong or right."""
         document: Any = None
         tensor: Any = None
@@ -143,35 +143,6 @@ class Codec:
             return None
         return Decoded((array,), shape[0] if self._batch == "dynamic" else 1, Context(identity, None))
 
-    def _decode_long(self, body: Text) -> Decoded | None:
-        """Do what `_decode_plain` does, and for nested data, in pieces: for another thread than the loop's."""
-        found = number_array.split(body)
-        if found is None:
-            return None
-        try:
-            document = orjson.loads(found.skeleton)
-            (tensor,) = document["inputs"]
-            data, shape = tensor["data"], tensor["shape"]
-            members = len(document)
-            if found.skeleton.count(b":") != members + 4 or len(tensor) != 4 or members > 2:
-                return None
-            if tensor["name"] != self._fast_name or tensor["datatype"] != self._fast_datatype:
-                return None
-            identity = document["id"] if members == 2 else None
-        except (ValueError, TypeError, KeyError):
-            return None
-        if data != number_array.STAND_IN or not (identity is None or isinstance(identity, str)):
-            return None
-        if not (
-            isinstance(shape, list) and _WHOLE.issuperset(map(type, shape)) and self._fits(shape, math.prod(shape))
-        ):
-            return None
-        array = number_array.numbers(body, found.start, found.end, tuple(shape), self._fast_dtype)
-        if array is None:
-            return None
-        rows = shape[0] if self._batch == "dynamic" else 1
-        return Decoded((array,), rows, Context(identity, None))
-
     def _fits(self, shape: list[Any], size: int) -> bool:
         """Tell whether a shape is one that the only input takes, and holds `size` elements."""
         if len(shape) != len(self._fast_shape):
@@ -188,6 +159,6 @@ class Codec:
             not wanted.binary or wanted.classes or wanted.position in self._texts for wanted in context.wanted
         )
 
-    def encode(self, outputs: Tensors, context: Any) -> bytes | Blobs | Mixed:
+    def encode(self, outputs: Tensors, context: Any) -> bytes | Mixed:
         """Write the answer to a decoded request."""
         return self._writer.write(outputs, context)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import orjson
 
-from serving.engine.model import Model
-from serving.engine.ports import Ports, Wanted
+from serving.engine.ports import Ports
+from serving.engine.signature import Described
 from serving.http_api import strict_json
 from serving.http_api.answer import HeaderList
-from serving.http_api.array_json import gathered, in_pieces
-from serving.http_api.codec import INLINE_BYTES, LENGTH, LONG_ANSWER_BYTES, Blobs, Mixed
+from serving.http_api.codec import INLINE_BYTES, LENGTH, Blobs, Mixed
 from serving.http_api.open_inference_request import Context
-from serving.tensor_bytes import in_parts, write
+from serving.tensor_bytes import as_it_lies, write
 from serving.tensors import Array, Tensors
 
 _MOST_SHAPES = 256
@@ -23,7 +21,7 @@ _MOST_SHAPES = 256
 class Writer:
     """Writes the answers of one version of a model."""
 
-    def __init__(self, model: Model, ports: Ports) -> None:
+    def __init__(self, model: Described, ports: Ports) -> None:
         self._ports = ports
         self._head = b'"model_name":%b,"model_version":%b,"outputs":[' % (
             orjson.dumps(model.name),
@@ -35,12 +33,10 @@ class Writer:
         # By what is asked for and the shapes: the JSON of small answers that are raw altogether, and their header.
         self._raw: dict[tuple[Any, ...], tuple[bytes, HeaderList]] = {}
 
-    def write(self, outputs: Tensors, context: Context) -> bytes | Blobs | Mixed:
+    def write(self, outputs: Tensors, context: Context) -> bytes | Mixed:
         """Write the answer; in JSON, numbers that are not finite become null, as in every JSON answer here."""
         identity, wanted = context
         opening = b"{" if identity is None else b'{"id":%b,' % orjson.dumps(identity)
-        if sum([array.nbytes for array in outputs]) > LONG_ANSWER_BYTES:
-            return self._long(opening, outputs, self._ports.every(binary=False) if wanted is None else wanted)
         if wanted is not None:
             return self._chosen(opening, outputs, context)
         parts = [self._as_json(position, array) for position, array in enumerate(outputs)]
@@ -58,11 +54,11 @@ class Writer:
             head, headers = known
             return Mixed(headers, b"".join([head, *[outputs[one[0]].tobytes() for one in wanted or ()]]))
         texts: list[bytes] = []
-        blobs: list[bytes] = []
+        blobs: list[bytes | memoryview] = []
         for position, binary, classes in wanted or ():
             array, head = self._described(position, outputs[position], classes)
             if binary:
-                blob = write(array)
+                blob = write(array) if array.nbytes < INLINE_BYTES or array.dtype.hasobject else as_it_lies(array)
                 texts.append(b'%b,"parameters":{"binary_data_size":%d}}' % (head, len(blob)))
                 blobs.append(blob)
             else:
@@ -77,32 +73,6 @@ class Writer:
         if identity is None and len(blobs) == len(texts):
             self._remember(key, outputs, body, headers)
         return Mixed(headers, b"".join((body, *blobs)))
-
-    def _long(self, opening: bytes, outputs: Tensors, wanted: tuple[Wanted, ...]) -> Blobs | Mixed:
-        """Write what `_chosen` writes, in parts: for another thread than the loop's, but where all is raw numbers."""
-        blobs: list[bytes | memoryview] = []
-
-        def described() -> Iterator[bytes]:
-            opened = opening + self._head
-            for position, binary, classes in wanted:
-                array, about = self._described(position, outputs[position], classes)
-                yield opened + about
-                if binary:
-                    raw = in_parts(array)
-                    yield b',"parameters":{"binary_data_size":%d}}' % sum(map(len, raw))
-                    blobs.extend(raw)
-                else:
-                    yield b',"data":'
-                    yield from in_pieces(array.ravel())
-                    yield b"}"
-                opened = b","
-            yield b"]}"
-
-        head = gathered(described())
-        length = sum(map(len, head))
-        if not blobs:
-            return Blobs(length, head)
-        return Mixed([(LENGTH, b"%d" % length)], Blobs(length + sum(map(len, blobs)), (*head, *blobs)))
 
     def _described(self, position: int, array: Array, classes: int) -> tuple[Array, bytes]:
         """Return what an output is answered with, and the beginning of its JSON."""

@@ -14,9 +14,8 @@ import numpy as np
 from serving.engine.ports import Ports, Wanted
 from serving.engine.request import priority_of
 from serving.errors import InvalidRequest
-from serving.http_api import long_json, long_tensor, strict_json
-from serving.http_api.codec import INLINE_BYTES, Decoded
-from serving.http_api.long_json import Long
+from serving.http_api import strict_json
+from serving.http_api.codec import Decoded
 from serving.http_api.tensor_json import array_of
 from serving.tensor_bytes import Buffer, read
 from serving.tensors import NUMPY, Array, count
@@ -25,9 +24,6 @@ _MOST_PLANS = 256
 _LONGEST_PLAN = 1024
 _LARGEST_LONE = 4096
 _LONE = frozenset(NUMPY) - {"BYTES", "BOOL", "FP16", "BF16"}
-_DATA = frozenset({b"{[{["})
-"""The brackets that an input's data stands in."""
-_LONGEST_SHAPE = 4096
 _SHARED = "shared_memory_region"
 
 
@@ -70,7 +66,7 @@ class Reader:
 
     def json(self, body: Buffer) -> Decoded:
         """Read a body that is all JSON."""
-        return self._document(_parsed(body), memoryview(b""), b"")
+        return self._document(strict_json.loads(body), memoryview(b""), b"")
 
     def binary(self, length: bytes, body: Buffer) -> Decoded:
         """Read a body whose first `length` bytes are JSON; what follows are raw tensors, in the order of the inputs."""
@@ -87,7 +83,7 @@ class Reader:
             return Decoded((array,), plan.rows, plan.context, plan.timeout, plan.priority)
         blobs = memoryview(body)[size:]
         if plan is None:
-            return self._document(_parsed(head), blobs, head)
+            return self._document(strict_json.loads(head), blobs, head)
         arrays: list[Array | None] = [None] * len(plan.inputs)
         place = 0
         for index, (position, datatype, shape, size) in enumerate(plan.inputs):
@@ -161,8 +157,6 @@ class Reader:
             raise InvalidRequest(f"{at}: is {strict_json.kind(tensor)}: send an object")
         position = self._ports.input(tensor.get("name"), tensor.get("datatype"), at)
         dims = tensor.get("shape")
-        if isinstance(dims, Long) and dims.end - dims.start < _LONGEST_SHAPE:
-            dims = [dim for piece in dims.pieces() for dim in long_json.values(piece)]
         if not isinstance(dims, list):
             raise InvalidRequest(f"{at}/shape: should be an array of whole numbers")
         shape = self._ports.shape(position, dims, at)
@@ -174,11 +168,7 @@ class Reader:
     def _data(self, tensor: dict[str, Any], position: int, shape: tuple[int, ...], at: str) -> Array:
         if "data" not in tensor:
             raise InvalidRequest(f"{at}: is missing")
-        data, datatype = tensor["data"], tensor["datatype"]
-        if isinstance(data, Long):
-            array = long_tensor.array_of(data, datatype, shape, at)
-        else:
-            array = array_of(data, datatype, shape, at)
+        array = array_of(tensor["data"], tensor["datatype"], shape, at)
         self._ports.check(position, array, at)
         return array
 
@@ -189,13 +179,6 @@ class Reader:
         if not isinstance(outputs, list):
             raise InvalidRequest('"outputs" should be an array')
         return self._ports.wanted(_asked(outputs, binary=binary))
-
-
-def _parsed(text: Buffer) -> Any:
-    """Parse JSON; in place of the arrays of a long one stands a `Long`."""
-    if len(text) <= INLINE_BYTES:
-        return strict_json.loads(text)
-    return long_json.read(bytes(text) if isinstance(text, memoryview) else text, _DATA)
 
 
 def _lone(lone: _Lone, body: Buffer, start: int) -> Array | None:

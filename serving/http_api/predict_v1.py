@@ -7,46 +7,46 @@ https://www.tensorflow.org/tfx/serving/api_rest#predict_api.
 
 from __future__ import annotations
 
+import itertools
+import operator
 import re
 import struct
-from collections.abc import Sequence
-from mmap import mmap
 from typing import Any
 
+import numpy as np
 import orjson
 from pydantic import ValidationError
 
-from serving.engine.model import Model
 from serving.engine.rows import Rows
-from serving.http_api import long_json, strict_json
-from serving.http_api.codec import INLINE_BYTES, Blobs, Decoded
+from serving.engine.signature import Described
+from serving.http_api import strict_json
+from serving.http_api.answer import Headers
+from serving.http_api.codec import Decoded
 from serving.http_api.predict_v1_answer import Answers
-from serving.http_api.predict_v1_long import LongReader, NumberRows
-from serving.http_api.predict_v1_pieces import ARRAYS, CheckedInPieces
+from serving.http_api.predict_v1_checked import Checked, cells
 from serving.tensor_bytes import Buffer
-from serving.tensors import FLOATS, NUMPY, Tensors
+from serving.tensors import FLOATS, NUMPY, Array, Tensors
 
 PROTOCOL = "v1"
 
 # Which form a body has can be told from its first value; a wrong guess only costs the slow path.
 _FORM = re.compile(rb'\s*\{\s*"(instances|inputs)"\s*:\s*(?:\[\s*)?(.)', re.DOTALL)
+_NUMBERS = frozenset({int, float})
 
 
 class Codec:
     """Decodes and encodes V1 for one version of a model; everything that can be decided at load is."""
 
     protocol = PROTOCOL
-    slow_bytes = True
+    raw_tensors = slow_bytes = False
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Described) -> None:
         signature = model.signature
+        self._made_of = model
         self.signature = signature
         self.rows = Rows(signature, model.name)
         self._answers = Answers(signature, model.name, model.version)
         self._single_only = len(self.rows.names) == 1
-        self._named = self.rows.all("named")
-        self._positional = self.rows.all("positional")
-        self._single = self.rows.all("single")
         # Its values begin with a bracket only where they are arrays themselves; a row may be one in brackets too.
         self._opens_rows = self._single_only and not any(feature.shape for feature in signature.features)
         self._width = len(self.rows.names)
@@ -59,42 +59,52 @@ class Codec:
             )
         )
         self._numbers = NumberRows(self.rows.names, NUMPY[signature.inputs[0].datatype]) if numbers else None
-        self._long = LongReader(signature, self.rows, self._numbers)
-        self._checked = CheckedInPieces(signature, self.rows, self._long)
+        self._checked = Checked(signature, self.rows)
         self._plain_names = not any(":" in name for name in self.rows.names)
 
-    def decode(self, headers: Sequence[tuple[bytes, bytes]], body: Buffer) -> Decoded:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Codec, (self._made_of,)
+
+    def decode(self, headers: Headers, body: Buffer) -> Decoded:
         """Read a body into feeds. Raises InvalidRequest, or SignatureMismatch with all the bad cells."""
-        if isinstance(body, memoryview):
-            body = bytes(body)
-        if len(body) > INLINE_BYTES:
-            long = self._long.read(body)
-            return self._checked.read(long_json.read(body, ARRAYS)) if long is None else Decoded(*long)
-        if isinstance(body, mmap):
-            body = bytes(body)
+        body = bytes(body)
+        decoded = self.quick(body)
+        return self._checked.read(strict_json.loads(body)) if decoded is None else decoded
+
+    def quick(self, body: bytes) -> Decoded | None:
+        """Read one of the usual forms; None for anything else, wrong or right. Raises as `decode` does."""
         if self._numbers is not None and (decoded := self._decode_numbers(self._numbers, body)) is not None:
             return decoded
         found = _FORM.match(body)
-        if found and found[1] == b"instances":
-            try:
-                if found[2] == b"{":
-                    rows = self._named.validate_json(body)["instances"]
-                    # As many colons as names: no key stands twice. Pydantic would keep the last silently.
-                    if rows and body.count(b":") == 1 + len(rows) * self._width and self._plain_names:
-                        return self._checked.feeds([list(row.values()) for row in rows])
-                elif self._single_only and not (found[2] == b"[" and self._opens_rows):
-                    cells = self._single.validate_json(body)["instances"]
-                    if cells and _once(body):
-                        return self._checked.feeds([(cell,) for cell in cells])
-                elif found[2] == b"[" and not self._single_only:
-                    rows = self._positional.validate_json(body)["instances"]
-                    if rows and body.count(b":") == 1:
-                        return self._checked.feeds(rows)
-            except ValidationError:
-                pass
-        return self._checked.read(strict_json.loads(body))
+        form = self._form(found[2]) if found and found[1] == b"instances" else None
+        if form is None:
+            return None
+        try:
+            rows = self._checked.all[form].validate_json(body)["instances"]
+        except ValidationError:
+            return None
+        if not rows or not self._once(body, form, len(rows)):
+            return None
+        return self._checked.feeds([cells(row, form) for row in rows])
 
-    def _decode_numbers(self, numbers: NumberRows, body: bytes | bytearray) -> Decoded | None:
+    def _form(self, opening: bytes) -> str | None:
+        """Tell from what a row begins with which form all of them have, if they are right."""
+        if opening == b"{":
+            return "named"
+        if self._single_only:
+            return None if opening == b"[" and self._opens_rows else "single"
+        return "positional" if opening == b"[" else None
+
+    def _once(self, body: bytes, form: str, rows: int) -> bool:
+        """Tell whether no key stands twice, for sure: Pydantic would keep the last silently.
+
+        As many colons as names; of texts, which may have colons in them, the only key.
+        """
+        if form == "named":
+            return self._plain_names and body.count(b":") == 1 + rows * self._width
+        return body.count(b":") == 1 or (form == "single" and b"\\" not in body and body.count(b'"instances"') == 1)
+
+    def _decode_numbers(self, numbers: NumberRows, body: bytes) -> Decoded | None:
         """Read rows of plain numbers; None for anything else, wrong or right."""
         try:
             matrix = numbers.matrix(orjson.loads(body)["instances"], body.count(b":") - 1)
@@ -105,13 +115,39 @@ class Codec:
     def slow_answer(self, context: Any) -> bool:  # noqa: D102
         return True
 
-    def encode(self, outputs: Tensors, context: Any) -> bytes | Blobs:
+    def encode(self, outputs: Tensors, context: Any) -> bytes:
         """Write the answer to a decoded request: rows for `instances`, columns for `inputs`."""
         if context:
             return self._answers.columns(outputs)
         return self._answers.rows(outputs)
 
 
-def _once(body: bytes | bytearray) -> bool:
-    """Tell whether the only key of a body surely stands there once; texts may have colons, and the key, in them."""
-    return body.count(b":") == 1 or (b"\\" not in body and body.count(b'"instances"') == 1)
+class NumberRows:
+    """Makes the matrix of rows of plain numbers at twice Pydantic's speed, where every feature is a free float."""
+
+    def __init__(self, names: list[str], dtype: np.dtype[Any]) -> None:
+        self._width = len(names)
+        self._pick = operator.itemgetter(*names)
+        self._dtype = dtype
+
+    def matrix(self, rows: Any, colons: int) -> Array | None:
+        """Make it of rows as JSON has them; None, or an error of Python's, for anything else, wrong or right.
+
+        As many colons as names: that tells, without a walk, that no key stands twice.
+        """
+        width = self._width
+        named = type(rows[0]) is dict
+        if colons != (len(rows) * width if named else 0):
+            return None
+        if named:
+            pick = self._pick
+            flat = list(itertools.chain.from_iterable([pick(row) for row in rows]))
+        else:
+            flat = list(itertools.chain.from_iterable(rows))
+            if any(len(row) != width for row in rows):
+                return None
+        if not _NUMBERS.issuperset(map(type, flat)):
+            return None
+        # Standard mode refuses what is too large for the model's float; native mode would make it an infinity.
+        packed = struct.pack(f"<{len(rows) * width}{self._dtype.char}", *flat)
+        return np.ndarray((len(rows), width), self._dtype, packed)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import orjson
 
 from serving.engine.signature import Signature
-from serving.http_api.array_json import PIECE, elements, gathered, in_pieces
-from serving.http_api.codec import LONG_ANSWER_BYTES, Blobs
 from serving.http_api.strict_json import dumps
-from serving.tensor_bytes import LongStrings
 from serving.tensors import Array, Tensors
 
 
@@ -42,10 +38,8 @@ class Answers:
             self._template = _template(self._key, signature.classes or ())
         self._label_texts = {c: orjson.dumps(c) for c in (signature.classes or ())}
 
-    def rows(self, outputs: Tensors) -> bytes | Blobs:
-        """Write `{"predictions": [one a row]}`; long ones in parts, with a moment's sleep between."""
-        if sum([output.nbytes for output in outputs]) > LONG_ANSWER_BYTES:
-            return _blobs(self._long_rows(outputs))
+    def rows(self, outputs: Tensors) -> bytes:
+        """Write `{"predictions": [one a row]}`."""
         return b"%b%b]}" % (self._head_rows, self._texts(outputs))
 
     def _texts(self, outputs: Tensors) -> bytes:
@@ -70,10 +64,8 @@ class Answers:
         records = [dict(zip(self._names, row, strict=True)) for row in zip(*columns, strict=True)]
         return dumps(records)[1:-1]
 
-    def columns(self, outputs: Tensors) -> bytes | Blobs:
-        """Write `{"outputs": {name: column}}`, or the column alone where there is one output; long ones as `rows`."""
-        if sum([output.nbytes for output in outputs]) > LONG_ANSWER_BYTES:
-            return _blobs(self._long_columns(outputs))
+    def columns(self, outputs: Tensors) -> bytes:
+        """Write `{"outputs": {name: column}}`, or the column alone where there is one output."""
         value: Any
         if self._whole:
             rows = [[_nested(output)] for output in outputs]
@@ -91,49 +83,6 @@ class Answers:
             value = {name: _plain(o) for name, o in zip(self._names, outputs, strict=True)}
         return b"%b%b}" % (self._head_columns, dumps(value))
 
-    def _long_rows(self, outputs: Tensors) -> Iterator[bytes]:
-        """Give what `rows` writes, some elements at a time."""
-        yield self._head_rows
-        if self._whole:
-            yield from self._record(outputs)
-        elif len(outputs) == 1:
-            yield from elements(_flat(outputs[0]))
-        else:
-            rows = len(outputs[0])
-            step = PIECE * rows // sum(output.size for output in outputs)
-            apart = not self._named and (not step or any(isinstance(output, LongStrings) for output in outputs))
-            for at in range(0, rows, 1 if apart else max(1, step)):
-                if at:
-                    yield b","
-                if apart:
-                    row = [_row(_flat(output), at) for output in outputs]
-                    yield from _object(dict(zip(self._names, row, strict=True)), doubles=True)
-                else:
-                    yield self._texts(tuple([output[at : at + max(1, step)] for output in outputs]))
-        yield b"]}"
-
-    def _long_columns(self, outputs: Tensors) -> Iterator[bytes]:
-        """Give what `columns` writes, some elements at a time."""
-        yield self._head_columns
-        if self._named and not self._whole:
-            labels, scores = outputs[self._label], outputs[self._scores]  # type: ignore[index]
-            yield b'{"label":['
-            for at in range(0, len(labels), PIECE):
-                yield (b"," if at else b"") + b",".join(self._labels(labels[at : at + PIECE]))
-            yield b'],"%b":' % self._key.encode()
-            yield from _object({str(c): scores[:, i] for i, c in enumerate(self._classes or ())}, doubles=True)
-            yield b"}"
-        else:
-            yield from self._record([output[None] if self._whole else _flat(output) for output in outputs])
-        yield b"}"
-
-    def _record(self, values: Sequence[Array]) -> Iterator[bytes]:
-        """Write a value of each output by name, or the only one alone."""
-        if len(values) == 1:
-            yield from in_pieces(values[0])
-        else:
-            yield from _object(dict(zip(self._names, values, strict=True)))
-
     def _labels(self, labels: Array) -> list[bytes]:
         values = labels.ravel().tolist()
         if self._indexed:
@@ -146,32 +95,6 @@ class Answers:
 def _template(key: str, classes: tuple[Any, ...]) -> bytes:
     keys = [orjson.dumps(str(c)).replace(b"%", b"%%") for c in classes]
     return b'{"label":%b,"' + key.encode() + b'":{' + b",".join(name + b":%b" for name in keys) + b"}}"
-
-
-def _blobs(pieces: Iterator[bytes]) -> Blobs:
-    parts = gathered(pieces)
-    return Blobs(sum(map(len, parts)), parts)
-
-
-def _object(values: dict[str, Array], *, doubles: bool = False) -> Iterator[bytes]:
-    opening = b"{"
-    for name, value in values.items():
-        yield opening + orjson.dumps(name) + b":"
-        yield from in_pieces(value, doubles=doubles)
-        opening = b","
-    yield b"}"
-
-
-def _flat(output: Array) -> Array:
-    """Make one value a row of a column of shape [batch, 1]."""
-    if output.ndim == 0:
-        output = output.reshape(1)
-    return output.ravel() if output.ndim == 2 and output.shape[1] == 1 else output
-
-
-def _row(output: Array, at: int) -> Array:
-    """Return a row, as an array where it is one value too."""
-    return output[at : at + 1].reshape(output.shape[1:])
 
 
 def _plain(output: Array) -> Any:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from pydantic import ValidationError
@@ -19,11 +18,13 @@ from serving.http_api import strict_json
 from serving.http_api.codec import Decoded
 from serving.tensors import FLOATS, Tensors
 
+FORMS = ("named", "positional", "single")
+"""How one row may be written: by feature name, by position, or as the only feature's value."""
 _LONGEST_NAME = 256
 """Characters of a name that are looked at, and echoed, where it is wrong."""
 
-_ROWS = 65_536
-"""Rows that are looked at in one step for what is infinite."""
+_TOGETHER = 256
+"""Rows, or cells of a column, that are judged together; behind the first that are wrong, few more are looked at."""
 
 
 class Checked:
@@ -38,6 +39,9 @@ class Checked:
         self._names = set(rows.names)
         self._guard_finite = any(not f.allow_non_finite and f.datatype in FLOATS - {"FP64"} for f in signature.features)
         self._validators: dict[str, SchemaValidator] = {}
+        self.all = {form: rows.all(form) for form in FORMS}
+        """What checks a whole body of rows of one form."""
+        self._columns_at_once = rows.one("columns", fail_fast=True)
 
     def read(self, document: Any) -> Decoded:
         """Find out what is wrong, or read a form that the fast path does not."""
@@ -75,25 +79,43 @@ class Checked:
         if not rows:
             raise InvalidRequest('"instances" has no rows: send at least one')
         found = Findings()
-        checked = list(self._checked(rows, 0, found))
+        checked: list[Sequence[Any]] = []
+        for start in range(0, len(rows), _TOGETHER):
+            some = rows[start : start + _TOGETHER]
+            right = self._at_once(some)
+            checked += self._checked(some, start, found) if right is None else right
+            if found.enough:
+                found.cut_short = start + _TOGETHER < len(rows)
+                break
         found.refuse("the rows do not fit the model's signature")
         return checked
+
+    def _at_once(self, rows: list[Any]) -> list[Sequence[Any]] | None:
+        """Give the cells of rows that all have one form and are right; None for others."""
+        form = self._form(rows[0])
+        if form not in FORMS:
+            return None
+        try:
+            right = self.all[form].validate_json(_dumped({"instances": rows}))["instances"]
+        except ValidationError:
+            return None
+        return [cells(row, form) for row in right]
 
     def _checked(self, rows: Sequence[Any], start: int, found: Findings) -> Iterator[Sequence[Any]]:
         """Give the cells of each row that is right; the first row is number `start`."""
         for index, row in enumerate(rows, start):
             form = self._form(row)
-            if form not in ("named", "positional", "single"):
-                found.add(1, [Detail(strict_json.pointer("instances", index), form)] if found.wanting else [])
+            if form not in FORMS:
+                found.add(1, [Detail(strict_json.pointer("instances", index), form)] if not found.enough else [])
                 continue
             looked_at, more = self._bounded(row) if form == "named" else (row, 0)
             try:
-                value = self._validator(form).validate_json(dumped(looked_at))
+                value = self._validator(form).validate_json(_dumped(looked_at))
             except ValidationError as error:
-                details = self._explain(error, ("instances", index)) if found.wanting else []
+                details = self._explain(error, ("instances", index)) if not found.enough else []
                 found.add(error.error_count() + more, details)
                 continue
-            yield list(value.values()) if form == "named" else value if form == "positional" else [value]
+            yield cells(value, form)
 
     def _bounded(self, given: dict[str, Any]) -> tuple[dict[str, Any], int]:
         """Leave out unknown names that will not be shown, and count them: of thousands, Pydantic tells at length."""
@@ -131,13 +153,10 @@ class Checked:
                 raise InvalidRequest(
                     f'"inputs" is {strict_json.kind(given)}: send an object of columns by feature name'
                 )
-        looked_at, more = self._bounded(given)
         try:
-            columns = list(self._validator("columns").validate_json(dumped(looked_at)).values())
-        except ValidationError as error:
-            details = self._explain(error, ("inputs",))
-            total = error.error_count() + more
-            raise listed("the columns do not fit the model's signature", details, total=total) from None
+            columns = list(self._columns_at_once.validate_json(_dumped(given)).values())
+        except ValidationError:
+            self._refuse_columns(given)
         lengths = {name: len(column) for name, column in zip(self.rows.names, columns, strict=True)}
         if len(set(lengths.values())) != 1:
             raise SignatureMismatch(
@@ -154,6 +173,25 @@ class Checked:
             self._refuse_overflow(inputs, "inputs", by_row=False)
         return Decoded(inputs, len(columns[0]), True)
 
+    def _refuse_columns(self, given: dict[str, Any]) -> NoReturn:
+        """Say what is wrong with columns, some of which does not fit."""
+        found = Findings()
+        looked_at, more = self._bounded(given)
+        longest = max([len(column) for column in looked_at.values() if isinstance(column, list)], default=0)
+        for start in range(0, max(1, longest), _TOGETHER):
+            some = {k: v[start : start + _TOGETHER] if isinstance(v, list) else v for k, v in looked_at.items()}
+            try:
+                self._validator("columns").validate_json(_dumped(some))
+            except ValidationError as error:
+                errors = [e for e in _errors(error) if not start or len(e["loc"]) > 1]
+                found.add(len(errors) + more, self._details(errors, ("inputs",), start) if not found.enough else [])
+                more = 0
+            if found.enough:
+                found.cut_short = start + _TOGETHER < longest
+                break
+        found.refuse("the columns do not fit the model's signature")
+        raise AssertionError("columns were refused, and nothing is wrong with them")
+
     def _check_count(self, rows: int, top: str) -> None:
         if rows > 1 and self.signature.batch == "none":
             raise SignatureMismatch(
@@ -166,7 +204,7 @@ class Checked:
             if array.dtype.kind not in "fV" or not np.isinf(array).any():
                 continue
             details = []
-            for place in itertools.islice(_infinities(array), DETAILS_SHOWN):
+            for place in np.argwhere(np.isinf(array))[:DETAILS_SHOWN]:
                 feature = self.rows.names[place[1] if self.signature.layout == "matrix" else position]
                 row = int(place[0])
                 path = strict_json.pointer(top, *((row, feature) if by_row else (feature, row)))
@@ -176,20 +214,20 @@ class Checked:
             if details:
                 raise listed("the rows do not fit the model's signature", details)
 
-    def _explain(
-        self, error: ValidationError, top: tuple[str | int, ...], column: tuple[str, int] | None = None
-    ) -> list[Detail]:
+    def _explain(self, error: ValidationError, top: tuple[str | int, ...]) -> list[Detail]:
+        return self._details(_errors(error), top)
+
+    def _details(self, errors: list[ErrorDetails], top: tuple[str | int, ...], start: int = 0) -> list[Detail]:
         """Turn Pydantic's findings into ours: a JSON pointer and a sentence that says what to do.
 
-        column: the name of the column that cells stand in, and the number of the first.
+        start: number of the first cell of each column that was looked at.
         """
         details = []
-        errors = error.errors(include_url=False, include_context=True)
         missing = [str(each["loc"][-1]) for each in errors if each["type"] == "missing"]
         for found in errors[:DETAILS_SHOWN]:
             loc = tuple(part for part in found["loc"] if not str(part).startswith(("nullable[", "function-")))
-            if column is not None:
-                loc = (column[0], *(loc[0] + column[1], *loc[1:])) if loc else column[:1]  # type: ignore[operator]
+            if start:
+                loc = (loc[0], int(loc[1]) + start, *loc[2:])
             feature = self._feature(loc)
             place = (part[:_LONGEST_NAME] if isinstance(part, str) else part for part in loc)
             details.append(Detail(strict_json.pointer(*top, *place), _sentence(found, missing, self._names), feature))
@@ -205,16 +243,17 @@ class Checked:
 
 
 class Findings:
-    """What is wrong with rows or columns: how many cells, and the first of them."""
+    """What is wrong with rows or columns: how many cells, and the first of them. cut_short: there may be more."""
 
     def __init__(self) -> None:
         self.details: list[Detail] = []
         self.total = 0
+        self.cut_short = False
 
     @property
-    def wanting(self) -> bool:
-        """Tell whether more details would be shown."""
-        return len(self.details) < DETAILS_SHOWN
+    def enough(self) -> bool:
+        """Tell whether no more details would be shown."""
+        return len(self.details) >= DETAILS_SHOWN
 
     def add(self, count: int, details: list[Detail]) -> None:
         """Count some more."""
@@ -224,19 +263,21 @@ class Findings:
     def refuse(self, problem: str) -> None:
         """Raise SignatureMismatch where something was found."""
         if self.total:
-            raise listed(problem, self.details, total=self.total)
+            raise listed(problem, self.details, total=self.total, cut_short=self.cut_short)
 
 
-def _infinities(array: np.ndarray[Any, Any]) -> Iterator[Any]:
-    """Give the places of what is infinite."""
-    for start in range(0, len(array), _ROWS):
-        for place in np.argwhere(np.isinf(array[start : start + _ROWS])):
-            place[0] += start
-            yield place
+def cells(row: Any, form: str) -> Sequence[Any]:
+    """Return the cells of a validated row, in the order of the features."""
+    values: Sequence[Any] = [*row.values()] if form == "named" else row if form == "positional" else (row,)
+    return values
 
 
-def dumped(value: Any) -> bytes:
-    """Write JSON for a validator."""
+def _errors(error: ValidationError) -> list[ErrorDetails]:
+    return error.errors(include_url=False, include_context=True)
+
+
+def _dumped(value: Any) -> bytes:
+    """Write JSON for a validator, whole numbers beyond 64 bits and all."""
     return json.dumps(value).encode()
 
 

@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 import time
 from abc import abstractmethod
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from serving.access.access import Access
+from serving.bodies.codec_pool import CodecPool, Job
 from serving.engine.model import Model
 from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed, ServingError
 from serving.fleet.shadow import Shadow
 from serving.fleet.split import Split
 from serving.http_api.answer import (
-    BINARY,
-    COMPRESS_FROM,
     JSON,
     HeaderList,
     Headers,
-    accepted_coding,
-    compressed,
     error_body,
     error_headers,
     header,
@@ -37,11 +36,19 @@ from serving.http_api.codec import (
     INLINE_ANSWER_BYTES,
     INLINE_BYTES,
     LENGTH,
+    MOST_BRACKETS,
     RAW_INLINE_BYTES,
+    SLOW_INLINE_BYTES,
+    SMALL_BYTES,
     Blobs,
     Codec,
     Decoded,
-    Mixed,
+    Encoded,
+    decode,
+    decode_long,
+    encode,
+    encode_long,
+    too_much_json,
 )
 from serving.http_api.security import admit
 from serving.metrics.gathered import ModelMetrics
@@ -50,12 +57,11 @@ from serving.tensors import Tensors
 
 log = logging.getLogger("serving.prediction")
 
-NO_HEADERS: HeaderList = []
+_raw_decoders = ThreadPoolExecutor(1, thread_name_prefix="decode")
+"""For long raw tensors of numbers, which take no interpreter but are looked at."""
 
-_decoders = ThreadPoolExecutor(1, thread_name_prefix="decode")
-_encoders = ThreadPoolExecutor(1, thread_name_prefix="encode")
-Encoded: TypeAlias = tuple[bytes | Blobs, HeaderList, bytes]
-"""Body, headers and content type of an answer."""
+
+UNWRITABLE = InferenceFailed("the model's answer could not be written")
 
 
 class Fork(NamedTuple):
@@ -70,7 +76,8 @@ class Target:
     """A prediction path, with all that can be decided at load: model, dialect, metrics, deadline in seconds.
 
     fork: two versions share the path. shadow: gets copies of what is answered here. access: who
-    may predict; None where anyone may, whatever becomes of the keys.
+    may predict; None where anyone may, whatever becomes of the keys. pool: for long bodies and answers.
+    max_json_bytes: of one body, or of its JSON. max_body_bytes: of one with raw tensors.
     """
 
     __slots__ = (
@@ -79,8 +86,11 @@ class Target:
         "deadline",
         "fork",
         "loop",
+        "max_body_bytes",
+        "max_json_bytes",
         "metrics",
         "model",
+        "pool",
         "protocol",
         "shadow",
         "submit",
@@ -97,6 +107,9 @@ class Target:
         access: Access | None,
         deadline: float,
         loop: asyncio.AbstractEventLoop,
+        pool: CodecPool,
+        max_json_bytes: int,
+        max_body_bytes: int,
     ) -> None:
         self.model = model
         self.fork: Fork | None = None
@@ -109,18 +122,23 @@ class Target:
         self.access = access
         self.deadline = deadline
         self.loop = loop
+        self.pool = pool
+        self.max_json_bytes = max_json_bytes
+        self.max_body_bytes = max_body_bytes
 
 
 class Call(Request):
     """One prediction from body to answer: the request itself, so that it costs one object."""
 
-    __slots__ = ("asks", "began", "context", "headers", "target")
+    __slots__ = ("asks", "began", "context", "headers", "job", "target")
 
     asks: Asks
     target: Target
     headers: Headers
     began: float
     context: Any
+    job: Job | None
+    """What the codec process has to do for it, or has done."""
 
     @abstractmethod
     def finish(self, status: int, headers: HeaderList, body: bytes | Blobs, kind: bytes = JSON) -> None:
@@ -132,6 +150,7 @@ class Call(Request):
         self.target = target
         self.headers = headers
         self.gone = False
+        self.job = None
         self.began = time.monotonic()
         if target.access is not None:
             try:
@@ -142,14 +161,7 @@ class Call(Request):
         if target.fork is not None:
             self._choose(target.fork, headers, body)
             return
-        size = len(body)
-        if size > INLINE_BYTES and (
-            size > RAW_INLINE_BYTES or target.codec.slow_bytes or header(headers, LENGTH) is None
-        ):
-            decoding = target.loop.run_in_executor(_decoders, _decode, target.codec, headers, body)
-            decoding.add_done_callback(lambda done: self._submit(done.result()))
-            return
-        self._submit(_decode(target.codec, headers, body))
+        self._decode(target, body, self._submit)
 
     def _choose(self, fork: Fork, headers: Headers, body: Buffer) -> None:
         """Go on with one of two versions: by header before anything is decoded, by feature after."""
@@ -167,16 +179,47 @@ class Call(Request):
             elif not self.gone:
                 self.start(fork.candidate, headers, body, self.asks)
 
-        if len(body) > INLINE_BYTES:
-            decoding = stable.loop.run_in_executor(_decoders, _decode, stable.codec, headers, body)
-            decoding.add_done_callback(lambda done: decoded(done.result()))
+        self._decode(stable, body, decoded)
+
+    def _decode(self, target: Target, body: Buffer, then: Callable[[Decoded | ServingError], None]) -> None:
+        """Read the body, here where that is quick; `then` gets what it is, or what is wrong with it."""
+        if len(body) <= SMALL_BYTES:
+            then(decode(target.codec, self.headers, body))
             return
-        decoded(_decode(stable.codec, headers, body))
+        length = header(self.headers, LENGTH) if target.codec.raw_tensors else None
+        text = len(body) if length is None else int(length[:12]) if length.isdigit() else 0
+        if text <= SLOW_INLINE_BYTES and length is not None and not target.codec.slow_bytes:
+            if len(body) <= RAW_INLINE_BYTES:
+                then(decode(target.codec, self.headers, body))
+                return
+            decoding = target.loop.run_in_executor(_raw_decoders, decode, target.codec, self.headers, body)
+            decoding.add_done_callback(lambda done: then(done.result()))
+            return
+        if (found := _here(target, self.headers, body, text=length is None)) is not None:
+            then(found)
+            return
+        seconds = min(target.deadline, self.asks.timeout or target.deadline)
+        headers = [] if length is None else [(LENGTH, length)]
+        try:
+            if text > target.max_json_bytes:
+                raise too_much_json(text, target.max_json_bytes)
+            self.job = target.pool.submit(
+                self,
+                target.codec,
+                decode_long,
+                (headers, pickle.PickleBuffer(body)),
+                then,
+                deadline=self.began + seconds,
+            )
+        except ServingError as error:
+            then(error)
 
     def cancel(self) -> None:
         """Tell that the caller has left: rows that still wait are not run, and `finish` is never called."""
         if not self.gone:
             self.gone = True
+            if self.job is not None:
+                self.target.pool.cancel(self.job)
             if self.target.metrics:
                 self.target.metrics.failed(self.target.protocol, "gone", time.monotonic() - self.began)
 
@@ -206,47 +249,30 @@ class Call(Request):
         if sum([array.nbytes for array in outcome]) > INLINE_ANSWER_BYTES and (
             self.target.codec.slow_answer(self.context) or header(self.headers, b"accept-encoding") is not None
         ):
-            writing = self.target.loop.run_in_executor(_encoders, self._encoded, outcome)
-            writing.add_done_callback(lambda done: self._answer(done.result(), outcome))
+            accepted = header(self.headers, b"accept-encoding")
+            given = (outcome, self.context, accepted)
+            self.job = self.target.pool.submit(
+                self,
+                self.target.codec,
+                encode_long,
+                given,
+                lambda made: self._answer(UNWRITABLE if type(made) is ServingError else made, outcome),
+            )
             return
         self._answer(self._encoded(outcome), outcome)
 
-    def _encoded(self, outputs: Tensors) -> Encoded | None:
-        """Write the answer, compressed for who wants that; None, and a line in the log, where it can't be."""
+    def _encoded(self, outputs: Tensors) -> Encoded | ServingError:
         try:
-            made = self.target.codec.encode(outputs, self.context)
-            if isinstance(made, bytes):
-                if len(made) < COMPRESS_FROM:
-                    return made, NO_HEADERS, JSON
-            elif isinstance(made, Mixed) and isinstance(made.body, bytes) and len(made.body) < COMPRESS_FROM:
-                return made.body, made.headers, BINARY
-            return self._dressed(made)
+            return encode(self.target.codec, outputs, self.context, header(self.headers, b"accept-encoding"))
         except Exception:  # one answer that can't be written must not take the batch's other answers along
             log.exception("an answer could not be encoded")
-            return None
+            return UNWRITABLE
 
-    def _dressed(self, made: bytes | Blobs | Mixed) -> Encoded:
-        headers: HeaderList = []
-        body: bytes | Blobs
-        if isinstance(made, Mixed):
-            headers += made.headers
-            kind, body = BINARY, made.body
-        else:
-            kind, body = JSON, made
-        if (body.size if isinstance(body, Blobs) else len(body)) >= COMPRESS_FROM:
-            headers.append((b"vary", b"accept-encoding"))
-            coding = accepted_coding(header(self.headers, b"accept-encoding"))
-            if coding is not None:
-                parts = compressed(body.pieces() if isinstance(body, Blobs) else [body], coding)
-                body = Blobs(sum(map(len, parts)), parts)
-                headers.append((b"content-encoding", coding))
-        return body, headers, kind
-
-    def _answer(self, encoded: Encoded | None, outputs: Tensors) -> None:
+    def _answer(self, encoded: Encoded | ServingError, outputs: Tensors) -> None:
         if self.gone:
             return
-        if encoded is None:
-            self._refuse(InferenceFailed("the model's answer could not be written"))
+        if isinstance(encoded, ServingError):
+            self._refuse(encoded)
             return
         target = self.target
         if target.metrics is not None:
@@ -262,11 +288,22 @@ class Call(Request):
         self.finish(status_of(error, target.protocol), error_headers(error), error_body(error))
 
 
-def _decode(codec: Codec, headers: Headers, body: Buffer) -> Decoded | ServingError:
-    try:
-        return codec.decode(headers, body)
-    except ServingError as error:
-        return error.bare()
-    except Exception:  # a fault of ours must be answered, or the caller hangs
-        log.exception("a request could not be decoded")
-        return ServingError("the server failed on this request; its log has the reason")
+def _here(target: Target, headers: Headers, body: Buffer, *, text: bool) -> Decoded | ServingError | None:
+    """Read a body on the event loop where its bytes, brackets and company say that it takes little; else None."""
+    size = len(body)
+    if size > INLINE_BYTES:
+        return None
+    body = bytes(body)
+    if body.count(b"{") + body.count(b"[") > MOST_BRACKETS:
+        return None
+    if text and target.pool.may_decode_here(size):
+        try:
+            quick = target.codec.quick(body)
+        except ServingError as error:
+            return error.bare()
+        if quick is not None:
+            return quick
+    # The long way takes some four times as long.
+    if size <= SLOW_INLINE_BYTES and target.pool.may_decode_here(4 * size):
+        return decode(target.codec, headers, body)
+    return None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import zlib
+from collections.abc import Hashable
 
 from starlette.routing import BaseRoute, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from serving.access.access import Access
+from serving.bodies.buffer import OWN_PAGES_FROM, BodyBuffer
+from serving.bodies.inflation import Inflation, inflaters
 from serving.engine.admission import Bodies
-from serving.errors import InvalidRequest, ModelNotFound, PayloadTooLarge, ServingError, UnsupportedMediaType
+from serving.errors import ModelNotFound, PayloadTooLarge, ServingError, UnsupportedMediaType
 from serving.fleet.fleet import Fleet
 from serving.http_api.answer import (
     JSON,
@@ -23,32 +25,25 @@ from serving.http_api.answer import (
     status_of,
 )
 from serving.http_api.asks import Asks, asks_of
-from serving.http_api.codec import INLINE_BYTES, Blobs
+from serving.http_api.codec import LENGTH, USE_BINARY, Blobs
 from serving.http_api.prediction import Call, Target
 from serving.http_api.security import admit
 from serving.http_api.targets import TEMPLATES, Targets
-from serving.pages import OWN_PAGES_FROM, GatheredText
-from serving.tensor_bytes import Buffer, Text
+from serving.tensor_bytes import Buffer
 
 WATCH_AFTER_S = 0.05
-_DEFLATED_BYTES = 32 * 1024
-_INFLATED_BYTES = 256 * 1024
-_MOST_GROWTH = 1032
-"""Times that deflate makes of its input, at the most."""
 
 
 class ClientLeft(Exception):
     """The client closed the connection before its request was whole."""
 
 
-def prediction_routes(
-    fleet: Fleet, targets: Targets, access: Access, *, max_body_bytes: int, bodies: Bodies
-) -> list[BaseRoute]:
+def prediction_routes(fleet: Fleet, targets: Targets, access: Access, bodies: Bodies) -> list[BaseRoute]:
     """Make one route for each prediction path template."""
     return [
         Route(
             template,
-            PredictionRoute(protocol, template, fleet, targets, access, max_body_bytes=max_body_bytes, bodies=bodies),
+            PredictionRoute(protocol, template, fleet, targets, access, bodies),
             include_in_schema=False,
         )
         for (protocol, _), template in TEMPLATES.items()
@@ -58,16 +53,8 @@ def prediction_routes(
 class PredictionRoute:
     """An ASGI application for one prediction path template."""
 
-    def __init__(
-        self,
-        protocol: str,
-        template: str,
-        fleet: Fleet,
-        targets: Targets,
-        access: Access,
-        *,
-        max_body_bytes: int,
-        bodies: Bodies,
+    def __init__(  # noqa: PLR0917
+        self, protocol: str, template: str, fleet: Fleet, targets: Targets, access: Access, bodies: Bodies
     ) -> None:
         self._bodies = bodies
         self._protocol = protocol
@@ -75,7 +62,6 @@ class PredictionRoute:
         self._fleet = fleet
         self._targets = targets
         self._access = access
-        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Errors are answered here, so that no framework text reaches a client."""
@@ -94,34 +80,42 @@ class PredictionRoute:
         except ServingError as error:
             await respond(send, status_of(error, self._protocol), error_headers(error), error_body(error))
             return
-        await answer(target, scope["headers"], receive, send, self._max_body_bytes, self._bodies)
+        await answer(target, scope, receive, send, self._bodies)
 
 
-async def answer(  # noqa: PLR0917  an ASGI call and what bounds it
-    target: Target, headers: Headers, receive: Receive, send: Send, max_body_bytes: int, bodies: Bodies
-) -> None:
+async def answer(target: Target, scope: Scope, receive: Receive, send: Send, bodies: Bodies) -> None:
     """Read a body under the limit and answer the prediction that it asks for."""
     lease = Lease(bodies)
     try:
-        await _answer(target, headers, receive, send, max_body_bytes, lease)
+        await _answer(target, scope, receive, send, lease)
     finally:
         lease.end()
 
 
-async def _answer(  # noqa: PLR0917
-    target: Target, headers: Headers, receive: Receive, send: Send, max_body_bytes: int, lease: Lease
-) -> None:
+async def _answer(target: Target, scope: Scope, receive: Receive, send: Send, lease: Lease) -> None:
+    headers = scope["headers"]
     try:
         if target.access is not None:
             admit(target.access, headers, "predict")  # before a stranger's body takes memory
         asks = asks_of(headers)
-        body = await read_body(headers, receive, max_body_bytes, lease)
+        if target.codec.raw_tensors and header(headers, LENGTH) is not None:
+            body = await read_body(headers, receive, target.max_body_bytes, lease)
+        else:
+            body = await _read_json(headers, receive, target.max_json_bytes, lease)
     except ServingError as error:
         await respond(send, status_of(error, target.protocol), error_headers(error), error_body(error))
     except ClientLeft:
         return
     else:
-        await predict(target, headers, body, asks, receive, send)
+        await predict(target, scope, body, asks, receive, send)
+
+
+async def _read_json(headers: Headers, receive: Receive, limit: int, lease: Lease) -> Buffer:
+    """Read a body that is all JSON."""
+    try:
+        return await read_body(headers, receive, limit, lease)
+    except PayloadTooLarge as error:
+        raise PayloadTooLarge(f"{error.message}; {USE_BINARY}") from None
 
 
 class Lease:
@@ -146,10 +140,15 @@ class Lease:
 class _Awaited(Call):
     """A prediction whose answer a coroutine waits for."""
 
-    __slots__ = ("answered",)
+    __slots__ = ("answered", "client")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, client: Hashable) -> None:
+        self.client = client
         self.answered: asyncio.Future[tuple[int, HeaderList, bytes | Blobs, bytes]] = loop.create_future()
+
+    @property
+    def sender(self) -> Hashable:
+        return self.client
 
     def finish(self, status: int, headers: HeaderList, body: bytes | Blobs, kind: bytes = JSON) -> None:
         if not self.answered.done():
@@ -157,11 +156,12 @@ class _Awaited(Call):
 
 
 async def predict(  # noqa: PLR0917  an ASGI call and what was read of it
-    target: Target, headers: Headers, body: Buffer, asks: Asks, receive: Receive, send: Send
+    target: Target, scope: Scope, body: Buffer, asks: Asks, receive: Receive, send: Send
 ) -> None:
     """Answer one prediction whose body is read; drop its rows if the client leaves before they run."""
-    call = _Awaited(target.loop)
-    call.start(target, headers, body, asks)
+    client = scope.get("client")  # address and port: its connection
+    call = _Awaited(target.loop, tuple(client) if client else None)
+    call.start(target, scope["headers"], body, asks)
     if not call.answered.done():
         # A task that listens for the client's leaving costs as much as the rest: only slow answers get one.
         watch = target.loop.call_later(WATCH_AFTER_S, _watch, call, receive)
@@ -228,16 +228,18 @@ async def read_body(headers: Headers, receive: Receive, limit: int, lease: Lease
     body = await _gather(message, receive, limit if declared is None else int(declared), lease)
     if coding == b"identity":
         return body
-    long = len(body) > INLINE_BYTES
-    made = await asyncio.to_thread(inflate, body, coding, limit) if long else inflate(body, coding, limit)
-    if lease is not None:
-        lease.grow_to(len(made))
+    inflation = Inflation(body, coding.decode().removeprefix("x-"), limit)
+    made: Buffer | None = inflation.begin()
+    if made is None:
+        if lease is not None:
+            lease.grow_to(len(body) + inflation.size)
+        made = await asyncio.get_running_loop().run_in_executor(inflaters, inflation.whole)
     return made
 
 
-async def _gather(message: Message, receive: Receive, most: int, lease: Lease | None) -> Text:
+async def _gather(message: Message, receive: Receive, most: int, lease: Lease | None) -> Buffer:
     """Read a body of `most` bytes at the most."""
-    gathered: bytearray | GatheredText = GatheredText(most) if most >= OWN_PAGES_FROM else bytearray()
+    gathered: bytearray | BodyBuffer = BodyBuffer(most) if most >= OWN_PAGES_FROM else bytearray()
     while True:
         if message["type"] == "http.disconnect":
             raise ClientLeft
@@ -245,7 +247,7 @@ async def _gather(message: Message, receive: Receive, most: int, lease: Lease | 
         size = len(gathered) + len(piece)
         if size > most:
             raise PayloadTooLarge(f"the body has over {most} bytes, which is the limit")
-        if isinstance(gathered, GatheredText):
+        if isinstance(gathered, BodyBuffer):
             gathered.add(piece)
         else:
             gathered += piece
@@ -254,29 +256,3 @@ async def _gather(message: Message, receive: Receive, most: int, lease: Lease | 
         if not message.get("more_body"):
             return gathered if isinstance(gathered, bytearray) else gathered.whole()
         message = await receive()
-
-
-def inflate(body: Buffer, coding: bytes, limit: int) -> Text:
-    """Inflate gzip or deflate, never making more than `limit` bytes."""
-    inflater = zlib.decompressobj(wbits=47 if coding != b"deflate" else 15)
-    view = memoryview(body)
-    made = GatheredText(min(limit, _MOST_GROWTH * len(view) + 1) + _INFLATED_BYTES)
-    place = 0
-    try:
-        # In pieces: all the bytes at once would be put together while nobody else gets the interpreter.
-        while place < len(view) and not inflater.eof:
-            rest: Buffer = view[place : place + _DEFLATED_BYTES]
-            place += len(rest)
-            most = due = _INFLATED_BYTES
-            while due == most and not inflater.eof:  # a full piece: there may be more of the same bytes
-                most = min(_INFLATED_BYTES, limit + 1 - len(made))
-                some = inflater.decompress(rest, most)
-                made.add(some)
-                if len(made) > limit:
-                    raise PayloadTooLarge(f"the body inflates to over {limit} bytes, which is the limit")
-                due, rest = len(some), inflater.unconsumed_tail
-    except zlib.error:
-        raise InvalidRequest(f"the body is not {coding.decode()}, as its Content-Encoding says") from None
-    if not inflater.eof or inflater.unused_data or place < len(view):
-        raise InvalidRequest(f"the {coding.decode()} body is cut short or has something behind it")
-    return made.whole()

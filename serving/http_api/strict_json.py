@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Callable
+import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ import orjson
 
 from serving.errors import InvalidRequest
 from serving.tensor_bytes import Buffer
+
+_BEYOND_64_BITS = re.compile(rb"\d{19}")
+_CONTAINERS = frozenset({dict, list})
 
 
 def loads(body: Buffer) -> Any:
@@ -21,48 +25,49 @@ def loads(body: Buffer) -> Any:
     """
     if not body:
         raise InvalidRequest("the body is empty: send a JSON object, as /docs shows")
+    body = bytes(body)
+    # orjson is ten times as fast, but makes floats of whole numbers beyond 64 bits, and of two equal keys it keeps the
+    # last: where there are as many members as colons, no key occurs twice.
+    with contextlib.suppress(ValueError):
+        if not _BEYOND_64_BITS.search(body):
+            document = orjson.loads(body)
+            if body.count(b":") == _members(document):
+                return document
+    return parse(body)
+
+
+def parse(body: bytes) -> Any:
+    """Parse by the standard library alone, which can be told what to refuse; as `loads` does, and slower."""
     try:
-        return parse(bytes(body).decode("utf-8"))
+        return json.loads(
+            body.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_whole,
+        )
     except UnicodeDecodeError as error:
-        raise not_utf8(error.start) from None
+        raise InvalidRequest(f"the body is not UTF-8: byte {error.start} can't be decoded") from None
     except json.JSONDecodeError as error:
-        raise not_json(error.msg, error.lineno, error.colno) from None
+        problem = f"{error.msg.lower()} at line {error.lineno}, column {error.colno}"
+        raise InvalidRequest(f"the body is not JSON: {problem}") from None
     except RecursionError:
-        raise too_deep() from None
+        raise InvalidRequest("the body is nested too deeply") from None
 
 
-def parse(text: str, constant: Callable[[str], Any] | None = None) -> Any:
-    """Parse text; `constant` makes the value of a NaN or an Infinity, which are refused without it.
-
-    Raises InvalidRequest, JSONDecodeError or RecursionError.
-    """
-    return json.loads(
-        text,
-        object_pairs_hook=_unique,
-        parse_constant=constant or no_constant,
-        parse_float=_finite,
-        parse_int=_whole,
-    )
-
-
-def not_utf8(offset: int) -> InvalidRequest:
-    """Say at which byte a body is no UTF-8."""
-    return InvalidRequest(f"the body is not UTF-8: byte {offset} can't be decoded")
-
-
-def not_json(problem: str, line: int, column: int) -> InvalidRequest:
-    """Say what the parser found, and where."""
-    return InvalidRequest(f"the body is not JSON: {problem.lower()} at line {line}, column {column}")
-
-
-def twice(key: str) -> InvalidRequest:
-    """Say which key stands twice in one object."""
-    return InvalidRequest(f"the key {key[:64]!r} stands twice in one object: send it once")
-
-
-def too_deep() -> InvalidRequest:
-    """Say that there are too many brackets in each other."""
-    return InvalidRequest("the body is nested too deeply")
+def _members(document: Any) -> int:
+    """Count the members of all objects."""
+    count = 0
+    found = [document]
+    while found:
+        value = found.pop()
+        if type(value) is dict:
+            count += len(value)
+            value = value.values()
+        elif type(value) is not list:
+            continue
+        found += [inner for inner in value if type(inner) in _CONTAINERS]
+    return count
 
 
 def dumps(value: Any) -> bytes:
@@ -105,12 +110,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         seen: set[str] = set()
         doubled = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise twice(doubled)
+        raise InvalidRequest(f"the key {doubled[:64]!r} stands twice in one object: send it once")
     return made
 
 
-def no_constant(token: str) -> Any:
-    """Refuse NaN and the infinities."""
+def _no_constant(token: str) -> Any:
     raise InvalidRequest(f"{token} is not JSON: send null for a missing value, or a finite number")
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 
 from serving.access.access import Access
+from serving.bodies.codec_pool import CodecPool
 from serving.engine.model import Model
 from serving.fleet.fleet import Fleet, Served
 from serving.http_api import open_inference, predict_v1
@@ -27,10 +28,22 @@ _UNVERSIONED = frozenset(template for (_, kind), template in TEMPLATES.items() i
 class Targets:
     """Prediction targets by raw path, and by model for the ASGI routes."""
 
-    def __init__(self, metrics: Metrics | None, access: Access, *, deadline: float) -> None:
+    def __init__(
+        self,
+        metrics: Metrics | None,
+        access: Access,
+        *,
+        deadline: float,
+        pool: CodecPool,
+        max_json_bytes: int,
+        max_body_bytes: int,
+    ) -> None:
         self._metrics = metrics
         self._access = access if access.configured else None
         self._deadline = deadline
+        self._pool = pool
+        self._max_json_bytes = max_json_bytes
+        self._max_body_bytes = max_body_bytes
         self.paths: dict[bytes, Target] = {}
         self._bound: dict[str, tuple[Served, dict[bytes, Target]]] = {}
         """What was made of each model, by name."""
@@ -72,6 +85,9 @@ class Targets:
             access=self._access,
             deadline=self._deadline,
             loop=loop,
+            pool=self._pool,
+            max_json_bytes=self._max_json_bytes,
+            max_body_bytes=self._max_body_bytes,
         )
 
 
@@ -85,7 +101,8 @@ def codec(model: Model, protocol: str) -> Codec:
     """Return the codec of a model for a protocol; made once."""
     made: Codec | None = model.codecs.get(protocol)
     if made is None:
-        made = model.codecs[protocol] = predict_v1.Codec(model) if protocol == "v1" else open_inference.Codec(model)
+        made = predict_v1.Codec(model.described) if protocol == "v1" else open_inference.Codec(model.described)
+        model.codecs[protocol] = made
     return made
 
 

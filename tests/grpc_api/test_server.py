@@ -31,8 +31,16 @@ Wait = Callable[[Callable[[], bool]], None]
 def app() -> Iterator[Any]:
     made = create_app(
         Settings(models=MODELS, max_queued_rows=60_000),
-        companion=lambda fleet, metrics, access, bodies: GrpcServer(
-            fleet, metrics, access=access, bodies=bodies, address="127.0.0.1:0", deadline=10, grace=1, max_bytes=1 << 22
+        companion=lambda fleet, metrics, access, bodies, pool: GrpcServer(
+            fleet,
+            metrics,
+            access=access,
+            bodies=bodies,
+            pool=pool,
+            address="127.0.0.1:0",
+            deadline=10,
+            grace=1,
+            max_bytes=1 << 22,
         ),
     )
     with TestClient(made):
@@ -70,7 +78,7 @@ def test_a_planned_request_keeps_its_priority(app: Any) -> None:
     data = body.SerializeToString()
     cut = cut_up(data)
     assert cut is not None
-    assert wire.decode(body, None, cut).priority == LOW
+    assert wire.decode(body, data, cut).priority == LOW
     plan = wire.plan(cut)
     assert plan is not None
     assert wire.planned(data, cut, plan).priority == LOW

@@ -1,0 +1,59 @@
+"""Memory for a long body that arrives in pieces."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import sys
+
+import numpy as np
+
+from serving.tensor_bytes import Buffer
+
+_ALIGNMENT = 64
+OWN_PAGES_FROM = 1024 * 1024
+"""Bytes of a body from which it gets pages of its own, which the system takes back as soon as it is freed."""
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
+"""MAP_NORESERVE, which Python names from 3.13 on."""
+
+
+class BodyBuffer:
+    """A body of `length` bytes at the most, put together once; `len()` says how many have come.
+
+    A tensor of raw bytes ends where its body ends, so the buffer is placed such that its end is aligned: then the last
+    tensor, in most requests the only one, starts at a multiple of its element size and needs no copy. The memory is
+    not touched before bytes come, so that a head alone, however much it announces, takes none.
+    """
+
+    __slots__ = ("_place", "_view", "length")
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        if length < OWN_PAGES_FROM:
+            store = memoryview(np.empty(length + _ALIGNMENT, np.uint8).data)
+        else:
+            store = memoryview(_pages(length + _ALIGNMENT))
+        start = -(np.frombuffer(store, np.uint8).ctypes.data + length) % _ALIGNMENT
+        self._view = store[start : start + length]
+        self._place = 0
+
+    def __len__(self) -> int:
+        return self._place
+
+    def add(self, piece: Buffer) -> None:
+        """Take the next piece; all pieces together have `length` bytes at the most."""
+        end = self._place + len(piece)
+        self._view[self._place : end] = piece
+        self._place = end
+
+    def whole(self) -> memoryview:
+        """Return what has come."""
+        return self._view[: self._place]
+
+
+def _pages(size: int) -> mmap.mmap:
+    """Map small pages: the first byte in a huge one has 2 MB cleared, which may hold the event loop for 5 ms."""
+    made = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
+    with contextlib.suppress(AttributeError, OSError):  # a system or kernel without huge pages
+        made.madvise(mmap.MADV_NOHUGEPAGE)
+    return made

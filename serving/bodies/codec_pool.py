@@ -1,0 +1,257 @@
+"""Long bodies and answers go to a process of their own, so that a stranger's small request keeps its time.
+
+One process a worker: started for the first long body, ended when it is idle, replaced when it dies. It runs the same
+codecs that read short bodies. What waits for it is bounded, takes turns by sender, and never waits past its deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from serving.bodies.exchange import receive, send
+from serving.engine.request import Request
+from serving.errors import DeadlineExceeded, InvalidRequest, NotReady, QueueFull, ServingError
+
+log = logging.getLogger("serving.bodies")
+
+_MOST_CODECS = 64
+"""Codecs that the process keeps: it is sent them with the first task of each."""
+_START_S = 60.0
+_FAULT = "the server failed on this request; its log has the reason"
+TURN_BYTES = 256 * 1024
+"""Bytes of bodies that are decoded in one turn of the event loop; the rest of what came at once goes to the process."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One body to decode, or answer to encode; `done` takes what comes of it, unless that is not wanted any more."""
+
+    sender: Hashable
+    codec: Any
+    work: Callable[..., Any]
+    given: tuple[Any, ...]
+    done: Callable[[Any], None] | None
+    timer: asyncio.TimerHandle | None = None
+
+
+class CodecPool:
+    """The codec process of one worker, and what waits for it. All public methods belong to the event loop.
+
+    memory_bytes: that a task may take. task_s: seconds after which a task is given up and its process ended.
+    idle_s: seconds without a task after which the process ends. most_waiting: bodies that wait for it.
+    """
+
+    def __init__(
+        self, *, memory_bytes: int = 1 << 30, task_s: float = 30.0, idle_s: float = 60.0, most_waiting: int = 256
+    ) -> None:
+        self._memory_bytes = memory_bytes
+        self._task_s = task_s
+        self._idle_s = idle_s
+        self._most_waiting = most_waiting
+        self._lines: OrderedDict[Hashable, deque[Job]] = OrderedDict()  # by sender: who comes next stands first
+        self._bodies = 0  # that wait
+        self._busy = False
+        self._idle: asyncio.TimerHandle | None = None
+        self._spent = 0  # bytes decoded in this turn of the loop
+        # One thread speaks with the process, from start to end, and alone knows the attributes below.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="codecs")
+        self._process: _Process | None = None
+
+    def may_decode_here(self, size: int) -> bool:
+        """Tell whether so many bytes more may be decoded in this turn of the event loop, and count them."""
+        if not self._spent:
+            asyncio.get_running_loop().call_soon(self._turned)
+        self._spent += size
+        return self._spent <= TURN_BYTES
+
+    def _turned(self) -> None:
+        self._spent = 0
+
+    def submit(
+        self,
+        request: Request,
+        codec: Any,
+        work: Callable[..., Any],
+        given: tuple[Any, ...],
+        done: Callable[[Any], None],
+        *,
+        deadline: float | None = None,
+    ) -> Job:
+        """Have `work(codec, *given)` done in the process; `done` gets what it returns, or a ServingError, on the loop.
+
+        `work` is a function of a module. deadline: monotonic seconds at which it is answered DeadlineExceeded; None for
+        an answer, whose request was let in already. Raises QueueFull.
+        """
+        loop = asyncio.get_running_loop()
+        job = Job(request.sender, codec, work, given, done)
+        if deadline is not None:
+            if self._bodies >= self._most_waiting:
+                raise QueueFull("too many long bodies wait to be read: come back later")
+            self._bodies += 1
+            job.timer = loop.call_later(max(0.0, deadline - time.monotonic()), self._expire, job)
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        self._lines.setdefault(job.sender, deque()).append(job)
+        if not self._busy:
+            self._next(loop)
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Drop a job whose caller has left, and what it holds; nothing is told."""
+        job.done = None
+        if job.timer is not None:
+            job.timer.cancel()
+        line = self._lines.get(job.sender)
+        if line is not None and job in line:
+            line.remove(job)
+            self._bodies -= job.timer is not None
+            if not line:
+                del self._lines[job.sender]
+
+    def _expire(self, job: Job) -> None:
+        done = job.done
+        self.cancel(job)
+        if done is not None:
+            done(DeadlineExceeded("the deadline passed while the body waited to be read"))
+
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give the process the next job: that of the sender who has waited longest for a turn."""
+        self._busy = bool(self._lines)
+        if not self._busy:
+            self._idle = loop.call_later(self._idle_s, self._retire)
+            return
+        sender, line = self._lines.popitem(last=False)
+        job = line.popleft()
+        if line:
+            self._lines[sender] = line
+        self._bodies -= job.timer is not None
+        doing = loop.run_in_executor(self._thread, self._do, job)
+        doing.add_done_callback(lambda done: self._finished(job, done, loop))
+
+    def _finished(self, job: Job, doing: asyncio.Future[Any], loop: asyncio.AbstractEventLoop) -> None:
+        if job.timer is not None:
+            job.timer.cancel()
+        # Whoever waits for the model next needs the body no longer; and the caller and its job would hold each other.
+        done, job.done, job.given = job.done, None, ()
+        self._next(loop)
+        if done is not None and not doing.cancelled():
+            done(doing.result())
+
+    def _retire(self) -> None:
+        self._idle = None
+        self._thread.submit(self._end)
+
+    async def close(self) -> None:
+        """End the process, whatever it does."""
+        if self._idle is not None:
+            self._idle.cancel()
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
+        self._thread.shutdown(wait=False)
+
+    # On the thread
+
+    def _do(self, job: Job) -> Any:
+        for _ in range(2):
+            try:
+                process = self._process or self._start()
+                result, fault = process.ask(job, self._task_s)
+            except TimeoutError:
+                self._end()
+                return InvalidRequest(f"this took over {self._task_s:g} s to read: send less in one request")
+            except (OSError, EOFError):  # killed: perhaps by what it was given, perhaps not
+                self._end()
+                continue
+            except ServingError as error:
+                return error
+            except Exception:  # a fault of ours must be answered, or the caller hangs
+                log.exception("a long body or answer could not be handed on")
+                self._end()
+                return ServingError(_FAULT)
+            if fault is None:
+                return result
+            log.error("a codec failed on a long body or answer:\n%s", fault)
+            return ServingError(_FAULT)
+        log.error("a long body or answer ended its codec process twice")
+        return InvalidRequest("reading this ended the process that reads long bodies, twice: send less in one request")
+
+    def _start(self) -> _Process:
+        try:
+            self._process = _Process(self._memory_bytes)
+        except (OSError, EOFError) as error:
+            log.error("the process for long bodies does not start: %r", error)
+            raise NotReady("long bodies can't be read now: come back later") from None
+        return self._process
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.end()
+
+
+class _Process:
+    """A codec process, and which codecs it has."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self._known: OrderedDict[int, weakref.ref[Any]] = OrderedDict()
+        self._sock, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603  nothing in it comes from outside
+                [sys.executable, "-m", "serving.bodies.codec_process", str(theirs.fileno()), str(memory_bytes)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                cwd="/",
+                env={
+                    # No credentials: of the environment only what Python needs to find the same modules.
+                    "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
+                    "LC_ALL": "C.UTF-8",
+                    "OPENBLAS_NUM_THREADS": "1",
+                },
+            )
+        try:
+            self._sock.settimeout(_START_S)
+            receive(self._sock)
+        except (OSError, EOFError):
+            self.end()
+            raise
+
+    def ask(self, job: Job, seconds: float) -> Any:
+        """Have a job done. Raises TimeoutError, OSError or EOFError."""
+        self._sock.settimeout(seconds)
+        send(self._sock, (*self._introduced(job.codec), job.work, job.given))
+        return receive(self._sock)
+
+    def _introduced(self, codec: Any) -> tuple[list[int], int, Any]:
+        """Return which codecs the process forgets, as their versions have gone, the number of one, and it if new."""
+        forget = [key for key, known in self._known.items() if known() is None]
+        for key in forget:
+            del self._known[key]
+        key = id(codec)
+        if key in self._known:
+            self._known.move_to_end(key)
+            return forget, key, None
+        if len(self._known) >= _MOST_CODECS:
+            forget.append(self._known.popitem(last=False)[0])
+        self._known[key] = weakref.ref(codec)
+        return forget, key, codec
+
+    def end(self) -> None:
+        """Kill it: nothing that it does is wanted any more."""
+        self._sock.close()
+        with contextlib.suppress(OSError):
+            self._process.kill()
+        self._process.wait()

@@ -1,0 +1,80 @@
+"""The process that runs codecs over long bodies and answers, so that no event loop waits for them.
+
+It loads neither onnxruntime nor a web framework: only the modules of the codecs that it is sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import resource
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from serving.bodies.exchange import receive, send
+from serving.errors import PayloadTooLarge, ServingError
+
+_NICE = 10
+"""Below the worker, which answers small requests meanwhile; not last, or nothing long would be read under load."""
+
+
+def main(descriptor: int, memory_bytes: int) -> None:
+    """Do what is asked for until nobody asks any more: the worker has ended, or needs this no longer."""
+    sock = socket.socket(fileno=descriptor)
+    _confine(memory_bytes)
+    codecs: dict[int, Any] = {}
+    with contextlib.suppress(OSError, EOFError):
+        # A body may become millions of lists, none of them in a cycle: looking for cycles takes longer than reading it.
+        gc.disable()
+        gc.freeze()
+        send(sock, None)  # it has started
+        while True:
+            _answer(sock, codecs)
+
+
+def _answer(sock: socket.socket, codecs: dict[int, Any]) -> None:
+    """Take one task: which codecs to forget, which one to use (sent along the first time), what to do, with what."""
+    forget, key, codec, work, given = receive(sock)
+    for known in forget:
+        del codecs[known]
+    if codec is not None:
+        codecs[key] = codec
+    result: tuple[Any, str | None]
+    try:
+        result = (work(codecs[key], *given), None)
+    except ServingError as error:
+        result = (error.bare(), None)
+    except MemoryError:
+        result = (
+            PayloadTooLarge("this takes more memory as text than it may: send less, or the binary protocol"),
+            None,
+        )
+    except Exception:
+        result = (None, traceback.format_exc())
+    del given
+    send(sock, result)
+    del result
+    gc.collect()
+
+
+def _confine(memory_bytes: int) -> None:
+    # The worker decides when it ends: while a server drains, its processes may all be sent SIGTERM.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + _NICE)
+    with contextlib.suppress(OSError):  # where memory ends, this goes before any worker
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    for limit, most in ((resource.RLIMIT_AS, mapped + memory_bytes), (resource.RLIMIT_CORE, 0)):
+        _, hard = resource.getrlimit(limit)
+        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(limit, (soft, soft))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
