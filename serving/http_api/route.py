@@ -12,7 +12,7 @@ from serving.access.access import Access
 from serving.bodies.buffer import OWN_PAGES_FROM, BodyBuffer
 from serving.bodies.inflation import Inflation, inflaters
 from serving.engine.admission import Bodies
-from serving.errors import ModelNotFound, PayloadTooLarge, ServingError, UnsupportedMediaType
+from serving.errors import InvalidRequest, ModelNotFound, PayloadTooLarge, ServingError, UnsupportedMediaType
 from serving.fleet.fleet import Fleet
 from serving.http_api.answer import (
     JSON,
