@@ -16,7 +16,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from serving.cli import app
-from serving.fleet import servers
+from serving.fleet.servers import Observer
 from serving.fleet.state import state_folders
 from tests.conftest import MODELS, Server, running
 
@@ -182,7 +182,7 @@ def test_a_judged_canary_is_promoted_by_itself(live: Server, folder: Path, event
         nonlocal told
         answering(live)
         told += "".join(
-            line for s in servers.running(folder, state_dir(folder)) for line in s.models["iris"].get("trial", ())
+            line for s in Observer(folder, state_dir(folder)).look() for line in s.models["iris"].get("trial", ())
         )
         history = (folder / "iris" / "history.jsonl").read_text().splitlines()
         return bool(json.loads(history[-1])["who"] == "judge")

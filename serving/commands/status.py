@@ -14,8 +14,8 @@ from rich.table import Table
 
 from serving.commands.traffic import Models, Name, StateDir, explained
 from serving.errors import ServingError
-from serving.fleet import servers
 from serving.fleet.ledger import Ledger
+from serving.fleet.servers import Observer, Server
 from serving.fleet.traffic import Traffic, current
 from serving.logs import visible
 
@@ -37,10 +37,19 @@ def status(
 ) -> None:
     """Show who gets each model's traffic, how trials go, and whether every running server serves it."""
     with explained():
-        found = [state(models, state_dir, n) for n in ([name] if name else Ledger(models).names())]
-        live = servers.running(models, state_dir)
+        live = Observer(models, state_dir).look()
+        found = [state(models, state_dir, n, live) for n in ([name] if name else Ledger(models).names())]
     if as_json:
-        typer.echo(json.dumps({"models": found, "servers": [[s.host, s.pid] for s in live]}, indent=1))
+        typer.echo(
+            json.dumps(
+                {
+                    "models": found,
+                    "servers": [[s.host, s.pid] for s in live],
+                    "unheard": [[s.host, s.pid, s.unheard] for s in live if s.unheard],
+                },
+                indent=1,
+            )
+        )
         return
     rows = [_row(one) for one in found]
     shown = [i for i in range(len(_COLUMNS)) if i < 3 or any(row[i] for row in rows)]
@@ -56,15 +65,18 @@ def status(
             console.print(visible(f"{one['name']}: {trial}"), soft_wrap=True)
         for problem in one["problems"]:
             console.print(visible(f"{one['name']}: {problem}"), soft_wrap=True)
+    for server in live:
+        if server.unheard:
+            console.print(visible(f"{server.host}, process {server.pid}: {server.unheard}"), soft_wrap=True)
     if not live:
-        console.print("no server runs from this folder on a machine that has told so in the last 10 s", soft_wrap=True)
+        console.print("no server of this folder is known here: others have told theirs to another --state-dir")
 
 
-def state(root: Path, state_dir: Path | None, name: str) -> dict[str, Any]:
+def state(root: Path, state_dir: Path | None, name: str, live: list[Server]) -> dict[str, Any]:
     """Return what is asked for and what is served of one model. Raises ModelNotFound."""
     ledger = Ledger(root, state_dir)
     versions = ledger.versions(name)
-    standings = [(server, server.models.get(name, {})) for server in servers.running(root, state_dir)]
+    standings = [(server, server.models.get(name, {})) for server in live]
     problems = list(dict.fromkeys(str(s["error"]) for _, s in standings if s.get("error")))
     try:
         traffic: Traffic | None = ledger.read(name)

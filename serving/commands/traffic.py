@@ -18,7 +18,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from serving.errors import GenerationConflict, InvalidRequest, ServingError
+from serving.errors import GenerationConflict, InvalidRequest, NotReady, ServingError
 from serving.fleet import orders, servers
 from serving.fleet.ledger import Ledger
 from serving.fleet.orders import Order
@@ -213,7 +213,13 @@ def carry_out(root: Path, state_dir: Path | None, name: str, order: Order, *, no
     if no_wait:
         typer.echo(f"{name}: {facts} (generation {after.generation}; not waited for)")
         return
-    count, problems = servers.wait(root, name, after.generation, seconds=WAIT_S, state_dir=state_dir)
+    count, problems, unknown = servers.wait(root, name, after.generation, seconds=WAIT_S, state_dir=state_dir)
+    if unknown and not problems:
+        # It stands: a server that hangs must not keep the others from going back.
+        raise NotReady(
+            f"{name}: {facts} (generation {after.generation}); it is not known whether every server serves it: "
+            f"{'; '.join(f'{one.host} (process {one.pid}) {one.unheard}' for one in unknown)}"
+        )
     if not problems:
         served = f"{count} {'server serves' if count == 1 else 'servers serve'} it" if count else "no server runs here"
         typer.echo(f"{name}: {facts} (generation {after.generation}; {served})")

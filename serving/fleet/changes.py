@@ -1,14 +1,15 @@
-"""Makes a change of traffic and waits until every worker serves it; takes it back where one can't."""
+"""Makes a change of traffic and waits until every worker of every server serves it; takes it back where one can't."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from serving.errors import GenerationConflict, InvalidRequest, NotReady, ServingError
 from serving.fleet.ledger import Ledger
+from serving.fleet.servers import POLL_S, Waited, Waiting
 from serving.fleet.traffic import Traffic
 from serving.fleet.transitions import Transition
 
@@ -28,6 +29,13 @@ class Followers(Protocol):
         """Wait until every worker serves a generation. Raises NotReady or InvalidRequest where one can't."""
 
 
+class Made(NamedTuple):
+    """A change that is served, and the servers, in words, that are silent: whether they serve it is not known."""
+
+    traffic: Traffic
+    unknown: list[str]
+
+
 class Changes:
     """Changes what the folder asks for, on behalf of somebody, and sees it through."""
 
@@ -45,11 +53,12 @@ class Changes:
         why: str = "",
         if_generation: int | None = None,
         anyway: bool = False,
-    ) -> Traffic:
-        """Write a change and return once every worker serves it; the arguments are those of `Ledger.change`.
+    ) -> Made:
+        """Write a change and return once every worker of every server serves it.
 
-        Raises what that raises, InvalidRequest where it asks for what the versions do not have, and NotReady where a
-        worker can't serve it, with the reason: nothing is changed then, and the history says so.
+        The arguments are those of `Ledger.change`. Raises what that raises, InvalidRequest where it asks for what the
+        versions do not have, and NotReady where a worker can't serve it, with the reason: nothing is changed then, and
+        the history says so.
         """
         after = await asyncio.to_thread(
             self.ledger.change,
@@ -64,15 +73,29 @@ class Changes:
         self._followers.look(retry=name)
         try:
             await asyncio.wait_for(self._followers.settled(name, after.generation), WAIT_S)
+            waited = await self._others(name, after.generation)
         except TimeoutError:
             refusal: ServingError = NotReady(f"not every worker served it within {WAIT_S:.0f} s")
         except (InvalidRequest, NotReady) as error:
             refusal = error
         else:
-            return after
+            unknown = [f"{server.host} {server.unheard}" for server in waited.unknown]
+            if unknown:
+                log.warning("%s: it is not known whether every server serves it: %s", name, "; ".join(unknown))
+            return Made(after, unknown)
         try:
             await asyncio.to_thread(self.ledger.revert, name, after, who=who, why=refusal.message)
             self._followers.look()
         except GenerationConflict:
             log.info("%s: generation %d is not taken back: there is a later one", name, after.generation)
         raise type(refusal)(f"{refusal.message}; what served before goes on")
+
+    async def _others(self, name: str, generation: int) -> Waited:
+        """Wait for the other servers of the folder. Raises NotReady where one can't serve it."""
+        ledger = self.ledger
+        waiting = Waiting(ledger.root, name, generation, seconds=WAIT_S, state_dir=ledger.state_dir)
+        while (waited := await asyncio.to_thread(waiting.look)) is None:  # noqa: ASYNC110  it is a file that moves
+            await asyncio.sleep(POLL_S)
+        if waited.problems:
+            raise NotReady("; ".join(waited.problems))
+        return waited

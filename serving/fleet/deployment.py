@@ -1,11 +1,8 @@
-"""Puts the parts that keep a server at what its folder says together: repository, watch, gate, coordinator, status."""
+"""Puts the parts together that keep a server at what its folder says: repository, watch, gate and coordinator."""
 
 from __future__ import annotations
 
 import logging
-import os
-import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,16 +10,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import orjson
-
 from serving.fleet.analysis import Totals
 from serving.fleet.analysis_runner import AnalysisRunner
 from serving.fleet.coordinator import Coordinator
 from serving.fleet.deployment_log import DeploymentLog
 from serving.fleet.judge import GateJudge
 from serving.fleet.ledger import Ledger
+from serving.fleet.presence import Presence
 from serving.fleet.repository import Repository
-from serving.fleet.state import state_folder, subfolder
 from serving.fleet.watch import watch
 
 Totalled: TypeAlias = Callable[[Iterable[tuple[str, str]]], Mapping[tuple[str, str], Totals]]
@@ -39,7 +34,7 @@ class Deployment:
 
     def __init__(self, root: Path, totals: Totalled, *, state_dir: Path | None = None, loads_at_once: int = 1) -> None:
         self._root = root
-        self._status = _Status(root, state_dir)
+        self._presence = Presence(root, state_dir)
         self._ended = threading.Event()
         self._concluded = threading.Event()
         ledger = Ledger(root, state_dir)
@@ -61,6 +56,7 @@ class Deployment:
     def _decide(self) -> None:
         """See how the versions do that are tried: once a second, and at each change, before one that kills does."""
         while not self._concluded.is_set():
+            self._presence.beat()
             try:
                 if self._analyses.tick(self.coordinator.plans, time.monotonic()):
                     self.coordinator.look()
@@ -92,7 +88,7 @@ class Deployment:
         for name, said in self._analyses.said.items():
             if name in summary["models"]:
                 summary["models"][name]["trial"] = said
-        self._status.write(summary)
+        self._presence.write(summary)
 
     def attach(self, connection: Connection) -> None:
         """Take a worker, by our end of its pipe."""
@@ -104,37 +100,4 @@ class Deployment:
         self.conclude()
         self.coordinator.stop()
         self._judge.close()
-        self._status.remove()
-
-
-class _Status:
-    """The file in which a running server says what it serves, for those who wait outside: the command line."""
-
-    def __init__(self, root: Path, state_dir: Path | None) -> None:
-        self._root = root
-        self._state_dir = state_dir
-        self._id = f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
-        self._failed = False
-
-    def _file(self) -> Path:
-        return subfolder(state_folder(self._root, self._state_dir), "servers") / f"{self._id}.json"
-
-    def write(self, summary: dict[str, Any]) -> None:
-        try:
-            file = self._file()
-            fresh = file.with_suffix(".new")
-            fresh.write_bytes(
-                orjson.dumps({"pid": os.getpid(), "host": socket.gethostname(), "time": time.time(), **summary})
-            )
-            fresh.replace(file)
-            self._failed = False
-        except OSError as error:
-            if not self._failed:
-                log.warning("what this server serves is not written down: %s", error.strerror)
-            self._failed = True
-
-    def remove(self) -> None:
-        try:
-            self._file().unlink(missing_ok=True)
-        except OSError:
-            return
+        self._presence.remove()

@@ -78,10 +78,13 @@ def router(root: Path, metrics: Metrics | None, state_dir: Path | None = None) -
             methods=["POST"],
             name=order.verb,
             summary=does.rstrip("."),
-            description=f"{does} Answers when every worker serves it. With `If-Match`, only if nobody has changed the "
-            "model since that generation.",
+            description=f"{does} Answers when every worker of every server serves it. With `If-Match`, only if nobody "
+            "has changed the model since that generation.",
             openapi_extra={"requestBody": {"content": {"application/json": {"schema": _schema(order)}}}},
             responses={
+                202: {
+                    "description": "Some servers of the folder are silent: `unknown` names them, and the change stands"
+                },
                 412: {"description": "Somebody's change came first: `current` has the state"},
                 503: {"description": "A worker could not serve it: nothing is changed, and the error says why"},
             },
@@ -107,7 +110,7 @@ def _endpoint(kind: type[Order]) -> Callable[..., Awaitable[Response]]:
             found = dict.fromkeys(sentence(e) for e in error.errors(include_url=False))
             raise InvalidRequest("; ".join(found)[:1000]) from None
         step = await asyncio.to_thread(order.step, fleet.changes.ledger, model)
-        after = await fleet.changes.make(
+        after, unknown = await fleet.changes.make(
             model,
             step.transition,
             who=caller.name,
@@ -116,7 +119,17 @@ def _endpoint(kind: type[Order]) -> Callable[..., Awaitable[Response]]:
             if_generation=generation,
             anyway=order.anyway,
         )
-        return _answer(after, {"name": model, **({"notes": step.notes} if step.notes else {})})
+        answer = _answer(
+            after,
+            {
+                "name": model,
+                **({"notes": step.notes} if step.notes else {}),
+                **({"unknown": unknown} if unknown else {}),
+            },
+        )
+        if unknown:
+            answer.status_code = 202
+        return answer
 
     return change
 
