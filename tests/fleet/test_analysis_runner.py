@@ -45,7 +45,7 @@ class Server:
         versions = [v for v in HERE if (self.root / "iris" / v).is_dir() and v not in self.without]
         folders = [(v, self.root / "iris" / v) for v in versions]
         found = tuple(Found("iris", v, folder / "model.onnx", content_of(folder)) for v, folder in folders)
-        return Plan("iris", 1, self.ledger.read("iris"), found, ())
+        return Plan("iris", 1, self.ledger.read("iris"), found, (), {})
 
     def tick(self, later: float = 0, *, two: float = 0, failed: float = 0, plan: Plan | None = None) -> bool:
         """Look, after version 2 did `two` more predictions, and `failed` more."""
