@@ -12,5 +12,6 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime is imported, as 
 from training.export import Exported, export
 from training.parity import ParityError
 from training.publish import publish
+from training.refusal import CannotExport
 
-__all__ = ["Exported", "ParityError", "export", "publish"]
+__all__ = ["CannotExport", "Exported", "ParityError", "export", "publish"]

@@ -14,6 +14,7 @@ from serving.fleet.report import GateRefused
 from training.models import TRAINERS, UNSHIPPED
 from training.parity import ParityError
 from training.publish import publish
+from training.refusal import CannotExport
 
 
 def main() -> int:
@@ -36,7 +37,7 @@ def main() -> int:
             try:
                 exported = train()
                 version, fresh = publish(exported, name=name, root=given.to, examiner=gate)
-            except (ParityError, GateRefused) as error:
+            except (CannotExport, ParityError, GateRefused) as error:
                 failed = True
                 console.print(f"{name}: not published: {error}", markup=False)
                 continue

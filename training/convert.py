@@ -1,113 +1,277 @@
-"""Converts fitted models to ONNX with clean names: the traps of the converters are known here and nowhere else."""
+"""Converts fitted models to ONNX with clean names: which converter takes what is known here and nowhere else."""
 
 from __future__ import annotations
 
-from typing import Any
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import onnx
-import pandas as pd
-from onnx import TensorProto, helper
 
-# Isolation forests and some scalers convert only up to these; onnxruntime runs them all.
-OPSET = {"": 17, "ai.onnx.ml": 3}
+from serving.engine.signature import Feature
+from training.adapt import adapted, nameless, options_of
+from training.graph import (
+    Entrance,
+    accept_image,
+    cast_output,
+    name_alike,
+    plain_outputs,
+    rename,
+    reshape_label,
+    split_targets,
+    swap_columns,
+)
+from training.original import Original
+from training.refusal import CannotExport, parts, refused
+
+# Isolation forests and some scalers convert only up to the first; KNNImputer wants more. onnxruntime runs them all.
+OPSETS = ({"": 17, "ai.onnx.ml": 3}, {"": 18, "ai.onnx.ml": 3})
+
+BY_COLUMN = ("ColumnTransformer", "OneHotEncoder", "OrdinalEncoder", "TargetEncoder")
+"""Steps that treat columns apart: they get each with its own type."""
+
+Codes = Mapping[str, Mapping[Any, float]]
+
+
+def layout_of(model: Any, features: Sequence[Feature]) -> Literal["matrix", "columns"]:
+    """Choose one matrix for a table of numbers, or one input a column where they are of different kinds."""
+    if len(features) == 1 or any(feature.datatype == "BYTES" or feature.categories for feature in features):
+        return "columns"
+    return "columns" if any(type(part).__name__ in BY_COLUMN for _, part in parts(model)) else "matrix"
 
 
 def to_onnx(
-    model: Any, train: pd.DataFrame, *, double: bool, image: tuple[str, tuple[int, ...]] | None
+    model: Any,
+    original: Original,
+    features: Sequence[Feature],
+    *,
+    layout: Literal["matrix", "columns"],
+    codes: Codes,
+    double: bool,
+    image: tuple[str, tuple[int, ...]] | None,
 ) -> onnx.ModelProto:
-    """Convert a fitted model: one matrix input `features`, or one input a column where there are strings."""
-    numeric = all(pd.api.types.is_numeric_dtype(train[name]) for name in train.columns)
+    """Convert a fitted model: one matrix input `features`, or one input a column, and outputs named as `original` has.
+
+    codes: numbers of the categories of columns that the model takes as numbers. Raises CannotExport.
+    """
     family = type(model).__module__.split(".")[0]
-    if family in ("lightgbm", "xgboost"):
-        proto = _boosted(model, family, len(train.columns))
-    else:
-        proto = _sklearn(model, train, numeric=numeric, double=double)
-    names = [port.name for port in proto.graph.input]
-    # skl2onnx makes C identifiers of column names; the signature and the graph keep the real ones.
-    wanted = ["features"] if len(names) == 1 and len(train.columns) > 1 else [str(name) for name in train.columns]
-    renames = dict(zip(names, wanted, strict=True))
-    outputs = [port.name for port in proto.graph.output]
-    scores = "probabilities" if hasattr(model, "predict_proba") else "scores"  # outlier detectors, margins
-    renames |= dict(zip(outputs, ["label", scores] if len(outputs) == 2 else ["prediction"], strict=True))
-    rename(proto, renames)
+    if double and family in ("lightgbm", "xgboost", "catboost"):
+        raise CannotExport(type(model).__name__, "its converter knows no float64", "export it with double=False")
+    register()
+    try:
+        made = adapted(model)
+        if family == "catboost":
+            proto = _catboost(made)
+        elif type(model).__name__ == "Booster":
+            proto = _booster(made, family, len(features))
+        else:
+            proto = _sklearn(made, features, layout=layout, codes=codes, double=double)
+    except CannotExport:
+        raise
+    except Exception as error:
+        raise refused(model, error) from error
+    plain_outputs(proto)
+    _name(proto, original, features, layout)
     if image is not None:
-        _accept_image(proto, *image)
-    _name_alike(proto)
+        accept_image(proto, *image)
+    elif layout == "columns":
+        entrance = Entrance(proto)
+        for feature in features:
+            entrance.add(feature.name, feature.datatype, codes.get(feature.name))
+        entrance.close()
+    name_alike(proto)
     return proto
 
 
-def _name_alike(proto: onnx.ModelProto) -> None:
-    """Give nodes and graph the same names at every conversion; some converters use random ones."""
-    proto.graph.name = "model"
-    proto.graph.doc_string = ""
-    for index, node in enumerate(proto.graph.node):
-        node.name = f"{node.op_type}_{index}"
+def _name(proto: onnx.ModelProto, original: Original, features: Sequence[Feature], layout: str) -> None:
+    """Name inputs and outputs, leave out outputs that the original does not have, and answer in its types."""
+    inner = [port.name for port in proto.graph.input]
+    names = ["features"] if layout == "matrix" else [f"{name}_column" for name in inner]
+    outputs = [port.name for port in proto.graph.output]
+    del proto.graph.output[len(original.answers) if original.targets is None else len(outputs) :]
+    columns = {feature.name for feature in features} if layout == "columns" else {"features"}
+    wanted = list(original.answers)
+    if len(outputs) > 2:
+        wanted = ["label", *(f"probabilities_{index}" for index in range(len(outputs) - 1))]
+    taken = [f"{name}_" if name in columns else name for name in wanted]
+    rename(proto, dict(zip(inner, names, strict=True)) | dict(zip(outputs, taken, strict=False)))
+    if original.targets is not None and len(outputs) == 2:
+        split_targets(proto, "probabilities", [len(classes) for classes in original.targets])
+    single = original.targets is None and wanted[0] == "label"
+    if single and len(proto.graph.output[0].type.tensor_type.shape.dim) != 1:
+        reshape_label(proto)
+    if (
+        "scores" in wanted
+        and original.classes is not None
+        and len(original.classes) == 2
+        and original.is_a("SVC", "NuSVC")
+    ):
+        swap_columns(proto, taken[1])  # its converter shows the margin of the second class as the first's
+    if original.boolean:
+        cast_output(proto, taken[0], "BOOL")
 
 
-def original_rows(model: Any, table: pd.DataFrame) -> Any:
-    """Make rows as the original takes them: a table, or a list of texts for a text pipeline."""
-    if hasattr(model, "steps") and type(model.steps[0][1]).__name__ == "TfidfVectorizer":
-        return table.iloc[:, 0].tolist()
-    return table if hasattr(model, "feature_names_in_") else table.to_numpy()
-
-
-def _sklearn(model: Any, train: pd.DataFrame, *, numeric: bool, double: bool) -> onnx.ModelProto:
+def _sklearn(model: Any, features: Sequence[Feature], *, layout: str, codes: Codes, double: bool) -> onnx.ModelProto:
     from skl2onnx import to_onnx as convert  # noqa: PLC0415  slow to import, and not wanted for a path
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, StringTensorType  # noqa: PLC0415
 
     number = DoubleTensorType if double else FloatTensorType
-    if numeric:
-        types = [("features", number([None, len(train.columns)]))]
+    texts = [feature.datatype == "BYTES" and feature.name not in codes for feature in features]
+    apart = layout == "columns" and (
+        len(set(texts)) > 1 or any(type(part).__name__ == "ColumnTransformer" for _, part in parts(model))
+    )
+    if apart:
+        kinds = [StringTensorType if text else number for text in texts]
+        types = [(feature.name, kind([None, 1])) for feature, kind in zip(features, kinds, strict=True)]
     else:
-        types = [
-            (
-                str(name),
-                number([None, 1]) if pd.api.types.is_numeric_dtype(train[name]) else StringTensorType([None, 1]),
+        types = [("features", (StringTensorType if texts[0] else number)([None, len(features)]))]
+    problems: list[Exception] = []
+    for opset in OPSETS:
+        try:
+            proto: onnx.ModelProto = convert(
+                model, initial_types=types, options=options_of(model) or None, target_opset=opset
             )
-            for name in train.columns
-        ]
-    options: dict[Any, Any] = {}
-    if hasattr(model, "predict_proba"):
-        options[id(model)] = {"zipmap": False}  # a list of maps is slow to make and to read
-    for _, step in getattr(model, "steps", []):
-        if type(step).__name__ == "TfidfVectorizer":
-            options[id(step)] = {"locale": "C"}  # en_US, the default, is missing on small machines
-    proto: onnx.ModelProto = convert(model, initial_types=types, options=options, target_opset=OPSET)
-    return proto
+        except Exception as error:
+            problems.append(error)
+        else:
+            return proto
+    raise problems[0]
 
 
-def _boosted(model: Any, family: str, width: int) -> onnx.ModelProto:
+def register() -> None:
+    """Teach skl2onnx the converters of onnxmltools, so that boosted trees convert wherever they stand."""
+    from onnxmltools.convert.lightgbm.operator_converters.LightGbm import convert_lightgbm  # noqa: PLC0415
+    from onnxmltools.convert.xgboost.operator_converters.XGBoost import convert_xgboost  # noqa: PLC0415
+    from skl2onnx import update_registered_converter  # noqa: PLC0415
+    from skl2onnx.common.shape_calculator import (  # noqa: PLC0415
+        calculate_linear_classifier_output_shapes,
+        calculate_linear_regressor_output_shapes,
+    )
+    from skl2onnx.operator_converters.linear_classifier import convert_sklearn_linear_classifier  # noqa: PLC0415
+    from sklearn.svm import LinearSVC  # noqa: PLC0415
+
+    # Without it skl2onnx takes no options for whatever stands in front of these.
+    linear = {key: [True, False] for key in ("nocl", "output_class_labels", "raw_scores", "zipmap")}
+    update_registered_converter(
+        LinearSVC,
+        "SklearnLinearSVC",
+        calculate_linear_classifier_output_shapes,
+        convert_sklearn_linear_classifier,
+        options=linear,
+    )
+    choices = {"nocl": [True, False], "zipmap": [True, False, "columns"]}
+    for family, prefix, convert, kinds in (
+        ("lightgbm", "LGBM", convert_lightgbm, ("Classifier", "Regressor", "Ranker")),
+        ("xgboost", "XGB", convert_xgboost, ("Classifier", "Regressor", "RFClassifier", "RFRegressor", "Ranker")),
+    ):
+        try:
+            module = __import__(family)
+        except ImportError:
+            continue
+        for kind in kinds:
+            answers_classes = kind.endswith("Classifier")
+            update_registered_converter(
+                getattr(module, f"{prefix}{kind}"),
+                f"{family}{prefix}{kind}",
+                calculate_linear_classifier_output_shapes
+                if answers_classes
+                else calculate_linear_regressor_output_shapes,
+                _exactly(convert),
+                options=choices if answers_classes else {"split": None},
+            )
+
+
+def _exactly(convert: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any, Any], None]:
+    """Make a converter of trees keep to what the trees do: values are float32, and thresholds stay on their side."""
+
+    def converted(scope: Any, operator: Any, container: Any) -> None:
+        from skl2onnx.common.data_types import DoubleTensorType  # noqa: PLC0415
+
+        floored = _Floored(container)
+        if not isinstance(operator.inputs[0].type, DoubleTensorType):
+            convert(scope, operator, floored)
+            return
+        single = scope.get_unique_variable_name("single")
+        container.add_node("Cast", [operator.inputs[0].full_name], [single], to=onnx.TensorProto.FLOAT)
+        outputs = [scope.get_unique_variable_name("of_single") for _ in operator.outputs]
+        convert(scope, _Renamed(operator, [single], outputs), floored)
+        for output, inner in zip(operator.outputs, outputs, strict=True):
+            double = isinstance(output.type, DoubleTensorType)
+            kind, more = ("Cast", {"to": onnx.TensorProto.DOUBLE}) if double else ("Identity", {})
+            container.add_node(kind, [inner], [output.full_name], **more)
+
+    return converted
+
+
+class _Floored:
+    """A container of skl2onnx that rounds thresholds down to float32.
+
+    LightGBM asks `x <= threshold` in float64. For an x of float32 the greatest float32 below asks the same, and the
+    nearest, which its converter takes, may lie above.
+    """
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+
+    def add_node(self, op_type: str, *places: Any, **attributes: Any) -> None:
+        if op_type.startswith("TreeEnsemble"):
+            values = np.asarray(attributes["nodes_values"], dtype=np.float64)
+            singles = values.astype(np.float32)
+            above = (singles > values) & (np.asarray(attributes["nodes_modes"]) == "BRANCH_LEQ")
+            attributes["nodes_values"] = np.where(above, np.nextafter(singles, np.float32(-np.inf)), singles).tolist()
+        self._container.add_node(op_type, *places, **attributes)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+
+class _Renamed:
+    """An operator of skl2onnx, with other names at its ends."""
+
+    def __init__(self, operator: Any, inputs: list[str], outputs: list[str]) -> None:
+        self._operator = operator
+        self.input_full_names = inputs
+        self.output_full_names = outputs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._operator, name)
+
+
+def _booster(model: Any, family: str, width: int) -> onnx.ModelProto:
     from onnxmltools import convert_lightgbm, convert_xgboost  # noqa: PLC0415
     from onnxmltools.convert.common.data_types import FloatTensorType  # noqa: PLC0415
 
     types = [("features", FloatTensorType([None, width]))]
     if family == "lightgbm":
-        proto: onnx.ModelProto = convert_lightgbm(model, initial_types=types, zipmap=False, target_opset=15)
+        proto: onnx.ModelProto = convert_lightgbm(model, initial_types=types, target_opset=15)
     else:
+        nameless(model)
         proto = convert_xgboost(model, initial_types=types, target_opset=15)
     return proto
 
 
-def rename(proto: onnx.ModelProto, names: dict[str, str]) -> None:
-    """Rename inputs and outputs of a graph, wherever they are used."""
-    graph = proto.graph
-    taken = {name for node in graph.node for name in (*node.input, *node.output)} - names.keys()
-    inner = {name: f"{name}_inner" for name in taken & set(names.values())}
-    names = {**inner, **names}
-    for port in (*graph.input, *graph.output, *graph.value_info):
-        port.name = names.get(port.name, port.name)
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
+def _catboost(model: Any) -> onnx.ModelProto:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        model.save_model(str(path), format="onnx")
+        return onnx.load(str(path))
 
 
-def _accept_image(proto: onnx.ModelProto, name: str, shape: tuple[int, ...]) -> None:
-    """Put a flattening in front, so that callers send an image and not a row of pixels."""
-    graph = proto.graph
-    inner = graph.input[0].name
-    flatten = helper.make_node("Flatten", [name], [inner], name="flatten_image", axis=1)
-    nodes = [flatten, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    del graph.input[:]
-    graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape]))
+def codes_of(model: Any, table: Any) -> dict[str, dict[Any, float]]:
+    """Number the categories of pandas' category columns, for models that take the numbers."""
+    import pandas as pd  # noqa: PLC0415
+
+    family = type(model).__module__.split(".")[0]
+    if family not in ("lightgbm", "xgboost"):
+        return {}
+    return {
+        str(name): {_plain(value): float(code) for code, value in enumerate(table[name].cat.categories)}
+        for name in table.columns
+        if isinstance(table[name].dtype, pd.CategoricalDtype)
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pandas as pd
 
-from serving.engine.bare import Port, describe
 from serving.engine.signature import METADATA_KEY, Feature, Golden, Parity, Signature
 from serving.tensors import Array
-from training import convert
 from training.features import features_of, feeds_of, plain_row
-from training.parity import compare
+from training.graph import plain_outputs
+from training.original import Original
+from training.parity import Gap, ParityError, differences
+from training.progress import progress
+from training.refusal import CannotExport
+from training.session import Session
+from training.table import table_of
+from training.trial import Trial, proven
 
 GOLDEN_ROWS = 5
 UnknownCategory = Literal["accept", "refuse"]
@@ -35,8 +39,8 @@ class Exported:
 def export(
     model_or_path: Any,
     *,
-    train: pd.DataFrame,
-    held_out: pd.DataFrame,
+    train: Any,
+    held_out: Any,
     classes: Sequence[str] | None = None,
     metrics: Mapping[str, float] | None = None,
     description: str = "",
@@ -47,124 +51,201 @@ def export(
     reference: Callable[[pd.DataFrame], Array] | None = None,
     image: tuple[str, tuple[int, ...]] | None = None,
 ) -> Exported:
-    """Convert, describe, and compare with the original on held-out rows.
+    """Convert, describe, and compare with the original on held-out rows and on rows at the edge of their ranges.
 
-    model_or_path: a fitted scikit-learn estimator or pipeline, a fitted XGBoost or LightGBM model with the
-        scikit-learn interface, or the path of an ONNX file made elsewhere (for instance by torch.onnx.export).
-    train: the rows it was fitted on, for ranges, categories and histograms. held_out: rows that it has not seen, for
-        parity, the example and the golden rows. Columns are features, in order; missing values are NaN or None.
-    classes: names of the classes where the model's own are numbers.
+    model_or_path: a fitted scikit-learn estimator or pipeline, a model or booster of XGBoost, LightGBM or CatBoost,
+        or the path of an ONNX file made elsewhere (for instance by torch.onnx.export).
+    train: the rows it was fitted on, for types, ranges, categories and histograms: a DataFrame of pandas or polars, an
+        array, or a Series of texts. held_out: rows that it has not seen, for parity, the example and the golden rows;
+        its columns may be in another order. Columns are features; missing values are NaN, None or pandas' NA. Whole
+        numbers and booleans are asked for as such.
+    classes: names of the classes where the model's own are 0, 1, 2 and so on, or false and true.
+    unknown_category: whether callers may send categories that training did not see. Where the model itself refuses
+        them, or its file would answer otherwise for them, they are refused in any case.
     tolerance: largest difference of a score or a prediction, relative where values are above 1.
     double: give the graph float64 inputs, for values that float32 can't hold; not every converter has it.
     reference: the original's scores or predictions for rows; wanted for a path, else the model's own are used.
     image: name and per-row shape of one tensor that all columns together make up, for instance ("image", (8, 8)).
-    Raises ParityError, with the worst row and the remedy, where the file answers otherwise than the original.
+    Raises CannotExport, with the step, the reason and what to write instead, where there is no ONNX form, and
+    ParityError, with the worst row and a remedy that was tried, where the file answers otherwise than the original.
     """
-    if isinstance(model_or_path, str | Path):
-        proto = onnx.load(str(model_or_path))
-    else:
-        proto = convert.to_onnx(model_or_path, train, double=double, image=image)
-    found = features_of(train, descriptions=descriptions or {}, unknown_category=unknown_category, double=double)
-    features = (_tensor_feature(found, image, proto),) if image else found
-    base = _graph_signature(proto)
-    layout: Literal["matrix", "columns"] = (
-        "matrix" if len(base.inputs) == 1 and len(found) > 1 and not image else "columns"
+    rows = table_of(train, what="train")
+    unseen = table_of(held_out, what="held_out", like=rows)
+    told = descriptions or {}
+    with progress() as say:
+        if isinstance(model_or_path, str | Path):
+            made = _of_path(str(model_or_path), rows, unseen, descriptions=told, unknown=unknown_category, image=image)
+            parity = _referred(reference, made, unseen, tolerance)
+            names: Sequence[Any] | None = classes or made.keys
+            label, scores = made.session.signature.label, made.session.signature.scores
+        else:
+            original = Original(model_or_path)
+            names = _class_names(original, classes)
+            made, parity = proven(
+                model_or_path,
+                original,
+                rows,
+                unseen,
+                descriptions=told,
+                unknown=unknown_category,
+                tolerance=tolerance,
+                double=double,
+                image=image,
+                say=say,
+            )
+            if reference is not None:
+                parity = _referred(reference, made, unseen, tolerance)
+            label, scores = _roles(original, made)
+        say("writing the signature")
+        return _written(
+            made,
+            unseen,
+            parity,
+            label=label,
+            scores=scores,
+            classes=names if label else None,
+            description=description,
+            metrics=metrics or {},
+            tolerance=tolerance,
+            image=image,
+        )
+
+
+def _of_path(
+    path: str,
+    train: pd.DataFrame,
+    held_out: pd.DataFrame,
+    *,
+    descriptions: Mapping[str, str],
+    unknown: UnknownCategory,
+    image: tuple[str, tuple[int, ...]] | None,
+) -> Trial:
+    proto = onnx.load(path)
+    keys = plain_outputs(proto)
+    session = Session(proto)
+    inputs = session.signature.inputs
+    double = inputs[0].datatype == "FP64"
+    features = features_of(train, held_out, descriptions=descriptions, unknown_category=unknown, double=double)
+    layout: Literal["matrix", "columns"] = "matrix" if len(inputs) == 1 and len(features) > 1 else "columns"
+    if layout == "columns" and len(features) != len(inputs) and not image:
+        names = ", ".join(spec.name for spec in inputs)
+        raise CannotExport(path, f"takes the inputs {names}", f"give a table of {len(inputs)} columns, in this order")
+    feeds = feeds_of(held_out, inputs, layout=layout, image=image[1] if image else None)
+    return Trial(proto, session, features, layout, feeds, session.run(feeds), keys)
+
+
+def _referred(
+    reference: Callable[[pd.DataFrame], Array] | None, made: Trial, held_out: pd.DataFrame, tolerance: float
+) -> Parity | None:
+    """Compare scores, or the only output, with what somebody else's code says of the rows."""
+    if reference is None:
+        return None
+    signature = made.session.signature
+    name = next(
+        (n for n in ("probabilities", "scores") if n in made.outputs), signature.scores or next(iter(made.outputs))
     )
-    class_names = _class_names(model_or_path, classes) if base.label else None
-    feeds = feeds_of(held_out, base.inputs, layout=layout, image=image[1] if image else None)
-    outputs = dict(zip((o.name for o in base.outputs), _run(proto, feeds), strict=True))
-    parity = _parity(model_or_path, base, outputs, held_out, feeds, tolerance, reference)
-    example = {image[0]: feeds[0][0].tolist()} if image else plain_row(held_out, 0)
-    golden = min(GOLDEN_ROWS, len(held_out))
-    rows = [{image[0]: feeds[0][i].tolist()} if image else plain_row(held_out, i) for i in range(golden)]
+    expected = {name: np.asarray(reference(held_out))}
+    try:
+        worst, _ = differences(expected, made.outputs, rows=held_out, tolerance=tolerance)
+    except Gap as gap:
+        raise ParityError(f"{gap}. The file answers otherwise than `reference` says: one of them is wrong.") from gap
+    agreement = None
+    if signature.scores:
+        agreement = float((expected[name].argmax(axis=1) == made.outputs[name].argmax(axis=1)).mean())
+    return Parity(rows=len(held_out), label_agreement=agreement, max_difference=worst)
+
+
+def _roles(original: Original, made: Trial) -> tuple[str | None, str | None]:
+    """Name the outputs that are label and scores of a classifier, or of an outlier detector."""
+    outputs = [spec.name for spec in made.session.signature.outputs]
+    if original.targets is not None or next(iter(original.answers)) != "label":
+        return None, None
+    return outputs[0], outputs[1] if len(outputs) > 1 and "distances" not in original.answers else None
+
+
+def _class_names(original: Original, classes: Sequence[str] | None) -> Sequence[Any] | None:
+    own = original.classes
+    if classes is None:
+        if own is None:
+            return None
+        if original.boolean:
+            return ["false", "true"]
+        values = [value.item() if hasattr(value, "item") else value for value in own]
+        return [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
+    names = [str(name) for name in classes]
+    if own is not None and names != [str(value) for value in own]:
+        if len(names) != len(own):
+            raise CannotExport(
+                "classes", f"has {len(names)} names, and the model {len(own)} classes", "name each class"
+            )
+        if not original.boolean and (own.dtype.kind not in "iuf" or own.tolist() != list(range(len(own)))):
+            raise CannotExport(
+                "classes",
+                f"renames the classes {own.tolist()[:10]}",
+                "leave it out, or fit on 0, 1, 2 and so on: only such labels are positions in a list of names",
+            )
+        original.boolean = False  # a label is then the name at its position
+    return names
+
+
+def _written(
+    made: Trial,
+    held_out: pd.DataFrame,
+    parity: Parity | None,
+    *,
+    label: str | None,
+    scores: str | None,
+    classes: Sequence[Any] | None,
+    description: str,
+    metrics: Mapping[str, float],
+    tolerance: float,
+    image: tuple[str, tuple[int, ...]] | None,
+) -> Exported:
+    proto, base = made.proto, made.session.signature
+    count = min(GOLDEN_ROWS, len(held_out))
+    if image:
+        rows = [{image[0]: made.feeds[0][i].tolist()} for i in range(count)]
+    else:
+        rows = [plain_row(held_out, i, made.features) for i in range(count)]
+    classifies = bool(label) and (classes is not None or parity is None or bool(scores))
+    tools = ("scikit-learn", "skl2onnx", "onnxmltools", "xgboost", "lightgbm", "catboost", "onnx", "onnxruntime")
     signature = Signature(
-        task="classification" if base.label else "regression" if len(base.outputs) == 1 else "other",
+        task="classification" if classifies else "regression" if len(base.outputs) == 1 else "other",
         description=description,
         inputs=base.inputs,
         outputs=base.outputs,
-        layout=layout,
-        features=features,
-        label=base.label,
-        scores=base.scores,
-        classes=tuple(class_names) if class_names else None,
-        metrics={name: round(float(value), 4) for name, value in (metrics or {}).items()},
+        layout=made.layout,
+        features=(_tensor_feature(made.features, image),) if image else made.features,
+        label=label,
+        scores=scores,
+        classes=tuple(classes) if classes else None,
+        metrics={name: round(float(value), 4) for name, value in metrics.items()},
         parity=parity,
-        example=example,
+        example=rows[0],
         golden=Golden(
             rows=tuple(rows),
-            outputs={name: array[:golden].tolist() for name, array in outputs.items()},
+            outputs={name: array[:count].tolist() for name, array in made.outputs.items()},
             tolerance=tolerance,
         ),
-        tools={name: version(name) for name in ("scikit-learn", "skl2onnx", "onnx", "onnxruntime")},
+        tools={name: found for name in tools if (found := _version(name))},
     )
     del proto.metadata_props[:]
     onnx.helper.set_model_props(proto, {METADATA_KEY: signature.model_dump_json(exclude_defaults=True)})
     return Exported(proto.SerializeToString(deterministic=True), signature)
 
 
-def _graph_signature(proto: onnx.ModelProto) -> Signature:
-    session = _session(proto)
-    inputs = [Port(p.name, p.type, tuple(p.shape)) for p in session.get_inputs()]
-    outputs = [Port(p.name, p.type, tuple(p.shape)) for p in session.get_outputs()]
-    names = [port.name for port in inputs]
-
-    def probe(arrays: tuple[Array, ...]) -> list[Any] | None:
-        try:
-            return list(session.run(None, dict(zip(names, arrays, strict=True))))
-        except Exception:
-            return None  # made-up rows may be refused; the held-out rows will tell
-
-    signature, zipped = describe(inputs, outputs, probe)
-    if zipped:
-        raise ValueError("the file answers with maps (ZipMap): export it with zipmap=False")
-    return signature
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
-def _session(proto: onnx.ModelProto) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def _run(proto: onnx.ModelProto, feeds: tuple[Array, ...]) -> list[Any]:
-    session = _session(proto)
-    names = [port.name for port in session.get_inputs()]
-    return list(session.run(None, dict(zip(names, feeds, strict=True))))
-
-
-def _class_names(model: Any, classes: Sequence[str] | None) -> list[Any] | None:
-    if classes is not None:
-        return [str(name) for name in classes]
-    own = getattr(model, "classes_", None)
-    return None if own is None else [value.item() if hasattr(value, "item") else value for value in own]
-
-
-def _tensor_feature(found: tuple[Feature, ...], image: tuple[str, tuple[int, ...]], proto: onnx.ModelProto) -> Feature:
+def _tensor_feature(found: tuple[Feature, ...], image: tuple[str, tuple[int, ...]]) -> Feature:
     return Feature(
         name=image[0],
-        datatype=found[0].datatype,
+        datatype="FP32",
         shape=image[1],
         minimum=min(f.minimum for f in found if f.minimum is not None),
         maximum=max(f.maximum for f in found if f.maximum is not None),
     )
-
-
-def _parity(  # noqa: PLR0917  all of what one comparison needs
-    model: Any,
-    base: Signature,
-    outputs: dict[str, Array],
-    held_out: pd.DataFrame,
-    feeds: tuple[Array, ...],
-    tolerance: float,
-    reference: Callable[[pd.DataFrame], Array] | None,
-) -> Parity | None:
-    name = base.scores or ("scores" if "scores" in outputs else base.outputs[0].name)
-    if reference is None and isinstance(model, str | Path):
-        return None
-    if reference is None:
-        rows = convert.original_rows(model, held_out)
-        own = "decision_function" if name == "scores" else "predict_proba" if base.scores else "predict"
-        expected = np.asarray(getattr(model, own)(rows))
-    else:
-        expected = np.asarray(reference(held_out))
-    return compare(expected, outputs[name], rows=held_out, feeds=feeds, tolerance=tolerance, labels=bool(base.scores))

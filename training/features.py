@@ -2,64 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from serving.engine.signature import Feature, TensorSpec
-from serving.tensors import NUMPY, Array
+from serving.tensors import NUMPY, Array, Datatype
+from training.refusal import CannotExport
 
 HISTOGRAM_BINS = 10
 MOST_CATEGORIES = 100
 
 
 def features_of(
-    table: pd.DataFrame,
+    train: pd.DataFrame,
+    held_out: pd.DataFrame,
     *,
     descriptions: Mapping[str, str],
     unknown_category: Literal["accept", "refuse"],
     double: bool = False,
+    closed: Collection[str] = (),
 ) -> tuple[Feature, ...]:
-    """Describe each column: type, range or categories, missing values, histogram."""
+    """Describe each column: type and missing values by all rows, range, categories and histogram by those of training.
+
+    closed: columns of which the model knows the values of training only, so that others are refused.
+    """
     return tuple(
-        _feature(str(name), table[name], descriptions.get(str(name), ""), unknown_category, double)
-        for name in table.columns
+        _feature(
+            str(name),
+            train[name],
+            held_out[name],
+            description=descriptions.get(str(name), ""),
+            unknown="refuse" if name in closed else unknown_category,
+            double=double,
+            closed=name in closed,
+        )
+        for name in train.columns
     )
 
 
 def _feature(
-    name: str, column: pd.Series[Any], description: str, unknown: Literal["accept", "refuse"], double: bool
+    name: str,
+    column: pd.Series[Any],
+    other: pd.Series[Any],
+    *,
+    description: str,
+    unknown: Literal["accept", "refuse"],
+    double: bool,
+    closed: bool,
 ) -> Feature:
     present = column[~missing(column)]
-    nullable = len(present) < len(column)
-    if pd.api.types.is_numeric_dtype(column):
-        counts, edges = np.histogram(present.to_numpy(dtype=float), bins=HISTOGRAM_BINS)
-        return Feature(
-            name=name,
-            datatype="FP64" if double else "FP32",
-            description=description,
-            nullable=nullable,
-            minimum=float(present.min()),
-            maximum=float(present.max()),
-            histogram=(tuple(round(float(e), 6) for e in edges), tuple(int(c) for c in counts)),
-        )
-    values = sorted(str(value) for value in present.unique())
-    few = len(values) <= MOST_CATEGORIES and len(values) < len(present) / 2
+    nullable = len(present) < len(column) or bool(missing(other).any())
+    datatype = _wider(datatype_of(column, double=double), datatype_of(other, double=double), name, double)
+    told: dict[str, Any] = {"name": name, "datatype": datatype, "description": description}
+    if datatype == "BYTES":
+        values = sorted({str(value) for value in present.unique()})
+        few = closed or (len(values) <= MOST_CATEGORIES and len(values) < len(present) / 2)
+        categories = tuple(values) if few else None
+        return Feature(**told, nullable=nullable, categories=categories, unknown_category=unknown if few else "accept")
+    if datatype == "BOOL":
+        return Feature(**told)
+    numbers = present.to_numpy(dtype=float)
+    numbers = numbers[np.isfinite(numbers)]
+    if datatype == "INT64" and (closed or isinstance(column.dtype, pd.CategoricalDtype)):
+        return Feature(**told, categories=tuple(sorted({int(v) for v in numbers})), unknown_category=unknown)
+    if not len(numbers):
+        return Feature(**told, nullable=nullable)
+    counts, edges = np.histogram(numbers, bins=HISTOGRAM_BINS)
     return Feature(
-        name=name,
-        datatype="BYTES",
-        description=description,
+        **told,
         nullable=nullable,
-        categories=tuple(values) if few else None,
-        unknown_category=unknown if few else "accept",
+        minimum=float(numbers.min()),
+        maximum=float(numbers.max()),
+        histogram=(tuple(round(float(e), 6) for e in edges), tuple(int(c) for c in counts)),
     )
+
+
+def _wider(one: Datatype, other: Datatype, name: str, double: bool) -> Datatype:
+    if one == other:
+        return one
+    if "BYTES" in (one, other):
+        raise CannotExport(f"column {name!r}", f"is {one} in train and {other} in held_out", "give both the same types")
+    return "FP64" if double else "FP32"
+
+
+def datatype_of(column: pd.Series[Any], *, double: bool) -> Datatype:
+    """Name the type that callers send: whole numbers and booleans stay so, unless some are missing."""
+    kind = column.dtype
+    values = kind.categories if isinstance(kind, pd.CategoricalDtype) else column
+    if not pd.api.types.is_numeric_dtype(values):
+        return "BYTES"
+    if not missing(column).any():
+        if pd.api.types.is_bool_dtype(values):
+            return "BOOL"
+        if pd.api.types.is_integer_dtype(values):
+            return "INT64"
+    return "FP64" if double else "FP32"
 
 
 def missing(column: pd.Series[Any]) -> pd.Series[bool]:
     """Tell which values are missing: NaN, None, or the empty string, which is how a graph knows a missing string."""
-    return column.isna() | column.eq("")
+    empty = column.astype(object).map(lambda value: isinstance(value, str) and not value)
+    return column.isna() | empty.astype(bool)
 
 
 def feeds_of(
@@ -71,23 +117,35 @@ def feeds_of(
 ) -> tuple[Array, ...]:
     """Make the graph's inputs of a table's rows; a missing string is '', a missing number NaN."""
     if layout == "matrix" or image is not None:
-        array: Array = table.to_numpy(dtype=NUMPY[inputs[0].datatype])
+        columns = [column_array(table[name], inputs[0].datatype) for name in table.columns]
+        array: Array = np.hstack(columns)
         return (array.reshape(-1, *image),) if image else (np.ascontiguousarray(array),)
-    return tuple(column_array(table[name], spec.datatype) for name, spec in zip(table.columns, inputs, strict=True))
+    return tuple(
+        column_array(table[name], spec.datatype).reshape(-1, *(1,) * (len(spec.shape) - 1))
+        for name, spec in zip(table.columns, inputs, strict=True)
+    )
 
 
 def column_array(column: pd.Series[Any], datatype: str) -> Array:
     """Make one [rows, 1] input of a column."""
     if datatype == "BYTES":
-        values = ["" if value is None or value != value else str(value) for value in column]  # noqa: PLR0124  NaN
+        values = ["" if pd.isna(value) else str(value) for value in column]
         return np.array(values, dtype=object).reshape(-1, 1)
-    return column.to_numpy(dtype=NUMPY[datatype]).reshape(-1, 1)
+    if datatype in ("FP32", "FP64"):
+        return column.to_numpy(dtype=float, na_value=np.nan).astype(NUMPY[datatype]).reshape(-1, 1)
+    return column.to_numpy().astype(NUMPY[datatype]).reshape(-1, 1)
 
 
-def plain_row(table: pd.DataFrame, index: int) -> dict[str, Any]:
+def plain_row(table: pd.DataFrame, index: int, features: tuple[Feature, ...]) -> dict[str, Any]:
     """Make one row as a caller would send it."""
     row: dict[str, Any] = {}
-    for name, value in table.iloc[index].items():
-        absent = bool(missing(pd.Series([value], dtype=object)).iloc[0])
-        row[str(name)] = None if absent else value.item() if hasattr(value, "item") else value
+    for name, feature in zip(table.columns, features, strict=True):
+        value = table[name].iloc[index]
+        if pd.isna(value) or (isinstance(value, str) and not value):
+            row[feature.name] = None
+        elif feature.datatype == "BYTES":
+            row[feature.name] = str(value)
+        else:
+            kind = {"INT64": int, "BOOL": bool}.get(feature.datatype, float)
+            row[feature.name] = kind(value)
     return row

@@ -2,52 +2,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
-from serving.engine.signature import Parity
 from serving.tensors import Array
-
-FLOAT32_EXACT = 2**24
 
 
 class ParityError(Exception):
-    """The ONNX file answers otherwise than its original; the text shows the worst row and names the remedy."""
+    """The ONNX file answers otherwise than its original; the text shows the worst row, and a remedy that was tried."""
 
 
-def compare(
-    expected: Array, actual: Array, *, rows: pd.DataFrame, feeds: tuple[Array, ...], tolerance: float, labels: bool
-) -> Parity:
-    """Compare scores [rows, classes] or predictions [rows]; the difference is relative above 1.
+class Gap(Exception):
+    """Rows differ: how, and which is the worst."""
 
-    Raises ParityError where a row differs by more than `tolerance`.
+    def __init__(self, text: str, rows: Array) -> None:
+        super().__init__(text)
+        self.rows = rows
+        """Which rows differ."""
+
+
+def differences(
+    expected: Mapping[str, Array], actual: Mapping[str, Array], *, rows: pd.DataFrame, tolerance: float
+) -> tuple[float, float | None]:
+    """Compare every output that the original has; return the largest difference, and the share of equal labels.
+
+    Numbers differ relatively where they are above 1. A label may differ only where the original's best two scores are
+    as close as `tolerance`. Raises Gap.
     """
-    expected = expected.reshape(len(rows), -1).astype(float)
-    actual = actual.reshape(len(rows), -1).astype(float)
-    if expected.shape != actual.shape:
-        raise ParityError(f"the original answers {expected.shape[1]} values a row, and the file {actual.shape[1]}")
-    differences = np.abs(expected - actual) / np.maximum(1, np.abs(expected))
-    by_row = np.where(np.isfinite(differences), differences, np.inf).max(axis=1)
-    worst = int(by_row.argmax())
-    if by_row[worst] > tolerance:
-        raise ParityError(
-            f"{int((by_row > tolerance).sum())} of {len(rows)} rows differ by more than {tolerance:g}; the worst is "
-            f"row {worst}: {rows.iloc[worst].to_dict()}: the original says {expected[worst].tolist()}, the file "
-            f"{actual[worst].tolist()}. {_remedy(rows)}"
-        )
-    agreement = float((expected.argmax(axis=1) == actual.argmax(axis=1)).mean()) if labels else None
-    return Parity(rows=len(rows), label_agreement=agreement, max_difference=float(by_row[worst]))
+    worst, agreement = 0.0, None
+    for name, due in expected.items():
+        if name not in actual:
+            raise Gap(f"the original answers {name}, and the file does not", np.ones(len(rows), dtype=bool))
+        got = actual[name]
+        if name == "label":
+            same = _same_labels(due, got)
+            agreement = float(same.mean())
+            refused = ~same & ~_tied(expected, tolerance, len(rows))
+            _check(refused, due, got, rows, what=f"have another {name}")
+        else:
+            wanted, given = numbers(due, got, len(rows))
+            by_row = difference(wanted, given)
+            what = f"differ by more than {tolerance:g} in {name}"
+            _check(by_row > tolerance, wanted, given, rows, what=what, by_row=by_row)
+            worst = max(worst, float(by_row.max()))
+    return worst, agreement
 
 
-def _remedy(rows: pd.DataFrame) -> str:
-    for name in rows.columns:
-        column = rows[name]
-        if pd.api.types.is_numeric_dtype(column) and float(column.abs().max()) > FLOAT32_EXACT:
-            return (
-                f"Column {name!r} has values up to {float(column.abs().max()):g}, which float32 can't tell apart: "
-                "subtract an offset or scale it before the model, or export with double=True."
-            )
-    return (
-        "Rows may lie on a tree's split: round features to float32 before fitting, export with double=True, "
-        "or allow it with tolerance=."
+def numbers(due: Array, got: Array, rows: int) -> tuple[Array, Array]:
+    """Give both as [rows, values] of doubles; a margin of two classes may be shown for both of them. Raises Gap."""
+    due, got = due.reshape(rows, -1).astype(float), got.reshape(rows, -1).astype(float)
+    if due.shape[1] == 1 and got.shape[1] == 2:
+        due = np.hstack([-due, due])
+    if due.shape != got.shape:
+        text = f"the original answers {due.shape[1]} values a row, and the file {got.shape[1]}"
+        raise Gap(text, np.ones(rows, dtype=bool))
+    return due, got
+
+
+def difference(due: Array, got: Array) -> Array:
+    """Measure each row's largest difference, relative above 1; what is missing in both is equal."""
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(due - got) / np.maximum(1, np.abs(due))
+    apart = np.where((due == got) | (np.isnan(due) & np.isnan(got)), 0, apart)
+    largest: Array = np.where(np.isfinite(apart), apart, np.inf).max(axis=1)
+    return largest
+
+
+def _same_labels(due: Array, got: Array) -> Array:
+    due, got = due.reshape(len(due), -1), got.reshape(len(got), -1)
+    if due.shape != got.shape:
+        raise Gap(f"the original answers {due.shape[1]} labels a row, and the file {got.shape[1]}", np.ones(len(due)))
+    return np.array(
+        [all(_plain(a) == _plain(b) for a, b in zip(x, y, strict=True)) for x, y in zip(due, got, strict=True)]
+    )
+
+
+def _plain(value: object) -> object:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _tied(expected: Mapping[str, Array], tolerance: float, rows: int) -> Array:
+    scores = next((expected[name] for name in ("probabilities", "scores", "distances") if name in expected), None)
+    if scores is None:
+        return np.zeros(rows, dtype=bool)
+    scores = scores.reshape(rows, -1).astype(float)
+    if scores.shape[1] == 1:
+        tied: Array = np.abs(scores[:, 0]) <= tolerance
+        return tied
+    ordered = np.sort(-scores if "distances" in expected else scores, axis=1)
+    close: Array = ordered[:, -1] - ordered[:, -2] <= 2 * tolerance * np.maximum(1, np.abs(ordered[:, -1]))
+    return close
+
+
+def _check(bad: Array, due: Array, got: Array, rows: pd.DataFrame, *, what: str, by_row: Array | None = None) -> None:
+    if not bad.any():
+        return
+    worst = int(np.where(bad, 1 if by_row is None else by_row, -1).argmax())
+    raise Gap(
+        f"{int(bad.sum())} of {len(rows)} rows {what}; the worst is row {worst}: {rows.iloc[worst].to_dict()}: the "
+        f"original says {np.ravel(due[worst]).tolist()}, the file {np.ravel(got[worst]).tolist()}",
+        bad,
     )

@@ -14,6 +14,7 @@ from starlette.staticfiles import StaticFiles
 from serving.access.access import Access
 from serving.engine.model import Model
 from serving.engine.rows import Rows
+from serving.engine.signature import Signature
 from serving.fleet.fleet import Fleet, Served
 from serving.http_api.security import BEARER, may
 from serving.http_api.strict_json import dumps
@@ -202,7 +203,7 @@ def _prediction(model: Model) -> dict[str, Any]:
         return {
             "type": "object",
             "properties": {
-                "label": {"enum": list(signature.classes)},
+                "label": {"type": "boolean"} if _answers_booleans(signature) else {"enum": list(signature.classes)},
                 "scores" if signature.scores == "scores" else "probabilities": {
                     "type": "object",
                     "properties": {str(c): number for c in signature.classes},
@@ -210,6 +211,10 @@ def _prediction(model: Model) -> dict[str, Any]:
             },
         }
     return {"description": f"outputs: {', '.join(o.name for o in signature.outputs)}"}
+
+
+def _answers_booleans(signature: Signature) -> bool:
+    return any(spec.name == signature.label and spec.datatype == "BOOL" for spec in signature.outputs)
 
 
 def _v2(model: Model, summary: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import orjson
 
 from serving.engine.signature import Signature
 from serving.http_api.strict_json import dumps
-from serving.tensors import Array, Tensors
+from serving.tensors import INTEGERS, Array, Tensors
 
 
 class Answers:
@@ -29,7 +29,7 @@ class Answers:
         # An integer label with named classes is an index into them.
         self._indexed = bool(
             self._named
-            and signature.outputs[self._label].datatype != "BYTES"  # type: ignore[index]
+            and signature.outputs[self._label].datatype in INTEGERS  # type: ignore[index]
             and isinstance(signature.classes[0], str)  # type: ignore[index]
         )
         if self._named:

@@ -1,0 +1,99 @@
+"""The one way in which an export is refused: which step, why, and what to write instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+_INSTEAD = {
+    "FunctionTransformer": "a graph holds no Python: do it to the columns before fit and before each request, or use a "
+    "transformer of scikit-learn's own (PowerTransformer for logarithms, for instance)",
+    "HashingVectorizer": "use CountVectorizer or TfidfVectorizer",
+    "CountVectorizer": "use analyzer='word' or 'char', without a tokenizer or preprocessor of your own",
+    "TfidfVectorizer": "use analyzer='word' or 'char', without a tokenizer or preprocessor of your own",
+    "SimpleImputer": "leave add_indicator out, and fill strings and numbers in steps of their own",
+    "HistGradientBoostingClassifier": "put an OrdinalEncoder in front, and leave categorical_features out",
+    "HistGradientBoostingRegressor": "put an OrdinalEncoder in front, and leave categorical_features out",
+    "TransformedTargetRegressor": "fit its regressor on the transformed target, and undo that where the answer is read",
+    "DBSCAN": "it can't predict new rows: use KMeans",
+    "NearestCentroid": "use KNeighborsClassifier",
+    "CategoricalNB": "use OneHotEncoder and BernoulliNB",
+    "OutputCodeClassifier": "use OneVsRestClassifier",
+    "DummyClassifier": "use LogisticRegression on a constant column",
+    "DummyRegressor": "use LinearRegression on a constant column",
+    "EllipticEnvelope": "use IsolationForest",
+    "LocalOutlierFactor": "use IsolationForest",
+    "NMF": "use TruncatedSVD or PCA",
+    "SplineTransformer": "use KBinsDiscretizer or PolynomialFeatures",
+    "Nystroem": "use SVC or KernelPCA, which hold their own kernels",
+}
+
+
+class CannotExport(Exception):
+    """A model or a table that has no ONNX form here: `where` it fails, `why`, and what to write `instead`."""
+
+    def __init__(self, where: str, why: str, instead: str) -> None:
+        super().__init__(f"{where}: {why}. Instead: {instead}.")
+        self.where, self.why, self.instead = where, why, instead
+
+
+def parts(model: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Walk a fitted model: itself and every estimator within, each with the name of its step."""
+    seen: set[int] = set()
+    waiting = [(name or type(model).__name__.lower(), model)]
+    while waiting:
+        step, part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if hasattr(part, "get_params") and not isinstance(part, type):
+            yield step, part
+            own = vars(part).items()
+            waiting += [(step if key.endswith("_") or key == "steps" else key, value) for key, value in own]
+        elif isinstance(part, tuple) and part and isinstance(part[0], str):
+            waiting += [(part[0], value) for value in part[1:]]
+        elif isinstance(part, list | tuple) and len(part) < 10_000:
+            waiting += [(step, value) for value in part if not isinstance(value, str | bytes | int | float)]
+        elif isinstance(part, dict):
+            waiting += [(key if isinstance(key, str) else step, value) for key, value in part.items()]
+
+
+def step_of(model: Any, part: Any) -> str:
+    """Name a part of a model as its author did: "step 'scale' (StandardScaler)"."""
+    kind = type(part).__name__
+    name = next((step for step, found in parts(model) if found is part), None)
+    if name is None:  # a copy, or a part made on the way: the first of its kind
+        name = next((step for step, found in parts(model) if type(found) is type(part)), kind.lower())
+    return f"step {name!r} ({kind})"
+
+
+def refused(model: Any, error: Exception) -> CannotExport:
+    """Make the refusal of what a converter raised: its text in one line, and the step that it was at."""
+    part = _at(error)
+    if part is None:
+        part = _named_in(model, str(error))
+    text = " ".join(str(error).split()).split(" You may raise an issue")[0].split(" It usually means")[0]
+    text = "no converter knows it" if "Unable to find" in text and "column name" not in text else text
+    kind = type(model if part is None else part)
+    instead = _INSTEAD.get(
+        kind.__name__,
+        "replace or leave out this step, or do it before the model; docs/converts.md lists what converts",
+    )
+    return CannotExport(step_of(model, model if part is None else part), f"can't be converted: {text[:300]}", instead)
+
+
+def _at(error: Exception) -> Any:
+    """Find the estimator that a converter was at: its functions call it by the name `operator` or `model`."""
+    found = None
+    trace = error.__traceback__
+    while trace is not None:
+        operator = trace.tb_frame.f_locals.get("operator", trace.tb_frame.f_locals.get("self"))
+        raw = getattr(operator, "raw_operator", None)
+        found = raw if raw is not None else found
+        trace = trace.tb_next
+    return found
+
+
+def _named_in(model: Any, text: str) -> Any:
+    """Find the part whose class an error's text names."""
+    return next((part for _, part in parts(model) if str(type(part)) in text), None)
