@@ -87,7 +87,7 @@ def tried() -> dict[tuple[str, str], list[str]]:
 def test_what_converts_serves_as_the_original_answers(
     data: str, name: str, tried: dict[tuple[str, str], list[str]]
 ) -> None:
-    """A model of each kind is served and answers its example and held-out rows as it did, or is refused with its step."""
+    """One of each kind is served and answers its example and held-out rows as it did, or is refused with its step."""
     assert tried[data, name] == []
 
 
