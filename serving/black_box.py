@@ -20,7 +20,7 @@ from typing import Any
 RECORDS = 1024
 """Threads of models that can be told apart; those beyond run unrecorded."""
 _CELLS = 24  # of eight bytes each: since when, which thread, then the text
-_HEAD = 2  # the last sign of life, and how far the worker has come
+_HEAD = 3  # the last sign of life, how far the worker has come, and how far it lags behind the coordinator
 _TEXT = (_CELLS - 2) * 8
 _STARTING, _LOADED, _READY, _ENDING = 0.0, 1.0, 2.0, 3.0
 _CRASHED = re.compile(r"Current thread 0x([0-9a-f]+)")
@@ -126,7 +126,16 @@ class BlackBox:
         with self._lock:
             self._free.append(number)
 
+    @property
+    def lag(self) -> float:
+        """Seconds for which the worker has left something unacknowledged that the coordinator told it."""
+        return self._cells[2]
+
     # The parent's side.
+
+    @lag.setter
+    def lag(self, seconds: float) -> None:
+        self._cells[2] = seconds
 
     @property
     def is_starting(self) -> bool:

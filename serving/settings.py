@@ -51,8 +51,10 @@ class Settings(BaseSettings):
     """Threads that run one model at the same time."""
     deadline_s: float = Field(30.0, gt=0)
     """Seconds after which a request that still waits is answered 504."""
+    drain_delay_s: float = Field(0.0, ge=0)
+    """Seconds that a server goes on accepting after SIGTERM, while it says unready; for load balancers that lag."""
     drain_s: float = Field(30.0, gt=0)
-    """Seconds that accepted requests get to finish after SIGTERM."""
+    """Seconds that accepted requests get to finish once the server accepts no more."""
     hang_s: float = Field(20.0, ge=1)
     """Seconds without a sign of life after which a worker is replaced."""
     keep_alive_s: float = Field(75.0, gt=0)

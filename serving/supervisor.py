@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import multiprocessing.connection
@@ -20,10 +21,14 @@ from serving.access.access import Access
 from serving.access.caller import AccessInvalid
 from serving.black_box import BlackBox, Running
 from serving.deaths import Deaths
+from serving.fleet import channel
+from serving.fleet.channel import Link
 from serving.fleet.deployment import Deployment
 from serving.fleet.quarantine import Quarantine
+from serving.metrics.families import Key
 from serving.metrics.totals import forget_gauges, leave_word, totals
 from serving.settings import Settings
+from serving.signals import DRAIN, UNREADY
 from serving.worker import REFUSED, Assignment, cores, work
 
 log = logging.getLogger("serving.server")
@@ -50,10 +55,24 @@ class Worker:
     slot: int
     process: BaseProcess
     box: BlackBox
+    link: Link
     born: float
     ready_at: float | None = None
     kill_at: float | None = None
     """When it gets SIGKILL; set once it was told to end."""
+    killed: bool = False
+
+    def order(self, number: signal.Signals) -> None:
+        """Send it an order; it may have ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid or 0, number)
+
+    def kill(self) -> None:
+        """End it by force, and say so once."""
+        if not self.killed:
+            self.killed = True
+            log.error("worker %d did not end in time", self.slot)
+            self.process.kill()
 
 
 @dataclasses.dataclass(slots=True)
@@ -97,6 +116,7 @@ class Supervisor:
         self._served = False
         self._ends_asked = 0
         self._held: dict[tuple[str, str], str] = {}
+        self._lags: dict[Key, float] = {}
         self._reload_asked = False
         self._looked = self._awake_since = time.monotonic()
 
@@ -114,6 +134,7 @@ class Supervisor:
                 if not self._turn():
                     return REFUSED
             self._deployment.conclude()
+            self._await_unready()
             return self._drain()
         finally:
             self._deployment.stop()
@@ -137,7 +158,7 @@ class Supervisor:
         now = time.monotonic()
         try:
             box = BlackBox()
-            ours, theirs = self._context.Pipe()
+            ours, theirs = channel.pair()
             assignment = Assignment(
                 settings=self._settings,
                 sock=self._sock,
@@ -152,12 +173,12 @@ class Supervisor:
             process = self._context.Process(target=work, args=(assignment,), name=f"worker-{slot}")
             process.start()
             theirs.close()  # the worker's end must close with the worker
-            self._deployment.attach(ours)
+            link = self._deployment.attach(ours)
         except OSError as error:
             log.error("worker %d can't be started: %s", slot, error.strerror)
             self._due.append(now + RETRY_S)
             return None
-        worker = Worker(slot, process, box, now)
+        worker = Worker(slot, process, box, link, now)
         self._workers.append(worker)
         return worker
 
@@ -165,7 +186,7 @@ class Supervisor:
         """Tell a worker to end, and kill it once the grace time is over."""
         if worker.kill_at is None:
             worker.kill_at = time.monotonic() + grace
-            worker.process.terminate()
+            worker.order(DRAIN)
 
     def _reap(self) -> list[tuple[Worker, int | None]]:
         """Forget the workers that have ended; return each with its exit code."""
@@ -194,8 +215,7 @@ class Supervisor:
                 worker.ready_at = now
                 self._served = True
             if worker.kill_at is not None and now > worker.kill_at:
-                log.error("worker %d did not end in time", worker.slot)
-                worker.process.kill()
+                worker.kill()
         self._judge(now)
         for due in [due for due in self._due if due <= now and not self._ends_asked]:
             self._due.remove(due)
@@ -263,25 +283,46 @@ class Supervisor:
         self._looked = now
         self._deaths.look()
         self._hold_back()  # the file changes by hand, and other servers of the folder write to it
+        self._measure_lag(now)
         limit = self._settings.hang_s
         for worker in [w for w in self._workers if w.kill_at is None and w.box.is_ready]:
             silent = now - max(worker.box.last_sign, self._awake_since)
+            deaf = min(worker.link.behind(now), now - self._awake_since)
             ran = [r for r in worker.box.running() if now - max(r.since, self._awake_since) > limit]
             stuck = [r for r in ran if not r.loading and now - r.since > limit + self._settings.deadline_s]
-            if silent <= limit and not stuck:
+            if silent > limit:
+                why = f"gave no sign of life for {silent:.0f} s"
+            elif deaf > limit:
+                why = f"is deaf: it has acknowledged nothing that it was told for {deaf:.0f} s"
+            elif stuck:
+                why = f"is stuck in {_listed(stuck)}"
+            else:
                 continue
-            why = f"gave no sign of life for {silent:.0f} s" if silent > limit else f"is stuck in {_listed(stuck)}"
             log.error("worker %d %s; it is replaced", worker.slot, why)
             self._retire(worker, HUNG_GRACE_S)
             self._due.append(now)
             self._restarted("hang", ran if silent > limit else stuck, "hung")
+
+    def _measure_lag(self, now: float) -> None:
+        """Tell each worker, and who scrapes any of them, how far it is behind; a worker that is deaf can't know."""
+        lags: dict[Key, float] = {}
+        for worker in self._workers:
+            seconds = min(worker.link.behind(now), now - self._awake_since)
+            worker.box.lag = round(seconds, 1) if seconds > 1 else 0.0
+            lags["serving_worker_lag_seconds", (str(worker.slot),)] = worker.box.lag
+        for model, (generation, refused) in self._deployment.coordinator.asked.items():
+            lags["serving_model_asked_generation", (model,)] = generation
+            lags["serving_model_refused", (model,)] = float(refused)
+        if lags != self._lags:
+            self._lags = lags
+            self._leave_word()
 
     def _leave_word(self) -> None:
         """Put what only the parent knows into the folder that every scrape adds up."""
         leave_word(
             self._metrics_dir,
             counters={("serving_worker_restarts", (reason,)): n for reason, n in self._deaths.restarts.items()},
-            gauges={("serving_model_quarantined", version): 1.0 for version in self._held},
+            gauges={("serving_model_quarantined", version): 1.0 for version in self._held} | self._lags,
         )
 
     # Reload: one new worker at a time, ready before an old one drains.
@@ -339,6 +380,17 @@ class Supervisor:
 
     # The end.
 
+    def _await_unready(self) -> None:
+        """Go on accepting until load balancers have noticed that this server is unready, or another signal comes."""
+        until = time.monotonic() + self._settings.drain_delay_s
+        if self._settings.drain_delay_s:
+            log.info("unready, and accepting for another %.0f s", self._settings.drain_delay_s)
+            for worker in self._workers:
+                worker.order(UNREADY)
+        asked = self._ends_asked
+        while time.monotonic() < until and self._ends_asked == asked:
+            time.sleep(0.05)
+
     def _drain(self) -> int:
         """Let every worker finish what it accepted; return 0 where all did. A second signal cuts it short."""
         self._sock.close()
@@ -349,7 +401,7 @@ class Supervisor:
             self._workers.remove(worker)
         until = time.monotonic() + self._settings.drain_s + 2
         for worker in self._workers:
-            worker.process.terminate()
+            worker.order(DRAIN)
         bad: dict[int, int | None] = {}
         asked = self._ends_asked
         while self._workers:
@@ -359,18 +411,17 @@ class Supervisor:
                 asked = self._ends_asked
                 until = min(until, time.monotonic() + CUT_SHORT_S)
                 for worker in self._workers:
-                    worker.process.terminate()
+                    worker.order(DRAIN)
             if time.monotonic() > until:
                 for worker in self._workers:
-                    log.error("%s did not end in time", worker.process.name)
-                    worker.process.kill()
+                    worker.kill()
         if bad:
             log.error("workers that did not end cleanly: %s", bad)
         return 1 if bad else 0
 
     def _stop_all(self) -> None:
         for worker in self._workers:
-            worker.process.terminate()
+            worker.order(DRAIN)
         for worker in self._workers:
             worker.process.join(5)
             worker.process.kill()

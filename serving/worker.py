@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -26,6 +25,7 @@ from serving.black_box import BlackBox
 from serving.log_pipe import LogPipe
 from serving.logs import configure, form_of
 from serving.settings import Settings
+from serving.signals import DRAIN, UNREADY
 
 if TYPE_CHECKING:  # the parent imports this module, and must not load onnxruntime
     from serving.access.access import Access
@@ -81,7 +81,7 @@ class Assignment:
     metrics_dir: Path
     parent: int
     box: BlackBox
-    link: Connection
+    link: socket.socket
     """To the coordinator, which says what to load."""
     replacement: bool
     """Whether others serve already: then it waits until the models folder can be read, rather than serve nothing."""
@@ -106,9 +106,11 @@ def work(given: Assignment) -> None:
     """Be one worker: build the application and serve it from the shared socket, and gRPC at the address of another."""
     settings = given.settings
     keep_the_loop_turning()
-    # Until it serves there is nothing to finish; uvicorn takes both signals when it starts.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides
+    # Until it serves there is nothing to finish; the listener takes these signals when it starts.
+    for number in (DRAIN, UNREADY):
+        signal.signal(number, lambda *_: os._exit(0))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None if os.getppid() == given.parent else os._exit(0))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     given.box.catch_crashes()
     pipe = LogPipe(sys.stderr.fileno())

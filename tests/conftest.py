@@ -42,12 +42,14 @@ class Server:
         module: str = "serving.cli",
         environment: dict[str, str] | None = None,
         python: str = sys.executable,
+        own_group: bool = False,
     ) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in stop
         self.process = subprocess.Popen(
             [python, "-m", module, "run", "--port", "0", "--models", str(models), *flags],
             stderr=self._log,
             stdout=self._log,
+            start_new_session=own_group,
             env={k: v for k, v in os.environ.items() if not k.startswith("SERVING_")}
             | {"COLUMNS": "200"}
             | (environment or {}),

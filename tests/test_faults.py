@@ -176,6 +176,50 @@ def test_the_end_of_the_grace_time_refuses_what_is_left() -> None:
         assert outcomes == {503: 1}
 
 
+def test_a_worker_that_is_deaf_is_noticed_and_replaced() -> None:
+    """A worker that hears nothing of what is to be served shows in readiness and metrics, and is replaced."""
+    with faulty({"deaf": 13.0}, "--hang-s", "4") as server:
+        (old,) = workers(server)
+        assert httpx.get(f"{server.url}/v2/health/ready").json()["lag_s"] == 0
+        assert predict(server.url) == 200
+        assert httpx.post(f"{server.url}{PATH}", content=ROW.replace(b"5.1", b"13.0"), timeout=30).status_code == 200
+        assert until(lambda: httpx.get(f"{server.url}/v2/health/ready").json()["lag_s"] > 1) < 30
+        lag = re.compile(r'serving_worker_lag_seconds\{worker="0"\} (\S+)')
+        assert until(lambda: float(lag.findall(_text(f"{server.url}/metrics"))[0]) > 1) < 30
+        assert until(lambda: old not in workers(server) and ready(server), 60) < 60
+        assert "worker 0 is deaf" in server.output()
+        assert server.output().count("is deaf") == 1
+        assert 'serving_worker_restarts_total{reason="hang"} 1.0' in _text(f"{server.url}/metrics")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_to_the_whole_group_drains_as_one_to_the_parent(number: signal.Signals) -> None:
+    """systemd, `timeout` and Ctrl-C signal every process: what was accepted is answered, and the status is 0."""
+    flags, faults = ("--workers", "2"), {"FAULTS": json.dumps({"slow": 0.1})}
+    server = Server(*flags, module="tests.drills.faulty", environment=faults, own_group=True)
+    try:
+        server.wait()
+        assert until(lambda: ready(server, 2), 60) < 60
+        load = Load(server.port, connections=6)
+        with load.running():
+            until(lambda: load.answered > 12)
+            os.killpg(server.process.pid, number)
+            assert server.process.wait(30) == 0
+        assert set(load.outcomes) <= {"ok", "refused"}, load.outcomes  # the latter: nobody listens any more
+    finally:
+        server.stop()
+
+
+def test_a_drain_delay_is_unready_first_and_accepts_on() -> None:
+    """With a drain delay a server says unready, answers whoever still comes, and ends with 0 when it is over."""
+    with running("--workers", "2", "--drain-delay-s", "2") as server:
+        assert until(lambda: ready(server, 2), 60) < 60
+        server.process.send_signal(signal.SIGTERM)
+        assert until(lambda: {status(server.url) for _ in range(8)} == {503}) < 2
+        assert {predict(server.url) for _ in range(20)} == {200}
+        assert server.process.wait(30) == 0
+
+
 def test_a_worker_that_hangs_is_replaced() -> None:
     """A worker whose event loop stands still is found by its silence, killed, and another serves."""
     with faulty({"hang": 13.0}, "--hang-s", "2") as server:

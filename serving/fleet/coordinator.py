@@ -10,16 +10,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import selectors
+import socket
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection, wait
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import orjson
 
 from serving.engine.priority import give_way
+from serving.fleet.channel import Link
 from serving.fleet.folder_guard import FolderGuard
 from serving.fleet.known import Change, Known, reasons, roles_of
 from serving.fleet.model_settings import ModelSettings
@@ -55,7 +57,9 @@ class Coordinator:
         self._loads_at_once = loads_at_once
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._workers: dict[int, Connection] = {}
+        self._workers: dict[int, Link] = {}
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._woken, selectors.EVENT_READ)
         self._joining: set[int] = set()
         self._next = 0
         self._revision = 0
@@ -65,9 +69,13 @@ class Coordinator:
         """What is served, by model; replaced and never changed, for other threads."""
         self.contents: Contents | None = None
         """What the last look has found that is followed."""
+        self.asked: dict[str, tuple[int, bool]] = {}
+        """By model, the generation that the folder asks for, and whether it can't be served; replaced as `plans` is."""
         self._general: tuple[Problem, ...] = ()
         self._guard = FolderGuard()
-        self._told: bytes = b""
+        self._news: bytes = b""
+        self._told: dict[int, bytes] = {}
+        """What each worker was told last of how all stand."""
         self._due = 0.0
         self._stopped = False
         self._stumbles = 0
@@ -87,16 +95,23 @@ class Coordinator:
         self._call(end)
         self._thread.join(5)
         self._verdicts.close()
+        if not self._thread.is_alive():
+            for link in self._workers.values():
+                link.close()
+            self._selector.close()
 
-    def attach(self, connection: Connection) -> None:
-        """Take a worker, by our end of its pipe: it gets all plans in force, and those to come until the pipe ends."""
+    def attach(self, sock: socket.socket) -> Link:
+        """Take a worker, by our end of its channel: it gets all plans in force, and those to come until that ends."""
+        link = Link(sock)
 
         def join() -> None:
             self._next += 1
-            self._workers[self._next] = connection
+            self._workers[self._next] = link
+            self._selector.register(link, selectors.EVENT_READ, self._next)
             self._joining.add(self._next)
 
         self._call(join)
+        return link
 
     def look(self) -> None:
         """Look at the folder now."""
@@ -129,30 +144,48 @@ class Coordinator:
                 time.sleep(0.5)
 
     def _turn(self) -> None:
-        heard = wait([self._woken, *self._workers.values()], max(0.0, self._due - time.monotonic()))
-        if self._woken in heard:
-            os.read(self._woken, 65536)
+        for worker, link in self._workers.items():
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if link.writes else 0)
+            self._selector.modify(link, events, worker)
+        is_news = False
+        for key, events in self._selector.select(max(0.0, self._due - time.monotonic())):
+            if key.data is None:
+                os.read(self._woken, 65536)
+            else:
+                is_news |= self._exchange(key.data, events)
         while True:
             try:
                 self._inbox.get_nowait()()
                 self._due = 0.0
             except Empty:
                 break
-        for worker, connection in list(self._workers.items()):
-            if connection in heard:
-                self._hear(worker, connection)
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + LOOK_S
             self._look()
             self._report(self.summary())
+            for worker, link in self._workers.items():
+                if link.idle:  # or its silence would show only at the next change
+                    self._send(worker, {"kind": "ping"})
+            is_news = True
+        if is_news:
+            self._review()
         self._tell()
 
-    def _hear(self, worker: int, connection: Connection) -> None:
+    def _exchange(self, worker: int, events: int) -> bool:
+        """Read from and write to a worker; return whether it said anything but that it listens."""
+        link = self._workers[worker]
+        if events & selectors.EVENT_WRITE:
+            link.flush()
         try:
-            message = orjson.loads(connection.recv_bytes())
-        except (EOFError, OSError):
+            messages = link.receive()
+        except (EOFError, ValueError):
             self._lose(worker)
-            return
+            return True
+        for message in messages:
+            self._hear(worker, message)
+        return bool(messages)
+
+    def _hear(self, worker: int, message: dict[str, Any]) -> None:
         if message["kind"] == "look":
             self._retry(message.get("retry"))
             self._due = 0.0
@@ -192,8 +225,11 @@ class Coordinator:
 
     def _lose(self, worker: int) -> None:
         """Go on without a worker that ended; its replacement comes as a new one."""
-        self._workers.pop(worker).close()
+        link = self._workers.pop(worker)
+        self._selector.unregister(link)
+        link.close()
         self._joining.discard(worker)
+        self._told.pop(worker, None)
         for known in self._models.values():
             if known.change is not None:
                 known.change.waiting.discard(worker)
@@ -202,8 +238,7 @@ class Coordinator:
                 self._proceed(known)
 
     def _send(self, worker: int, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # its end is heard of when it is read from
-            self._workers[worker].send_bytes(orjson.dumps(message))
+        self._workers[worker].send(orjson.dumps(message))
 
     def _look(self) -> None:
         contents = self._repository.look()
@@ -311,23 +346,32 @@ class Coordinator:
                 self._send(worker, {"kind": "commit", **word})
             self._proceed(known)
 
-    def _tell(self) -> None:
-        """Give workers that start what is in force, and tell all what is so, where it changed."""
+    def _review(self) -> None:
+        """Sum up how all stand, and give workers that start what is in force."""
+        self.plans = {name: known.served for name, known in self._models.items() if known.served is not None}
+        self.asked = {name: (known.asked, bool(known.error)) for name, known in self._models.items()}
+        summary = self.summary()
+        news = orjson.dumps(summary)
+        if news != self._news:
+            self._news = news
+            self._report(summary)
         examined = self._looked and not any(k.pending and not k.served for k in self._models.values())
         # While the folder is gone a new worker can load nothing, and would answer 404 beside others that serve.
         if self._joining and examined and not (self._guard.gone and self.plans):
             for worker in self._joining:
+                self._tell_one(worker)
                 self._join(worker)
             self._joining.clear()
-            self._told = b""
-        self.plans = {name: known.served for name, known in self._models.items() if known.served is not None}
-        summary = self.summary()
-        told = orjson.dumps(summary)
-        if told != self._told:
-            self._told = told
-            for worker in set(self._workers) - self._joining:
-                self._send(worker, {"kind": "told", **summary})
-            self._report(summary)
+
+    def _tell(self) -> None:
+        """Tell workers how all stand where that changed: each anew only when it has taken what it was told before."""
+        for worker, link in self._workers.items():
+            if worker not in self._joining and link.idle and self._told.get(worker) != self._news:
+                self._tell_one(worker)
+
+    def _tell_one(self, worker: int) -> None:
+        self._told[worker] = self._news
+        self._workers[worker].send(b'{"kind":"told",' + self._news[1:])
 
     def _join(self, worker: int) -> None:
         changes = [known.change for known in self._models.values() if known.change is not None]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from serving.fleet.analysis import Totals
 from serving.fleet.analysis_runner import AnalysisRunner
+from serving.fleet.channel import Link
 from serving.fleet.coordinator import Coordinator
 from serving.fleet.deployment_log import DeploymentLog
 from serving.fleet.judge import GateJudge
@@ -90,9 +91,9 @@ class Deployment:
                 summary["models"][name]["trial"] = said
         self._presence.write(summary)
 
-    def attach(self, connection: Connection) -> None:
-        """Take a worker, by our end of its pipe."""
-        self.coordinator.attach(connection)
+    def attach(self, sock: socket.socket) -> Link:
+        """Take a worker, by our end of its channel."""
+        return self.coordinator.attach(sock)
 
     def stop(self) -> None:
         """Leave the workers as they are."""

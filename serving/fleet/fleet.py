@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from serving.allocator import give_back
@@ -72,7 +72,7 @@ class Fleet:
     def __init__(
         self,
         root: Path,
-        link: Connection,
+        link: socket.socket,
         *,
         ledger: Ledger,
         state_dir: Path | None = None,
@@ -247,6 +247,11 @@ class Fleet:
     def ready(self) -> bool:
         """Whether this worker should get requests: loaded, something to serve, not draining."""
         return self.started and bool(self.models) and not self.draining
+
+    @property
+    def lag(self) -> float:
+        """Seconds for which this worker has left unacknowledged what it was told, as its parent measures it."""
+        return self._box.lag if self._box is not None else 0.0
 
     def generations(self) -> dict[str, dict[str, int | None]]:
         """Say by model which generation of its traffic state is served here, which is asked for, and the lag."""

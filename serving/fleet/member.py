@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Iterable
-from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
-
-import orjson
 
 from serving.engine.batching import Batching
 from serving.engine.model import Model
 from serving.errors import InvalidRequest, ModelInvalid, NotReady, ServingError
+from serving.fleet.channel import WorkerEnd
 from serving.fleet.plan import Plan
 from serving.fleet.repository import Found, Problem
 from serving.fleet.verdicts import Figure
@@ -63,7 +62,7 @@ class _Failed(Exception):
 
 
 class Member:
-    """Speaks with the coordinator over one end of a pipe.
+    """Speaks with the coordinator over one end of a channel.
 
     load: loads and warms a version, or has one that serves already run in another way. live: the versions of a model
     that serve now. check: raises a ServingError where a plan can't be served with what was loaded. swap: puts a plan's
@@ -72,7 +71,7 @@ class Member:
 
     def __init__(
         self,
-        connection: Connection,
+        sock: socket.socket,
         *,
         load: Load,
         live: Live,
@@ -80,7 +79,8 @@ class Member:
         swap: Swap,
         told: Callable[[Told], None],
     ) -> None:
-        self._connection = connection
+        self._channel = WorkerEnd(sock, self._hear)
+        self._say = self._channel.send
         self._load = load
         self._live = live
         self._check = check
@@ -95,7 +95,7 @@ class Member:
 
     def start(self) -> None:
         """Listen to the coordinator."""
-        asyncio.get_running_loop().add_reader(self._connection.fileno(), self._read)
+        self._channel.start()
 
     async def joined(self) -> list[Problem]:
         """Wait until all that was in force when this worker came is loaded; return what of it could not be."""
@@ -104,8 +104,7 @@ class Member:
 
     def close(self) -> None:
         """Listen no more."""
-        asyncio.get_running_loop().remove_reader(self._connection.fileno())
-        self._connection.close()
+        self._channel.close()
         for task in self._tasks:
             task.cancel()
 
@@ -128,19 +127,6 @@ class Member:
                     raise InvalidRequest(standing.error) if standing.invalid else NotReady(standing.error)
             await self._moved.wait()
 
-    def _say(self, message: dict[str, Any]) -> None:
-        try:
-            self._connection.send_bytes(orjson.dumps(message))
-        except OSError:
-            log.warning("the coordinator has gone: what is served stays as it is")
-
-    def _read(self) -> None:
-        try:
-            while self._connection.poll():
-                self._hear(orjson.loads(self._connection.recv_bytes()))
-        except (EOFError, OSError):
-            asyncio.get_running_loop().remove_reader(self._connection.fileno())
-
     def _hear(self, message: dict[str, Any]) -> None:
         kind = message["kind"]
         if kind == "join":
@@ -152,7 +138,7 @@ class Member:
             problems = tuple(Problem(*given) for given in message["problems"])
             self._told(Told(problems, self.standings, message["passed"], message["figures"], message["stumbles"]))
             self._moved.set()
-        else:
+        elif kind in ("commit", "abort"):
             self._end(message["name"], message["revision"], commit=kind == "commit")
 
     def _begin(self, work: Any) -> None:

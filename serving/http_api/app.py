@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version as package_version
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from typing import Protocol
 
 from fastapi import FastAPI, Request
@@ -23,6 +22,7 @@ from serving.bodies.codec_pool import CodecPool
 from serving.engine.admission import Bodies
 from serving.engine.model import Limits
 from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError, shown
+from serving.fleet import channel
 from serving.fleet.analysis import Totals
 from serving.fleet.deployment import Deployment
 from serving.fleet.fleet import Fleet
@@ -59,7 +59,7 @@ def create_app(
     metrics: Metrics | None = None,
     threads: int = 1,
     companion: Callable[[Fleet, Metrics | None, Access, Bodies, CodecPool], Companion] | None = None,
-    link: Connection | None = None,
+    link: socket.socket | None = None,
     box: BlackBox | None = None,
 ) -> FastAPI:
     """Make the application that serves `settings.models`.
@@ -95,7 +95,7 @@ def create_app(
     app.state.metrics = metrics
     app.state.deployment = None
     if link is None:
-        ours, link = Pipe()
+        ours, link = channel.pair()
         app.state.deployment = Deployment(
             settings.models, lambda models: _totals(app, models), state_dir=settings.state_dir
         )

@@ -7,8 +7,9 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
@@ -18,6 +19,7 @@ from serving.black_box import BlackBox
 from serving.fleet.fleet import Fleet
 from serving.http_api.door import Door
 from serving.http_api.lane import lane_for
+from serving.signals import DRAIN, UNREADY
 
 log = logging.getLogger("serving.listener")
 
@@ -86,11 +88,22 @@ class Listener(uvicorn.Server):
                 self.should_exit = True
         return await super().on_tick(counter)
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take the parent's orders too while this serves."""
+        with super().capture_signals():
+            for number in (DRAIN, UNREADY):
+                signal.signal(number, self.handle_exit)
+            yield
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Say unready at once, and begin to drain; a second signal cuts the drain short."""
-        self.force_exit = self.should_exit
+        """Say unready at once, and begin to drain; a second order cuts the drain short."""
+        if sig not in (DRAIN, UNREADY) and os.getppid() == self._parent:
+            return  # it went to the whole group, and the parent's order follows
         self._app.state.fleet.draining = True
-        self.should_exit = True
+        if sig != UNREADY:
+            self.force_exit = self.should_exit
+            self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, answer what was accepted, close; refuse what is left when the time is over."""

@@ -113,12 +113,14 @@ async def ready(request: Request, fleet: LiveFleet) -> Response:
     """Answer 200 once models are loaded and until draining.
 
     Who may predict also learns what could not be loaded, and the generation of each model's traffic state: the one that
-    this worker serves, the one that the folder asks for, and the lag between them.
+    this worker serves, the one that the folder asks for, and the lag between them; and `lag_s`, for how many seconds
+    this worker has not acknowledged what its parent told it: 0 but for a worker that hangs.
     """
     told: dict[str, Any] = {"ready": fleet.ready}
     if may(request, "predict"):
         told["not_served"] = [f"{p.name} {p.version}".strip() for p in fleet.problems]
         told["generations"] = fleet.generations()
+        told["lag_s"] = fleet.lag
     return json_answer(told, 200 if fleet.ready else 503)
 
 

@@ -72,6 +72,10 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_models_folder_gone": ("1 while the models folder is gone, and what was loaded serves on.", ()),
     "serving_model_info": ("1; the labels describe the version.", (*_MODEL, "task", "sha256")),
     "serving_worker_start_time_seconds": ("Unix time at which the worker in a slot started.", ("worker",)),
+    "serving_worker_lag_seconds": (
+        "Seconds for which the worker in a slot has left unacknowledged what it was told to serve.",
+        ("worker",),
+    ),
     "serving_worker_resident_bytes": ("Resident memory of the worker in a slot.", ("worker",)),
 }
 VERSIONED = frozenset(

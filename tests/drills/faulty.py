@@ -5,6 +5,7 @@ module anew):
   "kill": value       a row for iris 2 whose first cell is this ends its worker with SIGSEGV, as a bad kernel does
   "hang": value       such a row stops the whole process: its thread keeps the interpreter and never gives it up
   "stuck": value      such a row never comes back from the model, and the event loop goes on
+  "deaf": value       such a row ends its worker's listening to the coordinator
   "slow": seconds     each batch takes so much longer
   "shadow": seconds   each copy for a shadow takes so much longer, and fails
   "leak": bytes       each batch leaves so much behind: a control that the memory drill has to fail
@@ -29,6 +30,7 @@ from typing import Any
 
 FAULTS: dict[str, Any] = json.loads(os.environ.get("FAULTS", "{}"))
 _kept: list[bytes] = []
+_ends: list[Any] = []
 
 
 def _bad(inputs: tuple[Any, ...], value: float) -> bool:
@@ -48,6 +50,8 @@ def _in_the_model() -> None:
             time.sleep(60)
         if "stuck" in FAULTS and _bad(inputs, FAULTS["stuck"]):
             time.sleep(3600)
+        if "deaf" in FAULTS and _bad(inputs, FAULTS["deaf"]):
+            _deafen()
         if "hang" in FAULTS and _bad(inputs, FAULTS["hang"]):
             _hold_the_interpreter()
         if "slow" in FAULTS:
@@ -67,6 +71,24 @@ def _in_the_shadow() -> None:
         raise RuntimeError("a shadow that fails")
 
     Shadow._session = lambda self: SimpleNamespace(run=run)  # type: ignore[method-assign, return-value, assignment]
+
+
+def _deafen() -> None:
+    """Read from the channel no more, in whatever worker this is."""
+    for end in _ends:
+        end._reading.get_loop().call_soon_threadsafe(end._reading.cancel)
+
+
+def _note_ends() -> None:
+    from serving.fleet.channel import WorkerEnd
+
+    start = WorkerEnd.start
+
+    def noted(self: WorkerEnd) -> None:
+        start(self)
+        _ends.append(self)
+
+    WorkerEnd.start = noted  # type: ignore[method-assign]
 
 
 def _hold_the_interpreter() -> None:
@@ -185,6 +207,8 @@ def _off_in_grpc(name: str) -> None:
 
 if FAULTS:
     _in_the_model()
+    if "deaf" in FAULTS:
+        _note_ends()
     if "shadow" in FAULTS:
         _in_the_shadow()
     for switched in FAULTS.get("off", ()):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import socket
+import struct
 from collections.abc import Callable, Iterator
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import orjson
 import pytest
 
 from serving.engine.batching import Independence
+from serving.fleet.channel import Link, pair
 from serving.fleet.coordinator import Coordinator
 from serving.fleet.ledger import Ledger
 from serving.fleet.repository import Found, Repository
@@ -40,24 +42,37 @@ class Lenient:
 
 
 class Worker:
-    """The other end of a pipe, which notes what it is told and answers when it is asked to."""
+    """The other end of a channel, which notes what it is told and answers when it is asked to."""
 
-    def __init__(self, connection: Connection, coordinators: Connection) -> None:
-        self.connection = connection
-        self.coordinators = coordinators
+    def __init__(self, sock: socket.socket, link: Link) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.link = link
         self.heard: list[dict[str, Any]] = []
+        self._read = b""
+
+    def _send(self, text: bytes) -> None:
+        self.sock.sendall(struct.pack("!I", len(text)) + text)
+
+    def _hear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while data := self.sock.recv(65536):
+                self._read += data
+        while len(self._read) >= 4 and len(self._read) >= 4 + (size := struct.unpack_from("!I", self._read)[0]):
+            self.heard.append(orjson.loads(self._read[4 : 4 + size]))
+            self._read = self._read[4 + size :]
+            self._send(b"{}")
 
     def kinds(self) -> list[str]:
         """Return what it was told of iris so far, news of how all stand left out."""
-        while self.connection.poll():
-            self.heard.append(orjson.loads(self.connection.recv_bytes()))
-        return [m["kind"] for m in self.heard if m["kind"] != "told"]
+        self._hear()
+        return [m["kind"] for m in self.heard if m["kind"] not in ("told", "ping")]
 
     def done(self, **failed: Any) -> None:
         """Say that the last that it was told is done."""
-        last = [m for m in self.heard if m["kind"] != "told"][-1]
+        last = [m for m in self.heard if m["kind"] not in ("told", "ping")][-1]
         revision = last["revision"] if "revision" in last else last["plan"]["revision"]
-        self.connection.send_bytes(orjson.dumps({"kind": "done", "name": "iris", "revision": revision, **failed}))
+        self._send(orjson.dumps({"kind": "done", "name": "iris", "revision": revision, **failed}))
 
 
 @pytest.fixture
@@ -77,15 +92,16 @@ def told(tmp_path: Path, ledger: Ledger, eventually: Wait) -> Iterator[tuple[Coo
     coordinator = Coordinator(Repository(tmp_path, ledger.adopt), Lenient(), report=lambda _: None, loads_at_once=1)
     workers = []
     for _ in range(2):
-        ours, theirs = Pipe()
-        coordinator.attach(ours)
-        workers.append(Worker(theirs, ours))
+        ours, theirs = pair()
+        workers.append(Worker(theirs, coordinator.attach(ours)))
     coordinator.start()
     eventually(lambda: all(worker.kinds() == ["join"] for worker in workers))
     for worker in workers:
         worker.heard.clear()
     yield coordinator, workers
     coordinator.stop()
+    for worker in workers:
+        worker.sock.close()
 
 
 def test_one_loads_after_the_other(told: tuple[Coordinator, list[Worker]], ledger: Ledger, eventually: Wait) -> None:
@@ -131,8 +147,8 @@ def test_who_waits_for_its_turn_may_end(
     ledger.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
     coordinator.look()
     eventually(lambda: first.kinds() == ["prepare"])
-    second.connection.close()
-    eventually(lambda: second.coordinators.closed)  # its end has been noticed
+    second.sock.close()
+    eventually(lambda: second.link.fileno() == -1)  # its end has been noticed
     first.done()
     eventually(lambda: first.kinds() == ["prepare", "commit"])
 
