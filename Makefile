@@ -66,7 +66,13 @@ lock: install
 	$(BIN)/$(COMPILE) --extra dev --upgrade --output-file requirements.lock
 	$(BIN)/$(COMPILE) --constraint requirements.lock --output-file requirements-serve.lock
 
-# Starts the server on the shipped models and asks it, as `python -m tests.conformance --http URL` asks any other.
+# Starts the server on the shipped models and asks it, as `python -m tests.conformance --http URL` asks any other;
+# MODELS=onnx serves the ONNX project's own backend suite instead.
 conformance: install
+ifeq ($(MODELS),onnx)
+	$(BIN)/python -m tests.conformance.onnx_suite --verbose
+	$(BIN)/python -m tests.conformance.onnx_suite --verbose --free
+else
 	$(BIN)/python -m tests.conformance --own --results benchmarks/results/conformance.json
 	$(BIN)/python -m tests.conformance --own --protobuf7 --light --only gRPC --only grpc --quiet
+endif
