@@ -106,7 +106,7 @@ class Supervisor:
         self._metrics_dir = Path(tempfile.mkdtemp(prefix="serving-metrics-"))
         self._deployment = Deployment(
             settings.models,
-            lambda models: totals(self._metrics_dir, models),
+            (lambda models: totals(self._metrics_dir, models)) if settings.metrics else None,
             state_dir=settings.state_dir,
             loads_at_once=max(1, cores() // 2),
         )

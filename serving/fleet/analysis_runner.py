@@ -55,6 +55,7 @@ T = TypeVar("T")
 
 Versions: TypeAlias = Iterable[tuple[str, str]]
 """Names and versions."""
+Totalled: TypeAlias = Callable[[Versions], Mapping[tuple[str, str], Totals]]
 
 
 class Beginning(NamedTuple):
@@ -95,10 +96,10 @@ class _Running:
 class AnalysisRunner:
     """Call `tick` about once a second, and at each change of what is served, always on one thread; `died` on any.
 
-    totals: sums what versions, given as (name, version), did.
+    totals: sums what versions, given as (name, version), did; None where nothing is counted.
     """
 
-    def __init__(self, ledger: Ledger, totals: Callable[[Versions], Mapping[tuple[str, str], Totals]]) -> None:
+    def __init__(self, ledger: Ledger, totals: Totalled | None) -> None:
         self._ledger = ledger
         self._totals = totals
         self._store = AnalysisStore(ledger.root, ledger.state_dir)
@@ -119,6 +120,10 @@ class AnalysisRunner:
 
         plans: what is served, by model. now: monotonic seconds.
         """
+        if self._totals is None:
+            text = "nothing is judged here: metrics are off"
+            self.said = {name: [text] for name, plan in plans.items() if plan.traffic.judge is not None}
+            return []
         changed = self._bury()
         analyses = {name: a for name, plan in plans.items() if (a := analysis_of(plan.traffic)) is not None}
         for name in self._running.keys() - analyses.keys():

@@ -6,12 +6,11 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from serving.fleet.analysis import Totals
-from serving.fleet.analysis_runner import AnalysisRunner
+from serving.fleet.analysis_runner import AnalysisRunner, Totalled
 from serving.fleet.channel import Link
 from serving.fleet.coordinator import Coordinator
 from serving.fleet.deployment_log import DeploymentLog
@@ -21,8 +20,6 @@ from serving.fleet.presence import Presence
 from serving.fleet.repository import Repository
 from serving.fleet.watch import watch
 
-Totalled: TypeAlias = Callable[[Iterable[tuple[str, str]]], Mapping[tuple[str, str], Totals]]
-
 log = logging.getLogger("serving.deployment")
 
 
@@ -30,10 +27,13 @@ class Deployment:
     """Runs beside the workers of one server, from `start` to `stop`.
 
     root: the models folder. totals: sums what versions, given as (name, version), did in all workers; called on a
-    thread of this object's own. state_dir: see `state_folder`. loads_at_once: see `Coordinator`.
+    thread of this object's own; None where nothing is counted. state_dir: see `state_folder`. loads_at_once: see
+    `Coordinator`.
     """
 
-    def __init__(self, root: Path, totals: Totalled, *, state_dir: Path | None = None, loads_at_once: int = 1) -> None:
+    def __init__(
+        self, root: Path, totals: Totalled | None, *, state_dir: Path | None = None, loads_at_once: int = 1
+    ) -> None:
         self._root = root
         self._presence = Presence(root, state_dir)
         self._ended = threading.Event()

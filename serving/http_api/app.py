@@ -97,7 +97,9 @@ def create_app(
     if link is None:
         ours, link = channel.pair()
         app.state.deployment = Deployment(
-            settings.models, lambda models: _totals(app, models), state_dir=settings.state_dir
+            settings.models,
+            (lambda models: _totals(app, metrics, models)) if metrics is not None else None,
+            state_dir=settings.state_dir,
         )
         app.state.deployment.attach(ours)
     app.state.fleet = Fleet(
@@ -216,11 +218,8 @@ async def _reread(access: Access) -> None:
         await asyncio.to_thread(access.refresh)
 
 
-def _totals(app: FastAPI, models: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], Totals]:
+def _totals(app: FastAPI, metrics: Metrics, models: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], Totals]:
     """Sum what versions did, from another thread than the event loop's, to which the counters belong."""
-    metrics: Metrics | None = app.state.metrics
-    if metrics is None:
-        return {labels: {} for labels in models}
 
     async def summed() -> Mapping[tuple[str, str], Totals]:
         return metrics.totals(models)

@@ -357,6 +357,13 @@ def test_what_cant_be_done_is_logged_once(root: Path, caplog: pytest.LogCaptureF
     assert "there is no earlier version" in caplog.text
 
 
+def test_where_nothing_is_counted_nothing_is_judged(server: Server) -> None:
+    """A server whose metrics are off says so, and leaves the decision to others."""
+    blind = AnalysisRunner(server.ledger, None)
+    assert blind.tick({"iris": server.plan()}, 0) == []
+    assert blind.said == {"iris": ["nothing is judged here: metrics are off"]}
+
+
 def test_a_folder_that_cant_be_written(root: Path) -> None:
     """Where figures can't be kept the analysis goes on in memory."""
     (state_folder(root) / "analyses").write_text("no folder")
