@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-import orjson
-
 from serving.errors import GenerationConflict, ModelInvalid, ServingError
 from serving.fleet import settling, transitions
 from serving.fleet.analysis import (
@@ -33,11 +31,11 @@ from serving.fleet.analysis import (
 )
 from serving.fleet.analysis_store import AnalysisStore, Others, Record, Subject
 from serving.fleet.fitness import content_of
+from serving.fleet.history import traffic_of
 from serving.fleet.ledger import Ledger
 from serving.fleet.observed import told
 from serving.fleet.orders import Rollback, Step
 from serving.fleet.plan import Plan
-from serving.fleet.traffic import parse
 
 log = logging.getLogger("serving.analysis")
 
@@ -334,7 +332,7 @@ def beginning(history: Sequence[Mapping[str, Any]], generation: int, analysis: A
         return Beginning(generation, generation, 0)
     began, deaths, replaced = None, 0, False
     for entry in entries:
-        if analysis_of(parse(orjson.dumps(entry["after"]))) != analysis:
+        if analysis_of(traffic_of(entry["after"])) != analysis:
             break
         generation = entry["generation"]
         if entry["who"] == JUDGE and entry["what"].startswith(AGAIN):

@@ -1,8 +1,7 @@
 """Keeps each model's traffic document and its history on disk, for any number of processes at once.
 
 <root>/<name>/traffic.json      replaced by rename, so that a reader sees the old one or the new one
-<root>/<name>/history.jsonl     one line a change, append-only: its `before` is the `after` of the line above; locked by
-                                who makes a change
+<root>/<name>/history.jsonl     one line a change, and the lock of who makes one (`serving.fleet.history`)
 <root>/<name>/.history.ahead    the line of the change in progress, written ahead: after a crash, who comes next appends
                                 it where the change was made, and forgets it where it was not
 """
@@ -10,15 +9,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +26,7 @@ from serving.errors import (
     ServingError,
     shown,
 )
-from serving.fleet import manifest
+from serving.fleet import history, manifest
 from serving.fleet.manifest import MODEL_FILE
 from serving.fleet.quarantine import Quarantine
 from serving.fleet.repository import NAME, VERSION
@@ -42,10 +37,7 @@ from serving.fleet.transitions import Transition, restore
 log = logging.getLogger("serving.ledger")
 
 TRAFFIC_FILE = "traffic.json"
-HISTORY_FILE = "history.jsonl"
 _AHEAD_FILE = ".history.ahead"
-LOCK_WAIT_S = 30.0
-_BLOCK = 64 * 1024
 
 
 class Ledger:
@@ -66,7 +58,7 @@ class Ledger:
         """
         folder = self._folder(name)
         # In this order: a change that comes between is then one whose generation has grown.
-        last = _last(folder)
+        last = history.last(folder)
         return _effective(_document(folder, last if anyway else None), last)[0]
 
     def change(
@@ -88,7 +80,7 @@ class Ledger:
         the folder can't be written, and what `transition` raises; nothing is changed then.
         """
         folder = self._folder(name)
-        with _alone(name, folder), _writing():
+        with history.alone(name, folder), history.writing():
             before = _adopted(folder, anyway=anyway)
             if if_generation is not None and before.generation != if_generation:
                 raise GenerationConflict(
@@ -99,16 +91,18 @@ class Ledger:
             now = time.time()
             after = transition(before).model_copy(update={"generation": before.generation + 1, "since": round(now, 3)})
             said = what if isinstance(what, str) else what(before, after)
-            entry = _entry(now, before, after, who=who, what=said, why=why)
+            entry = history.entry_of(now, before, after, who=who, what=said, why=why)
             ahead = folder / _AHEAD_FILE
+            # On disk, by content and by name, before the document is: a change must not outlive who made it.
             _write(ahead, json.dumps(entry))
             sync(folder)
             fresh = folder / f".{TRAFFIC_FILE}.new"
             _write(fresh, json.dumps(after.document(), indent=1) + "\n")
             fresh.replace(folder / TRAFFIC_FILE)
             try:
+                # The document before its line, or a loss of power could leave the line of a change that is not made.
                 sync(folder)
-                _append(folder / HISTORY_FILE, entry)
+                history.append(folder, entry)
                 ahead.unlink()
             except OSError as error:  # the change is made, and its line is kept for who comes next
                 log.warning("the history of %s is a line behind: %s", name, error.strerror)
@@ -118,12 +112,12 @@ class Ledger:
         """Take a change back, as a new generation: `after` is what it returned. Raises GenerationConflict where it has
         been overtaken, and then it must stay.
         """
-        for entry in _backwards(self._folder(name) / HISTORY_FILE):
+        for entry in history.backwards(self._folder(name)):
             if entry["generation"] == after.generation:
                 what = f"reverted: {entry['what']}"
                 return self.change(
                     name,
-                    restore(_traffic(entry["before"])),
+                    restore(history.traffic_of(entry["before"])),
                     who=who,
                     what=what,
                     why=why,
@@ -173,8 +167,8 @@ class Ledger:
         Where the folder can't be written nothing is noted, and that is no error.
         """
         folder = self._folder(name)
-        if _effective(_document(folder), _last(folder))[1] or (folder / _AHEAD_FILE).exists():
-            with contextlib.suppress(NotReady), _alone(name, folder), _writing():
+        if _effective(_document(folder), history.last(folder))[1] or (folder / _AHEAD_FILE).exists():
+            with contextlib.suppress(NotReady), history.alone(name, folder), history.writing():
                 return _adopted(folder)
         return self.read(name)
 
@@ -182,10 +176,10 @@ class Ledger:
         """Return the last `limit` changes, oldest first: when, who, what, why, generation, before, after."""
         folder = self._folder(name)
         if (folder / _AHEAD_FILE).exists():
-            with contextlib.suppress(NotReady), _alone(name, folder), _writing():
+            with contextlib.suppress(NotReady), history.alone(name, folder), history.writing():
                 _repair(folder)
         found: list[dict[str, Any]] = []
-        for entry in _backwards(folder / HISTORY_FILE):
+        for entry in history.backwards(folder):
             if len(found) >= limit:
                 break
             found.append(entry)
@@ -202,7 +196,7 @@ class Ledger:
                 found = manifest.read(self.root / name / version)
                 if found is not None and found.time is not None:
                     what = f"publish {version}"
-                    entry = {"when": _when(found.time), "who": found.who, "what": what, "why": found.note}
+                    entry = {"when": history.when(found.time), "who": found.who, "what": what, "why": found.note}
                     published.append({**entry, "generation": None, "before": None, "after": None})
         both = sorted((*published, *self.history(name, limit)), key=lambda entry: str(entry["when"]))
         return both[-limit:]
@@ -214,33 +208,16 @@ class Ledger:
         return folder
 
 
-@contextmanager
-def _alone(name: str, folder: Path) -> Iterator[None]:
-    """Hold the model's lock. Raises NotReady where it can't be had."""
-    until = time.monotonic() + LOCK_WAIT_S
-    path = folder / HISTORY_FILE
-    while True:
-        with _writing():
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            if _locked(lock, path):
-                yield
-                return
-        finally:
-            os.close(lock)
-        if time.monotonic() > until:
-            raise NotReady(f"another change of {name} has not ended for {LOCK_WAIT_S:.0f} s: try again")
-        time.sleep(0.001 + os.urandom(1)[0] / 25_600)  # 1 to 11 ms, so that those who wait do not march in step
-
-
 def _adopted(folder: Path, *, anyway: bool = False) -> Traffic:
     """Under the lock: bring the history up to the document, and return the document."""
     _repair(folder)
-    last = _last(folder)
+    last = history.last(folder)
     traffic, edited = _effective(_document(folder, last if anyway else None), last)
     if edited:
-        note = _entry(time.time(), last, traffic, who=_owner(folder), what="edited", why=f"{TRAFFIC_FILE} was edited")
-        _append(folder / HISTORY_FILE, note)
+        note = history.entry_of(
+            time.time(), last, traffic, who=_owner(folder), what="edited", why=f"{TRAFFIC_FILE} was edited"
+        )
+        history.append(folder, note)
     return traffic
 
 
@@ -248,15 +225,15 @@ def _repair(folder: Path) -> None:
     """Under the lock: append the line of a change that was made and not noted."""
     ahead = folder / _AHEAD_FILE
     try:
-        entry = _valid(ahead.read_bytes())
+        entry = history.valid(ahead.read_bytes())
     except FileNotFoundError:
         return
-    if entry is not None and entry["generation"] > _last(folder).generation:
-        made = _traffic(entry["after"])
+    if entry is not None and entry["generation"] > history.last(folder).generation:
+        made = history.traffic_of(entry["after"])
         with contextlib.suppress(ServingError):
             if _document(folder) == made:
-                _append(folder / HISTORY_FILE, entry)
-    ahead.unlink()
+                history.append(folder, entry)
+    ahead.unlink()  # of a change that was not made, or whose line is there
 
 
 def _effective(document: Traffic, last: Traffic) -> tuple[Traffic, bool]:
@@ -289,110 +266,8 @@ def _owner(folder: Path) -> str:
         return "unknown"
 
 
-def _last(folder: Path) -> Traffic:
-    """Return the document after the last change that the history holds."""
-    for entry in _backwards(folder / HISTORY_FILE):
-        return _traffic(entry["after"])
-    return Traffic()
-
-
-def _traffic(document: dict[str, Any]) -> Traffic:
-    return parse(json.dumps(document))
-
-
-def _when(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _entry(now: float, before: Traffic, after: Traffic, *, who: str, what: str, why: str) -> dict[str, Any]:
-    return {
-        "when": _when(now),
-        "who": who[:200],
-        "what": what[:200],
-        "why": why[:2000],
-        "generation": after.generation,
-        "before": before.document(),
-        "after": after.document(),
-    }
-
-
-def _valid(line: bytes) -> dict[str, Any] | None:
-    """Read a line; None where it is torn or not ours."""
-    try:
-        entry = json.loads(line)
-        _traffic(entry["after"])
-        if isinstance(entry["generation"], int):
-            return dict(entry)
-    except (ValueError, TypeError, KeyError, ServingError):
-        pass
-    return None
-
-
-def _backwards(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield a history's entries, newest first; lines that can't be read are passed over."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return
-    with file:
-        at = file.seek(0, os.SEEK_END)
-        rest = b""
-        while at > 0:
-            size = min(_BLOCK, at)
-            at -= size
-            file.seek(at)
-            first, *lines = (file.read(size) + rest).split(b"\n")
-            for line in reversed(lines):
-                if line and (entry := _valid(line)) is not None:
-                    yield entry
-            rest = first
-        if rest and (entry := _valid(rest)) is not None:
-            yield entry
-
-
-def _locked(lock: int, path: Path) -> bool:
-    """Lock an open file, unless somebody has it, or the path has come to name another one meanwhile."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    try:
-        return os.path.samestat(os.fstat(lock), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-@contextmanager
-def _writing() -> Iterator[None]:
-    """Turn what the file system says no with into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise NotReady("the models folder is read-only here: change traffic.json where it comes from") from error
-        reason = (error.strerror or "input/output error").lower()
-        raise NotReady(f"the change could not be written, and nothing is changed: {reason}") from error
-
-
 def _write(path: Path, text: str) -> None:
     with path.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _append(path: Path, entry: dict[str, Any]) -> None:
-    line = json.dumps(entry).encode() + b"\n"
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    try:
-        size = os.fstat(file).st_size
-        if size == 0:
-            sync(path.parent)
-        elif os.pread(file, 1, size - 1) != b"\n":
-            line = b"\n" + line  # behind a torn line
-        written = os.write(file, line)
-        if written != len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(file)
-    finally:
-        os.close(file)

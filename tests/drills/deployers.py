@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import GenerationConflict
-from serving.fleet import ledger as ledger_module
+from serving.fleet import history as history_module
 from serving.fleet import servers, transitions
 from serving.fleet.ledger import Ledger
 from serving.fleet.traffic import Latest, Traffic
@@ -106,7 +106,7 @@ def _run(root: Path, processes: int, operations: int, *, locked: bool) -> list[D
 def _deploy(root: Path, number: int, operations: int, locked: bool, barrier: Barrier) -> None:
     """Be one deployer: half of the changes are for the generation that was seen, and tried again when it has passed."""
     if not locked:
-        ledger_module._locked = lambda lock: True  # type: ignore[attr-defined]
+        history_module._locked = lambda lock, path: True
     ledger, chance = Ledger(root), random.Random(number)
     done: Done = {"won": [], "lost": 0, "spurious": []}
     barrier.wait(300)

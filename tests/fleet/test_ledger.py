@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 
 from serving.errors import GenerationConflict, InvalidRequest, ModelNotFound, NotReady
-from serving.fleet import gate, manifest
-from serving.fleet import ledger as ledger_module
+from serving.fleet import gate, history, manifest
 from serving.fleet import transitions as to
 from serving.fleet.ledger import Ledger
 from serving.fleet.orders import Rollback
@@ -207,7 +206,7 @@ def test_a_long_history_is_read_from_its_end(ledger: Ledger, monkeypatch: pytest
     for turn in range(12):
         promote(ledger, HERE[turn % 3])
     for size in (1, 7, 512):
-        monkeypatch.setattr(ledger_module, "_BLOCK", size)
+        monkeypatch.setattr(history, "_BLOCK", size)
         assert [e["generation"] for e in chain(ledger)] == list(range(1, 13))
 
 
@@ -286,7 +285,7 @@ def test_a_real_kill_between_document_and_history(ledger: Ledger, tmp_path: Path
     """A process that dies with the document replaced and the line unwritten: the next look finds who it was."""
     script = (
         "import os; from pathlib import Path; from serving.fleet import ledger, transitions as to\n"
-        "ledger._append = lambda *a: os.kill(os.getpid(), 9)\n"
+        "ledger.history.append = lambda *a: os.kill(os.getpid(), 9)\n"
         f"books = ledger.Ledger(Path({str(tmp_path)!r}))\n"
         "books.change('iris', to.promote('2', available=['2']), who='bob', what='promote 2')"
     )
