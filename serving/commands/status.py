@@ -14,6 +14,7 @@ from rich.table import Table
 
 from serving.commands.traffic import Models, Name, StateDir, explained
 from serving.errors import ServingError
+from serving.fleet import model_settings
 from serving.fleet.ledger import Ledger
 from serving.fleet.servers import Observer, Server
 from serving.fleet.traffic import Traffic, current
@@ -63,6 +64,8 @@ def status(
     for one in found:
         for trial in one["trials"]:
             console.print(visible(f"{one['name']}: {trial}"), soft_wrap=True)
+        for version, reason in one["alone"].items():
+            console.print(visible(f"{one['name']} {version}: requests run alone: {reason}"), soft_wrap=True)
         for problem in one["problems"]:
             console.print(visible(f"{one['name']}: {problem}"), soft_wrap=True)
     for server in live:
@@ -83,6 +86,11 @@ def state(root: Path, state_dir: Path | None, name: str, live: list[Server]) -> 
     except ServingError as error:
         traffic = None
         problems.insert(0, error.message)
+    try:
+        own = model_settings.read(root / name)
+        traffic = own.traffic(traffic, versions) if traffic is not None else None
+    except ServingError as error:
+        problems.append(error.message)
     generations = [s.get("serving") for _, s in standings]
     return {
         "name": name,
@@ -93,6 +101,7 @@ def state(root: Path, state_dir: Path | None, name: str, live: list[Server]) -> 
         "up_to_date": traffic is not None and all(g == traffic.generation for g in generations),
         "serving": generations,
         "trials": list(dict.fromkeys(str(line) for _, s in standings for line in s.get("trial", ()))),
+        "alone": {version: reason for _, s in standings for version, reason in s.get("alone", {}).items()},
         "problems": problems,
     }
 

@@ -2,7 +2,7 @@
 
 <name>/<version>/model.onnx      as Triton and TF Serving lay it out
 <name>/<version>/manifest.json   optional: SHA-256 and size of each file; while they do not match, the version waits
-<name>/model.toml                optional: settings of this model (`serving.fleet.model_settings`)
+<name>/model.toml                optional: settings of this model, as in Triton's config.pbtxt, which is read too
 <name>/traffic.json              optional: who gets the requests (`serving.fleet.traffic`)
 """
 
@@ -119,6 +119,9 @@ class Repository:
         self._started = True
         settings, complaints = self._settings.look({item.name for item in found})
         problems += [Problem(name, "", text) for name, text in complaints]
+        for name, own in settings.items():
+            if name in traffic:
+                traffic[name] = own.traffic(traffic[name], [item.version for item in found if item.name == name])
         return Contents(tuple(found), tuple(problems), traffic, settings, device=device)
 
     def _look_at(self, folder: Path, found: list[Found], problems: list[Problem], traffic: dict[str, Traffic]) -> None:
