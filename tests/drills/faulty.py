@@ -13,8 +13,8 @@ module anew):
   "clock": seconds    the wall clock jumps by so much a second after the start
   "off": [names]      defences that are switched off, for controls: bisection, departed, quarantine, hang, polite,
                       respawn, unclean (deaths of servers speak against what is tried), shrink, fair, estimate (of
-                      what a request waits), aside (loads are off the event loop), spare (shadows run on what is left);
-                      of gRPC: calm, blocks, counted
+                      what a request waits), aside (loads are off the event loop), spare (shadows run on what is left),
+                      proof (that rows are independent, before they run together); of gRPC: calm, blocks, counted
 """
 
 from __future__ import annotations
@@ -194,6 +194,17 @@ class _Here(Executor):
         return done
 
 
+def _unproved() -> None:
+    """Take all rows for independent."""
+    from serving.engine.batching import Independence
+    from serving.fleet.judge import GateJudge
+
+    GateJudge.independence = lambda *given: Independence(proved=True)  # type: ignore[method-assign]
+
+
+_OTHERS = {"unclean": _deaths_unseen, "proof": _unproved}
+
+
 def _off_in_grpc(name: str) -> None:
     from serving.grpc_api import hpack, incoming, reading
 
@@ -212,7 +223,7 @@ if FAULTS:
     if "shadow" in FAULTS:
         _in_the_shadow()
     for switched in FAULTS.get("off", ()):
-        _deaths_unseen() if switched == "unclean" else _off(switched)
+        _OTHERS[switched]() if switched in _OTHERS else _off(switched)
     if "clock" in FAULTS:
         began, real = time.monotonic(), time.time
         time.time = lambda: real() + (FAULTS["clock"] if time.monotonic() - began > 1 else 0)
