@@ -15,6 +15,7 @@ from serving.commands.status import state
 from serving.engine.batching import Independence
 from serving.errors import InvalidRequest
 from serving.fleet.model_settings import ModelSettings, read
+from serving.fleet.servers import Observer
 from serving.fleet.traffic import Latest, Traffic
 from serving.http_api.app import create_app
 from serving.settings import Settings
@@ -144,7 +145,9 @@ def test_settings_change_while_the_model_serves(
     assert config(client, "iris")["instance_group"][0]["count"] == 2
     replace(folder / "iris", "model.toml", "[batching]\nenabled = false")
     eventually(lambda: config(client, "iris")["max_batch_size"] == 0)
-    eventually(lambda: "model.toml" in str(state(folder, state_dir, "iris")["alone"]))
+    eventually(
+        lambda: "model.toml" in str(state(folder, state_dir, "iris", Observer(folder, state_dir).look())["alone"])
+    )
     assert client.post("/v1/models/iris:predict", json=row).status_code == 200
     replace(folder / "iris", "model.toml", "enabled")
     eventually(lambda: "is not TOML" in client.get("/v1/models").text)
