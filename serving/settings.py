@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -81,6 +82,10 @@ class Settings(BaseSettings):
     """Connections of one worker; beyond it those that have been idle longest are closed."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call this server from a browser, as a JSON list."""
+    root_path: str = Field("", pattern=r"^((/[A-Za-z0-9_.~-]+)+)?$")
+    """Path under which a proxy serves this server, such as /ml, if it takes that off: /docs sends there."""
+    trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
+    """Addresses and networks of proxies whose X-Forwarded-Prefix is believed, as a JSON list."""
     lane: bool = True
     """Answer plain predictions on the short path; off sends every request through ASGI."""
     metrics: bool = True
@@ -89,6 +94,23 @@ class Settings(BaseSettings):
     """Least severe message to log."""
     log_format: Literal["json", "text"] | None = None
     """json writes one object a line, text is for people; without it, text on a terminal and json elsewhere."""
+
+    @field_validator("cors_origins", "trusted_proxies", mode="before")
+    @classmethod
+    def _list(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        try:
+            return TypeAdapter(tuple[str, ...]).validate_json(given)
+        except ValidationError:
+            raise ValueError("""write a JSON list of texts, such as '["https://a.example"]'""") from None
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            ip_network(proxy)  # what it says is wrong with it is fit to be told
+        return proxies
 
     @field_validator("state_dir")
     @classmethod

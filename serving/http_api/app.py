@@ -30,10 +30,12 @@ from serving.fleet.ledger import Ledger
 from serving.fleet.traffic import sentence
 from serving.http_api import admin, docs, metadata, repository_api, strict_json, triton
 from serving.http_api.answer import METHOD_TEXT, error_body, error_headers, status_of
+from serving.http_api.codec import LENGTH
 from serving.http_api.door import Door
 from serving.http_api.guard import Patience
 from serving.http_api.observed import Observed
 from serving.http_api.parameters import taken
+from serving.http_api.public_url import Prefix, redirect_relatively
 from serving.http_api.route import prediction_routes
 from serving.http_api.targets import TEMPLATES, Targets, prepare
 from serving.metrics.metrics import Metrics
@@ -148,7 +150,8 @@ def create_app(
     )
     if metrics is not None:
         app.include_router(metadata.metrics_router)
-    docs.add(app)
+    docs.add(app, Prefix(settings.root_path, settings.trusted_proxies))
+    redirect_relatively(app.router)
     app.add_exception_handler(ServingError, _serving_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -159,7 +162,7 @@ def create_app(
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=["x-request-id", "retry-after", "www-authenticate", "etag", LENGTH.decode()],
         )
     app.add_middleware(
         Observed,

@@ -1,4 +1,4 @@
-"""`/docs` and `/openapi.json`: each loaded model with its own features, and no asset from the internet."""
+"""`/docs`, `/redoc` and `/openapi.json`: each loaded model with its own features, and no asset from the internet."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from serving.engine.model import Model
 from serving.engine.rows import Rows
 from serving.engine.signature import Signature
 from serving.fleet.fleet import Fleet, Served
+from serving.http_api.public_url import Prefix
 from serving.http_api.security import BEARER, may
 from serving.http_api.strict_json import dumps
 
@@ -37,6 +38,8 @@ _ERROR = {
     },
 }
 
+# Redoc would fetch a logo from its maker.
+_OFFLINE = {"content-security-policy": "default-src 'self' 'unsafe-inline' data: blob:"}
 
 # Made here and not by FastAPI, for the key: the document names the models only to who may predict, so that the page
 # fetches it again once it has been given one.
@@ -46,7 +49,7 @@ _PAGE = b"""<!doctype html>
 <meta charset="utf-8">
 <title>serving</title>
 <link rel="stylesheet" href="docs/assets/swagger-ui.css">
-<link rel="icon" href="docs/assets/favicon-32x32.png">
+<link rel="icon" href="docs/assets/favicon.png">
 </head>
 <body>
 <div id="swagger-ui"></div>
@@ -81,10 +84,28 @@ SwaggerUIBundle({
 </html>
 """
 
+# To be read; it asks without a key, and shows what anyone may know of.
+_READING_PAGE = b"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>serving</title>
+<link rel="icon" href="docs/assets/favicon.png">
+<style>body { margin: 0; }</style>
+</head>
+<body>
+<div id="redoc"></div>
+<script src="docs/assets/redoc.standalone.js"></script>
+<script>Redoc.init("openapi.json", {disableSearch: false, hideLogo: true}, document.getElementById("redoc"));</script>
+</body>
+</html>
+"""
 
-def add(app: FastAPI) -> None:
-    """Add the documentation routes and their assets to the application."""
-    app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]), name="docs-assets")
+
+def add(app: FastAPI, prefix: Prefix) -> None:
+    """Add the documentation routes and their assets to the application; all they name is relative but the server."""
+    app.mount("/docs/assets", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-assets")
 
     access: Access = app.state.access
     made: dict[bool, tuple[object, bytes]] = {}
@@ -97,11 +118,18 @@ def add(app: FastAPI) -> None:
         if whole not in made or made[whole][0] != state:
             # On a thread: it takes as long as hundreds of predictions.
             made[whole] = state, await asyncio.to_thread(lambda: dumps(document(app, models=whole)))
-        return Response(made[whole][1], media_type="application/json")
+        body = made[whole][1]
+        if path := prefix.of(request):
+            body = b'{"servers":[{"url":"%b"}],' % path.encode() + body[1:]
+        return Response(body, media_type="application/json")
 
     @app.get("/docs", include_in_schema=False)
     async def page() -> Response:
-        return Response(_PAGE, media_type="text/html; charset=utf-8")
+        return Response(_PAGE, headers=_OFFLINE, media_type="text/html; charset=utf-8")
+
+    @app.get("/redoc", include_in_schema=False)
+    async def reading_page() -> Response:
+        return Response(_READING_PAGE, headers=_OFFLINE, media_type="text/html; charset=utf-8")
 
 
 def document(app: FastAPI, *, models: bool = True) -> dict[str, Any]:

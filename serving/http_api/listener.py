@@ -63,6 +63,7 @@ class Listener(uvicorn.Server):
                 access_log=False,
                 log_config=None,
                 server_header=False,
+                proxy_headers=False,  # who is at the other end decides which proxy is believed
                 timeout_keep_alive=max(1, round(keep_alive_s)),
             )
         )

@@ -123,7 +123,8 @@ def _answer(name: str, published: Published) -> Response:
         },
         201 if published.new else 200,
     )
-    answer.headers["location"] = f"/v1/models/{name}/versions/{published.version}"
+    # From where it was sent to, so that it holds behind a proxy with a path of its own.
+    answer.headers["location"] = f"../../../../models/{name}/versions/{published.version}"
     return answer
 
 
