@@ -93,7 +93,7 @@ def _complain(error: Exception) -> int:
 def _complaints(error: Exception) -> list[str]:
     """Return a line for each setting that is wrong."""
     if isinstance(error, ValidationError):
-        return [f"{found['loc'][0] if found['loc'] else ''}: {found['msg'].lower()}" for found in error.errors()]
+        return [f"{found['loc'][0] if found['loc'] else ''}: {found['msg'].removeprefix('Value error, ').lower()}" for found in error.errors()]
     return [str(error)]
 
 

@@ -18,9 +18,13 @@ from serving.fleet.judge import GateJudge
 from serving.fleet.ledger import Ledger
 from serving.fleet.presence import Presence
 from serving.fleet.repository import Repository
+from serving.fleet.servers import Observer
 from serving.fleet.watch import watch
 
 log = logging.getLogger("serving.deployment")
+
+SWEEP_S = 10.0
+"""Seconds between looks for servers that have ended without a word, whose files are removed."""
 
 
 class Deployment:
@@ -36,6 +40,7 @@ class Deployment:
     ) -> None:
         self._root = root
         self._presence = Presence(root, state_dir)
+        self._others = Observer(root, state_dir)
         self._ended = threading.Event()
         self._concluded = threading.Event()
         ledger = Ledger(root, state_dir)
@@ -56,8 +61,12 @@ class Deployment:
 
     def _decide(self) -> None:
         """See how the versions do that are tried: once a second, and at each change, before one that kills does."""
+        swept = float("-inf")
         while not self._concluded.is_set():
             self._presence.beat()
+            if time.monotonic() - swept > SWEEP_S:
+                swept = time.monotonic()
+                self._others.look()
             try:
                 if self._analyses.tick(self.coordinator.plans, time.monotonic()):
                     self.coordinator.look()

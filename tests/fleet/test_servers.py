@@ -56,14 +56,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return let_pass
 
 
-def test_a_server_that_was_killed_leaves_nothing(tmp_path: Path) -> None:
-    """Its lock ends with it, so that it counts no more, and its file is removed by whoever looks next."""
+def killed(root: Path) -> None:
+    """Have a server that is killed leave its file."""
     script = (
         "import os; from pathlib import Path; from serving.fleet.presence import Presence\n"
-        f"Presence(Path({str(tmp_path)!r}), None).write({standing()!r})\n"
+        f"Presence(Path({str(root)!r}), None).write({standing()!r})\n"
         "os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", script], check=False)
+
+
+def test_a_server_that_was_killed_leaves_nothing(tmp_path: Path) -> None:
+    """Its lock ends with it, so that it counts no more, and its file is removed by whoever looks next."""
+    killed(tmp_path)
     assert len(files(tmp_path)) == 1
     assert Observer(tmp_path).look() == []
     assert files(tmp_path) == []
@@ -110,6 +115,7 @@ def test_a_silent_server_beside_one_that_serves(tmp_path: Path, eventually: Wait
     shutil.copytree(MODELS / "iris", root / "iris")
     key = KeyStore(tmp_path / "keys").create("ops", frozenset({"deploy"}))
     flags = ("--keys", str(tmp_path / "keys"))
+    killed(root)
     with running(*flags, models=root) as stopped, running(*flags, models=root) as other:
 
         def version(url: str) -> str:
@@ -124,6 +130,7 @@ def test_a_silent_server_beside_one_that_serves(tmp_path: Path, eventually: Wait
                 timeout=60,
             )
 
+        eventually(lambda: len(files(root)) == 2)  # of those that run
         assert promote("1").status_code == 200
         assert version(stopped.url) == version(other.url) == "1", "it waits for the other server too"
         os.kill(stopped.process.pid, signal.SIGSTOP)
