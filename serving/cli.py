@@ -93,7 +93,8 @@ def _complain(error: Exception) -> int:
 def _complaints(error: Exception) -> list[str]:
     """Return a line for each setting that is wrong."""
     if isinstance(error, ValidationError):
-        return [f"{found['loc'][0] if found['loc'] else ''}: {found['msg'].removeprefix('Value error, ').lower()}" for found in error.errors()]
+        said = [(found["loc"][0] if found["loc"] else "", found["msg"]) for found in error.errors()]
+        return [f"{name}: {text.removeprefix('Value error, ').lower()}" for name, text in said]
     return [str(error)]
 
 

@@ -15,7 +15,9 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import ValidationError
 
+from serving.settings import Settings
 from tests.conftest import MODELS, running
 
 Wait = Callable[[Callable[[], bool]], None]
@@ -152,6 +154,13 @@ def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
     ended = command("run", "--config", str(config))
     assert ended.returncode == 2
     assert "prot" in ended.stderr
+
+
+def test_a_state_folder_among_the_models_is_refused(tmp_path: Path) -> None:
+    """Others would take it for a model; the setting is named."""
+    with pytest.raises(ValidationError, match=r"state_dir\n.*it lies in the models folder"):
+        Settings(models=tmp_path, state_dir=tmp_path / "iris" / "state")
+    assert Settings(models=tmp_path / "models", state_dir=tmp_path / "state").state_dir is not None
 
 
 def test_strict_refuses_to_start_with_a_bad_model(tmp_path: Path) -> None:

@@ -37,11 +37,21 @@ class Made(NamedTuple):
 
 
 class Changes:
-    """Changes what the folder asks for, on behalf of somebody, and sees it through."""
+    """Changes what the folder asks for, on behalf of somebody, and sees it through.
 
-    def __init__(self, ledger: Ledger, followers: Followers) -> None:
+    gone: says why the folder can't be followed now; '' where it can.
+    """
+
+    def __init__(self, ledger: Ledger, followers: Followers, *, gone: Callable[[], str]) -> None:
         self.ledger = ledger
         self._followers = followers
+        self._gone = gone
+
+    def check(self) -> None:
+        """Raise NotReady where the folder is gone: what lies in its place must not be written to, or believed."""
+        gone = self._gone()
+        if gone:
+            raise NotReady(f"nothing can be changed now: {gone}")
 
     async def make(
         self,
@@ -60,6 +70,7 @@ class Changes:
         versions do not have, and NotReady where a worker can't serve it, with the reason: nothing is changed then, and
         the history says so.
         """
+        self.check()
         after = await asyncio.to_thread(
             self.ledger.change,
             name,

@@ -101,7 +101,7 @@ class Fleet:
         self.changed: list[Callable[[], None]] = []
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=give_way)
         self.member = Member(link, load=self._load, live=self._live, check=_check, swap=self._swap, told=self._told)
-        self.changes = Changes(ledger, self.member)
+        self.changes = Changes(ledger, self.member, gone=lambda: self.folder_gone)
 
     async def start(self, *, strict: bool = False) -> None:
         """Load all that is to be served. Raises ModelInvalid where `strict` and something can't be."""

@@ -109,6 +109,7 @@ def _endpoint(kind: type[Order]) -> Callable[..., Awaitable[Response]]:
         except ValidationError as error:
             found = dict.fromkeys(sentence(e) for e in error.errors(include_url=False))
             raise InvalidRequest("; ".join(found)[:1000]) from None
+        fleet.changes.check()
         step = await asyncio.to_thread(order.step, fleet.changes.ledger, model)
         after, unknown = await fleet.changes.make(
             model,

@@ -86,8 +86,7 @@ def router(root: Path, *, max_model_bytes: int, state_dir: Path | None = None) -
         number = None if version == "next" else version
         if number is not None and not VERSION.fullmatch(number):
             raise InvalidRequest("the version is a whole number from 1, or next")
-        if request.app.state.fleet.folder_gone:
-            raise NotReady(f"nothing is published now: {request.app.state.fleet.folder_gone}")
+        request.app.state.fleet.changes.check()
         if at_once.locked():
             raise NotReady("too many models are being published: try again in a minute")
         try:

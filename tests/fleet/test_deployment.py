@@ -157,12 +157,15 @@ def test_a_folder_whose_volume_is_gone_takes_nothing_down(
     assert versions(live.url) == {"1"}
     assert "the models folder holds nothing of what is served (iris)" in live.output()
     assert "is its volume mounted?" in httpx.get(f"{live.url}/v1/models").text
-    answer = httpx.put(
-        f"{live.url}/v1/repository/models/iris/versions/next",
-        content=(MODELS / "iris" / "2" / "model.onnx").read_bytes(),
-        headers={"authorization": f"Bearer {key}"},
-    )
-    assert (answer.status_code, "is its volume mounted?" in answer.json()["error"]) == (503, True), answer.text
+    for answer in (
+        httpx.put(
+            f"{live.url}/v1/repository/models/iris/versions/next",
+            content=(MODELS / "iris" / "2" / "model.onnx").read_bytes(),
+            headers={"authorization": f"Bearer {key}"},
+        ),
+        httpx.post(f"{live.url}/v1/repository/models/iris/rollback", headers={"authorization": f"Bearer {key}"}),
+    ):
+        assert (answer.status_code, "is its volume mounted?" in answer.json()["error"]) == (503, True), answer.text
     time.sleep(GONE_S + 0.5)  # a model that has vanished is kept so long
     assert versions(live.url) == {"1"}
     assert list(folder.iterdir()) == [], "nothing is written into the bare mount point"
