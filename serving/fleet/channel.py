@@ -125,6 +125,8 @@ class WorkerEnd:
         self._early: list[bytes] = []
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
+        self.heard = time.monotonic()
+        """When the coordinator said something last; it does so every few seconds."""
 
     def start(self) -> None:
         """Listen to the coordinator."""
@@ -155,6 +157,7 @@ class WorkerEnd:
             while True:
                 (size,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
                 text = await reader.readexactly(size)
+                self.heard = time.monotonic()
                 self._writer.write(acknowledged)
                 self._hear(orjson.loads(text))
         except (asyncio.IncompleteReadError, OSError):

@@ -35,6 +35,8 @@ from serving.metrics.metrics import Metrics
 
 log = logging.getLogger("serving.fleet")
 
+SILENT_S = 10.0
+"""Seconds after which a coordinator that says nothing is silent: it says something every 2 s."""
 TRIM_AFTER_S = 0.5
 """Seconds until what loading a version, or letting it go, left in the heap is given back: its threads end meanwhile.
 Never on a thread of low priority: whoever allocates waits for it."""
@@ -93,6 +95,8 @@ class Fleet:
         self.unloaded: dict[str, tuple[str, ...]] = {}
         """Versions of the models that were unloaded on purpose."""
         self.problems: tuple[Problem, ...] = ()
+        self.coordinator_silent_s = 0.0
+        """Seconds for which nothing was heard of the coordinator, where that is longer than it should be."""
         self.folder_gone = ""
         """Why the models folder can't be followed now; empty where it is."""
         self.started = False
@@ -253,6 +257,17 @@ class Fleet:
         """Seconds for which this worker has left unacknowledged what it was told, as its parent measures it."""
         return self._box.lag if self._box is not None else 0.0
 
+    def _listen(self) -> None:
+        """Note whether the coordinator is heard of: while it is not, what is served stays, whatever is asked for."""
+        silent_s = round(self.member.unheard_s, 1)
+        was, self.coordinator_silent_s = self.coordinator_silent_s, silent_s if silent_s > SILENT_S else 0.0
+        if self.coordinator_silent_s and not was:
+            log.error("nothing was heard of the coordinator for %.0f s: what is served stays as it is", silent_s)
+        elif was and not self.coordinator_silent_s:
+            log.warning("the coordinator is heard of again")
+        if self._metrics is not None:
+            self._metrics.silent(self.coordinator_silent_s)
+
     def generations(self) -> dict[str, dict[str, int | None]]:
         """Say by model which generation of its traffic state is served here, which is asked for, and the lag."""
         found: dict[str, dict[str, int | None]] = {}
@@ -300,6 +315,7 @@ class Fleet:
         for served in self.models.values():
             for model in served.versions.values():
                 model.batcher.expire(now)
+        self._listen()
         self._tick = asyncio.get_running_loop().call_later(0.1, self._expire)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -96,6 +97,11 @@ class Member:
     def start(self) -> None:
         """Listen to the coordinator."""
         self._channel.start()
+
+    @property
+    def unheard_s(self) -> float:
+        """Seconds since the coordinator has said anything."""
+        return time.monotonic() - self._channel.heard
 
     async def joined(self) -> list[Problem]:
         """Wait until all that was in force when this worker came is loaded; return what of it could not be."""

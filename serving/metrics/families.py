@@ -69,6 +69,10 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
         "1 where the state that the folder asks for can't be served, or what was served has vanished.",
         ("model",),
     ),
+    "serving_coordinator_silent_seconds": (
+        "Seconds for which a worker has heard nothing of the coordinator, 0 below 10: it serves what it did.",
+        (),
+    ),
     "serving_models_folder_gone": ("1 while the models folder is gone, and what was loaded serves on.", ()),
     "serving_model_info": ("1; the labels describe the version.", (*_MODEL, "task", "sha256")),
     "serving_worker_start_time_seconds": ("Unix time at which the worker in a slot started.", ("worker",)),
@@ -92,6 +96,7 @@ GREATEST = frozenset(
         "serving_model_asked_generation",
         "serving_model_refused",
         "serving_models_folder_gone",
+        "serving_coordinator_silent_seconds",
         "serving_model_quarantined",
         "serving_coordinator_failures",
         "serving_gate_load_seconds",

@@ -110,6 +110,10 @@ class Metrics:
         self._store.gauges["serving_model_asked_generation", (model,)] = generation
         self._store.gauges["serving_model_refused", (model,)] = float(refused)
 
+    def silent(self, seconds: float) -> None:
+        """Say for how long this worker has heard nothing of the coordinator, where that is too long."""
+        self._store.gauges["serving_coordinator_silent_seconds", ()] = seconds
+
     def folder(self, *, gone: bool) -> None:
         """Say whether the models folder is gone."""
         self._store.gauges["serving_models_folder_gone", ()] = float(gone)

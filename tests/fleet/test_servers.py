@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -122,6 +123,10 @@ def test_a_silent_server_beside_one_that_serves(tmp_path: Path, eventually: Wait
             answer = httpx.post(f"{url}/v1/models/iris:predict", json={"instances": [[5.1, 3.5, 1.4, 0.2]]})
             return str(answer.json()["model_version"])
 
+        def silent(url: str) -> bool:
+            text = httpx.get(f"{url}/metrics").text
+            return float(re.findall(r"^serving_coordinator_silent_seconds (.*)$", text, re.MULTILINE)[0]) > 0
+
         def promote(version: str) -> httpx.Response:
             return httpx.post(
                 f"{other.url}/v1/repository/models/iris/promote",
@@ -146,9 +151,14 @@ def test_a_silent_server_beside_one_that_serves(tmp_path: Path, eventually: Wait
             assert "has said nothing for" in answers[0].json()["unknown"][0]
             assert (version(stopped.url), version(other.url)) == ("1", "2")
             assert Ledger(root).read("iris").stable == "2", "it stands: one that hangs must not keep others back"
+            ready = httpx.get(f"{stopped.url}/v2/health/ready").json()
+            assert ready["coordinator_silent_s"] > SILENT_S
+            assert not silent(other.url)
+            assert silent(stopped.url)
             status = CliRunner().invoke(app, ["status", "--models", str(root)]).stdout
             assert f"process {stopped.process.pid}: has said nothing" in status
         finally:
             os.kill(stopped.process.pid, signal.SIGCONT)
         eventually(lambda: version(stopped.url) == "2")
+        eventually(lambda: not silent(stopped.url))
         assert CliRunner().invoke(app, ["promote", "iris", "1", "--models", str(root)]).exit_code == 0
