@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
 import socket
 import threading
 import time
@@ -235,6 +237,32 @@ def test_a_deadline_holds_while_a_body_waits_to_be_read(alone: Server) -> None:
             answers.add(answer.status_code)
     assert 504 in answers
     assert answers <= {504, 429, 200}
+
+
+def codec_processes(server: Server) -> dict[int, int]:
+    """Return the processes that a server's workers started, with the ticks of processor time that each has used."""
+    found = {}
+    for number in worker(server):
+        for task in Path(f"/proc/{number}/task").glob("*/children"):
+            for child in task.read_text().split():
+                if b"codec_process" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found[int(child)] = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11])
+    return found
+
+
+def test_a_body_whose_reader_is_killed_is_read_all_the_same(alone: Server, eventually: Wait) -> None:
+    """Where the process that reads a long body is killed, another one reads it, and the caller gets the answer."""
+    usual = json.dumps({"instances": ROWS.tolist()}).encode()
+    expected = httpx.post(f"{alone.url}{PREDICT}", content=usual, timeout=60).content
+    ((number, used),) = codec_processes(alone).items()
+    large = post(b'{"instances":[' + b"{}," * 600_000 + b"{}]}")
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(together, alone, [large])
+        eventually(lambda: codec_processes(alone).get(number, 0) > used)
+        os.kill(number, signal.SIGKILL)
+        assert sending.result() == [b"422"]
+    assert httpx.post(f"{alone.url}{PREDICT}", content=usual, timeout=60).content == expected
+    assert number not in codec_processes(alone)
 
 
 # Strict JSON
