@@ -66,6 +66,7 @@ class CodecPool:
         self._busy = False
         self._idle: asyncio.TimerHandle | None = None
         self._spent = 0  # bytes decoded in this turn of the loop
+        self._closing = False
         # One thread speaks with the process, from start to end, and alone knows the attributes below.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="codecs")
         self._process: _Process | None = None
@@ -159,6 +160,9 @@ class CodecPool:
         """End the process, whatever it does."""
         if self._idle is not None:
             self._idle.cancel()
+        self._closing = True
+        if self._process is not None:
+            self._process.kill()  # so that the thread, which may wait for it, comes back
         await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
         self._thread.shutdown(wait=False)
 
@@ -166,6 +170,8 @@ class CodecPool:
 
     def _do(self, job: Job) -> Any:
         for _ in range(2):
+            if self._closing:
+                return NotReady("this server is going away")
             try:
                 process = self._process or self._start()
                 result, fault = process.ask(job, self._task_s)
@@ -249,9 +255,13 @@ class _Process:
         self._known[key] = weakref.ref(codec)
         return forget, key, codec
 
+    def kill(self) -> None:
+        """End what it does; for any thread."""
+        with contextlib.suppress(OSError):
+            self._process.kill()
+
     def end(self) -> None:
         """Kill it: nothing that it does is wanted any more."""
         self._sock.close()
-        with contextlib.suppress(OSError):
-            self._process.kill()
+        self.kill()
         self._process.wait()

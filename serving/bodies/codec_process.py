@@ -19,7 +19,7 @@ from typing import Any
 from serving.bodies.exchange import receive, send
 from serving.errors import PayloadTooLarge, ServingError
 
-_NICE = 10
+_NICE = 5
 """Below the worker, which answers small requests meanwhile; not last, or nothing long would be read under load."""
 
 

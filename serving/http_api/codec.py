@@ -33,7 +33,7 @@ LENGTH = b"inference-header-content-length"
 INLINE_BYTES = 64 * 1024
 """Bodies above it never are decoded on the event loop: that would hold it for milliseconds."""
 
-SLOW_INLINE_BYTES = 16 * 1024
+SLOW_INLINE_BYTES = 8 * 1024
 """The same where a dialect has no short cut for a body: it is wrong, or rare, and costs ten times as much."""
 
 SMALL_BYTES = 2048

@@ -147,11 +147,15 @@ class Call(Request):
     def start(self, target: Target, headers: Headers, body: Buffer, asks: Asks = NOTHING) -> None:
         """Decode and submit. A bad request, or a stranger's, is answered before this returns."""
         self.asks = asks
-        self.target = target
         self.headers = headers
         self.gone = False
         self.job = None
         self.began = time.monotonic()
+        self._go(target, body)
+
+    def _go(self, target: Target, body: Buffer) -> None:
+        self.target = target
+        headers = self.headers
         if target.access is not None:
             try:
                 admit(target.access, headers, "predict")
@@ -159,17 +163,17 @@ class Call(Request):
                 self.finish(status_of(error, target.protocol), error_headers(error), error_body(error))
                 return
         if target.fork is not None:
-            self._choose(target.fork, headers, body)
+            self._choose(target.fork, body)
             return
         self._decode(target, body, self._submit)
 
-    def _choose(self, fork: Fork, headers: Headers, body: Buffer) -> None:
+    def _choose(self, fork: Fork, body: Buffer) -> None:
         """Go on with one of two versions: by header before anything is decoded, by feature after."""
         split, stable = fork.split, fork.stable
         key_of = split.feature
         if key_of is None:
-            key = header(headers, split.header) if split.header is not None else None
-            self.start(fork.candidate if split.takes(key) else stable, headers, body, self.asks)
+            key = header(self.headers, split.header) if split.header is not None else None
+            self._go(fork.candidate if split.takes(key) else stable, body)
             return
         self.target = stable
 
@@ -177,7 +181,7 @@ class Call(Request):
             if isinstance(found, ServingError) or not split.takes(key_of(found.inputs)):
                 self._submit(found)
             elif not self.gone:
-                self.start(fork.candidate, headers, body, self.asks)
+                self._go(fork.candidate, body)
 
         self._decode(stable, body, decoded)
 
@@ -187,7 +191,7 @@ class Call(Request):
             then(decode(target.codec, self.headers, body))
             return
         length = header(self.headers, LENGTH) if target.codec.raw_tensors else None
-        text = len(body) if length is None else int(length[:12]) if length.isdigit() else 0
+        text = len(body) if length is None else min(int(length[:12]), len(body)) if length.isdigit() else 0
         if text <= SLOW_INLINE_BYTES and length is not None and not target.codec.slow_bytes:
             if len(body) <= RAW_INLINE_BYTES:
                 then(decode(target.codec, self.headers, body))
@@ -303,7 +307,7 @@ def _here(target: Target, headers: Headers, body: Buffer, *, text: bool) -> Deco
             return error.bare()
         if quick is not None:
             return quick
-    # The long way takes some four times as long.
-    if size <= SLOW_INLINE_BYTES and target.pool.may_decode_here(4 * size):
+    # The long way takes up to eight times as long.
+    if size <= SLOW_INLINE_BYTES and target.pool.may_decode_here(8 * size):
         return decode(target.codec, headers, body)
     return None

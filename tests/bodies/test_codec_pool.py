@@ -201,6 +201,22 @@ def test_what_takes_too_long_is_given_up(tmp_path: Path) -> None:
     with_pool(scenario, task_s=0.5)
 
 
+def test_closing_does_not_wait_for_what_is_read(tmp_path: Path) -> None:
+    """A server that ends does not wait for a body that nobody wants any more."""
+
+    async def scenario(asking: Asking) -> None:
+        first = await asking.submit(pid)
+        stuck = asking.submit(blocked, str(tmp_path / "never"))
+        await asking.pool.close()
+        assert not alive(first)
+        assert isinstance(await stuck, ServingError)
+
+    async def run() -> None:
+        await scenario(Asking(CodecPool()))
+
+    asyncio.run(run())
+
+
 def test_a_fault_of_ours_is_logged_and_told_without_its_insides(caplog: pytest.LogCaptureFixture) -> None:
     """What a codec raises that is no answer goes to the log, and the caller learns that it is there."""
 
