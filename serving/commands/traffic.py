@@ -221,7 +221,9 @@ def carry_out(root: Path, state_dir: Path | None, name: str, order: Order, *, no
             f"{'; '.join(f'{one.host} (process {one.pid}) {one.unheard}' for one in unknown)}"
         )
     if not problems:
-        served = f"{count} {'server serves' if count == 1 else 'servers serve'} it" if count else "no server runs here"
+        served = (
+            f"{count} {'server serves' if count == 1 else 'servers serve'} it" if count else "no server is known here"
+        )
         typer.echo(f"{name}: {facts} (generation {after.generation}; {served})")
         return
     try:

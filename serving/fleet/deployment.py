@@ -64,10 +64,10 @@ class Deployment:
         swept = float("-inf")
         while not self._concluded.is_set():
             self._presence.beat()
-            if time.monotonic() - swept > SWEEP_S:
-                swept = time.monotonic()
-                self._others.look()
             try:
+                if time.monotonic() - swept > SWEEP_S:
+                    swept = time.monotonic()
+                    self._others.look()
                 if self._analyses.tick(self.coordinator.plans, time.monotonic()):
                     self.coordinator.look()
                 self._trouble = ""

@@ -31,7 +31,7 @@ class DeploymentLog:
     def looked(self, contents: Contents) -> None:
         """Say which versions have come, are damaged, or have vanished."""
         before, self._contents = self._contents, contents
-        if before is None:
+        if before is None or before is contents:
             return
         old = {(item.name, item.version): item for item in before.found}
         new = {(item.name, item.version): item for item in contents.found}

@@ -35,7 +35,16 @@ def boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return ""
+        return socket.gethostname()
+
+
+def place(root: Path) -> list[int]:
+    """Name a models folder among those of this machine, by whatever path it is reached; empty where it is away."""
+    try:
+        facts = root.stat()
+    except OSError:
+        return []
+    return [facts.st_dev, facts.st_ino]
 
 
 class Presence:
@@ -67,14 +76,14 @@ class Presence:
     def _write(self, summary: dict[str, Any]) -> None:
         self._written = time.monotonic()
         self._beat += 1
-        said = {"pid": os.getpid(), "host": socket.gethostname(), "boot": boot(), "beat": self._beat}
+        said: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "boot": boot(), "beat": self._beat}
         try:
             file = self._file()
             fresh = file.with_suffix(".new")
             held = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
             try:
                 said["locked"] = _locked(held)
-                os.write(held, orjson.dumps({**said, "at": time.monotonic(), **summary}))
+                os.write(held, orjson.dumps({**said, "at": time.monotonic(), "root": place(self._root), **summary}))
                 fresh.replace(file)
             except BaseException:
                 os.close(held)

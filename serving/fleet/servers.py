@@ -61,12 +61,13 @@ class Observer:
     def look(self) -> list[Server]:
         """Return the servers that have not ended, and remove the files of those that have."""
         found = []
-        now = time.monotonic()
+        now, root = time.monotonic(), presence.place(self._root)
         for folder in state_folders(self._root, self._state_dir):
             for file in sorted(folder.glob(f"{presence.FOLDER}/*.json")):
                 try:
                     said = json.loads(file.read_bytes())
                     beat, here = int(said["beat"]), said["boot"] == presence.boot()
+                    elsewhere = here and said["root"] not in (root, [])
                     if beat != self._moved.get(file, (-1, 0.0))[0]:
                         self._moved[file] = beat, now
                     since = float(said["at"]) if here else self._moved[file][1]
@@ -80,7 +81,7 @@ class Observer:
                 if presence.ended(file) and (alone or server.silent_s > LEASE_S):
                     with contextlib.suppress(OSError):
                         file.unlink()
-                else:
+                elif not elsewhere:  # two models folders have been given one state folder
                     found.append(server)
         return found
 

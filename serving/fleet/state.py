@@ -40,8 +40,12 @@ def state_folders(root: Path, given: Path | None = None) -> list[Path]:
     """Return the state folders in which servers of a models folder may be: also other users', as far as we may look."""
     if given is not None:
         return [given]
-    found = []
-    for folder in _base().glob(f"serving-*-{_key(root)}"):
+    found: list[Path] = []
+    try:
+        base = _base()
+    except OSError:  # there is no folder that can be written to
+        return found
+    for folder in base.glob(f"serving-*-{_key(root)}"):
         user = folder.name.split("-")[1]
         if user.isdecimal() and _owned(folder, int(user)):
             found.append(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import shutil
 from collections.abc import AsyncIterator
@@ -14,7 +15,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
-from serving.errors import InvalidRequest, NotReady, PayloadTooLarge, UnsupportedMediaType
+from serving.errors import InvalidRequest, NotReady, PayloadTooLarge, UnsupportedMediaType, shown
 from serving.fleet import publish
 from serving.fleet.manifest import MODEL_FILE, Entry
 from serving.fleet.publish import Published
@@ -26,6 +27,8 @@ from serving.http_api.metadata import json_answer
 from serving.http_api.parameters import Parameters
 from serving.http_api.route import ClientLeft
 from serving.http_api.security import Deployer
+
+log = logging.getLogger("serving.publish")
 
 CHECKSUM = "x-checksum-sha256"
 SILENCE_S = 60.0
@@ -103,6 +106,7 @@ def router(root: Path, *, max_model_bytes: int, state_dir: Path | None = None) -
                     state_dir=state_dir,
                 )
         except GateRefused as refused:
+            log.warning("%s by %s is not published: %s", model, shown(caller.name), refused.message)
             return json_answer({"error": refused.message, "report": refused.report.model_dump(mode="json")}, 422)
         except ClientLeft:
             return Response(status_code=499)  # nobody reads it

@@ -110,6 +110,17 @@ def test_a_server_on_another_machine_is_judged_by_what_moves(tmp_path: Path, clo
     assert files(tmp_path) == []
 
 
+def test_a_state_folder_for_two_models_folders(tmp_path: Path) -> None:
+    """A server of another models folder of this machine that was given the same state folder is not waited for."""
+    state = tmp_path / "state"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Presence(tmp_path / name, state).write(standing())
+    (tmp_path / "c").symlink_to(tmp_path / "a")
+    assert len(Observer(tmp_path / "a", state).look()) == 1
+    assert len(Observer(tmp_path / "c", state).look()) == 1
+
+
 def test_a_silent_server_beside_one_that_serves(tmp_path: Path, eventually: Wait) -> None:
     """A parent that stands still leaves its workers answering with the old version: promote says so, with status 1."""
     root = tmp_path / "models"
