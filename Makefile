@@ -7,7 +7,7 @@ COMPILE := uv pip compile --quiet --universal --generate-hashes --python-version
 	--custom-compile-command "make lock" pyproject.toml
 # requirements.lock is for development; requirements-serve.lock, a part of it, is what an image installs.
 
-.PHONY: install serve test check docs dist train bench drill conformance lock
+.PHONY: install serve test check docs dist train bench drill conformance lock protos
 install: $(STAMP)
 
 # What serving needs, and nothing that only tests, trains or measures: a newcomer waits for this.
@@ -61,6 +61,11 @@ bench: install
 # make drill ONLY="overload mutation" runs some.
 drill: install
 	$(BIN)/python -m tests.drills $(ONLY)
+
+# What messages.py makes its classes of. A test compares.
+protos: install
+	cd serving/grpc_api/protos && ../../../$(BIN)/python -m grpc_tools.protoc -I. --descriptor_set_out=descriptors.binpb \
+		$$(find . -name '*.proto' -printf '%P\n' | sort)
 
 lock: install
 	$(BIN)/$(COMPILE) --extra dev --upgrade --output-file requirements.lock

@@ -9,136 +9,204 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_from_bytes
 
-import grpc
-
-from serving.errors import QueueFull, ServingError
-from serving.grpc_api.connection import Connection
+from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, ServingError
 from serving.grpc_api.fields import Parts
-from serving.grpc_api.frames import END_HEADERS, END_STREAM, HEADERS, frame
 from serving.grpc_api.head import Head, Method
-from serving.grpc_api.hpack import literal
-from serving.grpc_api.incoming import MOST_QUEUED, Incoming
-from serving.grpc_api.status import FAULT, status_of, trailers
+from serving.grpc_api.message_reader import MessageReader
+from serving.grpc_api.status import FAULT, Aborted, Status, status_of, trailers
+from serving.http2.frames import ResponseTemplate
+from serving.http2.hpack import literal
+
+if TYPE_CHECKING:
+    from serving.grpc_api.connection import Connection
 
 log = logging.getLogger("serving.grpc")
 
 _LONGEST_MESSAGE = 1024
+_FREE_BYTES = 4096
+"""Messages of calls with one message that are not counted: the bound on calls bounds them."""
 
 # `:status 200`, then literals: the same bytes on every connection.
 OPENING = (
     b"\x88" + literal(b"content-type", b"application/grpc") + literal(b"grpc-accept-encoding", b"identity,deflate,gzip")
 )
-_FINE = literal(b"grpc-status", b"0")
+_OK = literal(b"grpc-status", b"0")
+_ANSWER = ResponseTemplate(OPENING, _OK)
 
 
-def _around_id(made: bytes) -> tuple[bytes, bytes]:
-    return made[:5], made[9:]
+class Call:
+    """One call; also the context that its method gets. done: it was answered, or its client has left."""
 
+    __slots__ = (
+        "_drained",
+        "_held",
+        "_opened",
+        "_owed",
+        "_reader",
+        "_refused",
+        "_streaming",
+        "_task",
+        "_wake",
+        "began",
+        "connection",
+        "done",
+        "ended",
+        "head",
+        "id",
+        "prediction",
+        "sent",
+        "write_by",
+    )
 
-_OPENING_FRAME = _around_id(frame(HEADERS, END_HEADERS, 0, OPENING))
-_FINE_FRAME = _around_id(frame(HEADERS, END_HEADERS | END_STREAM, 0, _FINE))
-
-
-class Aborted(Exception):
-    """A call ended with a status by its own will."""
-
-    def __init__(self, code: grpc.StatusCode, details: str, metadata: tuple[tuple[str, str], ...]) -> None:
-        super().__init__(details)
-        self.code = code
-        self.details = details
-        self.metadata = metadata
-
-
-class Call(Incoming):
-    """One call; also the context that its method gets."""
-
-    __slots__ = ("_opened", "_owed", "_room", "_task", "prediction")
-
-    connection: Connection
-
-    def __init__(self, connection: Connection, identity: int, head: Head) -> None:
-        super().__init__(connection, identity, head)
+    def __init__(self, connection: Connection, stream_id: int, head: Head) -> None:
+        self.connection = connection
+        self.id = stream_id
+        self.head = head
+        self.began = time.monotonic()
+        self.done = False
+        self.ended = False
+        """Whether the client has sent all that it will."""
         self.prediction: Any = None
         """What answers this call without a coroutine; its `cancel` is called where the client leaves."""
+        self.write_by = 0.0
+        """When the client must have taken more of the answer that waits, in monotonic seconds; 0: nothing waits."""
+        self.sent = 0  # bytes of it that went, when last looked at
+        self._held = 0  # bytes that are counted
+        self._refused = False  # for its headers: nothing of what follows them is kept
         self._opened = False
         self._owed = 0  # messages of a stream that were taken, less its answers
-        self._room: asyncio.Event | None = None
+        self._streaming = False
+        self._reader: MessageReader | None = None  # None where the whole message came at once
+        self._wake: asyncio.Event | None = None  # a streaming method waits for messages
+        self._drained: asyncio.Event | None = None  # a streaming method waits for its client
         self._task: asyncio.Task[None] | None = None
-        if head.refusal is not None:
-            self.refused = True
-            # Answered once the stream is known to the connection.
-            head.loop.call_soon(self.fail, *head.refusal)
-            return
+
+    def begin(self) -> None:
+        """Start what does not wait for a message, or refuse the call."""
+        head = self.head
         method = head.method
         try:
-            if connection.endpoint.in_progress >= connection.most_calls and not (method and method.always):
+            if head.refusal is not None:
+                raise Aborted(*head.refusal)
+            if self.connection.is_busy and not (method and method.always):
                 raise QueueFull("this server has all the calls in progress that it takes: come back later")
             if head.admit is not None:
                 head.admit()
-        except ServingError as error:
-            self.refused = True
-            head.loop.call_soon(self.refuse, error.bare())
+        except (ServingError, Aborted) as error:
+            self._refused = True
+            self.end_with(error)
             return
         if method is not None and method.streaming is not None:
+            self._streaming = True
+            self._reader = MessageReader(self, streaming=True)
             self._wake = asyncio.Event()
             self._task = head.loop.create_task(self._stream(method))
 
     # What the connection tells
 
-    def complete(self) -> None:
-        """Answer: nothing more will come."""
-        if self._wake is not None:
-            self._wake.set()
+    def on_data(self, piece: bytes | memoryview, end_stream: bool) -> None:
+        """Take a piece of the request."""
+        self.ended = end_stream
+        if self.done or self._refused:
             return
         method = self.head.method
-        if self.done or self.refused or method is None or self._inflating is not None:
+        try:
+            if self._reader is None:
+                if (
+                    end_stream
+                    and method is not None
+                    and method.whole is not None
+                    and isinstance(piece, bytes)
+                    and piece[:1] == b"\0"
+                    and int.from_bytes(piece[1:5], "big") == len(piece) - 5 <= self.head.most_bytes
+                ):  # the ordinary call
+                    self.hold(len(piece) - 5)
+                    method.whole(self, piece[5:])
+                    return
+                self._reader = MessageReader(self, streaming=False)
+            if piece:
+                self._reader.feed(piece)
+        except (ServingError, Aborted) as error:
+            self.end_with(error)
             return
-        if not self._messages or self._prefix or self._store is not None:
-            self.fail(grpc.StatusCode.INVALID_ARGUMENT, "the request has no whole message")
+        if self._wake is not None:
+            self._wake.set()
+        elif end_stream:
+            self._on_end_stream()
+        if not end_stream and not self._reader.backpressured:
+            self.connection.replenish(self)
+
+    def _on_end_stream(self) -> None:
+        """Answer: nothing more will come."""
+        reader, method = self._reader, self.head.method
+        if self.done or reader is None or method is None or reader.inflating:
             return
-        if method.whole is not None:
-            method.whole(self, self._messages[0])
+        if not reader.messages or not reader.is_empty:
+            self.fail(Status.INVALID_ARGUMENT, "the request has no whole message")
+        elif method.whole is not None:
+            method.whole(self, reader.messages[0])
         else:
             self._task = self.head.loop.create_task(self._unary(method))
 
-    def emptied(self) -> None:
-        """Write on."""
-        if self.done:
-            self._let_go()
-        if self._room is not None:
-            self._room.set()
+    def on_inflated(self) -> None:
+        """Go on: what a thread was at work on is in the reader's messages."""
+        if self._wake is not None:
+            self._wake.set()
+        elif self.ended:
+            self._on_end_stream()
 
-    def left(self) -> None:
-        """Cancel what goes on."""
+    def on_drained(self) -> None:
+        """Write on: all that waited to be sent is sent."""
+        self.write_by = 0.0
+        if self.done:
+            self._release_all()
+        if self._drained is not None:
+            self._drained.set()
+
+    def on_reset(self) -> None:
+        """Cancel what goes on: nothing can be sent any more."""
         if not self.done:
             self.done = True
             self._drop()
             self._cancel_prediction()
-        self._let_go()  # an answer may still have waited
+        self._release_all()  # an answer may still have waited
 
     def is_quiet(self) -> bool:
         """Tell whether nothing is owed to the client: it has not sent a whole request, or has all its answers."""
-        if self.done or self.out is not None or self._messages:
+        if (
+            self.done
+            or self.connection.http2.waits(self.id) is not None
+            or (self._reader is not None and self._reader.messages)
+        ):
             return False
-        return self._owed <= 0 if self._wake is not None else not self.ended
+        return self._owed <= 0 if self._streaming else not self.ended
 
-    def look(self, now: float) -> None:
+    def enforce_timeouts(self, now: float) -> None:
         """End with DEADLINE_EXCEEDED where the client's time is over, or its message takes too long."""
         if self.done:
             return
+        guard = self.connection.guard
         timeout = self.head.timeout
         if timeout is not None and now - self.began >= timeout:
             self._cancel_prediction()
-            self.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed")
-        elif self.is_late(now):
-            self.connection.guard.cut["slow_body"] += 1
-            self.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "the message did not arrive in time, or came too slowly")
+            self.end_with(DeadlineExceeded("the deadline passed"))
+        elif not self.ended and self._is_late(now):
+            guard.cut["slow_body"] += 1
+            self.end_with(DeadlineExceeded("the message did not arrive in time, or came too slowly"))
+
+    def _is_late(self, now: float) -> bool:
+        patience = self.connection.guard.patience
+        if self._reader is not None:
+            return self._reader.is_late(now, patience)
+        return now - self.began > patience.head_s
 
     def _drop(self) -> None:
-        super()._drop()
+        self._release_all()
+        if self._reader is not None:
+            self._reader.drop()
         if self._task is not None and self._task is not asyncio.current_task(self.head.loop):
             self._task.cancel()
 
@@ -147,6 +215,25 @@ class Call(Incoming):
             self.prediction.cancel()
             self.prediction = None
 
+    # What is held
+
+    def hold(self, size: int) -> None:
+        """Count bytes in, unless they are few. Raises QueueFull where they are too many."""
+        if size > _FREE_BYTES or self._streaming:
+            self.head.bodies.hold(size)
+            self._held += size
+
+    def release(self, size: int) -> None:
+        """Count bytes out that are not needed any more."""
+        if self._held and (size > _FREE_BYTES or self._streaming):
+            size = min(size, self._held)
+            self._held -= size
+            self.head.bodies.held -= size
+
+    def _release_all(self) -> None:
+        self.head.bodies.held -= self._held
+        self._held = 0
+
     # What methods use
 
     def time_remaining(self) -> float | None:
@@ -154,29 +241,16 @@ class Call(Incoming):
         timeout = self.head.timeout
         return None if timeout is None else max(0.0, timeout - (time.monotonic() - self.began))
 
-    async def abort(
-        self, code: grpc.StatusCode, details: str = "", trailing_metadata: tuple[tuple[str, str], ...] = ()
-    ) -> NoReturn:
-        """End the call with a status."""
-        raise Aborted(code, details, trailing_metadata)
-
     async def write(self, response: Any) -> None:
         """Send one of several responses; waits while the client takes none."""
-        assert self.head.method is not None  # noqa: S101  only methods write
-        self._owed -= 1
-        self._send(response if isinstance(response, list) else [self.head.method.write(response)])
-        if self.out is not None and not self.done:
-            self._room = asyncio.Event()
-            await self._room.wait()
-
-    def _send(self, message: Parts) -> None:
-        if self.done:
+        if self.done or self.head.method is None:
             return
-        connection = self.connection
-        if not self._opened:
-            self._opened = True
-            connection.transport.write(frame(HEADERS, END_HEADERS, self.id, OPENING))
-        connection.send(self, b"\0" + sum(map(len, message)).to_bytes(4, "big") + message[0], *message[1:])
+        message = response if isinstance(response, list) else [self.head.method.write(response)]
+        self._owed -= 1
+        self._open()
+        if self.connection.send(self, [_prefix(sum(map(len, message))), *message]):
+            self._drained = asyncio.Event()
+            await self._drained.wait()
 
     def answer(self, message: bytes | Parts) -> None:
         """Send the only response, and status OK."""
@@ -184,63 +258,72 @@ class Call(Incoming):
             return
         self.done = True
         if self._held:
-            self._let_go()
+            self._release_all()
         connection = self.connection
-        size = 5 + (len(message) if isinstance(message, bytes) else sum(map(len, message)))
-        if isinstance(message, bytes) and connection.fits(self, size):
-            # Headers, one frame of DATA (type and flags 0), the message behind its flag and length, trailers.
-            identity = self.id.to_bytes(4, "big")
-            frames = b"%b%b%b%b\0\0%b\0%b%b%b%b%b" % (
-                _OPENING_FRAME[0],
-                identity,
-                _OPENING_FRAME[1],
-                size.to_bytes(3, "big"),
-                identity,
-                (size - 5).to_bytes(4, "big"),
-                message,
-                _FINE_FRAME[0],
-                identity,
-                _FINE_FRAME[1],
-            )
-            connection.answer(self, frames, size)
-            return
-        if size > min(connection.room, self.room):
-            try:
-                self.hold(size)  # until the client has taken it
-            except QueueFull as error:
-                self.done = False
-                self.refuse(error.bare())
+        if isinstance(message, bytes):
+            if connection.respond(self, _ANSWER, _prefix(len(message)) + message):
                 return
-        connection.transport.write(frame(HEADERS, END_HEADERS, self.id, OPENING))
-        prefix = b"\0" + (size - 5).to_bytes(4, "big")
-        connection.send(self, prefix, *([message] if isinstance(message, bytes) else message))
-        connection.finish(self, _FINE)
+            message = [message]
+        size = sum(map(len, message))
+        try:
+            self.hold(size)  # until the client has taken it
+        except QueueFull as error:
+            self.done = False
+            self.refuse(error.bare())
+            return
+        self._open()
+        if not connection.send(self, [_prefix(size), *message]):
+            self._release_all()
+        connection.finish(self, _OK)
 
-    def fail(self, code: grpc.StatusCode, details: str, metadata: tuple[tuple[str, str], ...] = ()) -> None:
-        """End with a status other than OK."""
+    def _open(self) -> None:
+        if not self._opened:
+            self._opened = True
+            self.connection.http2.send_headers(self.id, OPENING)
+
+    def fail(
+        self, status: Status, details: str, metadata: tuple[tuple[str, str], ...] = (), *, discard: bool = False
+    ) -> None:
+        """End with a status other than OK; behind what waits of an answer, or where `discard` instead of it."""
         if self.done:
             return
         self.done = True
         self._drop()
         block = b"" if self._opened else OPENING
-        block += literal(b"grpc-status", b"%d" % code.value[0])
+        block += literal(b"grpc-status", b"%d" % status)
         block += literal(b"grpc-message", _escaped(details))
         for name, value in metadata:
             block += literal(name.encode(), value.encode())
-        self.connection.finish(self, block)
+        self.connection.finish(self, block, discard=discard)
 
     def refuse(self, error: ServingError) -> None:
         """End with the status of an error."""
         self.fail(status_of(error), error.message, trailers(error))
 
+    def end_with(self, error: Exception) -> None:
+        """End with what an error stands for: faults of ours are INTERNAL, without their text."""
+        if isinstance(error, ServingError):
+            self.refuse(error.bare())
+        elif isinstance(error, Aborted):
+            self.fail(error.status, error.details)
+        else:
+            log.error("a call failed", exc_info=error)
+            self.fail(Status.INTERNAL, FAULT)
+
+    def cut_short(self) -> None:
+        """End with UNAVAILABLE, whatever goes on: the time to finish is over."""
+        self._cancel_prediction()
+        self.done = False  # even where an answer waits
+        self.fail(Status.UNAVAILABLE, "the server is going away", discard=True)
+
     # Coroutines
 
     async def _unary(self, method: Method) -> None:
         assert method.unary is not None  # noqa: S101  chosen by it
-        unary = method.unary
+        assert self._reader is not None  # noqa: S101  it has the message
+        unary, message = method.unary, self._reader.messages.popleft()
 
         async def run() -> None:
-            message = self._messages.popleft()
             self.answer(method.write(await unary(method.read(bytes(message)), self)))
 
         await self._guarded(run)
@@ -254,33 +337,27 @@ class Call(Incoming):
                 await self.write(response)
             if not self.done:
                 self.done = True
-                self._let_go()
-                if not self._opened:
-                    self.connection.transport.write(frame(HEADERS, END_HEADERS, self.id, OPENING))
-                self.connection.finish(self, _FINE)
+                self._release_all()
+                self._open()
+                self.connection.finish(self, _OK)
 
         await self._guarded(run)
 
     async def _guarded(self, run: Callable[[], Awaitable[None]]) -> None:
-        """Turn our errors into statuses, and faults of ours into INTERNAL without their text."""
         try:
             await run()
-        except ServingError as error:
-            self.refuse(error)
-        except Aborted as end:
-            self.fail(end.code, end.details, end.metadata)
-        except Exception:
-            log.exception("a call failed")
-            self.fail(grpc.StatusCode.INTERNAL, FAULT)
+        except Exception as error:
+            self.end_with(error)
 
     async def _requests(self, method: Method) -> AsyncIterator[Any]:
-        assert self._wake is not None  # noqa: S101  only streaming methods read
-        while True:
-            while self._messages:
-                message = self._messages.popleft()
+        reader, wake = self._reader, self._wake
+        assert reader is not None  # noqa: S101
+        assert wake is not None  # noqa: S101  only streaming methods read
+        while not self.done:
+            while reader.messages:
+                message = reader.messages.popleft()
                 self._owed += 1
-                if self.window < len(message) or len(self._messages) == MOST_QUEUED // 2:
-                    self.connection.refill(self)
+                self.connection.replenish(self)
                 if self.head.admit is not None:
                     self.head.admit()  # a stream may outlive the key that it began with
                 if method.read is bytes:
@@ -288,11 +365,16 @@ class Call(Incoming):
                 else:
                     yield method.read(bytes(message))
                     self.release(len(message))
-            if (self.ended and self._inflating is None) or self.done:
+            if self.ended and not reader.inflating:
+                if not reader.is_empty:
+                    raise InvalidRequest("the request ends in the middle of a message")
                 return
-            self.connection.refill(self)
-            self._wake.clear()
-            await self._wake.wait()
+            wake.clear()
+            await wake.wait()
+
+
+def _prefix(size: int) -> bytes:
+    return b"\0" + size.to_bytes(4, "big")
 
 
 def _escaped(text: str) -> bytes:

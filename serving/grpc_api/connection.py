@@ -1,30 +1,22 @@
-"""One HTTP/2 connection from its preface to its end, with bounds on what a client may take: time, frames, company.
+"""One gRPC connection: between asyncio's transport, HTTP/2, and the calls; with bounds on what a client may take.
 
-grpcio's own server hands each call from its threads to Python, which costs more than all else that a small prediction
-needs: `make bench` has the figures of both. No timer belongs to a call: all connections are looked at together.
+No timer belongs to a call or a connection: all are looked at together, a few times a second.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Protocol
 
-from serving.grpc_api.frames import (
-    COMPRESSION_ERROR,
-    ENHANCE_YOUR_CALM,
-    GOAWAY,
-    NO_ERROR,
-    PROTOCOL_ERROR,
-    SETTINGS,
-    WINDOW_UPDATE,
-    Broken,
-    frame,
-    number,
-    pack_setting,
-)
-from serving.grpc_api.hpack import MOST_BYTES, BadBlock
-from serving.grpc_api.reading import CONNECTION_WINDOW, FRAME_BYTES, MOST_STREAMS, Endpoint, Reading
-from serving.grpc_api.sending import STREAM_WINDOW
+from serving.grpc_api.call import Call
+from serving.grpc_api.guard import Guard
+from serving.grpc_api.head import Head
+from serving.http2.connection import Connection as Http2
+from serving.http2.connection import Limits
+from serving.http2.events import DataReceived, RequestReceived, StreamReset
+from serving.http2.frames import ErrorCode, ResponseTemplate
+from serving.http2.hpack import Headers, literal
 from serving.parting import part, reset
 
 MOST_CALLS = 8192
@@ -33,31 +25,59 @@ LINGER_S = 1.0
 """Seconds in which a client that was told to go may still send, so that it reads why and not a reset."""
 BURST_BYTES = 512 * 1024
 """Bytes after which the loop turns: else the socket is read until it is empty, 8 MB in one go."""
+PIECE_BYTES = 256 * 1024
+"""Bytes of answers after which the loop turns, or the client's kernel takes megabytes at once."""
+_JOINED_BYTES = 64 * 1024
 CROWDED = "this server has all the connections that it takes: come back later"
-_GREETING = frame(
-    SETTINGS,
-    0,
-    0,
-    b"".join(
-        pack_setting(*pair) for pair in ((3, MOST_STREAMS), (4, STREAM_WINDOW), (5, FRAME_BYTES), (6, MOST_BYTES))
-    ),
-) + frame(WINDOW_UPDATE, 0, 0, number(CONNECTION_WINDOW - 65535))
 
 
-class Connection(Reading, asyncio.Protocol):
+class Endpoint(Protocol):
+    """What the connections of one server share."""
+
+    in_progress: int
+    """Calls that are open, on all connections together."""
+    guard: Guard
+    too_large: Head
+    """What is made of a call whose metadata is larger than is taken."""
+
+    def gone(self) -> None:
+        """Take note that a connection has ended."""
+
+    def head(self, headers: Headers) -> Head:
+        """Read the headers of a call."""
+
+
+class Connection(asyncio.Protocol):
     """One connection. All of it runs on the event loop.
 
-    most_calls: calls of the whole worker beyond which no more begin here, but for health. since: when it came, or had
-    its last call; monotonic seconds.
+    since: when it came, or had its last call; monotonic seconds.
     """
 
+    transport: asyncio.Transport
+
     def __init__(self, endpoint: Endpoint) -> None:
-        super().__init__(endpoint)
-        self.most_calls = MOST_CALLS
+        self.endpoint = endpoint
+        self.guard = endpoint.guard
+        self.calls: dict[int, Call] = {}
+        limits = Limits(idle_frames=self.guard.patience.frames, ping_reason="too_many_pings")
+        self.http2 = Http2(endpoint.head, limits)
         self.since = self.guard.now
+        self._soon = asyncio.get_running_loop().call_soon
+        self._most_calls = MOST_CALLS
         self._burst = 0
+        self._paused = False  # the client does not read: the kernel would take more than a little at once when it does
+        self._flushing = False
+        self._unfinished = 0  # the frame that was not whole when it was last looked at, and since when
+        self._unfinished_since = 0.0
         self._write_by = 0.0  # when the client must have read what is written; 0: nothing waits
         self._unread = 0  # bytes written that the client has not taken
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether no more calls begin here, but for health."""
+        return self.endpoint.in_progress > self._most_calls
+
+    # What asyncio tells
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # noqa: D102
         self.transport = transport
@@ -65,137 +85,248 @@ class Connection(Reading, asyncio.Protocol):
         self.guard.connections.add(self)
         if room > 0:
             if room <= self.guard.spare:
-                self.most_calls = 0
-            transport.write(_GREETING)
+                self._most_calls = 0
+            self._flush()
         else:
-            # Before the settings: clients take a connection that was never made for a reason to wait.
-            self._cut("crowded", ENHANCE_YOUR_CALM, CROWDED)
+            # Without the settings: clients take a connection that was never made for a reason to wait.
+            self.http2.output(0)
+            self._cut("crowded", ErrorCode.ENHANCE_YOUR_CALM, CROWDED)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
         self.guard.connections.discard(self)
-        self.over = True
-        self._answers = []
+        self.http2.close(ErrorCode.NO_ERROR)
         self._leave()
         self.endpoint.gone()
 
-    def _leave(self) -> None:
-        streams, self.streams = self.streams, {}
-        self.endpoint.in_progress -= len(streams)
-        for stream in streams.values():
-            stream.out = None
-            stream.left()
-
-    def _done(self) -> None:
-        self.endpoint.in_progress -= 1
-        if not self.streams:
-            self.since = self.guard.now
-            if self.draining:
-                self.end(NO_ERROR)
-
     def pause_writing(self) -> None:
         """Read nothing from a client that does not read its answers."""
-        self.paused = True
+        self._paused = True
         self.transport.pause_reading()
 
     def resume_writing(self) -> None:  # noqa: D102
-        self.paused = False
+        self._paused = False
         self._write_by = 0.0  # the client has read some
         self.transport.resume_reading()
-        if self._blocked:
-            self._pump_all()
-
-    def _read_on(self) -> None:
-        if not self.paused and not self.transport.is_closing():
-            self.transport.resume_reading()
+        self._flush_soon()
 
     def data_received(self, data: bytes) -> None:  # noqa: D102
-        if self.over:
-            return
         self._burst += len(data)
         if self._burst > BURST_BYTES:
             self._burst = 0
             self.transport.pause_reading()
-            asyncio.get_running_loop().call_soon(self._read_on)
-        if self._rest:
-            data = self._rest + data
-            self._rest = b""
-        try:
-            self._read(data)
-        except Broken as broken:
-            self._cut(broken.cut, broken.code, str(broken))
-        except BadBlock as broken:
-            self._cut("malformed", COMPRESSION_ERROR, str(broken))
+            self._soon(self._read_on)
+        calls = self.calls
+        for event in self.http2.receive(data):
+            if isinstance(event, DataReceived):
+                call = calls.get(event.stream_id)
+                if call is not None:
+                    call.on_data(event.data, event.end_stream)
+            elif isinstance(event, RequestReceived):
+                self._begin(event)
+            elif isinstance(event, StreamReset):
+                call = calls.get(event.stream_id)
+                if call is not None:
+                    self._forget(call)
+                    call.on_reset()
+            else:
+                self.guard.cut[event.error.cause] += 1
+                self._ended()
+                return
+        self._flush()
+
+    def _read_on(self) -> None:
+        if not self._paused and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    # Calls
+
+    def _begin(self, event: RequestReceived[Head]) -> None:
+        head = event.request if event.request is not None else self.endpoint.too_large
+        if head.http_status != 200:
+            allow = literal(b"allow", b"POST") if head.http_status == 405 else b""
+            self.http2.send_trailers(event.stream_id, literal(b":status", b"%d" % head.http_status) + allow)
+            return
+        call = self.calls[event.stream_id] = Call(self, event.stream_id, head)
+        self.endpoint.in_progress += 1
+        call.begin()
+        if event.end_stream:
+            call.on_data(b"", True)
+
+    def _forget(self, call: Call) -> None:
+        if self.calls.pop(call.id, None) is None:
+            return
+        self.endpoint.in_progress -= 1
+        if not self.calls:
+            self.since = self.guard.now
+            if self.http2.draining:
+                self.end(ErrorCode.NO_ERROR)
+
+    def _leave(self) -> None:
+        calls, self.calls = self.calls, {}
+        self.endpoint.in_progress -= len(calls)
+        for call in calls.values():
+            call.on_reset()
+
+    def respond(self, call: Call, template: ResponseTemplate, data: bytes) -> bool:
+        """Send a whole answer where there is room for it now; return whether it was sent."""
+        if not self.http2.respond(call.id, template, data):
+            return False
+        self._forget(call)
+        self._flush_soon()
+        return True
+
+    def send(self, call: Call, parts: list[bytes | memoryview]) -> bool:
+        """Send payload as far as the client has room; return whether some of it waits for more."""
+        self.http2.send_data(call.id, parts)
+        self._flush()
+        return self.http2.waits(call.id) is not None
+
+    def finish(self, call: Call, trailers: bytes, *, discard: bool = False) -> None:
+        """End a call with a block of trailers, behind what waits or instead of it."""
+        self.http2.send_trailers(call.id, trailers, discard=discard)
+        self._flush_soon()
+        if call.id not in self.http2.streams:
+            self._forget(call)
+
+    def replenish(self, call: Call) -> None:
+        """Let a call's client send on."""
+        self.http2.replenish(call.id)
+        self._flush_soon()
+
+    # Writing
+
+    def _flush_soon(self) -> None:
+        """Write when the loop has turned: the answers of a batch come together, and are written together."""
+        if not self._flushing:
+            self._flushing = True
+            self._soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._paused or not self.http2.has_output:
+            return
+        for stream_id in self._write(PIECE_BYTES):
+            call = self.calls.get(stream_id)
+            if call is not None:
+                if stream_id not in self.http2.streams:
+                    self._forget(call)
+                call.on_drained()
+        if self.http2.has_output:
+            self._flush_soon()
+
+    def _write(self, limit: int) -> list[int]:
+        """Write up to `limit` bytes of payload, and all else; return the streams of which no more waits."""
+        chunks, drained = self.http2.output(limit)
+        if self.transport.is_closing():
+            return drained
+        if len(chunks) == 1:
+            self.transport.write(chunks[0])
+        elif sum(map(len, chunks)) <= _JOINED_BYTES:
+            self.transport.write(b"".join(chunks))
+        else:
+            self.transport.writelines(chunks)
+        return drained
 
     # Endings
 
-    def _cut(self, reason: str, code: int, text: str) -> None:
-        self.guard.cut[reason] += 1
-        self.end(code, text)
+    def _cut(self, reason: str, code: ErrorCode, text: str) -> None:
+        if not self.http2.closed:
+            self.guard.cut[reason] += 1
+            self.end(code, text)
 
-    def end(self, code: int, reason: str = "") -> None:
+    def end(self, code: ErrorCode, reason: str = "") -> None:
         """Say why, and take no more; what is in progress is left."""
-        if self.over:
-            return
-        self.over = True
-        self._flush()
+        if not self.http2.closed:
+            self.http2.close(code, reason)
+            self._ended()
+
+    def _ended(self) -> None:
         self.since = self.guard.now
-        self._rest = b""
-        self._block = None
         self._leave()
         if not self.transport.is_closing():
-            self.transport.write(frame(GOAWAY, 0, 0, number(self.last) + number(code) + reason.encode()))
+            self._write(0)
             # Closing at once would reset the connection under what the client still sends, and with it the reason.
             with contextlib.suppress(OSError):  # the client has gone already
                 self.transport.write_eof()
 
     def drain(self) -> None:
-        """Take no more streams; close once those in progress are done."""
-        self.draining = True
-        if not self.streams:
-            self.end(NO_ERROR)
-        elif not self.over:
-            self.transport.write(frame(GOAWAY, 0, 0, number(self.last) + number(NO_ERROR)))
+        """Take no more calls; close once those in progress are done."""
+        if not self.calls:
+            self.end(ErrorCode.NO_ERROR)
+        elif not self.http2.closed:
+            self.http2.drain()
+            self._flush_soon()
+
+    def cut_short(self) -> None:
+        """End what is in progress with UNAVAILABLE, and take no more."""
+        for call in list(self.calls.values()):
+            call.cut_short()
+        self.end(ErrorCode.NO_ERROR)
 
     def is_quiet(self) -> bool:
         """Tell whether nothing is owed to the client."""
-        return not self.transport.get_write_buffer_size() and all(s.is_quiet() for s in self.streams.values())
+        return not self.transport.get_write_buffer_size() and all(call.is_quiet() for call in self.calls.values())
 
     def make_room(self) -> None:
         """Go at once, for others."""
-        if not self.over:
-            self._cut("crowded", NO_ERROR, CROWDED)
+        self._cut("crowded", ErrorCode.NO_ERROR, CROWDED)
         self.transport.close()
 
     # Time
 
     def look(self, now: float) -> None:
         """Cut the connection if its client takes too long; `now` in monotonic seconds."""
-        patience, transport = self.guard.patience, self.transport
-        unread = transport.get_write_buffer_size()
+        patience = self.guard.patience
+        if self._is_unread(now):
+            self.guard.cut["slow_reader"] += 1
+            reset(self.transport)
+            return
+        unfinished = self.http2.unfinished
+        if unfinished != self._unfinished:
+            self._unfinished, self._unfinished_since = unfinished, now
+        if self.http2.closed:
+            if not self._unread and now > self.since + LINGER_S:
+                part(self.transport)
+        elif not self.http2.settled:
+            if now > self.since + patience.head_s:
+                self._cut("slow_head", ErrorCode.PROTOCOL_ERROR, "the preface and the settings did not arrive in time")
+        elif unfinished and now > self._unfinished_since + patience.head_s and not self._paused:
+            self._cut("slow_head", ErrorCode.PROTOCOL_ERROR, "a frame, or a call's headers, did not arrive in time")
+        elif self.calls:
+            for call in list(self.calls.values()):
+                self._look_at(call, now)
+        elif now > self.since + patience.idle_s:
+            self.end(ErrorCode.NO_ERROR, "idle")
+
+    def _is_unread(self, now: float) -> bool:
+        """Tell whether what was written has waited too long for the client to take it."""
+        patience, unread = self.guard.patience, self.transport.get_write_buffer_size()
+        before, self._unread = self._unread, unread
         if not unread:
             self._write_by = 0.0
         elif not self._write_by:
             self._write_by = now + patience.write_s
-        elif unread < self._unread:
-            self._write_by = min(now + patience.write_s, self._write_by + (self._unread - unread) / patience.min_rate)
-        elif now > self._write_by:
-            self.guard.cut["slow_reader"] += 1
-            reset(transport)
-            return
-        self._unread = unread
-        if self.over:
-            if not unread and now > self.since + LINGER_S:
-                part(transport)
-        elif not self.settled:
-            if now > self.since + patience.head_s:
-                self._cut("slow_head", PROTOCOL_ERROR, "the preface and the first settings did not arrive in time")
-        elif self._is_half(now - patience.head_s) and not self.paused:
-            self._cut("slow_head", PROTOCOL_ERROR, "a frame, or the headers of a call, did not arrive in time")
-        elif self.streams:
-            self._look_at_streams(now)
-        elif now > self.since + patience.idle_s:
-            self.end(NO_ERROR, "idle")
+        elif unread < before:
+            self._write_by = min(now + patience.write_s, self._write_by + (before - unread) / patience.min_rate)
+        return bool(unread) and now > self._write_by
 
-    def _is_half(self, before: float) -> bool:
-        """Tell whether a frame or a block of headers began before a time, and has not ended."""
-        return (bool(self._rest) and self._half < before) or (self._block is not None and self._block_since < before)
+    def _look_at(self, call: Call, now: float) -> None:
+        """Reset a call whose client gives no room for its answer, and end one that takes too long."""
+        patience = self.guard.patience
+        sent = self.http2.waits(call.id)
+        if sent is None:
+            call.write_by = 0.0
+        elif not call.write_by:
+            call.write_by, call.sent = now + patience.write_s, sent
+        else:
+            # Who takes an answer a byte at a time gains no more than that byte's time.
+            call.write_by = min(now + patience.write_s, call.write_by + (sent - call.sent) / patience.min_rate)
+            call.sent = sent
+            if now > call.write_by:
+                self.guard.cut["slow_reader"] += 1
+                self.http2.reset(call.id, ErrorCode.CANCEL)
+                self._flush_soon()
+                self._forget(call)
+                call.on_reset()
+                return
+        call.enforce_timeouts(now)

@@ -48,7 +48,7 @@ class Guard:
         forgiven = int(self.patience.frames_s * (self.now - before))
         for connection in list(self.connections):
             connection.look(self.now)
-            connection.idle_frames = max(0, connection.idle_frames - forgiven)
+            connection.http2.forgive(forgiven)
 
     def room(self) -> int:
         """Return how many connections more are taken, `spare` ones counted; closes such as have long been quiet."""
@@ -61,7 +61,7 @@ class Guard:
 
     def _make_room(self) -> int:
         """Close a sixteenth of all if they are quiet, those first that were told to go; return how many."""
-        quiet = sorted((c for c in self.connections if c.is_quiet()), key=lambda c: (bool(c.streams), c.since))
+        quiet = sorted((c for c in self.connections if c.is_quiet()), key=lambda c: (bool(c.calls), c.since))
         going = quiet[: max(1, self.patience.connections // 16)]
         for connection in going:
             connection.make_room()

@@ -6,18 +6,18 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
-
-import grpc
+from typing import Any
 
 from serving.engine.admission import Bodies
-from serving.grpc_api.hpack import Pairs
 from serving.grpc_api.security import Judge
-from serving.grpc_api.sending import Sending, Stream
+from serving.grpc_api.status import Status
+from serving.http2.hpack import Headers
 from serving.tensor_bytes import Buffer
 
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+# Other codecs than protobuf have a suffix of their own.
+_CONTENT_TYPE = re.compile(rb"application/grpc(\+proto)?[ \t]*(;.*)?")
 _ENCODINGS = (b"gzip", b"deflate", b"identity")
 
 
@@ -43,37 +43,29 @@ class Method:
 class Head:
     """The headers of a call: its method (None: there is none), timeout in seconds, coding, and all of them.
 
-    refusal: what is wrong with them. admit: raises the ServingError of a caller who may not, each time anew, for keys
-    are withdrawn; None: anyone may. begin: makes a call of them.
+    refusal: what is wrong with them. http_status: the answer to a request that is no gRPC; 200 where it is. admit:
+    raises the ServingError of a caller who may not, each time anew, for keys are withdrawn; None: anyone may.
     """
 
     method: Method | None
     timeout: float | None
     encoding: bytes
-    headers: Pairs
-    refusal: tuple[grpc.StatusCode, str] | None
+    headers: Headers
+    refusal: tuple[Status, str] | None
+    http_status: int
     admit: Callable[[], object] | None
     loop: asyncio.AbstractEventLoop
     most_bytes: int
     bodies: Bodies
-    begin: Begin
-
-    def open(self, connection: Sending, identity: int) -> Stream:
-        """Begin a call of them."""
-        return self.begin(connection, identity, self)
-
-
-Begin: TypeAlias = Callable[[Any, int, Head], Stream]
 
 
 def head_of(
-    headers: Pairs,
+    headers: Headers,
     methods: dict[bytes, Method],
     *,
     loop: asyncio.AbstractEventLoop,
     most_bytes: int,
     bodies: Bodies,
-    begin: Begin,
 ) -> Head:
     """Read the headers of a call; what is wrong with them is its answer."""
     by_name = dict(headers)
@@ -82,18 +74,21 @@ def head_of(
     refusal = None
     timeout = None
     encoding = by_name.get(b"grpc-encoding", b"identity")
-    if by_name.get(b":method") != b"POST" or not by_name.get(b"content-type", b"").startswith(b"application/grpc"):
-        refusal = grpc.StatusCode.INTERNAL, "this port speaks gRPC: POST with content-type application/grpc"
+    http_status = 200
+    if by_name.get(b":method") != b"POST":
+        http_status = 405
+    elif not _CONTENT_TYPE.fullmatch(by_name.get(b"content-type", b"")):
+        http_status = 415
     elif method is None:
-        refusal = grpc.StatusCode.UNIMPLEMENTED, f"there is no method {path[:128].decode('ascii', 'replace')}"
+        refusal = Status.UNIMPLEMENTED, f"there is no method {path[:128].decode('ascii', 'replace')}"
     elif encoding not in _ENCODINGS:
-        refusal = grpc.StatusCode.UNIMPLEMENTED, "grpc-encoding is not one of identity, deflate, gzip"
+        refusal = Status.UNIMPLEMENTED, "grpc-encoding is not one of identity, deflate, gzip"
     given = by_name.get(b"grpc-timeout")
     if given is not None:
         found = _TIMEOUT.fullmatch(given)
         if found is None:
-            refusal = grpc.StatusCode.INTERNAL, "grpc-timeout should be up to 8 digits and a unit"
+            refusal = Status.INTERNAL, "grpc-timeout should be up to 8 digits and a unit"
         else:
             timeout = int(found[1]) * _UNITS[found[2]]
     admit = method.judge(headers) if method is not None and method.judge is not None else None
-    return Head(method, timeout, encoding, headers, refusal, admit, loop, most_bytes, bodies, begin)
+    return Head(method, timeout, encoding, headers, refusal, http_status, admit, loop, most_bytes, bodies)

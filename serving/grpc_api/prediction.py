@@ -19,10 +19,10 @@ from serving.fleet.shadow import Shadow
 from serving.fleet.split import Split
 from serving.grpc_api.call import Call
 from serving.grpc_api.fields import Parts
-from serving.grpc_api.hpack import Pairs
 from serving.grpc_api.infer_wire import Cut, Wire, cut_up, decode_long, encode_long, opening_of, parsed
 from serving.grpc_api.status import FAULT
 from serving.grpc_api.tensors import Decoded
+from serving.http2.hpack import Headers
 from serving.metrics.gathered import ModelMetrics
 from serving.metrics.metrics import Metrics
 from serving.tensor_bytes import Buffer
@@ -298,7 +298,7 @@ class Predictor:
         prediction.by(model)
 
 
-def _key(split: Split, headers: Pairs) -> bytes | None:
+def _key(split: Split, headers: Headers) -> bytes | None:
     """Return what tells callers apart: an entry of the metadata, where the canary goes by one."""
     name = split.header
     return next((value for found, value in headers if found == name), None) if name is not None else None

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from serving.access.access import Access
 from serving.access.caller import Scope
 from serving.errors import InvalidRequest
-from serving.grpc_api.hpack import Pairs
+from serving.http2.hpack import Headers
 
 SCOPES: dict[str, Scope | None] = {
     "ServerLive": None,
@@ -26,7 +26,7 @@ SCOPES: dict[str, Scope | None] = {
 }
 """What each method of the service requires; None is open. A method that is not here requires `deploy`."""
 
-Judge: TypeAlias = Callable[[Pairs], Callable[[], object]]
+Judge: TypeAlias = Callable[[Headers], Callable[[], object]]
 """Takes the headers of a call, and returns what says whether it may, each time that it is asked.
 
 That raises Unauthenticated, Forbidden, or InvalidRequest where two credentials are sent.
@@ -39,7 +39,7 @@ def judge_of(access: Access, method: str) -> Judge | None:
     if scope is None or (scope != "deploy" and not access.configured):
         return None
 
-    def judge(headers: Pairs) -> Callable[[], object]:
+    def judge(headers: Headers) -> Callable[[], object]:
         given = _authorizations(headers)
         if len(given) > 1:
             return _refuse_two
@@ -50,7 +50,7 @@ def judge_of(access: Access, method: str) -> Judge | None:
     return judge
 
 
-def deployer(access: Access, headers: Pairs) -> str:
+def deployer(access: Access, headers: Headers) -> str:
     """Return the name of who makes a call that requires `deploy`. Raises Unauthenticated or Forbidden."""
     given = _authorizations(headers)
     return access.decide(given[0] if given else None, "deploy").name
@@ -60,5 +60,5 @@ def _refuse_two() -> None:
     raise InvalidRequest("there are two authorization entries in the metadata: send one")
 
 
-def _authorizations(headers: Pairs) -> list[bytes]:
+def _authorizations(headers: Headers) -> list[bytes]:
     return [value for name, value in headers if name == b"authorization"]

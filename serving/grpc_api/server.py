@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import AsyncIterator
-from typing import Any
-
-import grpc
-from grpc_health.v1 import health, health_pb2
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from dataclasses import replace
 
 from serving.access.access import Access
 from serving.bodies.codec_pool import CodecPool
 from serving.engine.admission import Bodies
 from serving.fleet.fleet import Fleet
-from serving.grpc_api.call import Call
-from serving.grpc_api.connection import Connection
-from serving.grpc_api.frames import INTERNAL_ERROR
+from serving.grpc_api.connection import LINGER_S, Connection
 from serving.grpc_api.guard import Guard, Patience
 from serving.grpc_api.head import Head, Method, head_of
-from serving.grpc_api.hpack import Pairs
-from serving.grpc_api.messages import SERVICE, pool, reader
+from serving.grpc_api.health import Health
+from serving.grpc_api.messages import HEALTH, REFLECTION, REFLECTION_ALPHA, SERVICE, message, reader
+from serving.grpc_api.reflection import Reflection
 from serving.grpc_api.service import Service
+from serving.grpc_api.status import Status
+from serving.http2.hpack import MAX_LIST_BYTES, Headers
 from serving.metrics.metrics import Metrics
 
 _SWEEP_S = 0.25
-_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
 class GrpcServer:
@@ -62,9 +58,10 @@ class GrpcServer:
             self.guard.cut = metrics.cut
         self._methods: dict[bytes, Method] = {}
         self._watching: Method | None = None  # it never ends by itself
-        self._health: Any = health.aio.HealthServicer()
+        self._health = Health(SERVICE)
         self._following: asyncio.Task[None] | None = None
         self._server: asyncio.Server | None = None
+        self.too_large: Head
         self._loop: asyncio.AbstractEventLoop
         self._sweeping: asyncio.TimerHandle | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -75,11 +72,15 @@ class GrpcServer:
         """Listen. Raises OSError where the address can't be had."""
         self._loop = asyncio.get_running_loop()
         said = self._fleet.ready
-        await self._tell_health(said)
+        self._health.set(said)
         self._methods = self._all_methods()
+        refusal = Status.RESOURCE_EXHAUSTED, f"the metadata is larger than {MAX_LIST_BYTES} bytes"
+        self.too_large = replace(self.head([(b":method", b"POST")]), refusal=refusal, http_status=200)
         host, _, port = self._address.rpartition(":")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
+        # Connections that ended here keep the address for a minute, and a new server must have it at once.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # Connections inherit these: clients that have gone without a word are found out within 80 s.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -97,31 +98,22 @@ class GrpcServer:
             await asyncio.sleep(_SWEEP_S)
             if said is not (ready := self._fleet.ready):
                 said = ready
-                await self._tell_health(ready)
-
-    async def _tell_health(self, ready: bool) -> None:
-        state = health_pb2.HealthCheckResponse.ServingStatus.Value("SERVING" if ready else "NOT_SERVING")
-        for service in ("", SERVICE):
-            await self._health.set(service, state)
+                self._health.set(ready)
 
     def _all_methods(self) -> dict[bytes, Method]:
-        made = {f"/{SERVICE}/{name}".encode(): method for name, method in self._service.methods().items()}
-        checked, status = reader(health_pb2.HealthCheckRequest), health_pb2.HealthCheckResponse.SerializeToString
-        made[f"/{_HEALTH}/Check".encode()] = Method(checked, status, unary=self._health.Check, always=True)
-        self._watching = made[f"/{_HEALTH}/Watch".encode()] = Method(checked, status, streaming=self._watch)
-        servicer: Any = reflection.aio.ReflectionServicer((SERVICE, _HEALTH, reflection.SERVICE_NAME), pool=pool)
-        made[f"/{reflection.SERVICE_NAME}/ServerReflectionInfo".encode()] = Method(
-            reader(reflection_pb2.ServerReflectionRequest),
-            reflection_pb2.ServerReflectionResponse.SerializeToString,
-            streaming=servicer.ServerReflectionInfo,
-        )
-        return made
-
-    async def _watch(self, requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
-        async for request in requests:
-            await self._health.Watch(request, call)
-        return
-        yield
+        made = {f"/{SERVICE}/{name}": method for name, method in self._service.methods().items()}
+        checked = reader(message("HealthCheckRequest", "grpc.health.v1"))
+        status = message("HealthCheckResponse", "grpc.health.v1").SerializeToString
+        made[f"/{HEALTH}/Check"] = Method(checked, status, unary=self._health.check, always=True)
+        self._watching = made[f"/{HEALTH}/Watch"] = Method(checked, status, streaming=self._health.watch)
+        for service in (REFLECTION, REFLECTION_ALPHA):
+            package = service.rpartition(".")[0]
+            made[f"/{service}/ServerReflectionInfo"] = Method(
+                reader(message("ServerReflectionRequest", package)),
+                message("ServerReflectionResponse", package).SerializeToString,
+                streaming=Reflection(package, SERVICE, HEALTH, REFLECTION, REFLECTION_ALPHA).info,
+            )
+        return {path.encode(): method for path, method in made.items()}
 
     # What connections ask
 
@@ -130,11 +122,9 @@ class GrpcServer:
         if not self.guard.connections:
             self._quiet.set()
 
-    def head(self, headers: Pairs) -> Head:
+    def head(self, headers: Headers) -> Head:
         """Read the headers of a call."""
-        return head_of(
-            headers, self._methods, loop=self._loop, most_bytes=self._max_bytes, bodies=self._bodies, begin=Call
-        )
+        return head_of(headers, self._methods, loop=self._loop, most_bytes=self._max_bytes, bodies=self._bodies)
 
     def _sweep(self) -> None:
         self.guard.sweep()
@@ -152,20 +142,25 @@ class GrpcServer:
         if self._following is not None:
             self._following.cancel()
         self._server.close()
-        await self._health.enter_graceful_shutdown()
+        self._health.set(False)
         await asyncio.sleep(0)  # who watches is told before the connection goes
         self._quiet.clear()
         for connection in list(self.guard.connections):
-            for stream in list(connection.streams.values()):
-                if isinstance(stream, Call) and stream.head.method is self._watching:
-                    stream.fail(grpc.StatusCode.UNAVAILABLE, "the server is going away")
+            for call in list(connection.calls.values()):
+                if call.head.method is self._watching:
+                    call.fail(Status.UNAVAILABLE, "the server is going away")
             connection.drain()
-        if self.guard.connections:
-            try:
-                await asyncio.wait_for(self._quiet.wait(), self._grace)
-            except TimeoutError:
+        if not await self._is_quiet_within(self._grace):
+            for connection in list(self.guard.connections):
+                connection.cut_short()
+            if not await self._is_quiet_within(LINGER_S):  # clients read why, and go
                 for connection in list(self.guard.connections):
-                    connection.end(INTERNAL_ERROR, "the time to finish is over")
                     connection.transport.abort()
         if self._sweeping is not None:
             self._sweeping.cancel()
+
+    async def _is_quiet_within(self, seconds: float) -> bool:
+        if self.guard.connections:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._quiet.wait(), seconds)
+        return not self.guard.connections

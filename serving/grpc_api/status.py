@@ -1,8 +1,8 @@
-"""The one table from errors to gRPC status codes."""
+"""gRPC's status codes, and the one table from errors to them."""
 
 from __future__ import annotations
 
-import grpc
+from enum import IntEnum
 
 from serving.errors import (
     DeadlineExceeded,
@@ -22,24 +22,50 @@ from serving.errors import (
 FAULT = "the server failed on this request; its log has the reason"
 """What a caller learns of a fault of ours, with INTERNAL."""
 
-STATUS: dict[type[ServingError], grpc.StatusCode] = {
-    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    Forbidden: grpc.StatusCode.PERMISSION_DENIED,
-    SignatureMismatch: grpc.StatusCode.INVALID_ARGUMENT,
-    InferenceFailed: grpc.StatusCode.INVALID_ARGUMENT,
-    PayloadTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    ModelNotFound: grpc.StatusCode.NOT_FOUND,
-    GenerationConflict: grpc.StatusCode.FAILED_PRECONDITION,
-    NotReady: grpc.StatusCode.UNAVAILABLE,
-    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+
+class Status(IntEnum):
+    """Source: https://grpc.github.io/grpc/core/md_doc_statuscodes.html."""
+
+    OK = 0
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
+
+
+STATUS: dict[type[ServingError], Status] = {
+    InvalidRequest: Status.INVALID_ARGUMENT,
+    Unauthenticated: Status.UNAUTHENTICATED,
+    Forbidden: Status.PERMISSION_DENIED,
+    SignatureMismatch: Status.INVALID_ARGUMENT,
+    InferenceFailed: Status.INVALID_ARGUMENT,
+    PayloadTooLarge: Status.RESOURCE_EXHAUSTED,
+    QueueFull: Status.RESOURCE_EXHAUSTED,
+    ModelNotFound: Status.NOT_FOUND,
+    GenerationConflict: Status.FAILED_PRECONDITION,
+    NotReady: Status.UNAVAILABLE,
+    DeadlineExceeded: Status.DEADLINE_EXCEEDED,
 }
 
 
-def status_of(error: ServingError) -> grpc.StatusCode:
-    """Return the status code for an error."""
-    return STATUS.get(type(error), grpc.StatusCode.INTERNAL)
+class Aborted(Exception):
+    """A call ends with a status that no error of ours stands for."""
+
+    def __init__(self, status: Status, details: str) -> None:
+        super().__init__(details)
+        self.status = status
+        self.details = details
+
+
+def status_of(error: ServingError) -> Status:
+    """Return the status code for an error: its own, or that of the class that it derives from."""
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), Status.INTERNAL)
 
 
 def trailers(error: ServingError) -> tuple[tuple[str, str], ...]:

@@ -206,14 +206,15 @@ _OTHERS = {"unclean": _deaths_unseen, "proof": _unproved}
 
 
 def _off_in_grpc(name: str) -> None:
-    from serving.grpc_api import hpack, incoming, reading
+    from serving.grpc_api.call import Call
+    from serving.http2 import connection, frame_reader, hpack
 
     if name == "calm":
-        reading.Reading.tire = lambda self, kind: None  # type: ignore[method-assign]
+        connection.Connection._count_idle_frame = lambda self, *_, **__: None  # type: ignore[method-assign]
     elif name == "blocks":
-        hpack.MOST_BYTES = reading.MOST_BYTES = 2**30
+        hpack.MAX_LIST_BYTES = frame_reader.MAX_BLOCK_BYTES = connection.MAX_BLOCK_BYTES = 2**30
     else:
-        incoming.Incoming.hold = lambda self, size: None  # type: ignore[method-assign]
+        Call.hold = lambda self, size: None  # type: ignore[method-assign]
 
 
 if FAULTS:

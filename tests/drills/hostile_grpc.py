@@ -12,7 +12,11 @@ import socket
 import struct
 import time
 
-from serving.grpc_api.frames import (
+from serving.grpc_api.messages import SERVICE
+from tests.conftest import Server, faulty, running
+from tests.drills.drill import Report, drill
+from tests.drills.hostile import LIMIT_S, MEMORY_MIB, SECRETS, broken_lines, resident_mib
+from tests.grpc_api.wire import (
     CONTINUATION,
     DATA,
     END_HEADERS,
@@ -25,15 +29,15 @@ from serving.grpc_api.frames import (
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
+    Wire,
+    call,
     frame,
+    framed,
+    headers,
+    infer,
+    literal,
     number,
 )
-from serving.grpc_api.hpack import literal
-from serving.grpc_api.messages import SERVICE
-from tests.conftest import Server, faulty, running
-from tests.drills.drill import Report, drill
-from tests.drills.hostile import LIMIT_S, MEMORY_MIB, SECRETS, broken_lines, resident_mib
-from tests.grpc_api.wire import Wire, call, framed, headers, infer
 
 GREETING = PREFACE + frame(SETTINGS, 0, 0)
 STREAM = f"/{SERVICE}/ModelStreamInfer".encode()

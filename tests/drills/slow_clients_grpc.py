@@ -10,7 +10,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from serving.grpc_api.frames import (
+from tests.conftest import Server, faulty, running
+from tests.drills.drill import Report, drill
+from tests.drills.hostile_grpc import GREETING, HEALTH, OPEN, STREAM, ending_of, grpc_port
+from tests.grpc_api.wire import (
     ACK,
     CONTINUATION,
     DATA,
@@ -23,13 +26,14 @@ from serving.grpc_api.frames import (
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
+    Wire,
+    call,
     frame,
+    framed,
+    headers,
+    infer,
     number,
 )
-from tests.conftest import Server, faulty, running
-from tests.drills.drill import Report, drill
-from tests.drills.hostile_grpc import GREETING, HEALTH, OPEN, STREAM, ending_of, grpc_port
-from tests.grpc_api.wire import Wire, call, framed, headers, infer
 
 _HALF = b"\0" + (100_000).to_bytes(4, "big")
 _SHUT = PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 0))

@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
-from serving.grpc_api.frames import (
+from serving.grpc_api.messages import message
+from serving.http2.hpack import CompressionError, Decoder
+from tests.conftest import Server, running
+from tests.grpc_api.wire import (
     ACK,
     CONTINUATION,
     DATA,
@@ -21,19 +24,21 @@ from serving.grpc_api.frames import (
     GOAWAY,
     HEADERS,
     PADDED,
+    PATH,
     PING,
     PREFACE,
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
+    Response,
+    Wire,
+    call,
     frame,
+    framed,
+    headers,
+    infer,
     number,
 )
-from serving.grpc_api.hpack import BadBlock, Decoder, literal
-from serving.grpc_api.messages import message
-from serving.grpc_api.reading import FRAME_BYTES
-from tests.conftest import Server, running
-from tests.grpc_api.wire import PATH, Response, Wire, call, framed, headers, infer
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +174,9 @@ def test_a_message_over_the_limit_is_refused_before_it_is_sent(wire: Wire) -> No
         pytest.param([frame(HEADERS, END_HEADERS, 1, b"\xff\xff\xff\xff\xff\xff")], 9, id="no header block"),
         pytest.param([frame(HEADERS, 0, 1, headers()), frame(PING, 0, 0, bytes(8))], 1, id="a block interrupted"),
         pytest.param(
-            [frame(HEADERS, 0, 1, headers()), *[frame(CONTINUATION, 0, 1, bytes(9000))] * 3], 11, id="endless headers"
+            [frame(HEADERS, 0, 1, headers()), *[frame(CONTINUATION, 0, 1, bytes(9000))] * 9], 11, id="endless headers"
         ),
-        pytest.param([frame(HEADERS, END_HEADERS, 1, literal(b"a", bytes(17000)))], 6, id="a frame too large"),
+        pytest.param([frame(PING, 0, 0, bytes(17000))], 6, id="a frame too large"),
         pytest.param([frame(SETTINGS, 0, 0, b"123")], 6, id="half a setting"),
         pytest.param([frame(WINDOW_UPDATE, 0, 0, number(2**31 - 1))], 3, id="a window too large"),
         pytest.param(
@@ -193,7 +198,7 @@ def test_broken_http2_ends_the_connection_alone(port: int, frames: list[bytes], 
 def test_more_than_the_window_is_refused(wire: Wire) -> None:
     """A client can't make the server keep more than it offered."""
     wire.send(frame(HEADERS, END_HEADERS, 1, headers()), frame(DATA, 0, 1, b"\0\0\xff" + bytes(32000)))
-    wire.send(struct.pack(">HBBBI", FRAME_BYTES >> 8, 0, DATA, 0, 1))
+    wire.send(struct.pack(">HBBBI", (1 << 20) >> 8, 0, DATA, 0, 1))
     assert wire.goaway() == 3
 
 
@@ -287,7 +292,7 @@ def test_draining_finishes_what_was_accepted() -> None:
 )
 def test_header_blocks_that_are_none_are_refused(block: bytes) -> None:
     """A block that can't be read is never guessed at."""
-    with pytest.raises(BadBlock):
+    with pytest.raises(CompressionError):
         Decoder().decode(block)
 
 

@@ -15,14 +15,30 @@ from fastapi.testclient import TestClient
 
 from serving.engine.request import LOW
 from serving.grpc_api import connection as connections
-from serving.grpc_api.frames import CANCEL, DATA, END_HEADERS, GOAWAY, HEADERS, PING, RST_STREAM, frame, number
 from serving.grpc_api.infer_wire import cut_up
 from serving.grpc_api.messages import SERVICE, message
 from serving.grpc_api.server import GrpcServer
 from serving.http_api.app import create_app
 from serving.settings import Settings
 from tests.conftest import MODELS, running
-from tests.grpc_api.wire import PATH, Request, Wire, call, framed, headers, infer
+from tests.grpc_api.wire import (
+    CANCEL,
+    DATA,
+    END_HEADERS,
+    GOAWAY,
+    HEADERS,
+    PATH,
+    PING,
+    RST_STREAM,
+    Request,
+    Wire,
+    call,
+    frame,
+    framed,
+    headers,
+    infer,
+    number,
+)
 
 Wait = Callable[[Callable[[], bool]], None]
 

@@ -9,11 +9,13 @@ from collections import deque
 from functools import lru_cache
 from typing import TypeAlias
 
-Pairs: TypeAlias = list[tuple[bytes, bytes]]
+from serving.http2.frames import ErrorCode, ProtocolError
+
+Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 TABLE_BYTES = 4096
-MOST_BYTES = 16 * 1024
-"""Of a header block, and of the list that it makes, each header counted with 32 bytes more as the RFC does."""
+MAX_LIST_BYTES = 16 * 1024
+"""Of the headers in one block, each counted with 32 bytes more as the RFC does."""
 
 # Appendix A; the index of the first is 1.
 _STATIC = (
@@ -36,11 +38,18 @@ _LENGTHS = (
 )
 
 
-class BadBlock(Exception):
+class CompressionError(ProtocolError):
     """A header block that can't be read: the connection's table is out of step, so the connection must end."""
 
+    def __init__(self, reason: str) -> None:
+        super().__init__(ErrorCode.COMPRESSION_ERROR, reason)
 
-def _static() -> Pairs:
+
+class HeadersTooLarge(Exception):
+    """A block holds more than MAX_LIST_BYTES. It was read to its end, so the table is in step for the next."""
+
+
+def _static() -> Headers:
     pairs = [word.partition("=")[::2] for word in _STATIC.split()]
     return [(name.encode(), value.replace(",", ", ").encode()) for name, value in pairs]
 
@@ -100,22 +109,22 @@ def _unpacked(text: bytes) -> bytes:
     for byte in text:
         state, said = _STEPS[state][byte >> 4]
         if state < 0:
-            raise BadBlock("a string holds no code")
+            raise CompressionError("a string holds no code")
         made.append(said)
         state, said = _STEPS[state][byte & 15]
         if state < 0:
-            raise BadBlock("a string holds no code")
+            raise CompressionError("a string holds no code")
         made.append(said)
     if state not in _ENDINGS:
-        raise BadBlock("a string is not filled up with ones")
+        raise CompressionError("a string is not filled up with ones")
     return b"".join(made)
 
 
-_remembered = lru_cache(1024)(_unpacked)
+_unpacked_short = lru_cache(1024)(_unpacked)
 
 
 def _huffman(text: bytes) -> bytes:
-    return _remembered(text) if len(text) <= _LONGEST_REMEMBERED else _unpacked(text)
+    return _unpacked_short(text) if len(text) <= _LONGEST_REMEMBERED else _unpacked(text)
 
 
 class Decoder:
@@ -128,16 +137,17 @@ class Decoder:
         self.changes = 0
         """How often the table changed: until it does again, the same block means the same headers."""
 
-    def decode(self, block: bytes) -> Pairs:
-        """Return a block's headers. Raises BadBlock."""
+    def decode(self, block: bytes) -> Headers:
+        """Return a block's headers. Raises CompressionError or HeadersTooLarge."""
         try:
             return self._decode(block)
         except IndexError:
-            raise BadBlock("a block is cut short") from None
+            raise CompressionError("a block is cut short") from None
 
-    def _decode(self, block: bytes) -> Pairs:
-        found: Pairs = []
+    def _decode(self, block: bytes) -> Headers:
+        found: Headers = []
         total = place = 0
+        first_field = True
         while place < len(block):
             first = block[place]
             if first & 0x80:
@@ -145,8 +155,8 @@ class Decoder:
                 pair = self._entry(index)
             elif first & 0xE0 == 0x20:
                 size, place = _integer(block, place, 0x1F)
-                if size > TABLE_BYTES or found:
-                    raise BadBlock("a table size that was not offered, or not in front")
+                if size > TABLE_BYTES or not first_field:
+                    raise CompressionError("a table size that was not offered, or not in front")
                 self._most = size
                 self.changes += 1
                 self._evict()
@@ -158,15 +168,17 @@ class Decoder:
                 pair = name, value
                 if first & 0x40:
                     self._add(pair)
-            found.append(pair)
+            first_field = False
             total += len(pair[0]) + len(pair[1]) + 32
-            if total > MOST_BYTES:
-                raise BadBlock("the headers are too large")
+            if total <= MAX_LIST_BYTES:
+                found.append(pair)
+        if total > MAX_LIST_BYTES:
+            raise HeadersTooLarge
         return found
 
     def _entry(self, index: int) -> tuple[bytes, bytes]:
         if index == 0:
-            raise BadBlock("there is no header 0")
+            raise CompressionError("there is no header 0")
         if index <= len(_TABLE):
             return _TABLE[index - 1]
         return self._recent[index - len(_TABLE) - 1]
@@ -194,7 +206,7 @@ def _integer(block: bytes, place: int, mask: int) -> tuple[int, int]:
         value += (byte & 0x7F) << shift
         if byte < 0x80:
             return value, place
-    raise BadBlock("a number is too large")
+    raise CompressionError("a number is too large")
 
 
 def _string(block: bytes, place: int) -> tuple[bytes, int]:
@@ -202,7 +214,7 @@ def _string(block: bytes, place: int) -> tuple[bytes, int]:
     size, place = _integer(block, place, 0x7F)
     end = place + size
     if end > len(block):
-        raise BadBlock("a string is cut short")
+        raise CompressionError("a string is cut short")
     text = block[place:end]
     return (_huffman(text) if packed else text), end
 

@@ -1,0 +1,166 @@
+"""The messages of one gRPC call, put together from the pieces that come, counted, and inflated.
+
+Source: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import Protocol
+
+from serving.bodies.buffer import BodyBuffer
+from serving.bodies.inflation import Inflation, inflaters
+from serving.errors import InvalidRequest, PayloadTooLarge
+from serving.grpc_api.guard import Patience
+from serving.grpc_api.head import Head
+from serving.grpc_api.status import Aborted, Status
+from serving.tensor_bytes import Buffer
+
+_MOST_QUEUED = 16
+
+
+class Receiver(Protocol):
+    """The call whose messages are read."""
+
+    head: Head
+
+    def hold(self, size: int) -> None:
+        """Count bytes in. Raises QueueFull where they are too many."""
+
+    def release(self, size: int) -> None:
+        """Count bytes out."""
+
+    def end_with(self, error: Exception) -> None:
+        """End with the status of an error."""
+
+    def on_inflated(self) -> None:
+        """Go on: what a thread was at work on is in `messages`."""
+
+
+class MessageReader:
+    """Gives `messages` what it is fed. streaming: the call takes any number of them."""
+
+    __slots__ = ("_call", "_flag", "_inflating", "_later", "_prefix", "_since", "_store", "_streaming", "messages")
+
+    def __init__(self, call: Receiver, *, streaming: bool) -> None:
+        self._call = call
+        self._streaming = streaming
+        self.messages: deque[Buffer] = deque()
+        self._since = time.monotonic()
+        self._prefix = b""
+        self._flag = 0
+        self._store: BodyBuffer | None = None
+        self._inflating: asyncio.Future[Buffer] | None = None
+        self._later: deque[tuple[int, Buffer]] = deque()  # flags and messages behind the one that is inflated
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is under way."""
+        return self._store is None and not self._prefix
+
+    @property
+    def inflating(self) -> bool:
+        """Whether a thread is at work on a message."""
+        return self._inflating is not None
+
+    @property
+    def backpressured(self) -> bool:
+        """Whether so many messages wait to be taken that no more should be sent."""
+        return len(self.messages) + len(self._later) >= _MOST_QUEUED
+
+    def feed(self, piece: bytes | memoryview) -> None:
+        """Take a piece of the messages: each stands behind a flag and its length. Raises ServingError or Aborted."""
+        while len(piece):
+            if self._store is None:
+                if not self._prefix and self._streaming:
+                    self._since = time.monotonic()
+                missing = 5 - len(self._prefix)
+                self._prefix += bytes(piece[:missing])
+                piece = piece[missing:]
+                if len(self._prefix) < 5:
+                    return
+                self._flag, size = self._prefix[0], int.from_bytes(self._prefix[1:], "big")
+                self._prefix = b""
+                if size > self._call.head.most_bytes:
+                    raise PayloadTooLarge(
+                        f"the message has {size} bytes, and the limit is {self._call.head.most_bytes}"
+                    )
+                self._call.hold(size)
+                self._store = BodyBuffer(size)
+            store = self._store
+            part = piece[: store.length - len(store)]
+            store.add(part)
+            piece = piece[len(part) :]
+            if len(store) < store.length:
+                return
+            self._store = None
+            self._take(self._flag, store.whole())
+
+    def _take(self, flag: int, message: Buffer) -> None:
+        if self._inflating is not None:
+            self._later.append((flag, message))
+        elif flag:
+            self._inflate(flag, message)
+        else:
+            self._keep(message)
+
+    def _keep(self, message: Buffer) -> None:
+        if self.messages and not self._streaming:
+            raise InvalidRequest("this method takes one message")
+        self.messages.append(message)
+
+    def _inflate(self, flag: int, message: Buffer) -> None:
+        head = self._call.head
+        if flag != 1 or head.encoding == b"identity":
+            raise Aborted(Status.INTERNAL, "a message is flagged as compressed, and no grpc-encoding says how")
+        inflation = Inflation(message, head.encoding.decode(), head.most_bytes)
+        made = inflation.begin()
+        if made is not None:
+            self._inflated(len(message), made)
+            return
+        self._call.hold(inflation.size)
+        self._inflating = head.loop.run_in_executor(inflaters, inflation.whole)
+        self._inflating.add_done_callback(lambda done: self._go_on(len(message), inflation.size, done))
+
+    def _inflated(self, packed: int, made: Buffer) -> None:
+        self._call.hold(len(made))
+        self._call.release(packed)
+        self._keep(made)
+
+    def _go_on(self, packed: int, reserved: int, inflating: asyncio.Future[Buffer]) -> None:
+        """Go on with a message that a thread has inflated, and with what came behind it."""
+        if self._inflating is None:  # dropped meanwhile
+            return
+        self._inflating = None
+        later, self._later = self._later, deque()
+        self._call.release(reserved)
+        try:
+            self._inflated(packed, inflating.result())
+            for flag, message in later:
+                self._take(flag, message)
+        except Exception as error:  # nobody above this callback would tell the client
+            self._call.end_with(error)
+        else:
+            self._call.on_inflated()
+
+    def is_late(self, now: float, patience: Patience) -> bool:
+        """Tell whether the message that is being sent took too long, or comes too slowly."""
+        if self._streaming and self.is_empty:
+            return False
+        if self.backpressured:
+            self._since = now  # it is this side that does not take it
+        seconds = now - self._since
+        size = len(self._store) if self._store is not None else 0
+        return seconds > patience.body_s or seconds > patience.head_s + size / patience.min_rate
+
+    def drop(self) -> None:
+        """Let go of everything."""
+        self._store = None
+        self._prefix = b""
+        self.messages.clear()
+        self._later.clear()
+        if self._inflating is not None:
+            self._inflating.cancel()
+            self._inflating = None
