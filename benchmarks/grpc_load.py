@@ -20,17 +20,22 @@ CHANNELS = 4
 
 def load(url: str, row: np.ndarray, calls: int, seconds: float, pinned: list[str]) -> tuple[float, float, float, int]:
     """Run the load; return requests/s, p50 and p99 in milliseconds, and requests."""
+    command = [*pinned, sys.executable, "-m", "benchmarks.grpc_load", url, str(calls), str(seconds)]
+    text = subprocess.run(command, input=request_of(row), capture_output=True, check=True).stdout
+    found = json.loads(text)
+    return found["rate"], found["p50"], found["p99"], found["done"]
+
+
+def request_of(row: np.ndarray) -> bytes:
+    """Return a ModelInferRequest."""
     from serving.grpc_api.messages import message  # noqa: PLC0415  the client's process needs none of it
 
-    request = message("ModelInferRequest")(
+    made: bytes = message("ModelInferRequest")(
         model_name="forest",
         inputs=[{"name": "features", "datatype": "FP32", "shape": list(row.shape)}],
         raw_input_contents=[row.tobytes()],
     ).SerializeToString()
-    command = [*pinned, sys.executable, "-m", "benchmarks.grpc_load", url, str(calls), str(seconds)]
-    text = subprocess.run(command, input=request, capture_output=True, check=True).stdout
-    found = json.loads(text)
-    return found["rate"], found["p50"], found["p99"], found["done"]
+    return made
 
 
 def main(url: str, calls: int, seconds: float, request: bytes) -> dict[str, float]:

@@ -36,6 +36,7 @@ from benchmarks.contestants import Contestant, contestants, free_port, running
 from benchmarks.decoding import forest_codec
 from benchmarks.findings import Finding, show
 from benchmarks.grpc_load import load as grpc_load
+from benchmarks.grpc_servers import compare as grpc_servers
 
 SHIPPED = ("penguins", "docs_topic", "iris")
 RESULTS = Path(__file__).parent / "results" / "protocols.json"
@@ -248,7 +249,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.protocols", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=2)
-    parser.add_argument("--only", default=".", help="regular expression of parts: small_rows megabyte decoding beside")
+    parser.add_argument(
+        "--only", default=".", help="regular expression of parts: small_rows grpc megabyte decoding beside"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the results that are committed as they are")
     given = parser.parse_args(arguments)
     with ExitStack() as stack:
@@ -262,6 +265,14 @@ def main(arguments: list[str] | None = None) -> int:
             shutil.copytree(Path("models") / shipped, models / shipped)
         parts: dict[str, Callable[[], list[Finding]]] = {
             "small_rows": lambda: small_rows(models, folder, given.rounds, given.seconds),
+            "grpc": lambda: grpc_servers(
+                models,
+                folder,
+                load_breast_cancer().data[:1].astype(np.float32),
+                given.rounds,
+                given.seconds,
+                second_core(),
+            ),
             "megabyte": lambda: megabyte(models, folder, given.rounds, given.seconds),
             "decoding": lambda: decoding(models),
             "beside": lambda: beside(models, folder, given.rounds, given.seconds),

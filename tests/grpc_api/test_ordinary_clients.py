@@ -48,8 +48,16 @@ PROTOS = Path("serving/grpc_api/protos")
 def app() -> Iterator[Any]:
     made = create_app(
         Settings(models=MODELS),
-        companion=lambda fleet, metrics, access, bodies: GrpcServer(
-            fleet, metrics, access=access, bodies=bodies, address="127.0.0.1:0", deadline=10, grace=1, max_bytes=1 << 22
+        companion=lambda fleet, metrics, access, bodies, pool: GrpcServer(
+            fleet,
+            metrics,
+            access=access,
+            bodies=bodies,
+            pool=pool,
+            address="127.0.0.1:0",
+            deadline=10,
+            grace=1,
+            max_bytes=1 << 22,
         ),
     )
     with TestClient(made):
