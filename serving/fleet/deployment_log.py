@@ -10,7 +10,7 @@ from serving.errors import ModelInvalid, ServingError, shown
 from serving.fleet.ledger import Ledger
 from serving.fleet.plan import Plan
 from serving.fleet.repository import Contents, Found, Repository
-from serving.fleet.traffic import parse
+from serving.fleet.traffic import Traffic, parse
 from serving.fleet.transitions import describe
 
 log = logging.getLogger("serving.deployment")
@@ -69,7 +69,7 @@ class DeploymentLog:
             if old is None or old is plan:
                 continue
             if plan.traffic.generation != old.traffic.generation:
-                self._changed(name, old.traffic.generation, plan.traffic.generation)
+                self._changed(name, old.traffic, plan.traffic)
             now, was = ({item.version for item in of.versions} for of in (plan, old))
             if was and not now:
                 why = "as asked" if plan.traffic.unloaded else "nothing of it can be served any more"
@@ -81,14 +81,16 @@ class DeploymentLog:
             for version in sorted(was - now, key=int):
                 log.info("%s %s is unloaded", name, version)
 
-    def _changed(self, name: str, since: int, until: int) -> None:
+    def _changed(self, name: str, before: Traffic, after: Traffic) -> None:
         try:
             entries = self._ledger.history(name, _MOST_CHANGES)
-        except (ServingError, OSError):
-            return  # the model has just gone
+        except (ServingError, OSError):  # the model has just gone
+            entries = []
+        entries = [entry for entry in entries if before.generation < entry["generation"] <= after.generation]
         for entry in entries:
-            if since < entry["generation"] <= until:
-                facts = describe(*(parse(json.dumps(entry[side])) for side in ("before", "after")))
-                what, who, why = (shown(entry[part]) for part in ("what", "who", "why"))
-                said = [what if facts in what else f"{what}: {facts}", *([why] if why else [])]
-                log.info("%s: %s (generation %d, by %s)", name, "; ".join(said), entry["generation"], who)
+            facts = describe(*(parse(json.dumps(entry[side])) for side in ("before", "after")))
+            what, who, why = (shown(entry[part]) for part in ("what", "who", "why"))
+            said = [what if facts in what else f"{what}: {facts}", *([why] if why else [])]
+            log.info("%s: %s (generation %d, by %s)", name, "; ".join(said), entry["generation"], who)
+        if not entries:  # whoever made the change has yet to write its line, where this server can't wait for the lock
+            log.info("%s: %s (generation %d)", name, describe(before, after), after.generation)
