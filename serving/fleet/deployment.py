@@ -83,7 +83,6 @@ class Deployment:
         """Judge nothing any more: this server ends as it should, whatever becomes of what it still has to answer."""
         self._concluded.set()
         self._moved.set()
-        self._deciding.join(5)
 
     def died(self, versions: Iterable[tuple[str, str]]) -> None:
         """Take note that a worker died while it ran these, given as (name, version)."""
@@ -108,6 +107,7 @@ class Deployment:
         """Leave the workers as they are."""
         self._ended.set()
         self.conclude()
+        self._deciding.join(5)
         self.coordinator.stop()
         self._judge.close()
         self._presence.remove()
