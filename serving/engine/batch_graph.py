@@ -321,13 +321,24 @@ class Walk:
         fixed = [self.values(name)[0] for name in proto.input if self.states[name] is FREE]
         return len(fixed) == 1 and fixed[0] is not None and bool((fixed[0] < 0).all())
 
+    def _rows_of_size(self, name: str) -> State:
+        """Say where the rows of a value lie that is the same for each of them, as zeros to begin with are."""
+        shapes = self.shapes(name)
+        counts = [axis for axis in range(len(shapes[0])) if [shape[axis] for shape in shapes] == self.numbers]
+        whole = len({shape[:axis] + shape[axis + 1 :] for shape in shapes for axis in counts[:1]}) == 1
+        if len(counts) == 1 and whole and self.repeats(name, Rows(counts[0])):
+            return Rows(counts[0])
+        return SIZE
+
     def _settled(self, node: Node, name: str, state: State) -> State:
         """Check a state against what was seen."""
         if state is SIZE:
             arrays = self.values(name)
             if any(array is None for array in arrays):
                 raise node.doubt("computes with how many rows there are")
-            return FREE if all(_same(arrays[0], array) for array in arrays[1:]) else SIZE
+            if all(_same(arrays[0], array) for array in arrays[1:]):
+                return FREE
+            return self._rows_of_size(name)
         if isinstance(state, Rows):
             for rows, shape in zip(self.numbers, self.shapes(name), strict=True):
                 if (

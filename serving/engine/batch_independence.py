@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -24,13 +25,8 @@ from serving.engine.session import ORT_ERRORS, OnnxSession
 from serving.errors import InferenceFailed
 from serving.tensors import Array, Tensors
 
-BUDGET_S = 5.0
-"""Seconds after which no more rows are tried, once some were."""
-_SLOW_S = 0.2
-"""Of a run of two rows from which fewer runs must do."""
-_SEEDS = 3
-_ROWS = 7
 _MANY = 48
+"""Rows of the largest batch that is tried."""
 _EXACT, _COARSE = 1e-4, 5e-2
 """Largest difference, relative to the largest answer: of floats, and where the graph rounds to 16 or 8 bits."""
 _TAKEN = {
@@ -40,6 +36,24 @@ _TAKEN = {
 
 
 _FAILURES: tuple[type[Exception], ...] = (*ORT_ERRORS, InferenceFailed, MemoryError)
+
+
+class _Effort(NamedTuple):
+    """How much is tried of a model, by how long it takes for two rows, in seconds."""
+
+    run_s: float
+    seeds: int
+    rows: int
+    many: bool
+    walked: tuple[int, ...]
+    """Numbers of rows with which its graph is walked."""
+
+
+_EFFORTS = (
+    _Effort(0.01, seeds=3, rows=7, many=True, walked=(2, 3, 5)),
+    _Effort(0.2, seeds=2, rows=5, many=False, walked=(2, 3, 5)),
+    _Effort(10.0, seeds=1, rows=3, many=False, walked=(2, 3)),
+)
 
 
 def prove(session: OnnxSession, path: Path) -> Independence:
@@ -70,10 +84,13 @@ class _Proof:
         if not self._made.inner:
             raise Doubt("it takes no made-up rows, so its own can't be tried")
         began = time.monotonic()
-        self._session.run(self._made.make(2, seed=0, inner=self._made.inner[0]))
-        slow = time.monotonic() - began > _SLOW_S
-        quantised = self._walk((2, 3) if slow else (2, 3, 5))
-        self._try(slow=slow, quantised=bool(quantised))
+        self._session.run(self._made.make(2, seed=0, inner=self._made.inner[-1]))
+        taken = time.monotonic() - began
+        effort = next((effort for effort in _EFFORTS if taken <= effort.run_s), None)
+        if effort is None:
+            raise Doubt(f"it takes {taken:.0f} s for two rows, too long to try more")
+        quantised = self._walk(effort.walked)
+        self._try(effort, quantised=bool(quantised))
         return Independence(proved=not quantised, quantised=bool(quantised), reason=quantised)
 
     def _takes(self, inputs: Tensors) -> bool:
@@ -98,16 +115,13 @@ class _Proof:
             quantised = quantised or walk.quantised
         return quantised
 
-    def _try(self, *, slow: bool, quantised: bool) -> None:
+    def _try(self, effort: _Effort, *, quantised: bool) -> None:
         """Run rows alone and together, in several orders. Raises Doubt where an answer differs."""
-        until = time.monotonic() + BUDGET_S
         compare = self._in_any_order if quantised else self._alone_and_together
-        for seed in range(1, 1 + _SEEDS):
+        for seed in range(1, 1 + effort.seeds):
             for inner in self._made.inner:
-                rows = self._made.make(3 if slow else _ROWS, seed=seed, inner=inner)
-                compare(rows, _orders(len(rows[0]), seed, slow=slow))
-            if slow or time.monotonic() > until:
-                return
+                rows = self._made.make(effort.rows, seed=seed, inner=inner)
+                compare(rows, _orders(effort.rows, seed, many=effort.many))
 
     def _alone_and_together(self, rows: Tensors, orders: Sequence[Array]) -> None:
         alone = [self._session.run(_picked(rows, [index])) for index in range(len(rows[0]))]
@@ -143,12 +157,13 @@ def same(want: Array, got: Array, tolerance: float) -> bool:
     return bool((np.abs(one[finite] - other[finite]) <= bound).all())
 
 
-def _orders(rows: int, seed: int, *, slow: bool) -> list[Array]:
-    """Return which rows run together, and in what order: all, backwards, shuffled, some, and many."""
+def _orders(rows: int, seed: int, *, many: bool) -> list[Array]:
+    """Return which rows run together, and in what order: backwards, shuffled, some, and many."""
     chance = np.random.default_rng(seed)
     found = [np.arange(rows)[::-1]]
-    if not slow:
-        found += [np.arange(rows), chance.permutation(rows), chance.choice(rows, 3, replace=False)]
+    if rows > 3:
+        found += [chance.permutation(rows), chance.choice(rows, 3, replace=False)]
+    if many:
         found.append(chance.permutation(np.resize(np.arange(rows), _MANY - _MANY % rows)))
     return found
 

@@ -44,7 +44,8 @@ class MadeUpRows:
         self._settle(attempt)
 
     def _settle(self, attempt: Try) -> None:
-        free = any(-1 in spec.shape[1:] for spec in self._signature.inputs)
+        rows = 1 if self._signature.batch == "dynamic" else 0  # how many dimensions in front are not for `inner`
+        free = any(-1 in spec.shape[rows:] for spec in self._signature.inputs)
         found = [size for size in (_SIZES if free else _SIZES[:1]) if attempt(self.make(2, seed=0, inner=size))]
         self.inner = tuple(found[:2])
         if not found:
@@ -56,25 +57,36 @@ class MadeUpRows:
     def _raise(self, index: int, spec: TensorSpec, attempt: Try) -> None:
         for top in _TOPS:
             self._tops[index] = min(top, limits(spec.datatype)[1])
-            # All rows at once, so that the greatest are among them.
-            if all(attempt(self.make(16, seed=seed, inner=self.inner[0])) for seed in (0, 1)):
+            made = self.make(2, seed=0, inner=self.inner[0])
+            made[index].ravel()[0] = self._tops[index]
+            if attempt(made):
                 return
         self._tops[index] = 1
 
     def make(self, rows: int, *, seed: int, inner: int) -> Tensors:
-        """Make so many rows; the same ones for the same arguments. inner: size of free dimensions behind the first."""
+        """Make so many rows; the same ones for the same arguments. inner: size of free dimensions behind the first.
+
+        One example where the model takes one.
+        """
         chance = np.random.default_rng((seed, inner))
         signature = self._signature
+        rows = rows if signature.batch == "dynamic" else 1
         if self._real and not any(feature.shape for feature in signature.features):
             cells = [[_cell(f, self._real, chance) for f in signature.features] for _ in range(rows)]
             return Rows(signature, "made up").arrays(cells)
         made = []
         for index, spec in enumerate(signature.inputs):
-            first, *others = zip(self._names[index], spec.shape, strict=True)
-            shape = (rows, *((rows if n == first[0] and n else inner) if d == -1 else d for n, d in others))
+            shape = self._shape(index, spec, rows, inner)
             feature = signature.features[index] if signature.layout == "columns" else None
             made.append(self._filled(index, spec, shape, feature, chance))
         return tuple(made)
+
+    def _shape(self, index: int, spec: TensorSpec, rows: int, inner: int) -> tuple[int, ...]:
+        free = [inner] * len(spec.shape)
+        if self._signature.batch == "dynamic":
+            names = self._names[index]
+            free = [rows if i == 0 or (name and name == names[0]) else inner for i, name in enumerate(names)]
+        return tuple(size if dim == -1 else dim for dim, size in zip(spec.shape, free, strict=True))
 
     def _filled(
         self, index: int, spec: TensorSpec, shape: tuple[int, ...], feature: Feature | None, chance: np.random.Generator
@@ -90,7 +102,7 @@ class MadeUpRows:
         if feature is not None and feature.minimum is not None and feature.maximum is not None:
             return chance.uniform(feature.minimum, feature.maximum, shape).astype(NUMPY[spec.datatype])
         # Of rows of different size, so that one that takes part in another's answer shows.
-        scale = 2.0 ** chance.integers(-3, 4, (shape[0], *(1 for _ in shape[1:])))
+        scale = 2.0 ** chance.integers(-3, 4, (*shape[:1], *(1 for _ in shape[1:])))
         return (chance.normal(0.3, 1.0, shape) * scale).astype(NUMPY[spec.datatype])
 
 
