@@ -28,7 +28,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no such model: {', '.join(sorted(unknown))}")
     console = Console()
-    table = Table("model", "version", "rows", "metric", "parity", "KiB", "seconds", title="trained")
+    table = Table("model", "version", "rows", "metric", "parity", "batched", "KiB", "seconds", title="trained")
     failed = False
     with Gate() as gate:
         for name, train in [(chosen, train) for chosen in given.names or TRAINERS for train in known[chosen]]:
@@ -49,6 +49,7 @@ def main() -> int:
                 str(parity.rows) if parity else "",
                 ", ".join(f"{k} {v:.3f}" for k, v in signature.metrics.items()),
                 f"{parity.max_difference:.1e}" if parity else "not compared",
+                "yes" if exported.independence.proved else f"no: {exported.independence.reason}",
                 f"{len(exported.content) / 1024:.0f}",
                 f"{time.monotonic() - began:.1f}",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +13,11 @@ import numpy as np
 import onnx
 import pandas as pd
 
+from serving.engine.batch_independence import prove
+from serving.engine.batching import Independence
+from serving.engine.session import OnnxSession
 from serving.engine.signature import METADATA_KEY, Feature, Golden, Parity, Signature
+from serving.fleet.manifest import MODEL_FILE
 from serving.tensors import Array
 from training.features import features_of, feeds_of, plain_row
 from training.graph import plain_outputs
@@ -30,10 +35,12 @@ UnknownCategory = Literal["accept", "refuse"]
 
 @dataclass(frozen=True)
 class Exported:
-    """An ONNX file's bytes, with the signature that is embedded in them."""
+    """An ONNX file's bytes, the signature that is embedded in them, and what was proved of its rows."""
 
     content: bytes
     signature: Signature
+    independence: Independence
+    """Whether requests of different callers can run together: each server's gate proves it again."""
 
 
 def export(
@@ -231,7 +238,11 @@ def _written(
     )
     del proto.metadata_props[:]
     onnx.helper.set_model_props(proto, {METADATA_KEY: signature.model_dump_json(exclude_defaults=True)})
-    return Exported(proto.SerializeToString(deterministic=True), signature)
+    content = proto.SerializeToString(deterministic=True)
+    with tempfile.TemporaryDirectory(prefix="export-") as folder:
+        path = Path(folder) / MODEL_FILE
+        path.write_bytes(content)
+        return Exported(content, signature, prove(OnnxSession(path, warm_rows=2), path))
 
 
 def _version(name: str) -> str | None:

@@ -206,6 +206,8 @@ def _batch_norm(node: Node) -> Sequence[State]:
 
 def _resized(node: Node) -> Sequence[State]:
     rows = node.rows(0)
+    if any(isinstance(state, Rows) for state in node.inputs[1:]):
+        raise node.doubt("takes a size from the rows")
     if rows.stride != 1 or [s[rows.axis] for s in node.shapes(0)] != [s[rows.axis] for s in node.shapes_out()]:
         raise node.mixes
     if node.attribute("coordinate_transformation_mode", b"") == b"tf_crop_and_resize":

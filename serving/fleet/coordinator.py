@@ -311,6 +311,9 @@ class Coordinator:
     def _begin(self, known: Known, wanted: Plan) -> None:
         workers = sorted(set(self._workers) - self._joining)
         loads = known.served is None or not set(wanted.versions) <= set(known.served.versions)
+        for version, batching in wanted.batching.items():
+            if not batching.together and (known.served is None or known.served.batching.get(version) != batching):
+                log.info("%s %s: requests run alone: %s", wanted.name, version, batching.reason)
         known.change = Change(wanted, workers, self._loads_at_once if loads else len(workers))
         self._proceed(known)
 
