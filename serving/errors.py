@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 DETAILS_SHOWN = 20
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,11 @@ class GenerationConflict(ServingError):
 
 class ModelInvalid(ServingError):
     """A model file can't be served: not ONNX, truncated, or not as its signature declares."""
+
+
+def by_kind(table: Mapping[type[ServingError], T], error: ServingError, other: T) -> T:
+    """Return what a table says of an error: of its class, or of the nearest one that it derives from."""
+    return next((table[kind] for kind in type(error).__mro__ if kind in table), other)
 
 
 def shown(name: str) -> str:

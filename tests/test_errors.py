@@ -26,3 +26,15 @@ def test_no_error_of_ours_is_a_fault_of_the_server(kind: type[errors.ServingErro
     code = answer.STATUS[kind]
     assert 400 <= code < 500 or code in (503, 504)
     assert kind in HTTP_ALONE or kind in status.STATUS
+
+
+@pytest.mark.parametrize("kind", ALL, ids=lambda kind: str(kind.__name__))
+def test_a_narrower_error_has_the_status_of_its_kind(kind: type[errors.ServingError]) -> None:
+    """An error that derives from another is answered as that one, over HTTP and gRPC, unless a table names it."""
+    made = {"current": {}} if kind is errors.GenerationConflict else {}
+    known, narrower = kind("no", **made), type("Narrower", (kind,), {})("no", **made)
+    for protocol in ("v1", "v2"):
+        assert answer.status_of(narrower, protocol) == answer.status_of(known, protocol) < 505
+    assert status.status_of(narrower) is status.status_of(known)
+    assert answer.status_of(errors.SignatureMismatch("no"), "v2") == 400
+    assert answer.status_of(errors.ServingError("no")) == 500

@@ -17,6 +17,7 @@ from serving.errors import (
     ServingError,
     SignatureMismatch,
     Unauthenticated,
+    by_kind,
 )
 
 FAULT = "the server failed on this request; its log has the reason"
@@ -65,7 +66,7 @@ class Aborted(Exception):
 
 def status_of(error: ServingError) -> Status:
     """Return the status code for an error: its own, or that of the class that it derives from."""
-    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), Status.INTERNAL)
+    return by_kind(STATUS, error, Status.INTERNAL)
 
 
 def trailers(error: ServingError) -> tuple[tuple[str, str], ...]:

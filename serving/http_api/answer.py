@@ -24,6 +24,7 @@ from serving.errors import (
     SignatureMismatch,
     Unauthenticated,
     UnsupportedMediaType,
+    by_kind,
 )
 from serving.fleet.report import GateRefused
 from serving.http_api.strict_json import dumps
@@ -48,7 +49,7 @@ STATUS: dict[type[ServingError], int] = {
     DeadlineExceeded: 504,
 }
 # The Open Inference Protocol knows no 422: a request that does not fit the model is a bad request.
-OPEN_INFERENCE = {SignatureMismatch: 400, InferenceFailed: 400}
+OPEN_INFERENCE = STATUS | {SignatureMismatch: 400, InferenceFailed: 400}
 
 METHOD_TEXT = "this path does not take this method: see Allow"
 """What a 405 says."""
@@ -64,10 +65,7 @@ _prefix = secrets.token_hex(8)
 
 def status_of(error: ServingError, protocol: str = "v1") -> int:
     """Return the HTTP status for an error."""
-    kind = type(error)
-    if protocol == "v2" and kind in OPEN_INFERENCE:
-        return OPEN_INFERENCE[kind]
-    return STATUS.get(kind, 500)
+    return by_kind(OPEN_INFERENCE if protocol == "v2" else STATUS, error, 500)
 
 
 def error_body(error: ServingError) -> bytes:

@@ -15,6 +15,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from serving.engine.admission import Bodies
 from serving.errors import InvalidRequest
 from serving.http_api.answer import Headers, error_body, header, request_id
 from serving.http_api.guard import Guard
@@ -64,6 +65,7 @@ class Connection(HttpToolsProtocol):
         self._unparsed = 0  # bytes of it that do not go through the parser
         self._write_by = 0.0  # when the client must have read what is written; 0: nothing waits
         self._unread = 0  # bytes written that the client has not taken
+        self._waiting = 0  # bytes of answers that are counted
         self._spare = False
         self._over = False  # refused: what still comes is thrown away until then
         self._fault = MALFORMED
@@ -87,6 +89,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
         self.door.taken.discard(self)
+        self._count_waiting(none=True)
         super().connection_lost(exc)
 
     def give_way(self) -> None:
@@ -232,7 +235,7 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Start what waits behind the answer; as uvicorn does, but for its timer."""
         self.server_state.total_requests += 1
-        self.since = self.door.now
+        self.note_answer()
         if self.transport.is_closing():
             return
         if not self.pipeline and self.cycle is not None and getattr(self.cycle, "waiting_for_100_continue", False):
@@ -250,11 +253,14 @@ class Connection(HttpToolsProtocol):
     def look(self, now: float) -> None:
         """Cut the connection if its client takes too long; `now` in monotonic seconds."""
         patience, transport = self.door.patience, self.transport
-        unread = transport.get_write_buffer_size()
+        unread = self.waiting_bytes()
+        self._count_waiting()
         if not unread:
             self._write_by = 0.0
-        elif not self._write_by or unread < self._unread:
+        elif not self._write_by:
             self._write_by = now + patience.write_s
+        elif unread < self._unread:  # a byte now and then is not worth all of the time again
+            self._write_by = min(now + patience.write_s, self._write_by + (self._unread - unread) / patience.min_rate)
         elif now > self._write_by:
             self._abort("slow_reader")
             return
@@ -290,9 +296,34 @@ class Connection(HttpToolsProtocol):
         """Return how much of the body that is being read has come."""
         return self._received
 
+    def note_answer(self) -> None:
+        """Note that an answer is written: the client has taken most of those before it."""
+        self.since = self.door.now
+        self._write_by = 0.0
+        if self._waiting:
+            self._count_waiting()
+
+    def waiting_bytes(self) -> int:
+        """Return how much of answers the client has not taken: what is written, and the rest of what is being sent."""
+        cycle = self.cycle
+        rest = cycle.expected_content_length if cycle is not None and not cycle.response_complete else 0
+        return self.transport.get_write_buffer_size() + rest
+
+    def _count_waiting(self, *, none: bool = False) -> None:
+        """Count answers that wait among the bytes that the process holds; small ones are free, as bodies are."""
+        waiting = 0 if none else self.waiting_bytes()
+        if waiting <= Bodies.FREE:
+            waiting = 0
+        self.door.bodies.held += waiting - self._waiting
+        self._waiting = waiting
+
+    def pause_writing(self) -> None:  # noqa: D102
+        super().pause_writing()
+        self._count_waiting()
+
     def resume_writing(self) -> None:  # noqa: D102
-        self._write_by = 0.0  # the client has read some
         super().resume_writing()
+        self._count_waiting()
 
     def shutdown(self) -> None:
         """Finish what was accepted, then close."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from serving.engine.admission import Bodies
 from serving.http_api.guard import Guard
 from serving.http_api.prediction import Target
 from serving.metrics.gathered import RouteMetrics
@@ -22,7 +20,6 @@ class Door(Guard):
     routes: dict[str, RouteMetrics] = field(default_factory=dict)
     """Counters by route template; empty where metrics are off."""
     defaults: list[tuple[bytes, bytes]] = field(default_factory=list)
-    bodies: Bodies = field(default_factory=lambda: Bodies(sys.maxsize))
     heads: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
 
     def head(self, status: int, kind: bytes, defaults: list[tuple[bytes, bytes]]) -> bytes:

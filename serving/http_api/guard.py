@@ -8,6 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from serving.engine.admission import Bodies
+
 
 @dataclass(slots=True, frozen=True)
 class Patience:
@@ -15,8 +17,8 @@ class Patience:
 
     head_s: from the first byte of a request, or from connecting, to the end of its head; a body's rate counts after it.
     body_s: all of a body, unless it has more than body_bytes: that is a model on its way, and only its rate counts.
-    write_s: a client that takes nothing of its answer. idle_s: between requests. min_rate: bytes a second of a body.
-    head_bytes: of one head. connections: of one worker.
+    write_s: a client that takes nothing of its answer. idle_s: between requests. min_rate: bytes a second, of a body
+    and of an answer. head_bytes: of one head. connections: of one worker.
     """
 
     head_s: float = 5.0
@@ -38,6 +40,8 @@ class Guard:
     """A coarse clock, moved by `sweep`, so that an answer needs no timer of its own."""
     cut: Counter[str] = field(default_factory=Counter)
     """Connections that this side ended, by reason."""
+    bodies: Bodies = field(default_factory=lambda: Bodies(sys.maxsize))
+    """The bytes that the process holds: of bodies, and of answers that clients have not taken."""
     taken: set[Any] = field(init=False, default_factory=set)
     """Connections that count: neither spare ones nor such as were refused or closed."""
 

@@ -101,6 +101,7 @@ class Lane(Connection):
         self._held = 0  # bytes of its body that are counted
         self._last = False  # the answer that is being written ends the connection
         self._rest: Iterator[bytes | memoryview] | None = None  # of a large answer that is being written
+        self._rest_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # noqa: D102
         super().connection_made(transport)
@@ -287,7 +288,7 @@ class Lane(Connection):
             self.transport.write(answer)
         else:
             self.transport.write(b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n" % (head, body.size, identity))
-            self._rest = body.pieces()
+            self._rest, self._rest_bytes = body.pieces(), body.size
             self._write_on(last)
             return
         self._end_answer(last)
@@ -299,6 +300,7 @@ class Lane(Connection):
         elif self.flow.write_paused:
             self._last = last  # until the client has read some
         elif (piece := next(self._rest, None)) is not None:
+            self._rest_bytes -= len(piece)
             self.transport.write(piece)
             self.loop.call_soon(self._write_on, last)
         else:
@@ -306,7 +308,7 @@ class Lane(Connection):
             self._end_answer(last or (self._closing and not self.pipeline and not self._midway))
 
     def _end_answer(self, last: bool) -> None:
-        self.since = self.door.now
+        self.note_answer()
         if last:
             self.server_state.total_requests += 1
             self.transport.close()
@@ -326,6 +328,9 @@ class Lane(Connection):
         super().on_response_complete()
         if self._closing and self._free() and not self._midway:
             self.transport.close()
+
+    def waiting_bytes(self) -> int:  # noqa: D102
+        return super().waiting_bytes() + (self._rest_bytes if self._rest is not None else 0)
 
     def pause_writing(self) -> None:
         """Read no more requests from a client that does not read its answers."""

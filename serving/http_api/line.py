@@ -13,6 +13,7 @@ class Busy:
     """Stands for the answer that the lane still owes, so that uvicorn queues what comes behind it."""
 
     response_complete = False
+    expected_content_length = 0
     message_event = asyncio.Event()  # for nobody; uvicorn sets it when the client leaves
 
 

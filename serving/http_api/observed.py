@@ -7,6 +7,7 @@ routes costs more than a small prediction.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,6 +28,9 @@ class Observed:
         self._app = app
         self._metrics = metrics
         self._paths = paths
+        self._scopes: dict[int, tuple[Scope, Target | None]] = {}  # of requests in progress
+        if metrics is not None:
+            metrics.in_progress = self._in_progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection scope."""
@@ -48,6 +52,7 @@ class Observed:
         target = self._paths.get(scope.get("raw_path", b"")) if scope["method"] == "POST" else None
         if target is not None and header(headers, b"origin") is not None:
             target = None  # cross-origin requests need the CORS middleware
+        self._scopes[id(scope)] = scope, target
         try:
             if target is not None:
                 await answer(target, scope, receive, observed_send, self._bodies)
@@ -57,7 +62,15 @@ class Observed:
             status = 500
             raise
         finally:
+            del self._scopes[id(scope)]
             if self._metrics is not None:
-                route = target.template if target is not None else getattr(scope.get("route"), "path", "unknown")
-                method = scope["method"] if scope["method"] in _METHODS else "other"
-                self._metrics.route(route, method).finished(status, time.monotonic() - began)
+                self._metrics.route(*_labels(scope, target)).finished(status, time.monotonic() - began)
+
+    def _in_progress(self) -> Iterator[tuple[str, str]]:
+        """Return route and method of each request in progress: which route it is, is known some time after it began."""
+        return (_labels(scope, target) for scope, target in self._scopes.values())
+
+
+def _labels(scope: Scope, target: Target | None) -> tuple[str, str]:
+    route = target.template if target is not None else getattr(scope.get("route"), "path", "unknown")
+    return route, scope["method"] if scope["method"] in _METHODS else "other"

@@ -16,6 +16,7 @@ from serving.errors import (
     ServingError,
     SignatureMismatch,
     UnsupportedMediaType,
+    by_kind,
 )
 from serving.metrics.families import Labels, Version
 from serving.metrics.store import Store
@@ -75,7 +76,7 @@ class ModelMetrics:
 
     def refused(self, protocol: str, error: ServingError, seconds: float) -> None:
         """Count a prediction that ended in an error, by who is to blame and, where it was not run, why."""
-        outcome, reason = _OUTCOMES.get(type(error), ("failed", ""))
+        outcome, reason = by_kind(_OUTCOMES, error, ("failed", ""))
         self.failed(protocol, outcome, seconds)
         if reason:
             self._rejected[reason] += 1
@@ -189,7 +190,8 @@ class RouteMetrics:
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
         self.in_flight = 0
-        """Requests in progress; the doors add and take away."""
+        """Requests in progress on the short path, which adds and takes away."""
+        self.in_flight_by_asgi = 0
         self._statuses = [0] * 6
         self._seconds: list[float] = []
 
@@ -204,6 +206,6 @@ class RouteMetrics:
             if number:
                 store.counters["serving_http_requests", (*self.labels, f"{index}xx")] += number
                 self._statuses[index] = 0
-        store.gauges["serving_http_in_flight", self.labels] = self.in_flight
+        store.gauges["serving_http_in_flight", self.labels] = self.in_flight + self.in_flight_by_asgi
         store.observe("serving_http_request_seconds", self.labels, self._seconds)
         self._seconds.clear()

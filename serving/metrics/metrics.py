@@ -52,6 +52,8 @@ class Metrics:
         self._shadows: dict[Version, ShadowMetrics] = {}
         self.cut: Counter[str] = Counter()
         """Connections that were ended, by reason; who ends them adds."""
+        self.in_progress: Callable[[], Iterable[Labels]] = tuple
+        """Says route and method of each request that ASGI answers now."""
         self._store.gauges["serving_worker_start_time_seconds", (str(slot),)] = time.time()
         if directory is not None:
             with contextlib.suppress(OSError):
@@ -138,7 +140,9 @@ class Metrics:
             model.fold(self._store)
         for shadow in self._shadows.values():
             shadow.fold(self._store)
-        for route in self._routes.values():
+        in_progress = Counter([self.route(*labels).labels for labels in self.in_progress()])
+        for labels, route in self._routes.items():
+            route.in_flight_by_asgi = in_progress[labels]
             route.fold(self._store)
         for reason, number in self.cut.items():
             self._store.counters["serving_connections_cut", (reason,)] += number
