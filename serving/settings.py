@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     max_model_bytes: int = Field(2 * 1024**3, ge=1024)
     """Largest model that may be published over HTTP, in bytes."""
     max_held_bytes: int = Field(256 * 1024 * 1024, ge=64 * 1024)
-    """Bytes of request bodies that one worker holds at the same time; beyond it the answer is 429."""
+    """Bytes of bodies, and of answers not yet taken, that one worker holds; beyond it large bodies are told 429."""
     max_batch_rows: int = Field(512, ge=1)
     """Rows that run together; a larger request runs alone."""
     max_queued_rows: int = Field(4096, ge=1)
@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     write_s: float = Field(30.0, gt=0)
     """Seconds that a client may take nothing of its answer."""
     min_bytes_per_s: int = Field(500, ge=1)
-    """Slowest body that is waited for, in bytes a second."""
+    """Slowest body that is waited for, and slowest reader of an answer, in bytes a second."""
     max_connections: int = Field(4096, ge=1)
     """Connections of one worker; beyond it those that have been idle longest are closed."""
     cors_origins: tuple[str, ...] = ()
