@@ -92,20 +92,23 @@ def p99(port: int, seconds: float) -> float:
     body = json.dumps({"instances": [[5.1, 3.5, 1.4, 0.2]]}).encode()
     request = b"POST /v1/models/iris:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     took = []
-    with socket.create_connection(("127.0.0.1", port)) as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        until = time.monotonic() + seconds
-        while (began := time.monotonic()) < until:
-            sock.sendall(request)
-            if not sock.recv(65536).startswith(b"HTTP/1.1 200"):
-                raise RuntimeError("a single row was refused")
-            took.append(time.monotonic() - began)
-            time.sleep(max(0.0, began + EVERY_S - time.monotonic()))
+    sock = socket.create_connection(("127.0.0.1", port))
+    until = time.monotonic() + seconds
+    while (began := time.monotonic()) < until:
+        sock.sendall(request)
+        answer = sock.recv(65536)
+        took.append(time.monotonic() - began)
+        if not answer:  # the server thought that it was the client that took so long
+            sock = socket.create_connection(("127.0.0.1", port))
+        elif not answer.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError("a single row was refused")
+        time.sleep(max(0.0, began + EVERY_S - time.monotonic()))
+    sock.close()
     return float(np.percentile(took, 99))
 
 
 class hammering:
-    """Two connections that send a large request all the time, by wrk, behind all else on the machine."""
+    """Two connections that send a large request all the time, by wrk."""
 
     def __init__(self, large: Large, port: int, folder: Path, seconds: float) -> None:
         (folder / "large").write_bytes(large.body)
@@ -114,8 +117,7 @@ class hammering:
             f'wrk.method="POST"\nlocal f=io.open("{folder}/large","rb")\nwrk.body=f:read("*a")\nf:close()\n{headers}'
         )
         url = f"http://127.0.0.1:{port}{large.path}"
-        wrk = ["wrk", "-t1", "-c2", f"-d{seconds + 60:.0f}s", "-s", str(folder / "large.lua"), url]
-        self._command = ["chrt", "--idle", "0", *wrk]
+        self._command = ["wrk", "-t1", "-c2", f"-d{seconds + 60:.0f}s", "-s", str(folder / "large.lua"), url]
 
     def __enter__(self) -> None:
         self._wrk = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import re
@@ -56,17 +57,14 @@ def parse(body: bytes) -> Any:
 
 
 def _members(document: Any) -> int:
-    """Count the members of all objects."""
+    """Count the members of all objects, level by level: there may be millions."""
     count = 0
-    found = [document]
-    while found:
-        value = found.pop()
-        if type(value) is dict:
-            count += len(value)
-            value = value.values()
-        elif type(value) is not list:
-            continue
-        found += [inner for inner in value if type(inner) in _CONTAINERS]
+    level = [document] if type(document) in _CONTAINERS else []
+    while level:
+        objects = [value.values() for value in level if type(value) is dict]
+        count += sum(map(len, objects))
+        inside = itertools.chain.from_iterable([*objects, *[value for value in level if type(value) is list]])
+        level = [value for value in inside if type(value) in _CONTAINERS]
     return count
 
 
