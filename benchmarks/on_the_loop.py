@@ -22,11 +22,11 @@ def here(pool: CodecPool, *job: Any, deadline: float | None = None) -> Job:
     """Do at once what would go to the codec process."""
     _, codec, work, given, done = job
     try:
-        found = work(codec, *[part.raw() if isinstance(part, pickle.PickleBuffer) else part for part in given])
+        found = work(codec, *[memoryview(part) if isinstance(part, pickle.PickleBuffer) else part for part in given])
         if isinstance(found[0], Blobs):
             found = pickle.loads(pickle.dumps(found, 5))
     except ServingError as error:
-        found = error
+        found = error.bare()
     asyncio.get_running_loop().call_soon(done, found)
     return Job(None, codec, work, (), None)
 

@@ -53,9 +53,14 @@ def send(sock: socket.socket, value: Any) -> None:
     stream = io.BytesIO()
     _Pickler(stream, 5, buffer_callback=buffers.append).dump(value)
     parts = [stream.getbuffer(), *[buffer.raw() for buffer in buffers]]
-    sock.sendall(_count.pack(len(parts)) + struct.pack(f"<{len(parts)}Q", *map(len, parts)))
-    for part in parts:
-        sock.sendall(part)
+    try:
+        sock.sendall(_count.pack(len(parts)) + struct.pack(f"<{len(parts)}Q", *map(len, parts)))
+        for part in parts:
+            sock.sendall(part)
+    finally:
+        # The garbage collector of CPython 3.11 crashes where it comes upon such a view that was not released.
+        for part in parts:
+            part.release()
 
 
 def receive(sock: socket.socket) -> Any:

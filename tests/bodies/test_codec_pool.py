@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -80,6 +81,7 @@ def test_arrays_arrive_as_they_were_sent() -> None:
         np.array([str(i) for i in range(10_000)], object),
         np.empty((0, 4), np.int64),
         np.array(7),
+        rng.random(6).astype(ml_dtypes.bfloat16),
     ]
 
     async def scenario(asking: Asking) -> None:
