@@ -25,8 +25,9 @@ from serving.fleet import channel
 from serving.fleet.channel import Link
 from serving.fleet.deployment import Deployment
 from serving.fleet.quarantine import Quarantine
+from serving.metrics.counts import Counts
 from serving.metrics.families import Key
-from serving.metrics.totals import forget_gauges, leave_word, totals
+from serving.metrics.totals import leave_word, settle, totals
 from serving.settings import Settings
 from serving.signals import DRAIN, UNREADY
 from serving.worker import REFUSED, Assignment, cores, work
@@ -56,6 +57,7 @@ class Worker:
     process: BaseProcess
     box: BlackBox
     link: Link
+    counts: Counts
     born: float
     ready_at: float | None = None
     kill_at: float | None = None
@@ -157,7 +159,7 @@ class Supervisor:
         """Start a worker; None, and another try later, where the system gives no process."""
         now = time.monotonic()
         try:
-            box = BlackBox()
+            box, counts = BlackBox(), Counts.shared()
             ours, theirs = channel.pair()
             assignment = Assignment(
                 settings=self._settings,
@@ -167,6 +169,7 @@ class Supervisor:
                 metrics_dir=self._metrics_dir,
                 parent=os.getpid(),
                 box=box,
+                counts=counts,
                 link=theirs,
                 replacement=replacement,
             )
@@ -178,7 +181,7 @@ class Supervisor:
             log.error("worker %d can't be started: %s", slot, error.strerror)
             self._due.append(now + RETRY_S)
             return None
-        worker = Worker(slot, process, box, link, now)
+        worker = Worker(slot, process, box, link, counts, now)
         self._workers.append(worker)
         return worker
 
@@ -193,7 +196,7 @@ class Supervisor:
         ended = [worker for worker in self._workers if not worker.process.is_alive()]
         for worker in ended:
             self._workers.remove(worker)
-            forget_gauges(self._metrics_dir, worker.slot)
+            settle(self._metrics_dir, worker.slot, worker.counts)
         return [(worker, worker.process.exitcode) for worker in ended]
 
     # While serving.
@@ -209,6 +212,7 @@ class Supervisor:
                 self._died(worker, code)
             worker.process.close()
             worker.box.close()
+            worker.counts.close()
         now = time.monotonic()
         for worker in self._workers:
             if worker.ready_at is None and worker.box.is_ready:

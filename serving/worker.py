@@ -24,6 +24,7 @@ from serving.allocator import bound_free_memory
 from serving.black_box import BlackBox
 from serving.log_pipe import LogPipe
 from serving.logs import configure, form_of
+from serving.metrics.counts import Counts
 from serving.settings import Settings
 from serving.signals import DRAIN, UNREADY
 
@@ -81,6 +82,7 @@ class Assignment:
     metrics_dir: Path
     parent: int
     box: BlackBox
+    counts: Counts
     link: socket.socket
     """To the coordinator, which says what to load."""
     replacement: bool
@@ -119,7 +121,6 @@ def work(given: Assignment) -> None:
     logging.getLogger("uvicorn").setLevel("WARNING")
     # The fleet has said in a line which model is bad; the traceback of refusing to start with it says no more.
     logging.getLogger("uvicorn.error").addFilter(lambda record: "errors.ModelInvalid" not in record.getMessage())
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(given.metrics_dir)
     try:
         _serve(given, pipe, voice=LogPipe(sys.stdout.fileno()) if form == "json" and given.slot == 0 else pipe)
     except Exception:  # multiprocessing would print it past the log
@@ -140,7 +141,9 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
         _await_folder(settings.models, given.parent)
     metrics = None
     if settings.metrics:
-        metrics = Metrics(directory=given.metrics_dir, slot=given.slot, dropped_lines=lambda: pipe.dropped)
+        metrics = Metrics(
+            directory=given.metrics_dir, slot=given.slot, counts=given.counts, dropped_lines=lambda: pipe.dropped
+        )
     companion = grpc_beside(settings, address(given.grpc)) if given.grpc is not None else None
     app = create_app(
         settings,

@@ -73,6 +73,13 @@ def ask(url: str, times: int) -> None:
         assert answer.json()["predictions"][0]["label"] == "setosa"
 
 
+def reachable(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/v2/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 def test_two_workers_answer_count_together_and_survive_a_kill(eventually: Wait) -> None:
     """Two workers serve one port; /metrics is their sum; a killed one is replaced and no counter goes back."""
     with running("--workers", "2") as server:
@@ -90,7 +97,11 @@ def test_two_workers_answer_count_together_and_survive_a_kill(eventually: Wait) 
         )
         assert counted(server.url) >= 60
         ask(server.url, 20)
-        eventually(lambda: counted(server.url) == 80)
+        for worker in children(server.process.pid):  # at once, with what neither has written down
+            os.kill(worker, signal.SIGKILL)
+        eventually(lambda: reachable(server.url) and counted(server.url) == 80)
+        ask(server.url, 20)
+        eventually(lambda: counted(server.url) == 100)
         assert server.stop() == 0
 
 

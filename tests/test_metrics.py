@@ -13,9 +13,10 @@ import httpx2 as httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.metrics.counts import Counts
 from serving.metrics.metrics import MOST_SERIES, Metrics
 from serving.metrics.store import MOST_SIZES
-from serving.metrics.totals import forget_gauges, totals
+from serving.metrics.totals import settle, totals
 from tests.conftest import Server, running
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -119,7 +120,7 @@ def test_the_sum_is_of_all_workers_and_survives_a_restart(tmp_path: Path) -> Non
         worker.fold()
     assert of(scraped(one), "serving_rows_total", model="m") == 10
     assert of(scraped(two), "serving_queued_rows", model="m") == 6
-    forget_gauges(tmp_path, 0)
+    settle(tmp_path, 0, Counts())
     assert of(scraped(two), "serving_queued_rows", model="m") == 3
     again = Metrics(directory=tmp_path, slot=0)
     assert of(scraped(again), "serving_rows_total", model="m") == 10
@@ -127,6 +128,32 @@ def test_the_sum_is_of_all_workers_and_survives_a_restart(tmp_path: Path) -> Non
     assert of(scraped(again), "serving_rows_total", model="m") == 11
     assert totals(tmp_path, [("m", "1")])["m", "1"]["ok"] == 3, "what versions that are tried are judged by"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_worker_that_is_killed_loses_no_counter(tmp_path: Path) -> None:
+    """What it counted since its last snapshot, or before its first, is added when it has ended; once."""
+    due = 0
+    for life in range(4):
+        counts = Counts.shared()
+        worker = Metrics(directory=tmp_path, slot=0, counts=counts)
+        worker.model("m", "1").answered("v1", 5, 0.001)
+        worker.model("m", "1").failed("grpc", "failed", 0.5)
+        worker.route("/r", "GET").finished(200, 0.001)
+        if life % 2:
+            worker.fold()
+            worker.fold()
+        worker.model("m", "1").answered("v1", 2, 0.001)
+        worker.model("n" * 300, "1").answered("v1", 1, 0.001)  # too long for a cell
+        if life % 2:
+            worker.fold()
+        due += 8 if life % 2 else 7
+        settle(tmp_path, 0, counts)
+    samples = scraped(Metrics(directory=tmp_path, slot=1))
+    assert of(samples, "serving_rows_total") == due == 30
+    assert of(samples, "serving_predictions_total", model="m", outcome="ok") == 8
+    assert of(samples, "serving_predictions_total", protocol="grpc", outcome="failed") == 4
+    assert of(samples, "serving_failed_prediction_seconds_total") == 2.0
+    assert of(samples, "serving_http_requests_total") == 4
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Plain dictionaries in the protocol's JSON form, for every transport: HTTP writes
 
 from __future__ import annotations
 
+import asyncio
 from importlib.metadata import version as package_version
 from typing import Any
 
@@ -118,7 +119,7 @@ def index(fleet: Fleet, *, ready: bool = False) -> list[dict[str, str]]:
     return found
 
 
-def statistics(
+async def statistics(
     fleet: Fleet, metrics: Metrics | None, name: str | None = None, version: str | None = None
 ) -> list[dict[str, Any]]:
     """Count and time what models did, over all workers, as Triton's statistics: for all, for a name, for a version.
@@ -135,7 +136,8 @@ def statistics(
         raise ModelNotFound("a version needs the name of its model")
     else:
         models = [model for served in fleet.models.values() for model in served.versions.values()]
-    found = metrics.statistics([(model.name, model.version) for model in models])
+    # On a thread: it reads and adds up what all workers counted.
+    found = await asyncio.to_thread(metrics.statistics, [(model.name, model.version) for model in models])
     return [_statistics(model, *found[model.name, model.version]) for model in models]
 
 

@@ -23,6 +23,7 @@ from serving.engine.session import OnnxSession
 from serving.engine.signature import Signature
 from serving.errors import ServingError
 from serving.fleet.traffic import choose
+from serving.metrics.counts import Counts
 from serving.metrics.gathered import ShadowMetrics
 from serving.metrics.metrics import Metrics
 from serving.tensors import Array, Tensors
@@ -59,7 +60,9 @@ class Shadow:
         self.live = live
         self.model = model
         self.percent = percent
-        self._metrics = metrics.shadow(model.name, model.version) if metrics is not None else ShadowMetrics(("", ""))
+        self._metrics = (
+            metrics.shadow(model.name, model.version) if metrics is not None else ShadowMetrics(("", ""), Counts())
+        )
         self._adapt = adapter(live.signature, model.signature)
         self._batched = model.signature.batch == "dynamic"
         self._compare = comparer(live.signature, model.signature)

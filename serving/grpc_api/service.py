@@ -78,7 +78,7 @@ class Service:
 
     async def model_statistics(self, request: Any, context: Any) -> Any:
         """Count and time what models did."""
-        found = description.statistics(self._fleet, self._metrics, request.name or None, request.version or None)
+        found = await description.statistics(self._fleet, self._metrics, request.name or None, request.version or None)
         fields = self._responses["ModelStatistics"].DESCRIPTOR.fields_by_name["model_stats"].message_type.fields_by_name
         return self._made(
             "ModelStatistics", {"model_stats": [{k: v for k, v in f.items() if k in fields} for f in found]}

@@ -52,7 +52,7 @@ def router(root: Path, metrics: Metrics | None, state_dir: Path | None = None) -
         ledger = fleet.changes.ledger
         traffic = await asyncio.to_thread(ledger.read, model)
         versions = await asyncio.to_thread(ledger.versions, model)
-        return _answer(traffic, {"name": model, "versions": versions, **_served(fleet, metrics, model)})
+        return _answer(traffic, {"name": model, "versions": versions, **await _served(fleet, metrics, model)})
 
     @made.get("/history", summary="Who changed it, when, how and why")
     async def history(model: str, fleet: LiveFleet, _: Deployer, asked: Annotated[_Asked, Query()]) -> Response:
@@ -167,7 +167,7 @@ def _answer(traffic: Traffic, more: dict[str, Any]) -> Response:
     return answer
 
 
-def _served(fleet: Fleet, metrics: Metrics | None, name: str) -> dict[str, Any]:
+async def _served(fleet: Fleet, metrics: Metrics | None, name: str) -> dict[str, Any]:
     """Say what this server serves of a model, and what was seen of a trial."""
     standing = fleet.member.standings.get(name)
     found: dict[str, Any] = {"serving": None, "problem": standing.error if standing is not None else ""}
@@ -185,7 +185,7 @@ def _served(fleet: Fleet, metrics: Metrics | None, name: str) -> dict[str, Any]:
     beside = [v for v in (found["serving"]["canary"], found["serving"]["shadow"]) if v is not None]
     if metrics is not None and (beside or analysis_of(served.traffic) is not None):
         of = list(dict.fromkeys((served.default.version, *beside)))
-        totals = metrics.totals([(name, version) for version in of])
+        totals = await asyncio.to_thread(metrics.totals, [(name, version) for version in of])
         found["figures"] = {version: figures(totals[name, version]) for version in of}
     return found
 

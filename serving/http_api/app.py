@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version as package_version
 from typing import Protocol
@@ -23,7 +23,6 @@ from serving.engine.admission import Bodies
 from serving.engine.model import Limits
 from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError, shown
 from serving.fleet import channel
-from serving.fleet.analysis import Totals
 from serving.fleet.deployment import Deployment
 from serving.fleet.fleet import Fleet
 from serving.fleet.ledger import Ledger
@@ -100,7 +99,7 @@ def create_app(
         ours, link = channel.pair()
         app.state.deployment = Deployment(
             settings.models,
-            (lambda models: _totals(app, metrics, models)) if metrics is not None else None,
+            metrics.totals if metrics is not None else None,
             state_dir=settings.state_dir,
         )
         app.state.deployment.attach(ours)
@@ -176,7 +175,7 @@ def create_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     fleet: Fleet = app.state.fleet
-    loop = app.state.loop = asyncio.get_running_loop()
+    loop = asyncio.get_running_loop()
     fleet.changed.append(lambda: app.state.targets.bind(fleet, loop))
     deployment: Deployment | None = app.state.deployment
     if deployment is not None:
@@ -221,19 +220,10 @@ async def _reread(access: Access) -> None:
         await asyncio.to_thread(access.refresh)
 
 
-def _totals(app: FastAPI, metrics: Metrics, models: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], Totals]:
-    """Sum what versions did, from another thread than the event loop's, to which the counters belong."""
-
-    async def summed() -> Mapping[tuple[str, str], Totals]:
-        return metrics.totals(models)
-
-    return asyncio.run_coroutine_threadsafe(summed(), app.state.loop).result(10)
-
-
 async def _fold(metrics: Metrics) -> None:
     while True:
         await asyncio.sleep(1)
-        metrics.fold()
+        await asyncio.to_thread(metrics.fold)
 
 
 def _answer(error: ServingError, status: int, headers: dict[str, str] | None = None) -> Response:

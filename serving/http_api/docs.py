@@ -16,6 +16,7 @@ from serving.engine.model import Model
 from serving.engine.rows import Rows
 from serving.engine.signature import Signature
 from serving.fleet.fleet import Fleet, Served
+from serving.http_api.compression import compressed
 from serving.http_api.public_url import Prefix
 from serving.http_api.security import BEARER, may
 from serving.http_api.strict_json import dumps
@@ -121,7 +122,7 @@ def add(app: FastAPI, prefix: Prefix) -> None:
         body = made[whole][1]
         if path := prefix.of(request):
             body = b'{"servers":[{"url":"%b"}],' % path.encode() + body[1:]
-        return Response(body, media_type="application/json")
+        return await compressed(request, body, "application/json")
 
     @app.get("/docs", include_in_schema=False)
     async def page() -> Response:

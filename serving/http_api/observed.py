@@ -68,7 +68,7 @@ class Observed:
 
     def _in_progress(self) -> Iterator[tuple[str, str]]:
         """Return route and method of each request in progress: which route it is, is known some time after it began."""
-        return (_labels(scope, target) for scope, target in self._scopes.values())
+        return (_labels(scope, target) for scope, target in self._scopes.copy().values())
 
 
 def _labels(scope: Scope, target: Target | None) -> tuple[str, str]:

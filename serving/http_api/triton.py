@@ -34,19 +34,19 @@ _NOT_OFFERED = {
 @router.get("/v2/models/stats", summary="What every model did")
 async def all_statistics(request: Request, fleet: LiveFleet) -> Response:
     """Count and time predictions of every version, over all workers, since the server started."""
-    return json_answer({"model_stats": description.statistics(fleet, request.app.state.metrics)})
+    return json_answer({"model_stats": await description.statistics(fleet, request.app.state.metrics)})
 
 
 @router.get("/v2/models/{model}/stats", summary="What a model did")
 async def model_statistics(request: Request, model: str, fleet: LiveFleet) -> Response:
     """Count and time the predictions of each version of a model."""
-    return json_answer({"model_stats": description.statistics(fleet, request.app.state.metrics, model)})
+    return json_answer({"model_stats": await description.statistics(fleet, request.app.state.metrics, model)})
 
 
 @router.get("/v2/models/{model}/versions/{version}/stats", summary="What a version did")
 async def version_statistics(request: Request, model: str, version: str, fleet: LiveFleet) -> Response:
     """Count and time the predictions of one version."""
-    return json_answer({"model_stats": description.statistics(fleet, request.app.state.metrics, model, version)})
+    return json_answer({"model_stats": await description.statistics(fleet, request.app.state.metrics, model, version)})
 
 
 @router.get("/v2/models/{model}/config", summary="How a model is run")

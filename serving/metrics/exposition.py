@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from serving.metrics.families import COUNTERS, GAUGES, HISTOGRAMS
+from serving.metrics.families import COUNTERS, GAUGES, HISTOGRAMS, Key, Labels
 from serving.metrics.store import Store, cumulative
+
+T = TypeVar("T")
 
 
 class _Collector:
@@ -30,25 +34,30 @@ def exposition(store: Store) -> tuple[bytes, str]:
 
 
 def _families(store: Store) -> Iterator[Metric]:
+    counters, histograms = _by_name(store.counters), _by_name(store.histograms)
     for name, (text, label_names) in COUNTERS.items():
         counter = CounterMetricFamily(name, text, labels=label_names)
-        for (key, labels), value in store.counters.items():
-            if key == name:
-                counter.add_metric(labels, value)
+        for labels, value in counters[name]:
+            counter.add_metric(labels, value)
         yield counter
     for name, (text, label_names, bounds) in HISTOGRAMS.items():
         histogram = HistogramMetricFamily(name, text, labels=label_names)
-        for (key, labels), cells in store.histograms.items():
-            if key == name:
-                histogram.add_metric(labels, list(cumulative(bounds, cells)), cells[-1])
+        for labels, cells in histograms[name]:
+            histogram.add_metric(labels, list(cumulative(bounds, cells)), cells[-1])
         yield histogram
-    for (key, labels), rows in list(store.counters.items()):
-        if key == "serving_shadow_rows" and rows:
-            agreeing = store.counters["serving_shadow_agreeing_rows", labels]
-            store.gauges["serving_shadow_agreement_ratio", labels] = agreeing / rows
+    agreeing = dict(counters["serving_shadow_agreeing_rows"])
+    for labels, rows in counters["serving_shadow_rows"]:
+        store.gauges["serving_shadow_agreement_ratio", labels] = agreeing.get(labels, 0.0) / rows
+    gauges = _by_name(store.gauges)
     for name, (text, label_names) in GAUGES.items():
         gauge = GaugeMetricFamily(name, text, labels=label_names)
-        for (key, labels), value in store.gauges.items():
-            if key == name:
-                gauge.add_metric(labels, value)
+        for labels, value in gauges[name]:
+            gauge.add_metric(labels, value)
         yield gauge
+
+
+def _by_name(table: dict[Key, T]) -> dict[str, list[tuple[Labels, T]]]:
+    found: dict[str, list[tuple[Labels, T]]] = defaultdict(list)
+    for (name, labels), value in table.items():
+        found[name].append((labels, value))
+    return found

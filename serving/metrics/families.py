@@ -8,6 +8,8 @@ Labels: TypeAlias = tuple[str, ...]
 Version: TypeAlias = tuple[str, str]
 """Name and version of a model."""
 Key: TypeAlias = tuple[str, Labels]
+Cell: TypeAlias = "memoryview[float]"
+"""A counter: a view of one number."""
 Sizes: TypeAlias = dict[int, tuple[float, float]]
 """By rows of a batch: how many such batches ran, and their seconds in the model."""
 
@@ -89,6 +91,7 @@ VERSIONED = frozenset(
     if family[1][:2] == _MODEL and not name.startswith("serving_gate_")
 )
 """What is counted of each version; the gate's figures are another matter: they are told anew, all at a time."""
+GATE_FIGURES = frozenset(name for name, family in GAUGES.items() if family[1] == (*_MODEL, "of"))
 LEAST = frozenset({"serving_model_ready", "serving_model_info", "serving_model_generation", "serving_gate_passed"})
 GREATEST = frozenset(
     {

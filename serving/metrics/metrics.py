@@ -1,9 +1,10 @@
 """What the server counts, summed over its workers.
 
 Observing several histograms for each request would cost more than a small prediction, so a worker gathers in plain
-lists and ints and folds them in on a tick. After each fold it leaves a snapshot in the shared folder, named by its
-slot (never by pid, so the files stay bounded), and a scrape on any worker adds up all snapshots: the others' lag by a
-tick at most. A slot's next worker goes on from the counters of the one before, so that none goes back.
+lists and folds them in on a tick. After each fold it leaves a snapshot in the shared folder, named by its slot (never
+by pid, so the files stay bounded), and a scrape on any worker adds up all snapshots: the others' lag by a tick at most.
+A slot's next worker goes on from the counters of the one before, so that none goes back. Counters are exact whatever
+becomes of a worker (see `counts`); of histograms a kill loses what the last tick has not seen.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from serving.metrics.counts import Counts
 from serving.metrics.exposition import exposition
-from serving.metrics.families import Labels, Sizes, Version
+from serving.metrics.families import GATE_FIGURES, Key, Labels, Sizes, Version
 from serving.metrics.gathered import ModelMetrics, RouteMetrics, ShadowMetrics
 from serving.metrics.store import Store, add_file
 from serving.metrics.totals import totals_of
@@ -37,23 +40,36 @@ class Metrics:
     """All counters of one worker, and the view over all workers that share `directory`.
 
     directory: where the workers' snapshots lie; None keeps to this process. slot: this worker's number.
-    dropped_lines: says how many lines of the log this process dropped. All methods are called on one thread, the event
-    loop's.
+    counts: has this worker's counters where the parent reads them. dropped_lines: says how many lines of the log this
+    process dropped. `fold`, `render`, `totals` and `statistics` take long where there are many models, and may be
+    called on any thread; all else belongs to the event loop's.
     """
 
-    def __init__(self, *, directory: Path | None = None, slot: int = 0, dropped_lines: Callable[[], int] = int) -> None:
+    def __init__(
+        self,
+        *,
+        directory: Path | None = None,
+        slot: int = 0,
+        counts: Counts | None = None,
+        dropped_lines: Callable[[], int] = int,
+    ) -> None:
         self._directory = directory
+        self._counts = counts or Counts()
+        self._lock = threading.Lock()
         self._dropped_lines = dropped_lines
         self._dropped = 0
         self._slot = slot
         self._store = Store()
+        self._told: dict[Key, float] = {}
+        """What the coordinator says of all models, and what this worker serves of them."""
         self._models: dict[Version, ModelMetrics] = {}
         self._routes: dict[Labels, RouteMetrics] = {}
         self._shadows: dict[Version, ShadowMetrics] = {}
         self.cut: Counter[str] = Counter()
         """Connections that were ended, by reason; who ends them adds."""
         self.in_progress: Callable[[], Iterable[Labels]] = tuple
-        """Says route and method of each request that ASGI answers now."""
+        """Says route and method of each request that ASGI answers now; asked on any thread."""
+        self._cut_before: Counter[str] = Counter()
         self._store.gauges["serving_worker_start_time_seconds", (str(slot),)] = time.time()
         if directory is not None:
             with contextlib.suppress(OSError):
@@ -68,39 +84,48 @@ class Metrics:
     def model(self, name: str, version: str) -> ModelMetrics:
         """Return the counters of one version."""
         labels = (name, version)
-        if labels not in self._models and len(self._models) >= MOST_SERIES:
+        if labels in self._models:
+            return self._models[labels]
+        with self._lock:
+            return self._counted(labels)
+
+    def _counted(self, labels: Version) -> ModelMetrics:
+        if len(self._models) >= MOST_SERIES:
             resting = next((of for of, model in self._models.items() if not model.in_use and of != _OTHER), None)
             if resting is None:
                 labels = _OTHER
             else:
                 self._forget(resting)
         self._inherited.pop(labels, None)
-        return self._models.setdefault(labels, ModelMetrics(labels))
+        if labels not in self._models:
+            self._models[labels] = ModelMetrics(labels, self._counts)
+        return self._models[labels]
 
     def _forget(self, version: Version) -> None:
         self._models.pop(version, None)
         self._shadows.pop(version, None)
         self._inherited.pop(version, None)
+        self._counts.forget(version)
         self._store.forget(version)
 
     def serving(self, model: str, generation: int) -> None:
         """Say which generation of a model's traffic state this worker serves."""
-        self._store.gauges["serving_model_generation", (model,)] = generation
+        self._told["serving_model_generation", (model,)] = generation
 
     def passed(self, versions: list[tuple[str, str, bool]]) -> None:
         """Say which versions, by name and version, the gate let pass, and which not."""
-        for key in [key for key in self._store.gauges if key[0] == "serving_gate_passed"]:
-            del self._store.gauges[key]
+        kept = {key: value for key, value in self._told.items() if key[0] != "serving_gate_passed"}
         for name, version, let in sorted(versions, key=self._loaded)[-MOST_SERIES:]:
-            self._store.gauges["serving_gate_passed", (name, version)] = float(let)
+            kept["serving_gate_passed", (name, version)] = float(let)
+        self._told = kept
 
     def examined(self, figures: list[tuple[str, str, str, str, float]], stumbles: int) -> None:
         """Take what the gate measured (name, version, of which, what, value), and how often the coordinator failed."""
-        for key in [key for key in self._store.gauges if key[0].startswith("serving_gate_") and len(key[1]) == 3]:
-            del self._store.gauges[key]
+        kept = {key: value for key, value in self._told.items() if key[0] not in GATE_FIGURES}
         for name, version, of, what, value in sorted(figures, key=self._loaded)[-6 * MOST_SERIES :]:
-            self._store.gauges[f"serving_gate_{what}", (name, version, of)] = value
-        self._store.gauges["serving_coordinator_failures", ()] = stumbles
+            kept[f"serving_gate_{what}", (name, version, of)] = value
+        kept["serving_coordinator_failures", ()] = stumbles
+        self._told = kept
 
     def _loaded(self, row: tuple[Any, ...]) -> bool:
         """Tell whether a version that something is told of is loaded here: what is kept of a long list ends with it."""
@@ -109,8 +134,8 @@ class Metrics:
 
     def asked(self, model: str, generation: int, *, refused: bool) -> None:
         """Say which generation the folder asks for, and whether it can't be served."""
-        self._store.gauges["serving_model_asked_generation", (model,)] = generation
-        self._store.gauges["serving_model_refused", (model,)] = float(refused)
+        self._told["serving_model_asked_generation", (model,)] = generation
+        self._told["serving_model_refused", (model,)] = float(refused)
 
     def silent(self, seconds: float) -> None:
         """Say for how long this worker has heard nothing of the coordinator, where that is too long."""
@@ -118,48 +143,69 @@ class Metrics:
 
     def folder(self, *, gone: bool) -> None:
         """Say whether the models folder is gone."""
-        self._store.gauges["serving_models_folder_gone", ()] = float(gone)
+        self._told["serving_models_folder_gone", ()] = float(gone)
 
     def shadow(self, name: str, version: str) -> ShadowMetrics:
         """Return the counters of a version that runs as shadow."""
         labels = self.model(name, version).labels
-        return self._shadows.setdefault(labels, ShadowMetrics(labels))
+        if labels not in self._shadows:
+            self._shadows[labels] = ShadowMetrics(labels, self._counts)
+        return self._shadows[labels]
 
     def route(self, template: str, method: str) -> RouteMetrics:
         """Return the counters of one route template and method."""
         labels = (template, method)
         if labels not in self._routes and len(self._routes) >= MOST_SERIES:
             labels = ("other", "other")
-        return self._routes.setdefault(labels, RouteMetrics(labels))
+        found = self._routes.get(labels)
+        return found if found is not None else self._routes.setdefault(labels, RouteMetrics(labels, self._counts))
 
     def fold(self) -> None:
         """Fold what was gathered since the last time, and leave a snapshot for the other workers."""
+        with self._lock:
+            self._fold()
+            snapshot = self._snapshot()
+            if self._directory is None:
+                return
+            file = self._file()
+            fresh = file.with_suffix(".new")
+            try:
+                fresh.write_bytes(snapshot)
+                fresh.replace(file)  # a reader sees the old snapshot or the new one, never half of one
+            except OSError as error:
+                log.error("metrics of this worker are not shared: %s", error.strerror)
+
+    def _fold(self) -> None:
         while self._inherited and len(self._models) + len(self._inherited) > MOST_SERIES:
             self._forget(next(iter(self._inherited)))
-        for model in self._models.values():
+        # Copies, since the event loop's thread adds to these meanwhile.
+        for model in self._models.copy().values():
             model.fold(self._store)
-        for shadow in self._shadows.values():
+        for shadow in self._shadows.copy().values():
             shadow.fold(self._store)
         in_progress = Counter([self.route(*labels).labels for labels in self.in_progress()])
-        for labels, route in self._routes.items():
+        for labels, route in self._routes.copy().items():
             route.in_flight_by_asgi = in_progress[labels]
             route.fold(self._store)
-        for reason, number in self.cut.items():
+        cut = self.cut.copy()
+        for reason, number in (cut - self._cut_before).items():
             self._store.counters["serving_connections_cut", (reason,)] += number
-        self.cut.clear()
+        self._cut_before = cut
         self._store.gauges["serving_worker_resident_bytes", (str(self._slot),)] = _resident_bytes()
         dropped = self._dropped_lines()
         self._store.counters["serving_log_lines_dropped", ()] += dropped - self._dropped
         self._dropped = dropped
-        if self._directory is None:
-            return
-        file = self._file()
-        fresh = file.with_suffix(".new")
-        try:
-            fresh.write_bytes(self._store.dump())
-            fresh.replace(file)  # a reader sees the old snapshot or the new one, never half of one
-        except OSError as error:
-            log.error("metrics of this worker are not shared: %s", error.strerror)
+
+    def _snapshot(self) -> bytes:
+        """Write down all that this worker knows, with what its cells have counted so far."""
+        whole = Store()
+        whole.counters.update(self._store.counters)
+        whole.live, whole.identity = self._counts.kept(), self._counts.identity
+        for key, value in (*whole.live.items(), *self._counts.unkept().items()):
+            whole.counters[key] += value
+        whole.histograms, whole.sizes = self._store.histograms, self._store.sizes
+        whole.gauges = self._store.gauges | self._told.copy()
+        return whole.dump()
 
     def totals(self, models: Iterable[Version]) -> dict[Version, dict[str, float]]:
         """Sum what versions, given as (name, version), did over all workers; see `totals`."""
@@ -180,7 +226,9 @@ class Metrics:
     def _whole(self, *, sizes: bool = False) -> Store:
         """Add up the snapshots of all workers."""
         whole = Store()
-        whole.add(self._store.dump(), gauges=True, sizes=sizes)
+        with self._lock:
+            snapshot = self._snapshot()
+        whole.add(snapshot, gauges=True, sizes=sizes)
         if self._directory is not None:
             mine = self._file()
             for file in sorted(self._directory.glob("worker-*.json")):

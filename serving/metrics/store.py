@@ -37,6 +37,9 @@ class Store:
 
     def __init__(self) -> None:
         self.counters: dict[Key, float] = defaultdict(float)
+        self.live: dict[Key, float] = {}
+        """What of the counters came from the memory of the worker that `identity` names, which goes on counting."""
+        self.identity = 0.0
         self.histograms: dict[Key, list[float]] = {}
         """For each: a count a bucket, one beyond the last, and the sum."""
         self.gauges: dict[Key, float] = {}
@@ -44,16 +47,17 @@ class Store:
         """What batches of each size did; no metric, for each size would be a series."""
 
     def observe(self, name: str, labels: Labels, values: list[int] | list[float]) -> None:
-        """Count values into a histogram; without any it exists from now on."""
+        """Count values into a histogram."""
+        if not values:
+            return
         bounds = HISTOGRAMS[name][2]
         cells = self.histograms.get((name, labels))
         if cells is None:
             cells = self.histograms[name, labels] = [0.0] * (len(bounds) + 2)
-        if values:
-            places = np.searchsorted(bounds, values)
-            for index, number in enumerate(np.bincount(places, minlength=len(bounds) + 1).tolist()):
-                cells[index] += number
-            cells[-1] += math.fsum(values)
+        places = np.searchsorted(bounds, values)
+        for index, number in enumerate(np.bincount(places, minlength=len(bounds) + 1).tolist()):
+            cells[index] += number
+        cells[-1] += math.fsum(values)
 
     def ran(self, version: Version, rows: list[int], seconds: list[float]) -> None:
         """Count batches by their sizes."""
@@ -90,7 +94,16 @@ class Store:
             return [[name, labels, value] for (name, labels), value in table.items()]
 
         sizes = [[of, [[size, *did] for size, did in mine.items()]] for of, mine in self.sizes.items()]
-        return orjson.dumps([rows(self.counters), rows(self.histograms), rows(self.gauges), sizes])
+        live = [self.identity, rows(self.live)]
+        return orjson.dumps([rows(self.counters), rows(self.histograms), rows(self.gauges), sizes, live])
+
+    def read_live(self, text: bytes) -> None:
+        """Take from a snapshot what of its counters was live, and whose. Raises ValueError where it is not one."""
+        try:
+            identity, live = orjson.loads(text)[4]
+            self.identity, self.live = float(identity), {(str(n), tuple(map(str, ls))): float(v) for n, ls, v in live}
+        except (TypeError, ValueError, IndexError) as error:
+            raise ValueError("not a snapshot") from error
 
     def add(self, text: bytes, *, gauges: bool, sizes: bool = True) -> None:
         """Add a snapshot. Raises ValueError, and adds nothing, where it is not one.
@@ -98,7 +111,7 @@ class Store:
         gauges: with these. sizes: with what batches of each size did, which may be most of a snapshot.
         """
         try:
-            counters, histograms, found, told = orjson.loads(text)
+            counters, histograms, found, told, _ = orjson.loads(text)
             counted = [((str(n), tuple(map(str, ls))), float(v)) for n, ls, v in counters]
             observed = [((str(n), tuple(map(str, ls))), [float(c) for c in v]) for n, ls, v in histograms]
             measured = [((str(n), tuple(map(str, ls))), float(v)) for n, ls, v in found]

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from serving.metrics.counts import Counts
 from serving.metrics.families import DIFFERENCES, Key, Version
 from serving.metrics.store import Store, add_file, cumulative
 
@@ -52,14 +53,24 @@ def totals_of(whole: Store, models: Iterable[Version]) -> dict[Version, dict[str
     return found
 
 
-def forget_gauges(directory: Path, slot: int) -> None:
-    """Drop the gauges of a worker that died: its queue and its requests went with it. For the parent process."""
+def settle(directory: Path, slot: int, counts: Counts) -> None:
+    """Close the account of a worker that ended: what it counted to the last, without its gauges, which went with it.
+
+    For the parent process.
+    """
     file = directory / f"worker-{slot}.json"
-    store = Store()
+    whole, snapshot = Store(), Store()
     with contextlib.suppress(OSError, ValueError):
-        store.add(file.read_bytes(), gauges=False)
+        text = file.read_bytes()
+        whole.add(text, gauges=False)
+        snapshot.read_live(text)
+    # A worker that ended before its first snapshot finds that of the one before, which has been settled.
+    before = snapshot.live if snapshot.identity == counts.identity else {}
+    for key, value in counts.read().items():
+        whole.counters[key] += value - before.get(key, 0.0)
+    with contextlib.suppress(OSError):
         fresh = file.with_suffix(".dead")
-        fresh.write_bytes(store.dump())
+        fresh.write_bytes(whole.dump())
         fresh.replace(file)
 
 
