@@ -54,11 +54,11 @@ def proven(
     """Convert, and compare on held-out rows and at the edges. Raises CannotExport or ParityError."""
 
     def attempt(model: Any, original: Original, rows: pd.DataFrame, double: bool) -> tuple[Trial, Parity]:
-        expected = _asked(original, rows)
         described = partial(
             features_of, train, rows, descriptions=descriptions, unknown_category=unknown, double=double
         )
         features = described()
+        expected = _asked(original, rows)
         layout: Literal["matrix", "columns"] = "matrix" if image else convert.layout_of(model, features)
         say(f"converting{' to float64' if double else ''}")
         codes = convert.codes_of(model, train)

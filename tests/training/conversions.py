@@ -43,6 +43,7 @@ def table_of(rows: Any) -> pd.DataFrame:
 def sent(exported: Exported, rows: Any) -> list[dict[str, Any]]:
     """Write rows as a client sends them: pandas' own JSON, with the names that the model is documented with."""
     table = table_of(rows)
+    table = table.set_axis([str(name) for name in table.columns], axis=1)
     if not isinstance(rows, np.ndarray | pd.Series):
         table = table[[f.name for f in exported.signature.features]]
     table.columns = [f.name for f in exported.signature.features]
