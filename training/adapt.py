@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def adapted(model: Any) -> Any:
     for _, part in list(parts(made)):
         kind = type(part).__name__
         if kind.startswith("XGB") and part.__sklearn_is_fitted__():
-            nameless(part.get_booster())
+            _xgboost(made, part)
         elif kind == "SimpleImputer" and hasattr(part, "statistics_"):
             _imputer(made, part)
         elif kind in VECTORIZERS:
@@ -52,6 +53,38 @@ def adapted(model: Any) -> Any:
                 "put an OrdinalEncoder in front, and leave categorical_features out",
             )
     return made
+
+
+def _xgboost(model: Any, part: Any) -> None:
+    nameless(part.get_booster())
+    if part.objective == "multi:softmax":  # the same trees, and predict_proba, which its converter leaves out
+        part.objective = "multi:softprob"
+    config = json.loads(part.get_booster().save_config())["learner"]
+    regressor = type(part).__name__.endswith("Regressor")
+    for bad, why, instead in (
+        (
+            part.booster not in (None, "gbtree"),
+            f"is a {part.booster!r} booster, and its converter knows trees only",
+            "fit it with booster='gbtree'",
+        ),
+        (
+            part.missing == part.missing,
+            f"takes {part.missing} for a missing value, and a graph takes NaN",
+            "leave missing= out, and write NaN where a value is missing",
+        ),
+        (
+            regressor and str(part.objective) in ("reg:logistic", "binary:logistic"),
+            f"has the objective {part.objective!r}, whose last step its converter leaves out",
+            "use XGBClassifier, whose probabilities are the same",
+        ),
+        (
+            regressor and int(config["learner_model_param"]["num_target"]) > 1,
+            "predicts several targets, and its converter knows one",
+            "use MultiOutputRegressor(XGBRegressor())",
+        ),
+    ):
+        if bad:
+            raise CannotExport(step_of(model, part), why, instead)
 
 
 def nameless(booster: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,30 +74,31 @@ def to_onnx(
     except Exception as error:
         raise refused(model, error) from error
     plain_outputs(proto)
-    _name(proto, original, features, layout)
+    _name(proto, original, layout)
     if image is not None:
         accept_image(proto, *image)
     elif layout == "columns":
         entrance = Entrance(proto)
+        outputs = {port.name for port in proto.graph.output}
         for feature in features:
-            entrance.add(feature.name, feature.datatype, codes.get(feature.name))
+            # The tensor of a column that is called like an output has a name of its own; callers see the feature's.
+            name = f"{feature.name}_" if feature.name in outputs else feature.name
+            entrance.add(name, feature.datatype, codes.get(feature.name))
         entrance.close()
     name_alike(proto)
     return proto
 
 
-def _name(proto: onnx.ModelProto, original: Original, features: Sequence[Feature], layout: str) -> None:
+def _name(proto: onnx.ModelProto, original: Original, layout: str) -> None:
     """Name inputs and outputs, leave out outputs that the original does not have, and answer in its types."""
     inner = [port.name for port in proto.graph.input]
     names = ["features"] if layout == "matrix" else [f"{name}_column" for name in inner]
     outputs = [port.name for port in proto.graph.output]
     del proto.graph.output[len(original.answers) if original.targets is None else len(outputs) :]
-    columns = {feature.name for feature in features} if layout == "columns" else {"features"}
     wanted = list(original.answers)
     if len(outputs) > 2:
         wanted = ["label", *(f"probabilities_{index}" for index in range(len(outputs) - 1))]
-    taken = [f"{name}_" if name in columns else name for name in wanted]
-    rename(proto, dict(zip(inner, names, strict=True)) | dict(zip(outputs, taken, strict=False)))
+    rename(proto, dict(zip(inner, names, strict=True)) | dict(zip(outputs, wanted, strict=False)))
     if original.targets is not None and len(outputs) == 2:
         split_targets(proto, "probabilities", [len(classes) for classes in original.targets])
     single = original.targets is None and wanted[0] == "label"
@@ -108,9 +110,9 @@ def _name(proto: onnx.ModelProto, original: Original, features: Sequence[Feature
         and len(original.classes) == 2
         and original.is_a("SVC", "NuSVC")
     ):
-        swap_columns(proto, taken[1])  # its converter shows the margin of the second class as the first's
+        swap_columns(proto, wanted[1])  # its converter shows the margin of the second class as the first's
     if original.boolean:
-        cast_output(proto, taken[0], "BOOL")
+        cast_output(proto, wanted[0], "BOOL")
 
 
 def _sklearn(model: Any, features: Sequence[Feature], *, layout: str, codes: Codes, double: bool) -> onnx.ModelProto:
@@ -140,11 +142,16 @@ def _sklearn(model: Any, features: Sequence[Feature], *, layout: str, codes: Cod
     raise problems[0]
 
 
+@cache
 def register() -> None:
-    """Teach skl2onnx the converters of onnxmltools, so that boosted trees convert wherever they stand."""
+    """Teach skl2onnx the converters of onnxmltools, so that boosted trees convert wherever they stand.
+
+    And that scikit-learn's own trees see float32, whatever is computed before them.
+    """
     from onnxmltools.convert.lightgbm.operator_converters.LightGbm import convert_lightgbm  # noqa: PLC0415
     from onnxmltools.convert.xgboost.operator_converters.XGBoost import convert_xgboost  # noqa: PLC0415
     from skl2onnx import update_registered_converter  # noqa: PLC0415
+    from skl2onnx.common import _registration  # noqa: PLC0415
     from skl2onnx.common.shape_calculator import (  # noqa: PLC0415
         calculate_linear_classifier_output_shapes,
         calculate_linear_regressor_output_shapes,
@@ -152,6 +159,13 @@ def register() -> None:
     from skl2onnx.operator_converters.linear_classifier import convert_sklearn_linear_classifier  # noqa: PLC0415
     from sklearn.svm import LinearSVC  # noqa: PLC0415
 
+    for name in ("DecisionTree", "ExtraTree", "RandomForest", "ExtraTrees", "GradientBoosting"):
+        for role in ("Classifier", "Regressor"):
+            alias = f"Sklearn{name}{role}"
+            known = _registration._converter_pool[alias]
+            _registration._converter_pool[alias] = _registration.RegisteredConverter(
+                _exactly(known._fct), known._options
+            )
     # Without it skl2onnx takes no options for whatever stands in front of these.
     linear = {key: [True, False] for key in ("nocl", "output_class_labels", "raw_scores", "zipmap")}
     update_registered_converter(
@@ -193,16 +207,27 @@ def _exactly(convert: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any, An
         if not isinstance(operator.inputs[0].type, DoubleTensorType):
             convert(scope, operator, floored)
             return
-        single = scope.get_unique_variable_name("single")
-        container.add_node("Cast", [operator.inputs[0].full_name], [single], to=onnx.TensorProto.FLOAT)
-        outputs = [scope.get_unique_variable_name("of_single") for _ in operator.outputs]
+        single = _Single(scope.get_unique_variable_name("single"), operator.inputs[0])
+        container.add_node("Cast", [operator.inputs[0].full_name], [single.full_name], to=onnx.TensorProto.FLOAT)
+        outputs = [_Single(scope.get_unique_variable_name("of_single"), variable) for variable in operator.outputs]
         convert(scope, _Renamed(operator, [single], outputs), floored)
         for output, inner in zip(operator.outputs, outputs, strict=True):
             double = isinstance(output.type, DoubleTensorType)
             kind, more = ("Cast", {"to": onnx.TensorProto.DOUBLE}) if double else ("Identity", {})
-            container.add_node(kind, [inner], [output.full_name], **more)
+            container.add_node(kind, [inner.full_name], [output.full_name], **more)
 
     return converted
+
+
+class _Single:
+    """A variable of skl2onnx by another name, with float32 for float64."""
+
+    def __init__(self, name: str, variable: Any) -> None:
+        from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType  # noqa: PLC0415
+
+        self.full_name = self.onnx_name = self.raw_name = name
+        kind = variable.type
+        self.type = FloatTensorType(kind.shape) if isinstance(kind, DoubleTensorType) else kind
 
 
 class _Floored:
@@ -216,7 +241,7 @@ class _Floored:
         self._container = container
 
     def add_node(self, op_type: str, *places: Any, **attributes: Any) -> None:
-        if op_type.startswith("TreeEnsemble"):
+        if op_type.startswith("TreeEnsemble") and "nodes_values" in attributes:
             values = np.asarray(attributes["nodes_values"], dtype=np.float64)
             singles = values.astype(np.float32)
             above = (singles > values) & (np.asarray(attributes["nodes_modes"]) == "BRANCH_LEQ")
@@ -228,12 +253,14 @@ class _Floored:
 
 
 class _Renamed:
-    """An operator of skl2onnx, with other names at its ends."""
+    """An operator of skl2onnx, with other variables at its ends."""
 
-    def __init__(self, operator: Any, inputs: list[str], outputs: list[str]) -> None:
+    def __init__(self, operator: Any, inputs: list[_Single], outputs: list[_Single]) -> None:
         self._operator = operator
-        self.input_full_names = inputs
-        self.output_full_names = outputs
+        self.inputs = inputs
+        self.outputs = outputs
+        self.input_full_names = [variable.full_name for variable in inputs]
+        self.output_full_names = [variable.full_name for variable in outputs]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._operator, name)

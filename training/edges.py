@@ -49,7 +49,8 @@ def edge_rows(
             add("unseen", str(name), {name: unseen})
         if feature.datatype in ("FP32", "FP64") and feature.minimum is not None and feature.maximum is not None:
             between = np.float32(feature.minimum + 0.382 * (feature.maximum - feature.minimum))
-            add("between", str(name), {name: float(between)})
+            halves = train[name].dtype == np.float16
+            add("between", str(name), {name: float(np.float16(between) if halves else between)})
     add("ends", "", least)
     add("ends", "", most)
     return edges, pd.DataFrame(rows, columns=train.columns, dtype=object)

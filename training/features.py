@@ -90,6 +90,7 @@ def _wider(one: Datatype, other: Datatype, name: str, double: bool) -> Datatype:
 
 def datatype_of(column: pd.Series[Any], *, double: bool) -> Datatype:
     """Name the type that callers send: whole numbers and booleans stay so, unless some are missing."""
+    column = column.infer_objects()
     kind = column.dtype
     values = kind.categories if isinstance(kind, pd.CategoricalDtype) else column
     if not pd.api.types.is_numeric_dtype(values):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+_WORDS = "use analyzer='word' or 'char', without strip_accents, and without a tokenizer or preprocessor of your own"
 _INSTEAD = {
     "FunctionTransformer": "a graph holds no Python: do it to the columns before fit and before each request, or use a "
     "transformer of scikit-learn's own (PowerTransformer for logarithms, for instance)",
     "HashingVectorizer": "use CountVectorizer or TfidfVectorizer",
-    "CountVectorizer": "use analyzer='word' or 'char', without a tokenizer or preprocessor of your own",
-    "TfidfVectorizer": "use analyzer='word' or 'char', without a tokenizer or preprocessor of your own",
+    "CountVectorizer": _WORDS,
+    "TfidfVectorizer": _WORDS,
+    "OneHotEncoder": "make its numbers whole numbers (astype(int)) or strings before fit",
     "SimpleImputer": "leave add_indicator out, and fill strings and numbers in steps of their own",
     "HistGradientBoostingClassifier": "put an OrdinalEncoder in front, and leave categorical_features out",
     "HistGradientBoostingRegressor": "put an OrdinalEncoder in front, and leave categorical_features out",
@@ -73,6 +75,7 @@ def refused(model: Any, error: Exception) -> CannotExport:
     if part is None:
         part = _named_in(model, str(error))
     text = " ".join(str(error).split()).split(" You may raise an issue")[0].split(" It usually means")[0]
+    text = text.split(" Stack trace:")[0]
     text = "no converter knows it" if "Unable to find" in text and "column name" not in text else text
     kind = type(model if part is None else part)
     instead = _INSTEAD.get(

@@ -53,7 +53,9 @@ def proven(
 ) -> tuple[Trial, Parity]:
     """Convert, and compare on held-out rows and at the edges. Raises CannotExport or ParityError."""
 
-    def attempt(model: Any, original: Original, rows: pd.DataFrame, double: bool) -> tuple[Trial, Parity]:
+    def attempt(
+        model: Any, original: Original, rows: pd.DataFrame, double: bool, train: pd.DataFrame = train
+    ) -> tuple[Trial, Parity]:
         described = partial(
             features_of, train, rows, descriptions=descriptions, unknown_category=unknown, double=double
         )
@@ -76,7 +78,8 @@ def proven(
         return attempt(model, original, held_out, double)
     except Gap as gap:
         say("looking for a remedy")
-        raise ParityError(f"{gap}. {_remedy(model, original, held_out, double, attempt)}") from gap
+        remedy = _remedy(model, original, train, held_out, double=double, attempt=attempt)
+        raise ParityError(f"{gap}. {remedy}") from gap
 
 
 def _asked(original: Original, rows: pd.DataFrame) -> dict[str, Array]:
@@ -171,7 +174,9 @@ def _shown(edge: Edge, row: pd.DataFrame) -> str:
 def _remedy(
     model: Any,
     original: Original,
+    train: pd.DataFrame,
     held_out: pd.DataFrame,
+    *,
     double: bool,
     attempt: Callable[..., tuple[Trial, Parity]],
 ) -> str:
@@ -187,6 +192,23 @@ def _remedy(
             large = _too_large(held_out)
             return f"{found} Export it so" + (
                 f", or subtract an offset from column {large!r} before fit." if large else "."
+            )
+    whole = _whole(train, held_out)
+    if whole:
+        try:
+            attempt(
+                model,
+                original,
+                held_out.astype(dict.fromkeys(whole, int)),
+                double,
+                train.astype(dict.fromkeys(whole, int)),
+            )
+        except (Gap, CannotExport):
+            pass
+        else:
+            return (
+                f"Tried: with whole numbers for {', '.join(map(str, whole))} the file agrees, since callers can't send "
+                f"others then. Give both tables so: astype({dict.fromkeys(map(str, whole), 'int64')})."
             )
     rounded = _rounded(held_out)
     if rounded.equals(held_out):
@@ -209,6 +231,12 @@ def _too_large(rows: pd.DataFrame) -> str | None:
         if pd.api.types.is_numeric_dtype(rows[name]) and float(rows[name].abs().max()) > FLOAT32_EXACT:
             return str(name)
     return None
+
+
+def _whole(train: pd.DataFrame, held_out: pd.DataFrame) -> list[Any]:
+    """Name the columns of floats that hold nothing but whole numbers."""
+    floats = [name for name in train.columns if pd.api.types.is_float_dtype(train[name])]
+    return [n for n in floats if all((t[n].notna() & (t[n] % 1 == 0)).all() for t in (train, held_out))]
 
 
 def _rounded(rows: pd.DataFrame) -> pd.DataFrame:

@@ -28,10 +28,12 @@ class Port:
     type: str
     shape: tuple[int | str | None, ...]
 
-    def spec(self) -> TensorSpec:
-        """Give it in our words. Raises ModelInvalid for types that no protocol here can carry."""
+    def spec(self, role: str) -> TensorSpec:
+        """Give it in our words. Raises ModelInvalid, with its role (input, output), for types no protocol carries."""
         if self.type not in ONNX:
-            raise ModelInvalid(f"{self.name} is {self.type}, which can't be served: use plain tensors")
+            raise ModelInvalid(
+                f"{role} {self.name} is of type {self.type}, which no protocol here carries: make it a plain tensor"
+            )
         dims = tuple(d if isinstance(d, int) and d >= 0 else -1 for d in self.shape)
         return TensorSpec(name=self.name, datatype=ONNX[self.type], shape=dims)
 
@@ -43,7 +45,7 @@ def describe(
 
     Returns the signature and, for each output that is a sequence of maps, its keys in order.
     """
-    specs = tuple(port.spec() for port in inputs)
+    specs = tuple(port.spec("input") for port in inputs)
     batch = _batch(specs)
     runs = _try(inputs, batch, probe)
     zipped = _zipped(outputs, runs)
@@ -111,7 +113,7 @@ def _blank(inputs: list[Port], rows: list[int], inner: int) -> Tensors:
     sizes = {port.shape[0]: number for port, number in zip(inputs, rows, strict=True) if port.shape}
     arrays = []
     for port, number in zip(inputs, rows, strict=True):
-        spec = port.spec()
+        spec = port.spec("output")
         wanted = [
             number if i == 0 else sizes.get(d, inner) if isinstance(d, str) else inner for i, d in enumerate(port.shape)
         ]
@@ -126,7 +128,8 @@ def _zipped(outputs: list[Port], runs: list[Run]) -> dict[int, tuple[Any, ...]]:
         if port.type in ZIPMAPS:
             if not runs or not runs[0][1][index]:
                 raise ModelInvalid(
-                    f"output {port.name} is a sequence of maps whose keys can't be learnt: export with zipmap=False"
+                    f"output {port.name} is of type {port.type}, and the graph ran on no made-up rows that would "
+                    "tell its keys: export with zipmap=False"
                 )
             zipped[index] = tuple(runs[0][1][index][0])
     return zipped
@@ -135,7 +138,7 @@ def _zipped(outputs: list[Port], runs: list[Run]) -> dict[int, tuple[Any, ...]]:
 def _output(port: Port, seen: list[Any], keys: tuple[Any, ...] | None) -> TensorSpec:
     if keys is not None:
         return TensorSpec(name=port.name, datatype="FP32", shape=(-1, len(keys)))
-    spec = port.spec()
+    spec = port.spec("output")
     if not seen:
         return spec
     # Exporters often leave an output's shape out, or wrong; what came out is the truth.

@@ -66,7 +66,8 @@ class Checked:
         """Make the feeds of validated rows."""
         self._check_count(len(rows), "instances")
         try:
-            inputs = self.rows.arrays(rows)
+            with np.errstate(over="ignore"):  # what overflowed is refused below, by name
+                inputs = self.rows.arrays(rows)
         except ValueError:
             raise SignatureMismatch("/instances: rows have different shapes: send them one request each") from None
         if self._guard_finite:
@@ -166,7 +167,8 @@ class Checked:
             raise InvalidRequest('"inputs" has no rows: send at least one')
         self._check_count(len(columns[0]), "inputs")
         try:
-            inputs = self.rows.feeds(columns)
+            with np.errstate(over="ignore"):  # what overflowed is refused below, by name
+                inputs = self.rows.feeds(columns)
         except ValueError:
             raise SignatureMismatch("/inputs: rows have different shapes: send them one request each") from None
         if self._guard_finite:
@@ -199,16 +201,17 @@ class Checked:
             )
 
     def _refuse_overflow(self, inputs: Tensors, top: str, *, by_row: bool) -> None:
-        """Refuse what is finite as a double and infinite as the float32 that the model takes."""
+        """Refuse what is finite as a double and infinite as the smaller float that the model takes."""
         for position, array in enumerate(inputs):
             if array.dtype.kind not in "fV" or not np.isinf(array).any():
                 continue
             details = []
+            datatype = self.signature.inputs[position].datatype
             for place in np.argwhere(np.isinf(array))[:DETAILS_SHOWN]:
                 feature = self.rows.names[place[1] if self.signature.layout == "matrix" else position]
                 row = int(place[0])
                 path = strict_json.pointer(top, *((row, feature) if by_row else (feature, row)))
-                details.append(Detail(path, "is too large for the model's 32-bit float", feature))
+                details.append(Detail(path, f"is too large for {datatype}, which the model takes", feature))
             features = {f.name: f for f in self.signature.features}
             details = [d for d in details if d.feature and not features[d.feature].allow_non_finite]
             if details:

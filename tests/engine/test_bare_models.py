@@ -251,3 +251,23 @@ def test_values_that_the_graph_refuses_are_the_callers_to_mend(put: Put) -> None
     assert "Gather" not in bad.text
     assert "/" not in bad.json()["error"].replace("value or shape", "")
     assert v1(client, {"instances": [1]})["predictions"] == [20.0]
+
+
+def test_a_number_too_large_for_half_a_float_is_refused_by_that_type(put: Put) -> None:
+    """1e6 is no FP16: the refusal names the cell and the type that the model takes."""
+    half = TensorProto.FLOAT16
+    client = put(graph([node("Identity", ["x"], ["y"])], [("x", half, ["n", 2])], [("y", half, ["n", 2])]))
+    answer = client.post("/v1/models/m:predict", json={"instances": [[1, 1e6]]})
+    assert answer.status_code == 422
+    assert answer.json()["details"][0]["message"] == "is too large for FP16, which the model takes"
+
+
+def test_an_output_that_no_protocol_carries_is_named_with_its_type(tmp_path: Path) -> None:
+    """A sequence of tensors has no place in any protocol: the model is refused, with the output and its type."""
+    proto = graph([node("SequenceConstruct", ["x"], ["y"])], [("x", FLOAT, ["n", 2])], [])
+    proto.graph.output.append(helper.make_tensor_sequence_value_info("y", FLOAT, None))
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    (tmp_path / "m" / "1" / "model.onnx").write_bytes(proto.SerializeToString())
+    with TestClient(create_app(Settings(models=tmp_path))) as client:
+        problem = str(client.get("/v1/models").json()["problems"])
+    assert "output y is of type seq(tensor(float))" in problem
