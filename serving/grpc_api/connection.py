@@ -13,10 +13,10 @@ from serving.grpc_api.call import Call
 from serving.grpc_api.guard import Guard
 from serving.grpc_api.head import Head
 from serving.http2.connection import Connection as Http2
-from serving.http2.connection import Limits
 from serving.http2.events import DataReceived, RequestReceived, StreamReset
 from serving.http2.frames import ErrorCode, ResponseTemplate
 from serving.http2.hpack import Headers, literal
+from serving.http2.limits import Limits
 from serving.parting import part, reset
 
 MOST_CALLS = 8192

@@ -48,7 +48,7 @@ class Guard:
         forgiven = int(self.patience.frames_s * (self.now - before))
         for connection in list(self.connections):
             connection.look(self.now)
-            connection.http2.forgive(forgiven)
+            connection.http2.idle.forgive(forgiven)
 
     def room(self) -> int:
         """Return how many connections more are taken, `spare` ones counted; closes such as have long been quiet."""

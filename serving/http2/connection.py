@@ -6,54 +6,22 @@ Source: RFC 9113. It takes no priorities and pushes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Generic
 
 from serving.http2 import frames
 from serving.http2.events import ConnectionEnded, DataReceived, Event, R, RequestReceived, StreamReset
 from serving.http2.frame_reader import CONTINUED, MAX_BLOCK_BYTES, FrameReader
-from serving.http2.frames import (
-    ACK,
-    END_HEADERS,
-    END_STREAM,
-    LARGEST_WINDOW,
-    PADDED,
-    PRIORITIZED,
-    ErrorCode,
-    ProtocolError,
-    ResponseTemplate,
-    Setting,
-    frame,
-    uint32,
-)
-from serving.http2.hpack import MAX_LIST_BYTES, TABLE_BYTES, Headers, HeadersTooLarge
-from serving.http2.outbox import Outbox, Stream
+from serving.http2.frames import ACK, END_HEADERS, END_STREAM, ErrorCode, ProtocolError, Setting, frame, uint32
+from serving.http2.hpack import TABLE_BYTES, Headers, HeadersTooLarge
+from serving.http2.idle_frames import IdleFrames
+from serving.http2.limits import Limits
+from serving.http2.outbox import Outbox
 from serving.http2.request_reader import MalformedMessage, RequestReader
+from serving.http2.streams import Stream, Streams
 
 _TINY_BYTES = 16
 """A DATA or CONTINUATION frame below it, with more to come, brings nothing: it costs as much as a large one."""
-_CREDIT = 4
-"""Idle frames that are forgiven for each response, and for each large DATA frame of one: clients ping as they read."""
-_WINDOW_UPDATES = 2
-"""What each request pays for: ordinary clients open its window and the connection's before they have read anything."""
 _MAX_SETTINGS = 32
-_MAX_REMEMBERED = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one peer may take.
-
-    idle_frames: frames that bring nothing (pings, settings, resets, empty data), less those forgiven. ping_reason: what
-    a peer is told that sent one ping too many.
-    """
-
-    max_streams: int = 1024
-    stream_window: int = 1024 * 1024
-    connection_window: int = 16 * 1024 * 1024
-    max_frame_size: int = 1024 * 1024
-    idle_frames: int = 1000
-    ping_reason: str = "too many pings"
 
 
 class Connection(Generic[R]):
@@ -64,24 +32,20 @@ class Connection(Generic[R]):
 
     def __init__(self, read_request: Callable[[Headers], R], limits: Limits) -> None:
         self._limits = limits
-        self.streams: dict[int, Stream] = {}
+        self.streams = Streams()
         self.closed = False
         """Whether the last GOAWAY is in the output; what still comes is thrown away."""
         self.draining = False
         self.settled = False
         """Whether the peer's first settings have come."""
-        self.idle_frames = 0
+        self.idle = IdleFrames(limits.idle_frames, limits.ping_reason)
         self._preface = frames.PREFACE  # what of it is still to come
         self._frames = FrameReader(limits.max_frame_size)
         self._requests = RequestReader(read_request)
         self._outbox = Outbox()
         self._events: list[Event[R]] = []
         self._window = limits.connection_window
-        self._window_updates = 0  # that requests have paid for
-        self._last = 0  # the youngest stream
-        self._promised = LARGEST_WINDOW  # the stream id of the first GOAWAY, which no later one may exceed
-        self._reset_here: dict[int, None] = {}  # late frames of these streams are harmless
-        self._passed_over: list[range] = []  # ids that were never opened, and can't be now
+        self._promised = frames.LARGEST_WINDOW  # the stream id of the first GOAWAY, which no later one may exceed
         # The header block that is read: stream, flags, what there is of it, and the number of its first frame.
         self._block: tuple[int, int, bytes, int] | None = None
         self._prefix = b""  # of the next header block that is sent
@@ -97,14 +61,7 @@ class Connection(Generic[R]):
             self._on_window_update,
             self._on_continuation,
         )
-        offered = {
-            Setting.MAX_CONCURRENT_STREAMS: limits.max_streams,
-            Setting.INITIAL_WINDOW_SIZE: limits.stream_window,
-            Setting.MAX_FRAME_SIZE: limits.max_frame_size,
-            Setting.MAX_HEADER_LIST_SIZE: MAX_LIST_BYTES,
-        }
-        window = uint32(limits.connection_window - frames.DEFAULT_WINDOW)
-        self._write(frames.settings_frame(offered) + frame(frames.WINDOW_UPDATE, 0, 0, window))
+        self._write(limits.greeting())
 
     def receive(self, data: bytes) -> list[Event[R]]:
         """Take what the socket brought; return what happened."""
@@ -120,7 +77,7 @@ class Connection(Generic[R]):
                 if kind <= frames.CONTINUATION:
                     self._handlers[kind](flags, stream_id, payload, flow_length)  # type: ignore[arg-type]
                 else:
-                    self._count_idle_frame()
+                    self.idle.add()
         except ProtocolError as error:
             self.close(error.code, str(error))
             events.append(ConnectionEnded(error))
@@ -131,10 +88,6 @@ class Connection(Generic[R]):
         """A number that stays while the same frame, or block of headers, has begun and is not whole; else 0."""
         return self._block[3] if self._block is not None else self._frames.unfinished
 
-    def forgive(self, idle_frames: int) -> None:
-        """Forget some idle frames, for time has passed."""
-        self.idle_frames = max(0, self.idle_frames - idle_frames)
-
     def _after_preface(self, data: bytes) -> bytes:
         given = data[: len(self._preface)]
         if not self._preface.startswith(given):
@@ -142,17 +95,12 @@ class Connection(Generic[R]):
         self._preface = self._preface[len(given) :]
         return data[len(given) :]
 
-    def _count_idle_frame(self, cost: int = 1, reason: str = "too many frames that bring nothing, or resets") -> None:
-        self.idle_frames += cost
-        if self.idle_frames > self._limits.idle_frames:
-            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, reason, "flood")
-
     def _stream_error(self, stream_id: int, code: ErrorCode) -> None:
         """Reset a stream for what its peer did, which counts as if the peer had reset it."""
         if stream_id in self.streams:
             self._events.append(StreamReset(stream_id, code))
         self.reset(stream_id, code)
-        self._count_idle_frame()
+        self.idle.add()
 
     # Frames that come
 
@@ -160,7 +108,7 @@ class Connection(Generic[R]):
         stream = self.streams.get(stream_id)
         if flow_length != CONTINUED:
             if flow_length < _TINY_BYTES and not flags & END_STREAM:
-                self._count_idle_frame()
+                self.idle.add()
             self._window -= flow_length
             if self._window < 0:
                 raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window holds")
@@ -169,7 +117,7 @@ class Connection(Generic[R]):
                 self._window = self._limits.connection_window
                 self._write(frame(frames.WINDOW_UPDATE, 0, 0, uint32(grown)))
             if stream is None:
-                self._check_late(stream_id)
+                self.streams.check_late(stream_id)
                 return
             if stream.remote_ended:
                 self._stream_error(stream_id, ErrorCode.STREAM_CLOSED)
@@ -188,19 +136,9 @@ class Connection(Generic[R]):
         stream.remote_ended = end_stream
         self._events.append(DataReceived(stream_id, payload, end_stream))
 
-    def _check_late(self, stream_id: int) -> None:
-        """Let a frame pass that was under way when its stream was reset here. Raises ProtocolError for any other."""
-        if stream_id in self._reset_here:
-            return
-        if stream_id > self._last or not stream_id & 1 or any(stream_id in passed for passed in self._passed_over):
-            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a frame for a stream that was not opened")
-        raise ProtocolError(ErrorCode.STREAM_CLOSED, "a frame for a stream that has ended")
-
     def _on_headers(self, flags: int, stream_id: int, payload: bytes, _: int) -> None:
         if not stream_id & 1:
             raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "headers on a stream that a client can't open")
-        if flags & (PADDED | PRIORITIZED):
-            payload = _unpadded(flags, payload)
         if flags & END_HEADERS:
             self._on_block(stream_id, flags, payload)
         else:
@@ -218,24 +156,24 @@ class Connection(Generic[R]):
             self._on_block(stream_id, first, block)
             return
         if len(payload) < _TINY_BYTES:
-            self._count_idle_frame()
+            self.idle.add()
         self._block = stream_id, first, block, number
 
     def _on_block(self, stream_id: int, flags: int, block: bytes) -> None:
         """Take a whole block of headers: of a new stream, or the trailers of one that is open."""
-        if stream_id > self._last:
+        if stream_id > self.streams.last:
             self._open(stream_id, bool(flags & END_STREAM), block)
             return
         stream = self.streams.get(stream_id)
         if stream is None:
-            self._check_late(stream_id)
+            self.streams.check_late(stream_id)
         try:
             self._requests.read_trailers(block)  # also where nobody wants them: HPACK must stay in step
             complete = bool(flags & END_STREAM) and (stream is None or not stream.body_left)
         except (MalformedMessage, HeadersTooLarge):
             complete = False
         if stream is None:
-            self._count_idle_frame()
+            self.idle.add()
         elif stream.remote_ended:
             self._stream_error(stream_id, ErrorCode.STREAM_CLOSED)
         elif not complete:
@@ -247,15 +185,13 @@ class Connection(Generic[R]):
     def _open(self, stream_id: int, end_stream: bool, block: bytes) -> None:
         if not self.settled:
             raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a connection begins with settings")
-        if stream_id > self._last + 2:
-            self._passed_over = [*self._passed_over[-15:], range(self._last + 2, stream_id)]
-        self._last = stream_id
+        self.streams.advance(stream_id)
         length = None
         try:
             request, length = self._requests.read(block)
         except HeadersTooLarge:
             request = None
-            self._count_idle_frame(1 + (len(block) >> 10))  # such a block takes as much time as many frames
+            self.idle.add(1 + (len(block) >> 10))  # such a block takes as much time as many frames
         except MalformedMessage:
             self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR)
             return
@@ -268,8 +204,7 @@ class Connection(Generic[R]):
         stream = Stream(stream_id, self._outbox.initial_window, self._limits.stream_window, length)
         stream.remote_ended = end_stream
         self.streams[stream_id] = stream
-        if self._window_updates < _WINDOW_UPDATES * self._limits.max_streams:
-            self._window_updates += _WINDOW_UPDATES
+        self.idle.pay()
         self._events.append(RequestReceived(stream_id, request, end_stream))
 
     def _on_priority(self, _: int, stream_id: int, payload: bytes, __: int) -> None:
@@ -278,21 +213,21 @@ class Connection(Generic[R]):
         if len(payload) != 5:
             self._stream_error(stream_id, ErrorCode.FRAME_SIZE_ERROR)
         else:
-            self._count_idle_frame()
+            self.idle.add()
 
     def _on_reset(self, _: int, stream_id: int, payload: bytes, __: int) -> None:
         if len(payload) != 4:
             raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "a reset has 4 bytes")
-        if not stream_id & 1 or stream_id > self._last:
+        if not stream_id & 1 or stream_id > self.streams.last:
             raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a reset of a stream that was not opened")
         stream = self.streams.pop(stream_id, None)
         if stream is not None:
             self._outbox.discard(stream)
             self._events.append(StreamReset(stream_id, int.from_bytes(payload, "big")))
-        self._count_idle_frame()
+        self.idle.add()
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes, _: int) -> None:
-        self._count_idle_frame()
+        self.idle.add()
         if stream_id:
             raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "settings of a stream")
         if len(payload) % 6 or (flags & ACK and payload):
@@ -303,32 +238,20 @@ class Connection(Generic[R]):
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many settings in a frame", "flood")
         self.settled = True
         for key, value in frames.unpack_settings(payload):
-            self._set(key, value)
+            if key == Setting.HEADER_TABLE_SIZE and value < TABLE_BYTES:
+                # The peer waits for a block that says so. Nothing sent from here is in the table: 0 is always right.
+                self._prefix = b"\x20"
+            elif key == Setting.ENABLE_PUSH and value > 1:
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "ENABLE_PUSH is 0 or 1")
+            else:
+                self._outbox.set(key, value, self.streams.values())
         self._write(frame(frames.SETTINGS, ACK, 0))
-
-    def _set(self, key: int, value: int) -> None:
-        if key == Setting.INITIAL_WINDOW_SIZE:
-            if value > LARGEST_WINDOW:
-                raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "a window that is too large")
-            grown = value - self._outbox.initial_window
-            self._outbox.initial_window = value
-            if not all(self._outbox.grow(stream, grown) for stream in self.streams.values()):
-                raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "a window that grows too far")
-        elif key == Setting.MAX_FRAME_SIZE:
-            if not frames.DEFAULT_FRAME_SIZE <= value < 2**24:
-                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a frame size that is none")
-            self._outbox.max_frame_size = value
-        elif key == Setting.ENABLE_PUSH and value > 1:
-            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "ENABLE_PUSH is 0 or 1")
-        elif key == Setting.HEADER_TABLE_SIZE and value < TABLE_BYTES:
-            # The peer waits for a block that says so. Nothing sent here is in the table, so that 0 is always right.
-            self._prefix = b"\x20"
 
     def _on_push_promise(self, _: int, __: int, ___: bytes, ____: int) -> None:
         raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "clients push nothing")
 
     def _on_ping(self, flags: int, stream_id: int, payload: bytes, _: int) -> None:
-        self._count_idle_frame(reason=self._limits.ping_reason)
+        self.idle.add(ping=True)
         if stream_id:
             raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a ping of a stream")
         if len(payload) != 8:
@@ -339,26 +262,23 @@ class Connection(Generic[R]):
     def _on_goaway(self, _: int, stream_id: int, __: bytes, ___: int) -> None:
         if stream_id:
             raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "GOAWAY of a stream")
-        self._count_idle_frame()
+        self.idle.add()
 
     def _on_window_update(self, _: int, stream_id: int, payload: bytes, __: int) -> None:
-        if self._window_updates > 0:
-            self._window_updates -= 1
-        else:
-            self._count_idle_frame()
+        self.idle.add_window_update()
         if len(payload) != 4:
             raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "a window update has 4 bytes")
-        grown = int.from_bytes(payload, "big") & LARGEST_WINDOW
+        grown = int.from_bytes(payload, "big") & frames.LARGEST_WINDOW
         if not stream_id:
             self._outbox.window += grown
             if not grown:
                 raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a window that grows by nothing")
-            if self._outbox.window > LARGEST_WINDOW:
+            if self._outbox.window > frames.LARGEST_WINDOW:
                 raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "a window that grows too far")
             return
         stream = self.streams.get(stream_id)
         if stream is None:
-            if stream_id > self._last:
+            if stream_id > self.streams.last:
                 raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a window of a stream that was not opened")
         elif not grown:
             self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR)
@@ -379,7 +299,7 @@ class Connection(Generic[R]):
         """Return what to write, with up to `limit` bytes of queued payload, and the streams whose queue is empty."""
         chunks, drained, progress = self._outbox.take(limit)
         if drained or progress:
-            self.idle_frames = max(0, self.idle_frames - _CREDIT * progress)
+            self.idle.credit(progress)
             for stream in drained:
                 if stream.trailers is not None:
                     self._end(stream)
@@ -387,7 +307,7 @@ class Connection(Generic[R]):
             self._outbox.frames = []
         return chunks, [stream.id for stream in drained]
 
-    def respond(self, stream_id: int, template: ResponseTemplate, data: bytes) -> bool:
+    def respond(self, stream_id: int, template: frames.ResponseTemplate, data: bytes) -> bool:
         """Send a whole response where the windows have room for it now; else return False, and nothing is sent."""
         stream = self.streams.get(stream_id)
         if stream is None:
@@ -431,8 +351,7 @@ class Connection(Generic[R]):
     def _end(self, stream: Stream) -> None:
         """Forget a stream whose response is complete."""
         del self.streams[stream.id]
-        if self.idle_frames > 0:
-            self.idle_frames -= _CREDIT
+        self.idle.credit()
         if not stream.remote_ended:  # the response came before the request's end: the peer may stop
             self._write_reset(stream.id, ErrorCode.NO_ERROR)
 
@@ -445,9 +364,7 @@ class Connection(Generic[R]):
 
     def _write_reset(self, stream_id: int, code: ErrorCode) -> None:
         self._write(frame(frames.RST_STREAM, 0, stream_id, uint32(code)))
-        self._reset_here[stream_id] = None
-        if len(self._reset_here) > _MAX_REMEMBERED:
-            del self._reset_here[next(iter(self._reset_here))]
+        self.streams.remember_reset(stream_id)
 
     def waits(self, stream_id: int) -> int | None:
         """Return how many bytes of a stream's queue went so far; None where nothing waits."""
@@ -478,17 +395,5 @@ class Connection(Generic[R]):
             self._go_away(code, reason)
 
     def _go_away(self, code: ErrorCode, reason: str) -> None:
-        self._promised = min(self._promised, self._last)
+        self._promised = min(self._promised, self.streams.last)
         self._write(frame(frames.GOAWAY, 0, 0, uint32(self._promised) + uint32(code) + reason.encode()))
-
-
-def _unpadded(flags: int, payload: bytes) -> bytes:
-    """Take padding and priority off a HEADERS frame."""
-    padding = start = 0
-    if flags & PADDED:
-        padding, start = (payload[0], 1) if payload else (1, 0)
-    if flags & PRIORITIZED:
-        start += 5
-    if start + padding > len(payload):
-        raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "padding is longer than its frame, or a priority is cut short")
-    return payload[start : len(payload) - padding]

@@ -14,6 +14,7 @@ from serving.http2.frames import (
     HEADERS,
     LARGEST_WINDOW,
     PADDED,
+    PRIORITIZED,
     ErrorCode,
     ProtocolError,
     unpack_frame,
@@ -104,7 +105,10 @@ class FrameReader:
                 break
             place = start + length
             self.complete += 1
-            yield kind, flags, stream_id, data[start:place], 0
+            payload = data[start:place]
+            if kind == HEADERS and flags & (PADDED | PRIORITIZED):
+                payload = _bare(flags, payload)
+            yield kind, flags, stream_id, payload, 0
         if place < end:
             self._rest = data[place:]
 
@@ -125,3 +129,15 @@ class FrameReader:
 
 def _piece(data: bytes, start: int, end: int) -> bytes | memoryview:
     return data[start:end] if end - start < _VIEW_BYTES else memoryview(data)[start:end]
+
+
+def _bare(flags: int, payload: bytes) -> bytes:
+    """Take padding and priority off a HEADERS frame."""
+    padding = start = 0
+    if flags & PADDED:
+        padding, start = (payload[0], 1) if payload else (1, 0)
+    if flags & PRIORITIZED:
+        start += 5
+    if start + padding > len(payload):
+        raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "padding is longer than its frame, or a priority is cut short")
+    return payload[start : len(payload) - padding]

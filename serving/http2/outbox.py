@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from serving.http2.frames import DATA, DEFAULT_FRAME_SIZE, DEFAULT_WINDOW, LARGEST_WINDOW, pack_frame
+from serving.http2.frames import (
+    DATA,
+    DEFAULT_FRAME_SIZE,
+    DEFAULT_WINDOW,
+    LARGEST_WINDOW,
+    ErrorCode,
+    ProtocolError,
+    Setting,
+    pack_frame,
+)
+from serving.http2.streams import Stream
 
 _SUBSTANTIAL_BYTES = 1024
 """DATA frames from this size are progress that the peer pays window updates for."""
-
-
-class Stream:
-    """One stream that is open. Windows count bytes that may still be sent and come."""
-
-    __slots__ = ("body_left", "id", "queue", "receive_window", "remote_ended", "send_window", "sent", "trailers")
-
-    def __init__(self, stream_id: int, send_window: int, receive_window: int, body_left: int | None) -> None:
-        self.id = stream_id
-        self.send_window = send_window
-        self.receive_window = receive_window
-        self.remote_ended = False
-        self.body_left = body_left
-        """Bytes that content-length still promises; None where it was not said."""
-        self.queue: deque[bytes | memoryview] | None = None
-        """Payload that waits; None: nothing does, and nothing may follow but trailers or more payload."""
-        self.trailers: bytes | None = None
-        """The frame that ends the stream behind what waits."""
-        self.sent = 0
-        """Bytes of the queue that went so far."""
 
 
 class Outbox:
@@ -75,6 +65,17 @@ class Outbox:
         if stream.queue is not None and stream.send_window > 0:
             self._sendable[stream] = None
         return stream.send_window <= LARGEST_WINDOW
+
+    def set(self, key: int, value: int, streams: Iterable[Stream]) -> None:
+        """Take note of one of the peer's settings, where it is about what it is sent. Raises ProtocolError."""
+        if key == Setting.INITIAL_WINDOW_SIZE:
+            grown, self.initial_window = value - self.initial_window, value
+            if value > LARGEST_WINDOW or not all(self.grow(stream, grown) for stream in streams):
+                raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "a window that is too large")
+        elif key == Setting.MAX_FRAME_SIZE:
+            if not DEFAULT_FRAME_SIZE <= value < 2**24:
+                raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a frame size that is none")
+            self.max_frame_size = value
 
     def take(self, limit: int) -> tuple[list[bytes | memoryview], list[Stream], int]:
         """Return what to write, with up to `limit` bytes of payload, one frame of each stream in turn.

@@ -207,10 +207,10 @@ _OTHERS = {"unclean": _deaths_unseen, "proof": _unproved}
 
 def _off_in_grpc(name: str) -> None:
     from serving.grpc_api.call import Call
-    from serving.http2 import connection, frame_reader, hpack
+    from serving.http2 import connection, frame_reader, hpack, idle_frames
 
     if name == "calm":
-        connection.Connection._count_idle_frame = lambda self, *_, **__: None  # type: ignore[method-assign]
+        idle_frames.IdleFrames.add = lambda self, *_, **__: None  # type: ignore[method-assign]
     elif name == "blocks":
         hpack.MAX_LIST_BYTES = frame_reader.MAX_BLOCK_BYTES = connection.MAX_BLOCK_BYTES = 2**30
     else:

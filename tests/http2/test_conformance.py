@@ -13,9 +13,10 @@ import pytest
 from hpack import Encoder, NeverIndexedHeaderTuple
 from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
 
-from serving.http2.connection import Connection, Limits
+from serving.http2.connection import Connection
 from serving.http2.events import DataReceived, RequestReceived
 from serving.http2.hpack import literal
+from serving.http2.limits import Limits
 from tests.grpc_api.wire import (
     ACK,
     CONTINUATION,

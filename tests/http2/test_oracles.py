@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.http2.connection import Connection, Limits
+from serving.http2.connection import Connection
 from serving.http2.events import DataReceived, RequestReceived, StreamReset
 from serving.http2.frames import ResponseTemplate
 from serving.http2.hpack import CompressionError, Decoder, HeadersTooLarge, literal
+from serving.http2.limits import Limits
 
 NAMES = st.sampled_from(["accept", "te", "x-a", "x-b", "grpc-timeout", "authorization", ":path", "cookie"])
 FIELDS = st.lists(st.tuples(NAMES, st.text(st.characters(max_codepoint=0xFF), max_size=60)), max_size=12)
