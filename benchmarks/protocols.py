@@ -280,12 +280,16 @@ def main(arguments: list[str] | None = None) -> int:
         findings = [f for name, part in parts.items() if re.search(given.only, name) for f in part()]
     show(findings, Console(width=130))
     if not given.keep:
-        facts = {
+        facts: dict[str, Any] = {
             "command": f"python -m benchmarks.protocols --rounds {given.rounds} --seconds {given.seconds}",
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "machine": f"{os.cpu_count()} cores, {platform.machine()}",
             "findings": [{**asdict(f), "verdict": f.verdict} for f in findings],
         }
+        if given.only != ".":  # a part that was measured alone takes the place of its old figures
+            old, new = json.loads(RESULTS.read_text()), facts["findings"]
+            names = {finding["what"] for finding in new}
+            facts = {**old, "findings": [*(f for f in old["findings"] if f["what"] not in names), *new]}
         RESULTS.write_text(json.dumps(facts, indent=1) + "\n")
     return 0
 
