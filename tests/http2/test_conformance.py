@@ -157,6 +157,7 @@ ENDS_CONNECTION = {
     "6.10/5": (opened(1, 0) + REST + REST, PROTOCOL),
     "6.10/6": (opened(1, 0) + frame(DATA, END_STREAM, 1, b"test"), PROTOCOL),
     "8.2/1": (frame(PUSH_PROMISE, END_HEADERS, 1, number(3) + block()), PROTOCOL),
+    "10.5.1: headers that are announced too large": (b"\1\0\1\1\5\0\0\0\1", CALM),
     "10.5.1: headers without end": (opened(1, 0) + frame(CONTINUATION, 0, 1, bytes(9000)) * 8, CALM),
 }
 
@@ -185,6 +186,7 @@ ENDS_STREAM = {
     "8.1.2.6/1": (opened(1, 4, ("content-length", "1")) + frame(DATA, END_STREAM, 1, b"test"), PROTOCOL),
     "8.1.2.6/2": (opened(1, 4, ("content-length", "1")) + frame(DATA, 0, 1, b"t") + frame(DATA, 1, 1, b"t"), PROTOCOL),
     "8.1.1: less than content-length": (opened(1, 4, ("content-length", "9")) + frame(DATA, 1, 1, b"test"), PROTOCOL),
+    "8.1.1: more than content-length": (opened(1, 4, ("content-length", "1")) + frame(DATA, 0, 1, bytes(20)), PROTOCOL),
     "8.1.1: content-length and no body": (whole(("content-length", "9")), PROTOCOL),
     "8.1.1: two lengths": (whole(("content-length", "1"), ("content-length", "2")), PROTOCOL),
     "8.1.1: a length that is no number": (whole(("content-length", "-1")), PROTOCOL),
