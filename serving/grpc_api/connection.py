@@ -274,7 +274,7 @@ class Connection(asyncio.Protocol):
 
     # Time
 
-    def look(self, now: float) -> None:
+    def enforce_timeouts(self, now: float) -> None:
         """Cut the connection if its client takes too long; `now` in monotonic seconds."""
         patience = self.guard.patience
         if self._is_unread(now):

@@ -47,7 +47,7 @@ class Guard:
         before, self.now = self.now, time.monotonic()
         forgiven = int(self.patience.frames_s * (self.now - before))
         for connection in list(self.connections):
-            connection.look(self.now)
+            connection.enforce_timeouts(self.now)
             connection.http2.idle.forgive(forgiven)
 
     def room(self) -> int:

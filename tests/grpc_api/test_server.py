@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import re
 import signal
@@ -59,12 +60,18 @@ def app() -> Iterator[Any]:
             max_bytes=1 << 22,
         ),
     )
-    with TestClient(made):
+    with TestClient(made) as client:
+        made.state.portal = client.portal
         yield made
 
 
 def test_a_model_goes_with_its_last_call(app: Any, eventually: Wait) -> None:
     """No call that was answered, refused or left holds a version that was unloaded, without the help of a collector."""
+
+    async def unload() -> None:
+        app.state.fleet.models.pop("iris")
+        app.state.targets.bind(app.state.fleet, asyncio.get_running_loop())
+
     with grpc.insecure_channel(f"127.0.0.1:{app.state.companion.port}") as channel:
         ask = channel.unary_unary(PATH.decode())
         stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
@@ -79,8 +86,7 @@ def test_a_model_goes_with_its_last_call(app: Any, eventually: Wait) -> None:
                 ask.future(body).cancel()
             ask(infer(), timeout=20)
             last = weakref.ref(app.state.fleet.models["iris"].default)
-            app.state.loop.call_soon_threadsafe(app.state.fleet.models.pop, "iris")
-            app.state.loop.call_soon_threadsafe(app.state.targets.bind, app.state.fleet, app.state.loop)
+            app.state.portal.call(unload)
             eventually(lambda: last() is None)
         finally:
             gc.enable()
