@@ -127,8 +127,8 @@ class Repository:
     def _look_at(self, folder: Path, found: list[Found], problems: list[Problem], traffic: dict[str, Traffic]) -> None:
         name = folder.name
         entries = list(folder.iterdir())
-        if entries and all(path.name.startswith(".") for path in entries):
-            return  # a first version is being copied into it (`publish`), or was when that was cut off
+        if all(path.name.startswith(".") for path in entries):
+            return  # nothing, or a first version is being copied into it (`publish`), or was when that was cut off
         folders = [path for path in entries if path.is_dir()]
         versions = [path for path in folders if VERSION.fullmatch(path.name)]
         misnamed = [path.name for path in folders if path not in versions and (path / MODEL_FILE).exists()]
