@@ -27,8 +27,8 @@ _BLOCK = 64 * 1024
 
 
 @contextmanager
-def alone(name: str, folder: Path) -> Iterator[None]:
-    """Hold the model's lock. Raises NotReady where it can't be had.
+def alone(name: str, folder: Path, *, create: bool = True) -> Iterator[None]:
+    """Hold the model's lock. Raises NotReady where it can't be had, or the history is missing and not to be created.
 
     By flock: the system lets go of it when its holder dies. A record lock (fcntl) would end as soon as its holder reads
     or appends to the history, for that closes another descriptor of the file.
@@ -37,7 +37,7 @@ def alone(name: str, folder: Path) -> Iterator[None]:
     path = folder / HISTORY_FILE
     while True:
         with writing():
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            lock = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o644)
         try:
             if _locked(lock, path):
                 yield
@@ -116,7 +116,7 @@ def when(seconds: float) -> str:
 def append(folder: Path, entry: dict[str, Any]) -> None:
     """Add a line, under the lock; it is on disk when this returns. Raises OSError."""
     line = json.dumps(entry).encode() + b"\n"
-    file = os.open(folder / HISTORY_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    file = os.open(folder / HISTORY_FILE, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
     try:
         size = os.fstat(file).st_size
         if size == 0:

@@ -167,8 +167,11 @@ class Ledger:
         Where the folder can't be written nothing is noted, and that is no error.
         """
         folder = self._folder(name)
-        if _effective(_document(folder), history.last(folder))[1] or (folder / _AHEAD_FILE).exists():
-            with contextlib.suppress(NotReady), history.alone(name, folder), history.writing():
+        last = history.last(folder)
+        if _effective(_document(folder), last)[1] or (folder / _AHEAD_FILE).exists():
+            # A folder that is being removed loses its document too: nothing may be created in it then.
+            create = last == Traffic()
+            with contextlib.suppress(NotReady), history.alone(name, folder, create=create), history.writing():
                 return _adopted(folder)
         return self.read(name)
 

@@ -210,6 +210,23 @@ def test_a_long_history_is_read_from_its_end(ledger: Ledger, monkeypatch: pytest
         assert [e["generation"] for e in chain(ledger)] == list(range(1, 13))
 
 
+def test_what_is_being_removed_stays_removed(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sees a model's folder half removed puts no history back, or the folder could not be removed."""
+    promote(ledger, "1")
+    folder = ledger.root / "iris"
+    (folder / "traffic.json").unlink()
+    real = history.last
+
+    def then_removed(folder: Path) -> Traffic:
+        found = real(folder)
+        (folder / "history.jsonl").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(history, "last", then_removed)
+    ledger.adopt("iris")
+    assert [path.name for path in folder.iterdir() if path.is_file()] == []
+
+
 def test_a_read_only_folder_says_so(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the models folder can't be written, a change says that, and reading goes on."""
 
