@@ -218,8 +218,9 @@ def test_what_is_being_removed_stays_removed(ledger: Ledger, monkeypatch: pytest
     real = history.last
 
     def then_removed(folder: Path) -> Traffic:
+        monkeypatch.undo()
         found = real(folder)
-        (folder / "history.jsonl").unlink(missing_ok=True)
+        (folder / "history.jsonl").unlink()
         return found
 
     monkeypatch.setattr(history, "last", then_removed)
