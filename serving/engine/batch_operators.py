@@ -224,8 +224,12 @@ def _grid_sample(node: Node) -> Sequence[State]:
 def _concatenated(node: Node) -> Sequence[State]:
     rank = node.rank_out()
     rows = node.aligned(range(len(node.inputs)), rank)
-    if rows is None or rows.padding is not None or node.axis(node.attribute("axis", 1), rank) == rows.axis:
+    if rows is None or rows.padding is not None:
         raise node.mixes
+    # Behind each other they are all rows, some times over.
+    behind = node.axis(node.attribute("axis", 1), rank) == rows.axis
+    if behind and not all(isinstance(state, Rows) for state in node.inputs):
+        raise node.doubt("puts what is no row behind rows")
     return [rows]
 
 
