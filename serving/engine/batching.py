@@ -28,13 +28,11 @@ class Independence(BaseModel):
 class Batching:
     """How the requests of one version run. None: as the server's settings say.
 
-    together: requests of different callers may be rows of one batch. reason: why not. proved: rows are independent, so
-    those of one request may run apart too.
+    together: requests of different callers may be rows of one batch. reason: why not.
     """
 
     together: bool
     reason: str = ""
-    proved: bool = False
     max_rows: int | None = None
     max_delay_s: float | None = None
     instances: int | None = None

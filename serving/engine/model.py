@@ -99,17 +99,13 @@ class Model:
         self.batcher.submit(request)
 
 
-def load(
-    path: Path, *, limits: Limits, independent: bool, prepared: Path | None = None, quiet: bool = False
-) -> OnnxSession:
+def load(path: Path, *, limits: Limits, prepared: Path | None = None, quiet: bool = False) -> OnnxSession:
     """Read, check and warm one ONNX file. Raises ModelInvalid.
 
-    independent: its rows were proved so. prepared: the same model as `write_prepared` wrote it, which is loaded instead
-    where it can be. quiet: others serve meanwhile, and have the processor first.
+    prepared: the same model as `write_prepared` wrote it, which is loaded instead where it can be. quiet: others serve
+    meanwhile, and have the processor first.
     """
-    made = partial(
-        OnnxSession, threads=limits.threads, warm_rows=limits.max_batch_rows, independent=independent, quiet=quiet
-    )
+    made = partial(OnnxSession, threads=limits.threads, warm_rows=limits.max_batch_rows, quiet=quiet)
     if prepared is not None:
         try:
             return made(prepared, prepared=True)

@@ -83,8 +83,7 @@ class OnnxSession:
     """One ONNX file, ready to run.
 
     `run` takes arrays in the order of `signature.inputs` and gives arrays in the order of `signature.outputs`.
-    independent: its rows were proved so: those of a request may run some at a time. prepared: the file is one that
-    `write_prepared` wrote. warm_rows: the largest batch that is tried, in steps that end
+    prepared: the file is one that `write_prepared` wrote. warm_rows: the largest batch that is tried, in steps that end
     where a run takes `warm_s` seconds. quiet: others serve meanwhile, and have the processor first.
     Raises ModelInvalid where the file is no ONNX, is truncated, or is not what its own signature says.
     """
@@ -96,12 +95,10 @@ class OnnxSession:
         threads: int = 1,
         warm_rows: int = 2,
         warm_s: float = WARM_S,
-        independent: bool = False,
         prepared: bool = False,
         quiet: bool = False,
     ) -> None:
         self._usual_bytes: float = math.inf
-        self.independent = independent
         with Aside(apart=quiet) as aside:
             self._load(path, threads=threads, prepared=prepared, quiet=quiet, aside=aside)
             self._usual_bytes = self._warm(warm_rows, warm_s, aside)

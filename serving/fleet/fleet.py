@@ -126,9 +126,9 @@ class Fleet:
         self._expire()
 
     async def _load(self, item: Found, batching: Batching, there: Model | None) -> Model:
-        """Make a version that can serve; `there` is the same one as it serves now, whose session may do."""
+        """Make a version that can serve; `there` is the same one as it serves now, whose session does."""
         loop = asyncio.get_running_loop()
-        if there is not None and there.session.independent == batching.proved:
+        if there is not None:
             session = there.session
         else:
             session = await loop.run_in_executor(self._loader, self._read, item, batching)
@@ -178,7 +178,7 @@ class Fleet:
             with contextlib.suppress(OSError):
                 prepared = locate(state_folder(self._root, self._state_dir), item.content)
             limits = self.limits.of(batching)
-            return load(item.path, limits=limits, independent=batching.proved, prepared=prepared, quiet=self.started)
+            return load(item.path, limits=limits, prepared=prepared, quiet=self.started)
         finally:
             record.close()
 

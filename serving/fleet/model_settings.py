@@ -66,7 +66,7 @@ class ModelSettings:
         reason = "" if together else independence.reason
         if self.off:
             together, reason = False, self.off
-        return Batching(together, reason, independence.proved, self.max_rows, self.max_delay_s, self.instances)
+        return Batching(together, reason, self.max_rows, self.max_delay_s, self.instances)
 
     def traffic(self, asked: Traffic, available: Collection[str]) -> Traffic:
         """Return what is asked for with the versions to keep of config.pbtxt, where nobody has asked for others.

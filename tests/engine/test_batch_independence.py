@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnxruntime.quantization import quantize_dynamic
 from skl2onnx import to_onnx
 from sklearn.ensemble import GradientBoostingClassifier, IsolationForest, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression
@@ -51,6 +52,16 @@ def test_ordinary_graphs_are_proved(tmp_path: Path, name: str) -> None:
 def test_the_shipped_models_are_proved(path: Path) -> None:
     """What ships runs together."""
     assert prove(OnnxSession(path), path) == Independence(proved=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["transformer", "convolutions", "lstm_by_row"])
+def test_dynamic_quantisation_is_told_from_other_mixing(tmp_path: Path, name: str) -> None:
+    """What onnxruntime's own tool quantises shares a scale, and nothing else: an owner may allow that."""
+    (tmp_path / "whole.onnx").write_bytes(ORDINARY[name].SerializeToString())
+    quantize_dynamic(tmp_path / "whole.onnx", tmp_path / "int8.onnx")
+    found = prove(OnnxSession(tmp_path / "int8.onnx", warm_rows=2), tmp_path / "int8.onnx")
+    assert (found.proved, found.quantised) == (False, True)
 
 
 CLASSICAL = {

@@ -94,7 +94,7 @@ def test_only_a_shared_scale_may_be_allowed() -> None:
     assert not ModelSettings().decide(scale).together
     assert not allowing.decide(mixes).together
     off = ModelSettings(off="switched off").decide(Independence(proved=True))
-    assert (off.together, off.reason, off.proved) == (False, "switched off", True)
+    assert (off.together, off.reason) == (False, "switched off")
 
 
 def test_versions_that_triton_would_load() -> None:
