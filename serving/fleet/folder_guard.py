@@ -25,7 +25,7 @@ class FolderGuard:
     def judge(self, contents: Contents, served: Collection[str]) -> str:
         """Say why a look is not to be followed, and log that where it is new. served: the models that serve now."""
         reason = self._reason(contents, served)
-        if reason and not self.gone:
+        if reason and reason != self.gone:
             log.error("%s; what is loaded serves on", reason)
         elif self.gone and not reason:
             log.warning("the models folder is back: what it says is followed again")

@@ -117,11 +117,13 @@ async def ready(request: Request, fleet: LiveFleet) -> Response:
     Who may predict also learns what could not be loaded, and the generation of each model's traffic state: the one that
     this worker serves, the one that the folder asks for, and the lag between them; and `lag_s`, for how many seconds
     this worker has not acknowledged what its parent told it: 0 but for a worker that hangs; `coordinator_silent_s`, for
-    how many seconds it has heard nothing of its parent: 0 but for a parent that hangs.
+    how many seconds it has heard nothing of its parent: 0 but for a parent that hangs; and `folder_gone`, why the
+    models folder can't be followed now, which is empty where it can.
     """
     told: dict[str, Any] = {"ready": fleet.ready}
     if may(request, "predict"):
-        told["not_served"] = [f"{p.name} {p.version}".strip() for p in fleet.problems]
+        told["not_served"] = [f"{p.name} {p.version}".strip() for p in fleet.problems if p.name]
+        told["folder_gone"] = fleet.folder_gone
         told["generations"] = fleet.generations()
         told["lag_s"] = fleet.lag
         told["coordinator_silent_s"] = fleet.coordinator_silent_s

@@ -157,6 +157,9 @@ def test_a_folder_whose_volume_is_gone_takes_nothing_down(
     assert versions(live.url) == {"1"}
     assert "the models folder holds nothing of what is served (iris)" in live.output()
     assert "is its volume mounted?" in httpx.get(f"{live.url}/v1/models").text
+    ready = httpx.get(f"{live.url}/v2/health/ready")
+    assert (ready.status_code, ready.json()["not_served"]) == (200, [])
+    assert "is its volume mounted?" in ready.json()["folder_gone"]
     for answer in (
         httpx.put(
             f"{live.url}/v1/repository/models/iris/versions/next",

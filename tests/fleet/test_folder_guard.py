@@ -50,8 +50,8 @@ def test_what_counts_as_gone(served: tuple[str, ...], now: Contents, says: str) 
 
 
 def test_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """A folder that stays away is one error in the log, and its return another line."""
+    """A folder that stays away is an error in the log for each reason, and its return another line."""
     guard = FolderGuard()
-    for contents in (seen("a"), seen(), seen(), UNREADABLE, seen("a"), seen("a")):
+    for contents in (seen("a"), UNREADABLE, UNREADABLE, seen(), seen(), seen("a"), seen("a")):
         guard.judge(contents, ("a",))
-    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR", "WARNING"]
