@@ -16,7 +16,7 @@ from serving.engine.signature import Signature
 from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, SignatureMismatch, listed
 from serving.http_api import strict_json
 from serving.http_api.codec import Decoded
-from serving.tensors import FLOATS, Tensors
+from serving.tensors import FLOATS, INTEGERS, Tensors
 
 FORMS = ("named", "positional", "single")
 """How one row may be written: by feature name, by position, or as the only feature's value."""
@@ -38,6 +38,14 @@ class Checked:
         self._width = len(rows.names)
         self._names = set(rows.names)
         self._guard_finite = any(not f.allow_non_finite and f.datatype in FLOATS - {"FP64"} for f in signature.features)
+        # Of a table that has floats too, `values.tolist()` makes 4.0 of a column's 4: a client's own whole numbers.
+        self._whole = {
+            feature.name: i
+            for i, feature in enumerate(signature.features)
+            if feature.datatype in INTEGERS
+            and not feature.shape
+            and (feature.categories or feature.minimum is not None)
+        }
         self._validators: dict[str, SchemaValidator] = {}
         self.all = {form: rows.all(form) for form in FORMS}
         """What checks a whole body of rows of one form."""
@@ -83,6 +91,8 @@ class Checked:
         checked: list[Sequence[Any]] = []
         for start in range(0, len(rows), _TOGETHER):
             some = rows[start : start + _TOGETHER]
+            if self._whole:
+                some = [self._whole_in(row) for row in some]
             right = self._at_once(some)
             checked += self._checked(some, start, found) if right is None else right
             if found.enough:
@@ -90,6 +100,15 @@ class Checked:
                 break
         found.refuse("the rows do not fit the model's signature")
         return checked
+
+    def _whole_in(self, row: Any) -> Any:
+        """Write 4.0 as 4 where training saw whole numbers; anything else stays as it is."""
+        if isinstance(row, dict):
+            return {name: _as_whole(value) if name in self._whole else value for name, value in row.items()}
+        if isinstance(row, list):
+            at = set(self._whole.values())
+            return [_as_whole(value) if i in at else value for i, value in enumerate(row)]
+        return _as_whole(row) if self._single_only else row
 
     def _at_once(self, rows: list[Any]) -> list[Sequence[Any]] | None:
         """Give the cells of rows that all have one form and are right; None for others."""
@@ -154,6 +173,10 @@ class Checked:
                 raise InvalidRequest(
                     f'"inputs" is {strict_json.kind(given)}: send an object of columns by feature name'
                 )
+        given = {
+            name: [_as_whole(value) for value in column] if name in self._whole and isinstance(column, list) else column
+            for name, column in given.items()
+        }
         try:
             columns = list(self._columns_at_once.validate_json(_dumped(given)).values())
         except ValidationError:
@@ -314,3 +337,7 @@ def _sentence(found: ErrorDetails, missing: list[str], names: set[str]) -> str:
         "less_than_equal": lambda: f"should be at most {context.get('le')}",
     }
     return sentences[kind]() if kind in sentences else found["msg"].lower()
+
+
+def _as_whole(value: Any) -> Any:
+    return int(value) if type(value) is float and value.is_integer() else value

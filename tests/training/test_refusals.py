@@ -93,13 +93,29 @@ def ask(content: Exported, root: Path, row: dict[str, Any]) -> Any:
 
 
 def test_whole_numbers_stay_whole(tmp_path: Path) -> None:
-    """Where training had whole numbers 4.5 is refused by the column's name, and the documented example is accepted."""
+    """Where training had whole numbers 4.5 is refused by the column's name; 4, 4.0 and the example are accepted."""
     content = exported(RandomForestClassifier(3, random_state=0), numbers("int64"))
     assert {feature.datatype for feature in content.signature.features} == {"INT64"}
     assert content.signature.example is not None
-    status, said = ask(content, tmp_path, content.signature.example | {"height": 4.5})
+    row = content.signature.example
+    status, said = ask(content, tmp_path, row | {"height": 4.5})
     assert status == 422
     assert "/instances/0/height" in str(said)
+    with TestClient(create_app(Settings(models=tmp_path))) as client:
+        for body in (
+            {"instances": [row]},
+            {"instances": [{name: float(value) for name, value in row.items()}]},
+            {"instances": [[float(value) for value in row.values()]]},
+            {"inputs": {name: [float(value)] for name, value in row.items()}},
+        ):
+            answer = client.post("/v1/models/m:predict", json=body)
+            assert answer.status_code == 200, answer.text
+        assert (
+            "/inputs/height/0"
+            in client.post(
+                "/v1/models/m:predict", json={"inputs": {name: [value + 0.5] for name, value in row.items()}}
+            ).text
+        )
 
 
 def test_truth_is_asked_for_and_answered(tmp_path: Path) -> None:
