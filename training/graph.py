@@ -150,9 +150,8 @@ class Entrance:
     def __init__(self, proto: onnx.ModelProto) -> None:
         self._proto = proto
         self._inner = [port.name for port in proto.graph.input]
-        rename(proto, {name: f"{name}_inside" for name in self._inner})
-        self._inner = [f"{name}_inside" for name in self._inner]
-        self._number = proto.graph.input[0].type.tensor_type.elem_type
+        rename(proto, {name: f"/inside/{name}" for name in self._inner})
+        self._inner = [f"/inside/{name}" for name in self._inner]
         self._types = {port.name: port.type.tensor_type.elem_type for port in proto.graph.input}
         self._nodes: list[onnx.NodeProto] = []
         self._ports: list[onnx.ValueInfoProto] = []
@@ -163,7 +162,7 @@ class Entrance:
         self._ports.append(helper.make_tensor_value_info(name, ELEMENT[datatype], ["batch", 1]))
         inner = self._inner[len(self._columns)] if len(self._inner) > 1 else self._inner[0]
         due = self._types[inner]
-        at = f"{name}_column"
+        at = f"/typed/{name}"
         if codes is not None:
             kind = "keys_strings" if datatype == "BYTES" else "keys_int64s"
             keys: dict[str, Any] = {
@@ -186,6 +185,8 @@ class Entrance:
             for at, inner in zip(self._columns, self._inner, strict=True):
                 self._nodes.append(helper.make_node("Identity", [at], [inner]))
         graph = self._proto.graph
+        tensors = {tensor for node in graph.node for tensor in (*node.input, *node.output)}
+        rename(self._proto, {port.name: f"/inside/{port.name}" for port in self._ports if port.name in tensors})
         nodes = [*self._nodes, *graph.node]
         del graph.node[:], graph.input[:]
         graph.node.extend(nodes)
