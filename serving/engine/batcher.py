@@ -22,6 +22,8 @@ from serving.tensors import Tensors
 
 log = logging.getLogger("serving.batcher")
 
+REST_S = 60.0
+"""Seconds without a batch after which a model's threads end."""
 _FIRST_FOR_ONCE = ((0, 1, 2), (2, 1, 0), (0, 1, 2), (1, 0, 2))
 """Lines in the order in which batches take from them, in turn: every fourth serves the last line first."""
 
@@ -95,6 +97,7 @@ class Batcher:
         self._row_seconds = 0.0  # of a row in a batch as large as they are under load
         self._lag = 0.0  # from the end of the queue to an answer: the batch that runs, and its own
         self._freed = 0.0  # when a batch ended that left others waiting; 0 where none waited
+        self._used = 0.0  # when a batch ended last; 0 where the threads rest
         self._lonely = True  # the last batch held one request: waiting for company would only cost time
         self._drained: asyncio.Event | None = None
         self._executor = Executor(
@@ -170,7 +173,13 @@ class Batcher:
         return self._queued_rows
 
     def expire(self, now: float) -> None:
-        """Answer those whose deadline passed while they wait, though the model is still busy with others."""
+        """Answer those whose deadline passed while they wait, though the model is still busy with others.
+
+        Threads that had nothing to do for a while end.
+        """
+        if self._used and now - self._used > REST_S and not self._at_work:
+            self._used = 0.0
+            self._executor.rest()
         for line in self._lines:
             if any(r.deadline <= now or r.gone for r in line):
                 keep = [request for request in line if self._live(request, now)]
@@ -197,11 +206,11 @@ class Batcher:
         if self._queued_rows or self._at_work:
             self._drained = asyncio.Event()
             await self._drained.wait()
-        self._executor.close()
+        self._executor.rest()
 
     def abandon(self) -> None:
         """Let the threads go at once: there is no one left to ask for anything."""
-        self._executor.close()
+        self._executor.rest()
         del self._executor  # they know each other: this lets both go without waiting for the garbage collector
 
     def _live(self, request: Request, now: float) -> bool:
@@ -273,7 +282,7 @@ class Batcher:
         self._idle += 1
         self._at_work.discard(batch)
         spent = batch.ended - batch.started
-        now = time.monotonic()
+        now = self._used = time.monotonic()
         # Between the batches of a busy model the loop reads and answers: who waits, waits for that too.
         self._pace.learn(batch.cost, now - self._freed if self._freed and self._instances == 1 else spent)
         self._freed = now if self._queued_rows else 0.0

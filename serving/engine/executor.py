@@ -18,7 +18,7 @@ import numpy as np
 from serving.black_box import Record, unrecorded
 from serving.engine.isolation import Isolation
 from serving.engine.request import Outcome, Request
-from serving.errors import InferenceFailed
+from serving.errors import InferenceFailed, NotReady
 from serving.tensors import Tensors
 
 log = logging.getLogger("serving.executor")
@@ -40,7 +40,10 @@ class Batch:
 
 
 class Executor:
-    """`instances` threads that run batches of one model and post each result back to `loop`.
+    """Up to `instances` threads that run batches of one model and post each result back to `loop`.
+
+    They start with the first batches, so that a model that nobody asks has none. All but `_work` is for the loop's
+    thread alone.
 
     open_record: called once on each thread; the line in which it notes when it runs.
     """
@@ -64,15 +67,31 @@ class Executor:
         self._loop = loop
         self._done = done
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
-        self.submit = self._queue.put
-        self._threads = [threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True) for i in range(instances)]
-        for thread in self._threads:
-            thread.start()
+        self._name = name
+        self._instances = instances
+        self._threads = 0
 
-    def close(self) -> None:
-        """Let the threads end after what they have."""
-        for _ in self._threads:
+    def submit(self, batch: Batch) -> None:
+        """Have a batch run."""
+        if self._threads < self._instances:
+            try:
+                threading.Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
+                self._threads += 1
+            except RuntimeError:  # the system gives none
+                if not self._threads:
+                    log.error("%s can't run: the system gives no thread for it", self._name)
+                    error = NotReady("the server has no thread left to run this model: come back later")
+                    batch.outcomes = [error for _ in batch.requests]
+                    batch.started = batch.ended = time.monotonic()
+                    self._loop.call_soon(self._done, batch)
+                    return
+        self._queue.put(batch)
+
+    def rest(self) -> None:
+        """Let the threads end after what they have; the next batch starts new ones."""
+        for _ in range(self._threads):
             self._queue.put(None)
+        self._threads = 0
 
     def _work(self) -> None:
         record = self._open_record()

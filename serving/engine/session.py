@@ -48,6 +48,9 @@ BF16 = "tensor(bfloat16)"
 BF16_ELEMENT = 16
 """Its number among ONNX element types (TensorProto.DataType)."""
 
+LIGHT_S = 0.0001
+"""Seconds of one row up to which a small model gets no threads of its own beside the one that runs it."""
+
 TRIM_BYTES = 1024 * 1024
 """Size of a file from which what reading it took is given back to the system: the allocator would keep nearly all."""
 
@@ -100,8 +103,25 @@ class OnnxSession:
     ) -> None:
         self._usual_bytes: float = math.inf
         with Aside(apart=quiet) as aside:
-            self._load(path, threads=threads, prepared=prepared, quiet=quiet, aside=aside)
+            # Where there are hundreds of small models, threads that help none of them would be thousands.
+            small = threads > 1 and not prepared and path.stat().st_size < TRIM_BYTES
+            self._load(path, threads=1 if small else threads, prepared=prepared, quiet=quiet, aside=aside)
             self._usual_bytes = self._warm(warm_rows, warm_s, aside)
+            if small and self._row_seconds(aside) > LIGHT_S:
+                self._load(path, threads=threads, prepared=prepared, quiet=quiet, aside=aside)
+                self._usual_bytes = self._warm(warm_rows, warm_s, aside)
+
+    def _row_seconds(self, aside: Aside) -> float:
+        """Return the shortest of a few runs of one row; infinite where it takes no made-up ones."""
+        sample, best = self.sample(1), math.inf
+        for _ in range(5):
+            began = time.monotonic()
+            try:
+                aside(self.run, sample)
+            except InferenceFailed:
+                return math.inf
+            best = min(best, time.monotonic() - began)
+        return best
 
     def _load(self, path: Path, *, threads: int, prepared: bool, quiet: bool, aside: Aside) -> None:
         options = _options(threads)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.engine.batcher import Batcher, Unobserved
+from serving.engine.batcher import REST_S, Batcher, Unobserved
 from serving.engine.request import HIGH, LOW, NORMAL, Outcome, Request
 from serving.errors import DeadlineExceeded, InferenceFailed, NotReady, PayloadTooLarge, QueueFull, ServingError
 from serving.tensors import Tensors
@@ -72,6 +72,42 @@ def batcher(model: Callable[[Tensors], Tensors], **changes: Any) -> Batcher:
         **changes,
     }
     return Batcher(model, **settings)
+
+
+def threads(name: str) -> int:
+    return sum(thread.name.startswith(f"{name}-") for thread in threading.enumerate())
+
+
+async def test_a_model_has_threads_only_while_it_is_asked() -> None:
+    """They start with its first batches, end when it has had none for a while, and start again."""
+    made = batcher(Model(), name="seldom", instances=2)
+    assert threads("seldom") == 0
+    for _ in range(2):
+        for _ in range(3):
+            assert await ran_alone(made, Asked(1, 2)) == [2, 4]
+        assert threads("seldom") == 2
+        made.expire(time.monotonic())
+        assert threads("seldom") == 2
+        made.expire(time.monotonic() + REST_S + 1)
+        while threads("seldom"):  # noqa: ASYNC110  threads have no event for it
+            await asyncio.sleep(0.001)
+    await made.close()
+
+
+async def test_where_the_system_gives_no_thread_callers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a limit of processes a model that has no thread yet answers NotReady, and once there is one, as usual."""
+    made = batcher(Model(), name="starved")
+
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        asked = Asked(1)
+        made.submit(asked)
+        assert isinstance(await asyncio.wait_for(asked.answer, 10), NotReady)
+    assert await ran_alone(made, Asked(1)) == [2]
+    await made.close()
 
 
 async def ran_alone(made: Batcher, request: Asked) -> list[float]:
