@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from serving.access.caller import AccessInvalid
 from serving.log_pipe import LogPipe
@@ -13,6 +17,8 @@ from serving.logs import configure, form_of
 from serving.settings import Settings
 from serving.supervisor import Supervisor, check_access
 from serving.worker import allow_descriptors
+
+log = logging.getLogger("serving.server")
 
 
 class CannotStart(Exception):
@@ -57,6 +63,35 @@ def _bind(sock: socket.socket, host: str, port: int, option: str) -> None:
         raise CannotStart(f"can't listen on {host}:{port}: {reason.lower()}; choose another with {option}") from None
 
 
+def check_folders(models: Path) -> None:
+    """Look for what no server can start without. Raises CannotStart."""
+    try:
+        with os.scandir(models):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CannotStart(f"the models folder {models} can't be read: {reason}; name another with --models") from None
+    try:
+        with tempfile.TemporaryFile():
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CannotStart(
+            f"no temporary file can be written: {reason}; mount a writable folder at /tmp, or name one in TMPDIR"
+        ) from None
+
+
+def misnamed(environment: Iterable[str]) -> list[str]:
+    """Say which variables look like settings and are none."""
+    known = {f"SERVING_{name.upper()}" for name in Settings.model_fields}
+    found = []
+    for name in sorted(environment):
+        if name.upper().startswith("SERVING_") and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, 1, 0.8)
+            found.append(f"{name} in the environment is no setting{f': did you mean {near[0]}?' if near else ''}")
+    return found
+
+
 def serve(settings: Settings, reread: Callable[[], Settings]) -> int:
     """Serve until SIGTERM or Ctrl-C; return the exit status. Raises CannotStart.
 
@@ -68,6 +103,9 @@ def serve(settings: Settings, reread: Callable[[], Settings]) -> int:
         check_access(settings)
     except AccessInvalid as error:  # said once here, rather than by every worker
         raise CannotStart(str(error)) from None
+    for warning in misnamed(os.environ):
+        log.warning(warning)
+    check_folders(settings.models)
     sock = bind(settings.host, settings.port)
     grpc = reserve(settings.host, settings.grpc_port) if settings.grpc_port is not None else None
     return Supervisor(settings, sock, grpc, reread).run()

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
+from serving.server import CannotStart, check_folders, misnamed
 from serving.settings import Settings
 from tests.conftest import MODELS, running
 
@@ -123,6 +125,34 @@ def test_workers_end_when_their_parent_is_killed(eventually: Wait) -> None:
         server.process.kill()
         server.process.wait()
         eventually(lambda: not [pid for pid in workers if Path(f"/proc/{pid}").exists()])
+
+
+def test_a_models_folder_that_is_not_there_is_one_line_and_an_error(tmp_path: Path) -> None:
+    """A server that is pointed at nothing does not start, and says what to name."""
+    ended = command("run", "--port", "0", "--models", str(tmp_path / "modles"))
+    assert ended.returncode == 1
+    (line,) = ended.stderr.strip().splitlines()
+    assert "modles can't be read: no such file or directory; name another with --models" in line
+
+
+def test_without_a_temporary_folder_a_server_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a read-only root without /tmp the remedy is named, and no trace is shown."""
+
+    def refused() -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    with pytest.raises(CannotStart, match=r"no temporary file can be written: no usable .*; mount .* in TMPDIR"):
+        check_folders(MODELS)
+
+
+def test_a_variable_that_is_no_setting_is_named() -> None:
+    """A misspelt SERVING_ variable is named, with the setting that was meant; others are nobody's business."""
+    found = misnamed(["SERVING_MODLES", "SERVING_MODELS", "serving_port", "SERVING_SERVICE_HOST", "PATH"])
+    assert found == [
+        "SERVING_MODLES in the environment is no setting: did you mean SERVING_MODELS?",
+        "SERVING_SERVICE_HOST in the environment is no setting",
+    ]
 
 
 def test_a_port_in_use_is_one_line_and_an_error() -> None:
