@@ -32,7 +32,7 @@ _MOST_CODECS = 64
 _START_S = 60.0
 _FAULT = "the server failed on this request; its log has the reason"
 TURN_BYTES = 256 * 1024
-"""Bytes of bodies that are decoded in one turn of the event loop; the rest of what came at once goes to the process."""
+"""Bytes that are worked on in one turn of the event loop; the rest of what came at once goes to the process."""
 
 
 @dataclass(slots=True, eq=False)
@@ -65,14 +65,14 @@ class CodecPool:
         self._bodies = 0  # that wait
         self._busy = False
         self._idle: asyncio.TimerHandle | None = None
-        self._spent = 0  # bytes decoded in this turn of the loop
+        self._spent = 0  # bytes worked on in this turn of the loop
         self._closing = False
         # One thread speaks with the process, from start to end, and alone knows the attributes below.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="codecs")
         self._process: _Process | None = None
 
-    def may_decode_here(self, size: int) -> bool:
-        """Tell whether so many bytes more may be decoded in this turn of the event loop, and count them."""
+    def may_work_here(self, size: int) -> bool:
+        """Tell whether so many bytes more may be decoded or encoded in this turn of the event loop, and count them."""
         if not self._spent:
             asyncio.get_running_loop().call_soon(self._turned)
         self._spent += size

@@ -232,7 +232,7 @@ class Predictor:
                         prediction.submit(prediction.read(lambda chosen: chosen.read(request, cut)))
                     return
         elif len(request) > SMALL_BYTES and not (
-            len(request) <= INLINE_BYTES and self._pool.may_decode_here(2 * len(request))
+            len(request) <= INLINE_BYTES and self._pool.may_work_here(2 * len(request))
         ):
             name, version, prediction.identity = opening_of(request)
             self._choose(prediction, name, version or None)

@@ -39,6 +39,7 @@ from serving.http_api.codec import (
     MOST_BRACKETS,
     RAW_INLINE_BYTES,
     SLOW_INLINE_BYTES,
+    SMALL_ANSWER_BYTES,
     SMALL_BYTES,
     Blobs,
     Codec,
@@ -250,10 +251,13 @@ class Call(Request):
         if isinstance(outcome, ServingError):
             self._refuse(outcome)
             return
-        if sum([array.nbytes for array in outcome]) > INLINE_ANSWER_BYTES and (
-            self.target.codec.slow_answer(self.context) or header(self.headers, b"accept-encoding") is not None
+        size = sum([array.nbytes for array in outcome])
+        accepted = header(self.headers, b"accept-encoding") if size > SMALL_ANSWER_BYTES else None
+        if (
+            size > SMALL_ANSWER_BYTES
+            and (accepted is not None or self.target.codec.slow_answer(self.context))
+            and not (size <= INLINE_ANSWER_BYTES and self.target.pool.may_work_here(2 * size))
         ):
-            accepted = header(self.headers, b"accept-encoding")
             given = (outcome, self.context, accepted)
             self.job = self.target.pool.submit(
                 self,
@@ -300,7 +304,7 @@ def _here(target: Target, headers: Headers, body: Buffer, *, text: bool) -> Deco
     body = bytes(body)
     if body.count(b"{") + body.count(b"[") > MOST_BRACKETS:
         return None
-    if text and target.pool.may_decode_here(size):
+    if text and target.pool.may_work_here(size):
         try:
             quick = target.codec.quick(body)
         except ServingError as error:
@@ -308,6 +312,6 @@ def _here(target: Target, headers: Headers, body: Buffer, *, text: bool) -> Deco
         if quick is not None:
             return quick
     # The long way takes up to eight times as long.
-    if size <= SLOW_INLINE_BYTES and target.pool.may_decode_here(8 * size):
+    if size <= SLOW_INLINE_BYTES and target.pool.may_work_here(8 * size):
         return decode(target.codec, headers, body)
     return None
