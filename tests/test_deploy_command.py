@@ -59,7 +59,7 @@ def answering(live: Server) -> set[str]:
     return found
 
 
-def test_a_change_is_served_when_the_command_returns(live: Server, folder: Path) -> None:
+def test_a_change_is_served_when_the_command_returns(live: Server, folder: Path, eventually: Wait) -> None:
     """promote and rollback end when every worker serves the change, and say so in a line."""
     done = run(folder, "promote", "iris", "1", "--why", "ticket 12")
     assert (done.exit_code, done.stderr) == (0, "")
@@ -72,18 +72,18 @@ def test_a_change_is_served_when_the_command_returns(live: Server, folder: Path)
     assert "promote 1" in listed
     assert "ticket 12" in listed
     assert re.search(r"rollback: version 2 is\s", listed)
-    assert "iris: promote 1: version 1 is stable, was the highest; ticket 12 (generation 1" in live.output()
-    assert "iris: rollback: version 2 is stable, was 1 (generation 2" in live.output()
+    eventually(lambda: "iris: promote 1: version 1 is stable, was the highest; ticket 12 (gen" in live.output())
+    eventually(lambda: "iris: rollback: version 2 is stable, was 1 (generation 2" in live.output())
     shown = json.loads(run(folder, "status", "iris", "--json").stdout)["models"][0]
     assert (shown["stable"], shown["up_to_date"], shown["servers"]) == ("2", True, 1)
     assert "by 1" in run(folder, "status").stdout
 
 
-def test_nothing_of_ours_lies_among_the_models(live: Server, folder: Path) -> None:
+def test_nothing_of_ours_lies_among_the_models(live: Server, folder: Path, eventually: Wait) -> None:
     """After publishing and promoting there are models under the root, versions under a model, and files beside them."""
     published = run(folder, "publish", str(MODELS / "diabetes" / "1" / "model.onnx"), "--name", "other", "--promote")
     assert published.exit_code == 0, published.output
-    assert "other 1 is published by " in live.output()
+    eventually(lambda: "other 1 is published by " in live.output())
     first, second = json.loads(run(folder, "history", "other", "--json").stdout)
     assert (first["what"], first["generation"], second["what"]) == ("publish 1", None, "promote 1")
     shutil.rmtree(folder / "other")

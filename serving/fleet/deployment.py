@@ -65,6 +65,10 @@ class Deployment:
         while not self._concluded.is_set():
             self._presence.beat()
             try:
+                # Here, for it reads the disk, and workers wait for the coordinator's thread.
+                if self.coordinator.contents is not None:
+                    self._log.looked(self.coordinator.contents)
+                self._log.served(self.coordinator.plans)
                 if time.monotonic() - swept > SWEEP_S:
                     swept = time.monotonic()
                     self._others.look()
@@ -91,9 +95,6 @@ class Deployment:
 
     def _write(self, summary: dict[str, Any]) -> None:
         self._moved.set()
-        if self.coordinator.contents is not None:
-            self._log.looked(self.coordinator.contents)
-        self._log.served(self.coordinator.plans)
         for name, said in self._analyses.said.items():
             if name in summary["models"]:
                 summary["models"][name]["trial"] = said

@@ -83,7 +83,7 @@ class DeploymentLog:
 
     def _changed(self, name: str, before: Traffic, after: Traffic) -> None:
         try:
-            entries = self._ledger.history(name, _MOST_CHANGES)
+            entries = self._ledger.history(name, max(1, min(_MOST_CHANGES, after.generation - before.generation)))
         except (ServingError, OSError):  # the model has just gone
             entries = []
         entries = [entry for entry in entries if before.generation < entry["generation"] <= after.generation]
