@@ -21,6 +21,29 @@ from serving.http_api.public_url import Prefix
 from serving.http_api.security import BEARER, may
 from serving.http_api.strict_json import dumps
 
+# What every model's operations share is written once: with hundreds of models it would be most of the document.
+_FAILURES = {
+    "400": "Malformed",
+    "401": "Needs a key",
+    "403": "The key lacks the scope",
+    "404": "No such model, version or label",
+    "413": "Body over the limit",
+    "415": "Unknown Content-Encoding",
+    "422": "Rows break the signature; every bad cell is listed",
+    "429": "Queue full; see Retry-After",
+    "503": "Known, and not ready",
+    "504": "Deadline passed",
+}
+_INFER_RESPONSE = {
+    "type": "object",
+    "required": ["model_name", "outputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "model_name": {"type": "string"},
+        "model_version": {"type": "string"},
+        "outputs": {"type": "array", "items": {"type": "object"}},
+    },
+}
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -136,7 +159,15 @@ def add(app: FastAPI, prefix: Prefix) -> None:
 def document(app: FastAPI, *, models: bool = True) -> dict[str, Any]:
     """Make the OpenAPI document of the routes and, for who may know of them, of every live model."""
     made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    made.setdefault("components", {}).setdefault("schemas", {})["Error"] = _ERROR
+    components = made.setdefault("components", {})
+    components.setdefault("schemas", {}).update(Error=_ERROR, InferResponse=_INFER_RESPONSE)
+    components["responses"] = {
+        status: {
+            "description": text,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+        }
+        for status, text in _FAILURES.items()
+    }
     fleet: Fleet = app.state.fleet
     paths: dict[str, Any] = {}
     for served in fleet.models.values() if models else ():
@@ -171,9 +202,6 @@ def _operation(model: Model, summary: str, request: Any, example: Any, answer: A
     def content(schema: Any, **more: Any) -> dict[str, Any]:
         return {"application/json": {"schema": schema, **more}}
 
-    def failure(text: str) -> dict[str, Any]:
-        return {"description": text, "content": content({"$ref": "#/components/schemas/Error"})}
-
     return {
         "tags": [model.name],
         "summary": summary,
@@ -182,16 +210,7 @@ def _operation(model: Model, summary: str, request: Any, example: Any, answer: A
         "requestBody": {"required": True, "content": content(request, example=example)},
         "responses": {
             "200": {"description": "The answer, in row order", "content": content(answer)},
-            "400": failure("Malformed"),
-            "401": failure("Needs a key"),
-            "403": failure("The key lacks the scope"),
-            "404": failure("No such model, version or label"),
-            "413": failure("Body over the limit"),
-            "415": failure("Unknown Content-Encoding"),
-            "422": failure("Rows break the signature; every bad cell is listed"),
-            "429": failure("Queue full; see Retry-After"),
-            "503": failure("Known, and not ready"),
-            "504": failure("Deadline passed"),
+            **{status: {"$ref": f"#/components/responses/{status}"} for status in _FAILURES},
         },
     }
 
@@ -273,16 +292,7 @@ def _v2(model: Model, summary: str) -> dict[str, Any]:
         "required": ["inputs"],
         "properties": {"id": {"type": "string"}, "inputs": {"type": "array", "items": tensor}},
     }
-    answer = {
-        "type": "object",
-        "required": ["model_name", "outputs"],
-        "properties": {
-            "id": {"type": "string"},
-            "model_name": {"type": "string"},
-            "model_version": {"type": "string"},
-            "outputs": {"type": "array", "items": {"type": "object"}},
-        },
-    }
+    answer = {"$ref": "#/components/schemas/InferResponse"}
     return _operation(model, summary, request, {"inputs": tensors}, answer)
 
 
