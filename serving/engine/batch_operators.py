@@ -448,6 +448,16 @@ def _attention(node: Node) -> Sequence[State]:
     return [rows]
 
 
+def _scaled_attention(node: Node) -> Sequence[State]:
+    """Attention of ONNX itself: queries, keys and values [rows, ...], and what masks or precedes them, by row too."""
+    for index in range(len(node.inputs)):
+        if index < 3 or node.state(index) not in (None, FREE):
+            node.rows(index, 0)
+            if index == 3 and node.rank(3) != 4:  # a smaller mask begins with another axis
+                raise node.mixes
+    return [Rows(0)]
+
+
 def _embedded(node: Node) -> Sequence[State]:
     """EmbedLayerNormalization: ids and segments [rows, tokens], weights, a mask [rows, tokens]."""
     for index in (0, 1, 7):
@@ -480,7 +490,7 @@ def _words(text: str) -> list[str]:
 
 _ELEMENTWISE = _words(
     """
-    Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil
+    Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast Ceil
     Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf
     IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu
     Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt StringConcat Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor
@@ -526,6 +536,8 @@ RULES = Rules(
         f"{MS}::MultiHeadAttention": _attention,
         f"{MS}::EmbedLayerNormalization": _embedded,
         f"{MS}::CDist": _distances,
+        "Attention": _scaled_attention,
+        "CastLike": lambda node: [node.state(0) or FREE],
         f"{MS}::Tokenizer": _tokenizer,
         f"{ML}::OneHotEncoder": _one_hot_encoder,
         f"{ML}::FeatureVectorizer": _feature_vectorizer,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +31,10 @@ BUILT_IN = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microso
 ROWS = "independent rows"
 """The check that refuses nothing: in doubt, requests run alone."""
 
+_WARM_S = 1.0
+"""Seconds of one run from which larger batches are not tried: a slow model on a busy machine is none that hangs."""
+_BATCH_S = 0.5
+"""Seconds that one run of the batch that is measured should take at most."""
 _MEASURE_S = 0.05
 _MOST_RUNS = 50
 _LEAST_RUNS = 3
@@ -170,7 +173,7 @@ class Examination:
 
     def _load(self) -> tuple[OnnxSession, Figures]:
         before, began = resident(), time.monotonic()
-        session = OnnxSession(self._model, threads=1, warm_rows=self._task.max_batch_rows, warm_s=math.inf)
+        session = OnnxSession(self._model, threads=1, warm_rows=self._task.max_batch_rows, warm_s=_WARM_S)
         load_s = time.monotonic() - began
         return session, Figures(load_s=round(load_s, 4), memory_bytes=max(0, resident() - before))
 
@@ -202,10 +205,10 @@ class Examination:
                 raise Refused("it asks for more memory than the gate gives a model") from None
             self._detail = "skipped: it does not take made-up rows"
             return figures
-        rows = 1
+        rows, row_s = 1, _median(session, 1)
         if session.signature.batch == "dynamic":
-            rows = max(1, min(64, self._task.max_batch_rows))
-        row_s, batch_s = _median(session, 1), _median(session, rows)
+            rows = max(1, min(64, self._task.max_batch_rows, int(_BATCH_S / row_s)))
+        batch_s = _median(session, rows)
         self._detail = f"1 row {row_s * 1e6:,.0f} µs, {rows} rows {batch_s * 1e6:,.0f} µs"
         return figures.model_copy(update={"row_s": row_s, "batch_rows": rows, "batch_s": batch_s})
 
