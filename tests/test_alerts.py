@@ -29,6 +29,8 @@ QUIET = {
     f'serving_prediction_seconds_bucket{{{V1},le="0.1"}}': "0+1000x30",
     f'serving_prediction_seconds_bucket{{{V1},le="+Inf"}}': "0+1000x30",
     'serving_worker_restarts_total{reason="exit",instance="a"}': "0x10 1x20",
+    'serving_worker_lag_seconds{worker="0",instance="a"}': "0x10 2x20",
+    'serving_models_folder_gone{instance="a"}': "0x30",
 }
 TROUBLE: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "ServingDown": ({'up{job="serving",instance="a"}': "0x30"}, {"job": "serving", "instance": "a"}),
@@ -47,6 +49,11 @@ TROUBLE: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         },
         {"model": "iris", "instance": "a"},
     ),
+    "ServingWorkerDeaf": (
+        {'serving_worker_lag_seconds{worker="0",instance="a"}': "9x30"},
+        {"worker": "0", "instance": "a"},
+    ),
+    "ServingFolderGone": ({'serving_models_folder_gone{instance="a"}': "1x30"}, {"instance": "a"}),
     "ServingErrors": (
         {**OK, f'serving_predictions_total{{{V1},protocol="v2",outcome="failed"}}': "0+50x30"},
         {"model": "iris", "version": "1"},
