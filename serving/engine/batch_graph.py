@@ -70,7 +70,7 @@ class Node:
         self._proto = proto
         self._walk = walk
         self.kind = proto.op_type
-        self.domain = proto.domain
+        self.domain = _domain(proto)
         self._attributes = {a.name: a for a in proto.attribute}
         self.inputs: list[State | None] = [walk.states[name] if name else None for name in proto.input]
         """None where an optional input is left out."""
@@ -124,6 +124,18 @@ class Node:
         """Make an axis that may count from the end count from the start."""
         return value + rank if value < 0 else value
 
+    @property
+    def numbers(self) -> list[int]:
+        """How many rows each run had."""
+        return self._walk.numbers
+
+    def arrays(self, index: int) -> list[Array]:
+        """Return the content of an input that no row has a part in, in each run."""
+        found = [array for array in self._walk.values(self._proto.input[index]) if array is not None]
+        if len(found) < len(self.numbers):
+            raise self.doubt("computes with how many rows there are")
+        return found
+
     def constant(self, index: int) -> Array | None:
         """Return the value of an input that is the same in every run; None where it is left out.
 
@@ -159,6 +171,13 @@ class Node:
         if state.padding is not None:
             raise self.doubt("takes rows that are as long as the longest of the batch")
         return state
+
+    def alike(self, indexes: Sequence[int], axis: int = 0) -> Rows:
+        """Return the rows of inputs that lie alike along `axis`; those that are left out are passed over."""
+        found = {self.rows(index, axis) for index in indexes if self.state(index) is not None}
+        if len(found) != 1:
+            raise self.mixes
+        return found.pop()
 
     def aligned(self, indexes: Iterator[int] | Sequence[int], rank: int) -> Rows | None:
         """Return where the rows of inputs lie that are broadcast against each other to `rank` dimensions.
@@ -216,8 +235,8 @@ class Rules:
     """What is known of operators. Keys are `Kind`, or `domain::Kind` outside of ONNX's own domain."""
 
     by_kind: Mapping[str, Rule]
-    of_sizes: frozenset[str]
-    """May compute with the number of rows: what depends on it only, and does not jump at some number."""
+    of_sizes: Mapping[str, Callable[[Node], bool]]
+    """May compute with the number of rows, where this says that the node jumps at none (`batch_sizes`)."""
     unrepeatable: frozenset[str]
     dynamic_quantisation: frozenset[str]
 
@@ -236,6 +255,7 @@ class Walk:
         self.states |= {tensor.values.name: FREE for tensor in self._graph.sparse_initializer}
         for port in self._graph.input:
             self.states.setdefault(port.name, Rows(0))
+        self._names = {name for node in self._graph.node for name in node.output} | set(self.states)
         self.quantised: str = ""
         """The first node that takes its scale over all rows; all else is as independent as the walk says."""
 
@@ -286,24 +306,23 @@ class Walk:
         return all(_same(seen[0], other) for other in seen[1:])
 
     def _step(self, proto: onnx.NodeProto) -> None:
-        key = f"{proto.domain}::{proto.op_type}" if proto.domain not in ("", "ai.onnx") else proto.op_type
+        domain = _domain(proto)
+        key = f"{domain}::{proto.op_type}" if domain else proto.op_type
         subgraphs = _subgraphs(proto)
-        outer = [name for graph in subgraphs for name in _captured(graph) if name in self.states]
-        given = [self.states[name] for name in (*proto.input, *outer) if name]
+        given = self._given(proto, subgraphs)
         node = Node(proto, self)
         if key in self._rules.unrepeatable:
             raise node.doubt("answers differently each time")
         if all(state is FREE for state in given):
-            if key not in self._rules.by_kind and proto.domain not in ("", "ai.onnx", "ai.onnx.ml", "com.microsoft"):
+            if key not in self._rules.by_kind and domain not in ("", "ai.onnx.ml", "com.microsoft"):
                 raise node.doubt("is not known here")
             states: Sequence[State] = [FREE]
         elif subgraphs:
             raise node.doubt("runs a graph inside the graph over the rows")
         elif not any(isinstance(state, Rows) for state in given):
-            if key not in self._rules.of_sizes or (key == "Equal" and not self._never_equal(proto)):
+            even = self._rules.of_sizes.get(key)
+            if even is None or not even(node):
                 raise node.doubt("computes with how many rows there are")
-            states = [SIZE]
-        elif key in ("Shape", "Size"):
             states = [SIZE]
         else:
             rule = self._rules.by_kind.get(key)
@@ -316,10 +335,13 @@ class Walk:
             if name:
                 self.states[name] = self._settled(node, name, states[min(index, len(states) - 1)])
 
-    def _never_equal(self, proto: onnx.NodeProto) -> bool:
-        """Tell whether sizes are compared with what none of them is, as exporters do: else some number counts."""
-        fixed = [self.values(name)[0] for name in proto.input if self.states[name] is FREE]
-        return len(fixed) == 1 and fixed[0] is not None and bool((fixed[0] < 0).all())
+    def _given(self, proto: onnx.NodeProto, subgraphs: Sequence[onnx.GraphProto]) -> list[State]:
+        """Return the states of all that a node takes, its graphs from around them too."""
+        outer = [name for graph in subgraphs for name in _captured(graph) if name in self._names]
+        names = [name for name in (*proto.input, *outer) if name]
+        if any(name not in self.states for name in names):
+            raise Doubt(f"{proto.op_type} stands before a node that it takes from")
+        return [self.states[name] for name in names]
 
     def _rows_of_size(self, name: str) -> State:
         """Say where the rows of a value lie that is the same for each of them, as zeros to begin with are."""
@@ -347,7 +369,20 @@ class Walk:
                     or shape[state.axis] % (rows * state.stride)
                 ):
                     raise node.doubt("gives another number of rows than it takes")
+            seen = zip(self.numbers, self.shapes(name), strict=True)
+            if state.padding is None and len({_of_one(state, rows, shape) for rows, shape in seen}) > 1:
+                raise node.doubt("gives a row another shape where there are more rows")
         return state
+
+
+def _of_one(at: Rows, rows: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that each row has in a value."""
+    return (*shape[: at.axis], shape[at.axis] // rows, *shape[at.axis + 1 :])
+
+
+def _domain(node: onnx.NodeProto) -> str:
+    """Return the domain of a node's operator; ONNX's own has two names."""
+    return "" if node.domain == "ai.onnx" else node.domain
 
 
 def _same(one: Array | None, other: Array | None) -> bool:

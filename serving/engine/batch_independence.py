@@ -89,6 +89,7 @@ class _Proof:
         effort = next((effort for effort in _EFFORTS if taken <= effort.run_s), None)
         if effort is None:
             raise Doubt(f"it takes {taken:.0f} s for two rows, too long to try more")
+        self._refuse_together(effort)
         quantised = self._walk(effort.walked)
         self._try(effort, quantised=bool(quantised))
         return Independence(proved=not quantised, quantised=bool(quantised), reason=quantised)
@@ -99,6 +100,14 @@ class _Proof:
         except InferenceFailed:
             return False
         return True
+
+    def _refuse_together(self, effort: _Effort) -> None:
+        """Try together what is refused alone: rows of ten elements that are cut in sevens fit once there are seven."""
+        most = _MANY // 2 if effort.many else effort.rows
+        for inner in self._made.refused:
+            for rows in range(2, most + 1):
+                if self._takes(self._made.make(rows, seed=0, inner=inner)):
+                    raise Doubt(f"it takes {rows} rows of a shape together of which it takes none alone")
 
     def _walk(self, numbers: Sequence[int]) -> str:
         """Follow the rows through the graph; return where they meet in a scale only. Raises Doubt where they may."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.engine.batch_graph import FREE, Node, Rows, Rule, Rules, State
+from serving.engine.batch_graph import FREE, SIZE, Node, Rows, Rule, Rules, State
+from serving.engine.batch_sizes import SIZES
 from serving.tensors import count
 
 MS = "com.microsoft"
@@ -19,7 +20,21 @@ ML = "ai.onnx.ml"
 def _elementwise(node: Node) -> Sequence[State]:
     """Each element of the output comes of the elements at its place."""
     rows = node.aligned(range(len(node.inputs)), node.rank_out())
+    if rows is not None and rows.padding is not None and node.kind != "Identity":
+        raise node.doubt("computes with what fills shorter rows")
     return [rows or FREE]
+
+
+def _cast_like(node: Node) -> Sequence[State]:
+    """Cast to the type of the second input, whatever that holds."""
+    return [FREE if node.state(0) is FREE else node.rows(0)]
+
+
+def _shape(node: Node) -> Sequence[State]:
+    """Shape, Size: tell how many rows there are."""
+    if isinstance(rows := node.state(0), Rows) and rows.padding is not None:
+        raise node.doubt("counts how long the longest row of the batch is")
+    return [SIZE]
 
 
 def _dropout(node: Node) -> Sequence[State]:
@@ -33,8 +48,7 @@ def _dropout(node: Node) -> Sequence[State]:
 def _first(node: Node) -> Sequence[State]:
     """Elementwise in the first input; all others are settings."""
     node.need_free(*range(1, len(node.inputs)))
-    state = node.state(0)
-    return [state or FREE]
+    return [node.rows(0)]
 
 
 def _reshaped(node: Node) -> Sequence[State]:
@@ -187,11 +201,13 @@ def _gemm(node: Node) -> Sequence[State]:
 
 
 def _images(node: Node) -> Sequence[State]:
-    """Convolve, pool, resize: [rows, channels, ...]."""
+    """Convolve, pool: [rows, channels, ...]."""
     node.need_free(*range(1, len(node.inputs)))
     rows = node.rows(0, 0)
     if node.rank(0) < 3 or node.shapes_out()[0][:1] != node.shapes(0)[0][:1]:
         raise node.doubt("does not take its rows as images")
+    if node.kind == "MaxPool" and node.outputs > 1:
+        raise node.doubt("gives places in the whole batch")
     return [rows]
 
 
@@ -212,13 +228,19 @@ def _resized(node: Node) -> Sequence[State]:
         raise node.mixes
     if node.attribute("coordinate_transformation_mode", b"") == b"tf_crop_and_resize":
         raise node.doubt("crops")
+    if node.attribute("keep_aspect_ratio_policy", b"stretch") != b"stretch":
+        raise node.doubt("takes one scale for all axes")
+    # A scale of 1.01 leaves a few rows as they are, and not a hundred.
+    given = node.constant(2 if node.kind == "Resize" and node.opset >= 11 else 1)
+    scales = node.attribute("scales", []) if given is None else given.ravel().tolist()
+    places = [node.axis(a, node.rank(0)) for a in node.attribute("axes", range(node.rank(0)))]
+    if any(axis == rows.axis and scale != 1 for axis, scale in zip(places, scales, strict=False)):
+        raise node.mixes
     return [rows]
 
 
 def _grid_sample(node: Node) -> Sequence[State]:
-    node.rows(0, 0)
-    node.rows(1, 0)
-    return [Rows(0)]
+    return [node.alike((0, 1))]
 
 
 def _concatenated(node: Node) -> Sequence[State]:
@@ -233,24 +255,28 @@ def _concatenated(node: Node) -> Sequence[State]:
     return [rows]
 
 
+_ENDLESS = 2**31 - 1
+"""As far as exporters slice where they mean all."""
+
+
 def _sliced(node: Node) -> Sequence[State]:
     rows = node.rows(0)
     if node.opset < 10:
         ends = node.attribute("ends", [])
-        axes, steps = node.attribute("axes", list(range(len(ends)))), None
+        starts, axes, steps = node.attribute("starts", []), node.attribute("axes", list(range(len(ends)))), None
     else:
-        if any(isinstance(state, Rows) for state in node.inputs[1:]):
-            raise node.doubt("takes its range from the rows")
+        node.need_free(*range(1, len(node.inputs)))
         number = node.shapes(1)[0][0]
+        starts, ends = ([] if range_ is None else range_.ravel().tolist() for range_ in map(node.constant, (1, 2)))
         given = node.constant(3)
         axes = given.ravel().tolist() if given is not None else list(range(number))
         stepped = node.constant(4)
         steps = stepped.ravel().tolist() if stepped is not None else None
     places = [node.axis(int(a), node.rank(0)) for a in axes]
     if rows.axis in places:
-        step = 1 if steps is None else int(steps[places.index(rows.axis)])
-        whole = [s[rows.axis] for s in node.shapes(0)] == [s[rows.axis] for s in node.shapes_out()]
-        if step != 1 or not whole:
+        at = places.index(rows.axis)
+        step = 1 if steps is None else int(steps[at])
+        if step != 1 or starts[at] != 0 or ends[at] < _ENDLESS:
             raise node.doubt("takes some of the rows")
     return [rows]
 
@@ -330,10 +356,9 @@ def _recurrent(node: Node) -> Sequence[State]:
     """RNN, GRU, LSTM: [steps, rows, features] or, with layout 1, [rows, steps, features]."""
     across = bool(node.attribute("layout", 0))
     node.need_free(1, 2, 3, 7, *range(8, len(node.inputs)))
-    rows = node.rows(0, 0 if across else 1)
-    for index, axis in ((4, 0), (5, 0 if across else 1), (6, 0 if across else 1)):
-        if node.state(index) is not None:
-            node.rows(index, axis)
+    rows = node.alike((0, 5, 6), 0 if across else 1)
+    if node.state(4) is not None and node.rows(4, 0).stride != 1:
+        raise node.mixes
     if rows.stride != 1:
         raise node.doubt("takes merged rows")
     last = Rows(0 if across else 1)
@@ -342,7 +367,8 @@ def _recurrent(node: Node) -> Sequence[State]:
 
 def _reversed(node: Node) -> Sequence[State]:
     rows = node.rows(0, node.attribute("batch_axis", 1))
-    node.rows(1, 0)
+    if node.rows(1, 0).stride != rows.stride:
+        raise node.mixes
     return [rows]
 
 
@@ -373,10 +399,9 @@ def _einsum(node: Node) -> Sequence[State]:
 def _table(node: Node) -> Sequence[State]:
     """Classical models, [rows, features]: each row is one example."""
     node.need_free(*range(1, len(node.inputs)))
-    node.rows(0, 0)
     if node.rank(0) < 2:
         raise node.doubt("takes a single dimension as one example")
-    return [Rows(0)]
+    return [node.rows(0, 0)]
 
 
 def _one_hot_encoder(node: Node) -> Sequence[State]:
@@ -385,11 +410,9 @@ def _one_hot_encoder(node: Node) -> Sequence[State]:
 
 
 def _feature_vectorizer(node: Node) -> Sequence[State]:
-    for index in range(len(node.inputs)):
-        node.rows(index, 0)
-        if node.rank(index) < 2:
-            raise node.doubt("takes a single dimension as one example")
-    return [Rows(0)]
+    if any(node.rank(index) < 2 for index in range(len(node.inputs))):
+        raise node.doubt("takes a single dimension as one example")
+    return [node.alike(range(len(node.inputs)))]
 
 
 def _array_features(node: Node) -> Sequence[State]:
@@ -435,14 +458,10 @@ def _quantised_now(node: Node) -> Sequence[State]:
 
 def _attention(node: Node) -> Sequence[State]:
     """[rows, tokens, hidden] and a mask [rows, ...]; no past."""
-    rows = node.rows(0, 0)
-    for index in range(1, len(node.inputs)):
-        state = node.state(index)
-        if state in (None, FREE):
-            continue
-        if node.rank(index) < 2:
-            raise node.doubt("has a mask that is not known here")
-        node.rows(index, 0)
+    given = [index for index in range(1, len(node.inputs)) if node.state(index) not in (None, FREE)]
+    if any(node.rank(index) < 2 for index in given):
+        raise node.doubt("has a mask that is not known here")
+    rows = node.alike((0, *given))
     if rows.stride != 1 or node.outputs > 1:
         raise node.doubt("keeps a past")
     return [rows]
@@ -450,22 +469,16 @@ def _attention(node: Node) -> Sequence[State]:
 
 def _scaled_attention(node: Node) -> Sequence[State]:
     """Attention of ONNX itself: queries, keys and values [rows, ...], and what masks or precedes them, by row too."""
-    for index in range(len(node.inputs)):
-        if index < 3 or node.state(index) not in (None, FREE):
-            node.rows(index, 0)
-            if index == 3 and node.rank(3) != 4:  # a smaller mask begins with another axis
-                raise node.mixes
-    return [Rows(0)]
+    given = [index for index in range(len(node.inputs)) if index < 3 or node.state(index) not in (None, FREE)]
+    if 3 in given and node.rank(3) != 4:  # a smaller mask begins with another axis
+        raise node.mixes
+    return [node.alike(given)]
 
 
 def _embedded(node: Node) -> Sequence[State]:
-    """EmbedLayerNormalization: ids and segments [rows, tokens], weights, a mask [rows, tokens]."""
-    for index in (0, 1, 7):
-        if node.state(index) not in (None, FREE):
-            node.rows(index, 0)
-    node.rows(0, 0)
+    """EmbedLayerNormalization: ids and segments [rows, tokens], weights, a mask and positions [rows, tokens]."""
     node.need_free(2, 3, 4, 5, 6)
-    return [Rows(0)]
+    return [node.alike([0, *(index for index in (1, 7, 8) if node.state(index) not in (None, FREE))])]
 
 
 def _distances(node: Node) -> Sequence[State]:
@@ -513,6 +526,7 @@ RULES = Rules(
         **dict.fromkeys(_FIRST, _first),
         **dict.fromkeys((f"{MS}::{kind}" for kind in ("DequantizeLinear", "QuantizeLinear")), _first),
         **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _reshaped),
+        **dict.fromkeys(("Shape", "Size"), _shape),
         **dict.fromkeys(("Hardmax", "LogSoftmax", "Softmax"), _softmax),
         **dict.fromkeys(_REDUCED, _reduced),
         **dict.fromkeys(("ArgMax", "ArgMin"), _arg),
@@ -537,12 +551,12 @@ RULES = Rules(
         f"{MS}::EmbedLayerNormalization": _embedded,
         f"{MS}::CDist": _distances,
         "Attention": _scaled_attention,
-        "CastLike": lambda node: [node.state(0) or FREE],
         f"{MS}::Tokenizer": _tokenizer,
         f"{ML}::OneHotEncoder": _one_hot_encoder,
         f"{ML}::FeatureVectorizer": _feature_vectorizer,
         f"{ML}::ArrayFeatureExtractor": _array_features,
         "BatchNormalization": _batch_norm,
+        "CastLike": _cast_like,
         "Concat": _concatenated,
         "CumSum": _along(of_input=1),
         "Dropout": _dropout,
@@ -566,10 +580,7 @@ RULES = Rules(
         "TopK": _along(-1),
         "Transpose": _transposed,
     },
-    of_sizes=frozenset(
-        _words("""Add Cast Concat ConstantOfShape Equal Expand Flatten Gather Identity Mul Neg Range ReduceProd Reshape
-        Shape Size Slice Split Squeeze Sub Tile Transpose Trilu Unsqueeze Where""")
-    ),
+    of_sizes=SIZES,
     unrepeatable=frozenset(
         _words("Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike")
     ),

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-RULES = 2
+RULES = 3
 """Counts the rules by which independence is proved: a proof by others is made anew."""
 
 

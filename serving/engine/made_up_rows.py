@@ -40,14 +40,18 @@ class MadeUpRows:
         self._real = _real(signature)
         self.inner: tuple[int, ...] = _SIZES[:1]
         """Sizes of free inner dimensions that the graph takes, two at most; empty where it takes no rows made up."""
+        self.refused: tuple[int, ...] = ()
+        """Sizes of free inner dimensions of which the graph takes no single row."""
         self._tops = [1] * len(signature.inputs)
         self._settle(attempt)
 
     def _settle(self, attempt: Try) -> None:
         rows = 1 if self._signature.batch == "dynamic" else 0  # how many dimensions in front are not for `inner`
         free = any(-1 in spec.shape[rows:] for spec in self._signature.inputs)
-        found = [size for size in (_SIZES if free else _SIZES[:1]) if attempt(self.make(2, seed=0, inner=size))]
+        sizes = _SIZES if free else _SIZES[:1]
+        found = [size for size in sizes if attempt(self.make(2, seed=0, inner=size))]
         self.inner = tuple(found[:2])
+        self.refused = tuple(size for size in sizes if not attempt(self.make(1, seed=0, inner=size)))
         if not found:
             return
         for index, spec in enumerate(self._signature.inputs):

@@ -22,10 +22,12 @@ from serving.engine.batch_independence import prove
 from serving.engine.batching import Independence
 from serving.engine.session import OnnxSession
 from tests.conftest import MODELS
+from tests.drills.hidden_graphs import of_numbers, of_values
 from tests.drills.mixing_graphs import FLOAT, graph, mixing, node
 from tests.drills.ordinary_graphs import ordinary
 
 MIXING, ORDINARY = mixing(), ordinary()
+HIDDEN = of_numbers() | of_values()
 
 
 def proof(path: Path, model: onnx.ModelProto) -> Independence:
@@ -40,6 +42,14 @@ def test_rows_that_have_a_part_in_each_other_are_found_out(tmp_path: Path, name:
     assert not found.proved
     assert found.reason.split()[0] in {n.op_type for n in MIXING[name].graph.node}
     assert found.quantised == (name == "quantised_as_it_runs")
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_rows_that_meet_where_no_trial_sees_it_are_found_out(tmp_path: Path, name: str) -> None:
+    """Whatever mixes rows of unusual values only, or from some number of rows on, is not proved."""
+    found = proof(tmp_path / "model.onnx", HIDDEN[name])
+    assert not found.proved
+    assert "tried" not in found.reason
 
 
 @pytest.mark.parametrize("name", ORDINARY)
