@@ -115,7 +115,7 @@ class Lane(Connection):
         known = self._known
         if known is not None and not self._midway and (again := known.same(data)) is not None and self._free():
             target = self.door.paths.get(known.url)
-            if target is not None:
+            if target is not None and len(again[1]) <= target.max_json_bytes:
                 self._id = None
                 self._begin(target, *again, known.asks)
                 return

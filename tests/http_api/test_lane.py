@@ -212,6 +212,15 @@ def test_answers_without_a_head_of_their_own_differ_in_nothing(server: Server) -
         assert len(ids) == 3
 
 
+def test_the_limit_of_a_body_holds_behind_a_head_that_is_known() -> None:
+    """A body above the limit is refused whatever came before it on its connection."""
+    long = json.dumps({"instances": [ROW] * 200}).encode()
+    with running("--max-json-bytes", "1024") as server, connected(server) as connection:
+        for body, due in ((BODY, 200), (BODY, 200), (long, 413)):
+            connection.send(post(body))
+            assert connection.answer()[0] == due
+
+
 def test_a_slow_reader_is_not_read_from(server: Server) -> None:
     """A client that reads no answers can't send for ever; when it reads, it gets them in order."""
     with connected(server) as connection:
