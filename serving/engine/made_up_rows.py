@@ -13,10 +13,12 @@ import numpy as np
 
 from serving.engine.rows import Rows
 from serving.engine.signature import Feature, Signature, TensorSpec
-from serving.tensors import FLOATS, NUMPY, Array, Tensors, limits
+from serving.tensors import FLOATS, NUMPY, Array, Tensors, count, limits
 
 _SIZES = (7, 16, 64, 1, 4, 224)
 """Of free inner dimensions, in the order in which they are tried."""
+_MOST_ELEMENTS = 4 * 1024 * 1024
+"""Of an input of two rows: with many free dimensions, or large ones, more would be asked for than is there."""
 _TOPS = (1000, 100, 10)
 """Greatest integers that are tried where a graph takes 0 and 1."""
 _WORDS = """the of and a to in is you that it for was on are with as they at be this from have or by one had not but
@@ -48,7 +50,7 @@ class MadeUpRows:
     def _settle(self, attempt: Try) -> None:
         rows = 1 if self._signature.batch == "dynamic" else 0  # how many dimensions in front are not for `inner`
         free = any(-1 in spec.shape[rows:] for spec in self._signature.inputs)
-        sizes = _SIZES if free else _SIZES[:1]
+        sizes = [size for size in (_SIZES if free else _SIZES[:1]) if self._elements(size) <= _MOST_ELEMENTS]
         found = [size for size in sizes if attempt(self.make(2, seed=0, inner=size))]
         self.inner = tuple(found[:2])
         self.refused = tuple(size for size in sizes if not attempt(self.make(1, seed=0, inner=size)))
@@ -57,6 +59,10 @@ class MadeUpRows:
         for index, spec in enumerate(self._signature.inputs):
             if spec.datatype not in {*FLOATS, "BOOL", "BYTES"}:
                 self._raise(index, spec, attempt)
+
+    def _elements(self, inner: int) -> int:
+        """Return how many elements the largest input has for two rows."""
+        return max(count(self._shape(i, spec, 2, inner)) for i, spec in enumerate(self._signature.inputs))
 
     def _raise(self, index: int, spec: TensorSpec, attempt: Try) -> None:
         for top in _TOPS:

@@ -112,3 +112,9 @@ def test_what_fills_up_shorter_texts_must_not_count(tmp_path: Path) -> None:
 
     assert proof(tmp_path / "a.onnx", counting("~")).proved
     assert not proof(tmp_path / "b.onnx", counting("#")).proved
+
+
+def test_many_free_dimensions_ask_for_no_more_than_there_is(tmp_path: Path) -> None:
+    """Rows are made up of sizes that fit into memory, however many dimensions are free."""
+    free = ["n", *"abcdef"]
+    assert proof(tmp_path / "m.onnx", graph([node("Neg", "x", "y")], [("x", FLOAT, free)], [("y", FLOAT, free)])).proved
