@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from serving.engine.signature import Batch, Feature, Signature, TensorSpec
 from serving.errors import ModelInvalid
-from serving.tensors import DATATYPE_OF, NUMPY, ONNX, Tensors
+from serving.tensors import DATATYPE_OF, FLOATS, NUMPY, ONNX, Tensors
 
 ZIPMAPS = {"seq(map(string,tensor(float)))": "BYTES", "seq(map(int64,tensor(float)))": "INT64"}
 PROBE_ROWS = (3, 5)
+ZEROS: dict[str, Any] = {**dict.fromkeys(NUMPY, 0), "BYTES": ""}
+TYPICAL: dict[str, Any] = {**dict.fromkeys(NUMPY, 1), **dict.fromkeys(FLOATS, 0.5), "BYTES": "a"}
+"""What an input is likely to take: no zero, which is no size and divides nothing."""
 
 Probe: TypeAlias = list[Any] | None
 Run: TypeAlias = tuple[int, list[Any]]
@@ -38,21 +41,29 @@ class Port:
         return TensorSpec(name=self.name, datatype=ONNX[self.type], shape=dims)
 
 
-def describe(
-    inputs: list[Port], outputs: list[Port], probe: Callable[[Tensors], Probe]
-) -> tuple[Signature, dict[int, tuple[Any, ...]]]:
-    """Read a signature from the ports, and run `probe` on made-up rows to learn what they do not say.
+class Inferred(NamedTuple):
+    """What was found out of a graph.
 
-    Returns the signature and, for each output that is a sequence of maps, its keys in order.
+    zipped: of each output that is a sequence of maps, its keys in order. inner: a size of free inner dimensions that
+    it takes, as far as that was found.
     """
+
+    signature: Signature
+    zipped: dict[int, tuple[Any, ...]]
+    inner: int
+
+
+def describe(inputs: list[Port], outputs: list[Port], probe: Callable[[Tensors], Probe]) -> Inferred:
+    """Read a signature from the ports, and run `probe` on made-up rows to learn what they do not say."""
     specs = tuple(port.spec("input") for port in inputs)
     batch = _batch(specs)
-    runs = _try(inputs, batch, probe)
+    numbers = PROBE_ROWS if batch == "dynamic" else (1,)
+    inner, runs = _try(inputs, numbers, probe)
     zipped = _zipped(outputs, runs)
     output_specs = tuple(
         _output(port, [seen[index] for _, seen in runs], zipped.get(index)) for index, port in enumerate(outputs)
     )
-    if batch == "dynamic" and not _one_a_row(inputs, outputs, runs, zipped):
+    if batch != "none" and not _one_a_row(inputs, outputs, runs, zipped, len(numbers)):
         batch = "none"
     layout, features = _features(specs, batch)
     label, scores = _roles(output_specs)
@@ -68,10 +79,12 @@ def describe(
         scores=scores,
         classes=classes,
     )
-    return signature, zipped
+    return Inferred(signature, zipped, inner)
 
 
 def _batch(specs: tuple[TensorSpec, ...]) -> Batch:
+    if not specs:
+        return "none"
     if all(spec.shape and spec.shape[0] == -1 for spec in specs):
         return "dynamic"
     if all(spec.shape and spec.shape[0] == 1 for spec in specs):
@@ -79,22 +92,21 @@ def _batch(specs: tuple[TensorSpec, ...]) -> Batch:
     return "none"
 
 
-def _try(inputs: list[Port], batch: Batch, probe: Callable[[Tensors], Probe]) -> list[Run]:
-    """Run on made-up rows: twice where there may be any number of them; nothing where the graph refuses them."""
-    numbers = PROBE_ROWS if batch == "dynamic" else (1,)
+def _try(inputs: list[Port], numbers: Sequence[int], probe: Callable[[Tensors], Probe]) -> tuple[int, list[Run]]:
+    """Run on made-up rows, so many of them: the size of free inner dimensions, and the runs; none where it refuses."""
     for inner in (1, 4, 16, 64):  # a free inner dimension may still have a least size
-        seen = probe(_blank(inputs, [numbers[0]] * len(inputs), inner))
+        seen = probe(made_up(inputs, [numbers[0]] * len(inputs), inner, ZEROS))
         if seen is None:
             continue
         runs = [(numbers[0], seen)]
         for rows in numbers[1:]:
-            more = probe(_blank(inputs, [rows] * len(inputs), inner))
+            more = probe(made_up(inputs, [rows] * len(inputs), inner, ZEROS))
             runs += [(rows, more)] if more is not None else []
-        apart = _apart(inputs) if batch == "dynamic" else []
-        if apart and probe(_blank(inputs, apart, inner)) is not None:
-            return runs[:1]
-        return runs
-    return []
+        apart = _apart(inputs) if len(numbers) > 1 else []
+        if apart and probe(made_up(inputs, apart, inner, ZEROS)) is not None:
+            return inner, runs[:1]
+        return inner, runs
+    return 1, []
 
 
 def _apart(inputs: list[Port]) -> list[int]:
@@ -108,8 +120,8 @@ def _apart(inputs: list[Port]) -> list[int]:
     return [2 + kinds.index(group) for group in groups] if len(kinds) > 1 else []
 
 
-def _blank(inputs: list[Port], rows: list[int], inner: int) -> Tensors:
-    """Make zeros and empty strings, so many rows in each input; dimensions of equal names have equal sizes."""
+def made_up(inputs: list[Port], rows: list[int], inner: int, values: dict[str, Any]) -> Tensors:
+    """Make inputs of one value for each datatype, so many rows in each; dimensions of equal names have equal sizes."""
     sizes = {port.shape[0]: number for port, number in zip(inputs, rows, strict=True) if port.shape}
     arrays = []
     for port, number in zip(inputs, rows, strict=True):
@@ -118,7 +130,7 @@ def _blank(inputs: list[Port], rows: list[int], inner: int) -> Tensors:
             number if i == 0 else sizes.get(d, inner) if isinstance(d, str) else inner for i, d in enumerate(port.shape)
         ]
         shape = tuple(size if dim == -1 else dim for dim, size in zip(spec.shape, wanted, strict=True))
-        arrays.append(np.full(shape, "" if spec.datatype == "BYTES" else 0, dtype=NUMPY[spec.datatype]))
+        arrays.append(np.full(shape, values[spec.datatype], dtype=NUMPY[spec.datatype]))
     return tuple(arrays)
 
 
@@ -153,12 +165,14 @@ def _output(port: Port, seen: list[Any], keys: tuple[Any, ...] | None) -> Tensor
     return spec.model_copy(update={"datatype": DATATYPE_OF[seen[0].dtype]})
 
 
-def _one_a_row(inputs: list[Port], outputs: list[Port], runs: list[Run], zipped: dict[int, tuple[Any, ...]]) -> bool:
-    """Tell whether outputs have one row for each of input: as two runs showed or, without any, as the graph says."""
+def _one_a_row(
+    inputs: list[Port], outputs: list[Port], runs: list[Run], zipped: dict[int, tuple[Any, ...]], due: int
+) -> bool:
+    """Tell whether outputs have one row for each of input: as `due` runs showed or, without any, as the graph says."""
     if not runs:
         names = {port.shape[0] for port in inputs}
         return len(names) == 1 and all(port.shape and port.shape[0] in names for port in outputs)
-    return len(runs) == len(PROBE_ROWS) and all(
+    return len(runs) == due and all(
         len(value) == rows if index in zipped else value.ndim > 0 and value.shape[0] == rows
         for rows, seen in runs
         for index, value in enumerate(seen)
@@ -166,15 +180,18 @@ def _one_a_row(inputs: list[Port], outputs: list[Port], runs: list[Run], zipped:
 
 
 def _features(specs: tuple[TensorSpec, ...], batch: Batch) -> tuple[Any, tuple[Feature, ...]]:
-    first = specs[0]
-    if len(specs) == 1 and batch != "none" and len(first.shape) == 2 and first.shape[1] > 1:
-        return "matrix", tuple(Feature(name=f"f{i}", datatype=first.datatype) for i in range(first.shape[1]))
+    # Nothing says that a float must be finite, or there: the graph itself decides.
+    free = {spec.datatype: dict.fromkeys(("nullable", "allow_non_finite"), spec.datatype in FLOATS) for spec in specs}
+    first = specs[0] if len(specs) == 1 and batch != "none" else None
+    if first is not None and len(first.shape) == 2 and first.shape[1] > 1:
+        kind = first.datatype
+        return "matrix", tuple(Feature(name=f"f{i}", datatype=kind, **free[kind]) for i in range(first.shape[1]))
     features = []
     for spec in specs:
         shape = spec.shape if batch == "none" else spec.shape[1:]
         if batch != "none" and shape == (1,):
             shape = ()  # [batch, 1] is how exporters write a column: a scalar to its user
-        features.append(Feature(name=spec.name, datatype=spec.datatype, shape=shape))
+        features.append(Feature(name=spec.name, datatype=spec.datatype, shape=shape, **free[spec.datatype]))
     return "columns", tuple(features)
 
 

@@ -116,7 +116,7 @@ class Batcher:
 
         Raises QueueFull with an honest `retry_after`, PayloadTooLarge where it could never fit, NotReady once closed.
         """
-        rows = request.cost = request.rows if self._counts_rows else 1
+        rows = request.cost = max(1, request.rows) if self._counts_rows else 1  # one without rows has its turn too
         now = request.queued_at = time.monotonic()
         queued = self._queued_rows
         if queued and (

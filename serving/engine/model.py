@@ -92,7 +92,7 @@ class Model:
     @property
     def described(self) -> Described:
         """What a codec is made of."""
-        return Described(self.name, self.version, self.signature)
+        return Described(self.name, self.version, self.signature, self.batched)
 
     def submit(self, request: Request) -> None:
         """Queue a request for this version. Raises QueueFull, PayloadTooLarge or NotReady."""

@@ -24,7 +24,8 @@ class Wanted(NamedTuple):
 class Ports:
     """Inputs and outputs of one signature. All methods raise InvalidRequest with the place, `at`, of the fault."""
 
-    def __init__(self, signature: Signature) -> None:
+    def __init__(self, signature: Signature, *, together: bool = True) -> None:
+        self._together = together
         self.inputs = signature.inputs
         self.outputs = signature.outputs
         self.dynamic = signature.batch == "dynamic"
@@ -62,6 +63,10 @@ class Ports:
             raise InvalidRequest(f"{at}/datatype: is {said}, and input {name!r} takes {due}")
         return position
 
+    def may_miss(self, position: int) -> bool:
+        """Tell whether any element of an input may be missing."""
+        return bool(np.any(self._nullable[position]))
+
     def shape(self, position: int, dims: Sequence[Any], at: str) -> tuple[int, ...]:
         """Check a shape that a request gives for an input."""
         spec = self.inputs[position]
@@ -74,8 +79,6 @@ class Ports:
             raise InvalidRequest(f"{at}/shape: has a negative dimension")
         if any(d not in (-1, g) for d, g in zip(declared, dims, strict=True)):
             raise InvalidRequest(f"{at}/shape: is {str(list(dims))[:200]}, and input {spec.name!r} has {declared}")
-        if 0 in dims:
-            raise InvalidRequest(f"{at}/shape: has no rows: send at least one")
         return tuple(dims)
 
     def raw_shape(self, size: int) -> tuple[int, ...]:
@@ -95,7 +98,7 @@ class Ports:
         if len(free) > 1:
             raise InvalidRequest(f"the shape of a raw body can't be inferred: input {spec.name!r} has {shape}")
         for i in free:
-            shape[i] = max(1, size // (count(tuple(d for d in shape if d != -1)) * NUMPY[spec.datatype].itemsize))
+            shape[i] = max(1, size // max(1, count(tuple(d for d in shape if d != -1)) * NUMPY[spec.datatype].itemsize))
         return tuple(shape)
 
     def check(self, position: int, array: Array, at: str) -> None:
@@ -109,12 +112,11 @@ class Ports:
         bad = ~np.isfinite(array) & ~(np.isnan(array) & self._nullable[position])  # NaN is how bytes say missing
         if bad.any():
             index = int(np.flatnonzero(bad)[0])
-            raise SignatureMismatch(
-                f"{at}: element {index} is not finite, or too large for {self.inputs[position].datatype}"
-            )
+            what = "missing: NaN or null" if np.isnan(array.flat[index]) else "infinite"
+            raise SignatureMismatch(f"{at}: element {index} is not finite ({what}), which this model does not take")
 
     def whole(self, arrays: Iterable[Array | None]) -> tuple[Tensors, int]:
-        """Return the inputs in order and the number of rows; all inputs must be there, with as many rows each."""
+        """Return the inputs in order and the number of rows; all must be there, with as many rows each in batches."""
         given = list(arrays)
         missing = [spec.name for spec, array in zip(self.inputs, given, strict=True) if array is None]
         if missing:
@@ -124,7 +126,7 @@ class Ports:
             return inputs, 1
         rows = int(inputs[0].shape[0])
         for spec, array in zip(self.inputs, inputs, strict=True):
-            if array.shape[0] != rows:
+            if array.shape[0] != rows and self._together:
                 raise InvalidRequest(
                     f"inputs have different numbers of rows: {self.inputs[0].name} {rows}, {spec.name} {array.shape[0]}"
                 )

@@ -21,11 +21,11 @@ _CORE_STRICT = CoreConfig(strict=True, extra_fields_behavior="forbid")
 def cell_type(feature: Feature) -> Any:
     """Make the type of one feature's value in one row: strict, described, nested lists where it has a shape."""
     kind = _scalar(feature)
+    if feature.nullable:
+        kind = kind | None
     for dim in reversed(feature.shape):
         length = {} if dim == -1 else {"min_length": dim, "max_length": dim}
         kind = Annotated[list[kind], Field(**length)]  # type: ignore[valid-type,call-overload]
-    if feature.nullable:
-        kind = kind | None
     return Annotated[kind, Field(description=described(feature) or None)]
 
 
@@ -33,7 +33,7 @@ def _scalar(feature: Feature) -> Any:
     if feature.categories is not None and feature.unknown_category == "refuse":
         return Literal[tuple(feature.categories)]
     if feature.datatype in FLOATS:
-        return Annotated[float, Field(allow_inf_nan=feature.allow_non_finite)]
+        return Annotated[float, Field(allow_inf_nan=False)]  # JSON has neither; NaN is written as null
     if feature.datatype in INTEGERS:
         least, greatest = limits(feature.datatype)
         return Annotated[int, Field(ge=least, le=greatest)]
@@ -65,8 +65,7 @@ class Rows:
         self.signature = signature
         self._title = title
         self._matrix = signature.layout == "matrix"
-        self._dtype = NUMPY[signature.inputs[0].datatype]
-        self._checked = [f.datatype in FLOATS - {"FP64"} and not f.allow_non_finite for f in signature.features]
+        self._dtype = NUMPY[signature.inputs[0].datatype] if self._matrix else None
         self.names = [feature.name for feature in signature.features]
 
     @cached_property
@@ -95,7 +94,7 @@ class Rows:
         made: dict[tuple[Any, ...], CoreSchema] = {}
         cells = []
         for f in self.signature.features:
-            kind = (f.datatype, f.shape, f.nullable, f.allow_non_finite, f.unknown_category, f.categories)
+            kind = (f.datatype, f.shape, f.nullable, f.unknown_category, f.categories)
             if kind not in made:
                 made[kind] = TypeAdapter(cell_type(f), config=STRICT).core_schema
             cells.append(made[kind])
@@ -123,10 +122,10 @@ class Rows:
 
     def arrays(self, rows: Sequence[Sequence[Any]]) -> Tensors:
         """Make the feeds of validated rows, each a sequence of cells in feature order; null is NaN or ''."""
-        if self._matrix:
+        if self._dtype is not None:
             if self._dtype.hasobject:
                 return (np.array([["" if c is None else c for c in row] for row in rows], dtype=object),)
-            return (np.array(rows, dtype=self._dtype),)
+            return (_numbers(rows, self._dtype),)
         return self.feeds([[row[i] for row in rows] for i in range(len(self.names))])
 
     def feeds(self, columns: Sequence[Sequence[Any]]) -> Tensors:
@@ -140,16 +139,27 @@ class Rows:
         spec = self.signature.inputs[0 if self._matrix else index]
         if spec.datatype == "BYTES":
             values = ["" if v is None else v for v in values]
-        array: Array = np.array(values, dtype=NUMPY[spec.datatype])
+        array: Array = _numbers(values, NUMPY[spec.datatype])
         if array.dtype.hasobject and array.size and isinstance(array.flat[0], list):
             # numpy refuses ragged numbers, and takes ragged strings as a column of lists.
             raise ValueError("rows have different shapes")
         if self._matrix:
             return array
         if self.signature.batch == "none":
-            return array[0] if array.dtype != object else np.array(values[0], dtype=object)
-        # A scalar feature is a [batch, 1] column for most exporters and [batch] for some.
-        return array.reshape(-1, 1) if array.ndim == 1 and len(spec.shape) == 2 else array
+            array = array.reshape(array.shape[1:])
+        elif array.ndim == 1 and len(spec.shape) == 2:
+            array = array.reshape(-1, 1)  # a scalar feature is a [batch, 1] column for most exporters, [batch] for some
+        if not array.size and array.ndim < len(spec.shape):
+            # JSON can't say how long the dimensions behind an empty one are.
+            array = array.reshape(*array.shape, *(max(0, dim) for dim in spec.shape[array.ndim :]))
+        return array
+
+
+def _numbers(values: Any, dtype: np.dtype[Any]) -> Array:
+    """Make an array of what JSON has; numpy knows of None as a number that is missing, and BF16 does not."""
+    if dtype == NUMPY["BF16"]:
+        return np.array(values, dtype=np.float64).astype(dtype)
+    return np.array(values, dtype=dtype)
 
 
 def _object(fields: dict[str, Any]) -> CoreSchema:

@@ -13,7 +13,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from pydantic import ValidationError
 
-from serving.engine import mapped
-from serving.engine.bare import ZIPMAPS, Port, Probe, describe
+from serving.engine import bare, mapped
+from serving.engine.bare import ZIPMAPS, Port, Probe
 from serving.engine.priority import Aside, lowest_priority
 from serving.engine.signature import METADATA_KEY, Signature
 from serving.errors import InferenceFailed, ModelInvalid
@@ -145,6 +145,10 @@ class OnnxSession:
         self.threads = threads
         own = self._own_signature()
         self._is_bare = own is None
+        self._values = bare.TYPICAL
+        self._made_up: Callable[[int, dict[str, Any]], Tensors]
+        self.example: Tensors | None = None
+        """One row that it has answered."""
         self.signature = own or self._bare_signature(aside)
         self._check_ports()
         self._positions = [self._output_names.index(output.name) for output in self.signature.outputs]
@@ -154,7 +158,7 @@ class OnnxSession:
 
     def run(self, inputs: Tensors) -> Tensors:
         """Run the graph. Raises InferenceFailed, whose text says nothing of paths or node internals."""
-        options = _GIVE_BACK if inputs[0].nbytes > self._usual_bytes else None
+        options = _GIVE_BACK if inputs and inputs[0].nbytes > self._usual_bytes else None
         feeds = dict(zip(self._input_names, inputs, strict=True))
         try:
             raw = self._call(self._session, feeds, options)
@@ -197,8 +201,10 @@ class OnnxSession:
     def _bare_signature(self, aside: Aside) -> Signature:
         inputs = [Port(p.name, p.type, tuple(p.shape)) for p in self._session.get_inputs()]
         outputs = [Port(p.name, p.type, tuple(p.shape)) for p in self._session.get_outputs()]
-        signature, self._zipped = describe(inputs, outputs, lambda made_up: aside(self._probe, made_up))
-        return signature
+        found = bare.describe(inputs, outputs, lambda made_up: aside(self._probe, made_up))
+        self._zipped = found.zipped
+        self._made_up = lambda rows, values: bare.made_up(inputs, [rows] * len(inputs), found.inner, values)
+        return found.signature
 
     def _probe(self, inputs: Tensors) -> Probe:
         """Run on made-up inputs; None where the graph refuses them, which says nothing against it."""
@@ -234,16 +240,23 @@ class OnnxSession:
             try:
                 outputs = aside(self.run, sample)
             except InferenceFailed as error:
+                if self._is_bare and self.example is None and self._values is bare.TYPICAL:
+                    self._values, rows = bare.ZEROS, 0
+                    continue
                 if self.signature.example is None:
                     break  # a bare graph may well refuse made-up inputs
                 raise ModelInvalid("it fails on its own example") from error
             spent = time.monotonic() - began
+            if self.example is None:
+                self.example = sample
             try:
                 self._check_outputs(outputs, rows)
             except ModelInvalid:
                 if self._is_bare:
                     break  # its signature was guessed from made-up inputs, and these are others
                 raise
+        if not self.signature.inputs:
+            return 0
         usual = self.sample(most)[0]
         free = any(-1 in spec.shape[1:] for spec in self.signature.inputs)
         return max(usual.nbytes, FREE_SIZE * usual.itemsize) if free else usual.nbytes
@@ -263,8 +276,10 @@ class OnnxSession:
                 raise ModelInvalid(f"output {spec.name} has {list(array.shape)} for {rows} rows: not one a row")
 
     def sample(self, rows: int) -> Tensors:
-        """Make `rows` rows of valid input: the signature's example, or zeros and empty strings."""
+        """Make `rows` rows of valid input: the signature's example, or what a bare graph is likely to take."""
         signature = self.signature
+        if self._is_bare:
+            return self._made_up(rows, self._values)
         values = signature.example or {}
         if signature.layout == "matrix":
             spec = signature.inputs[0]
@@ -377,10 +392,10 @@ def _unzip(maps: list[dict[Any, float]], keys: tuple[Any, ...]) -> Array:
 
 def _value(array: Array) -> ort.OrtValue:
     if array.dtype != NUMPY["BF16"]:
-        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+        return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
     # Shares the memory of `array`, which the caller holds until the run is over.
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
-        np.ascontiguousarray(array).view(np.uint16), onnx_element_type=BF16_ELEMENT
+        np.asarray(array, order="C").view(np.uint16), onnx_element_type=BF16_ELEMENT
     )
 
 

@@ -39,7 +39,7 @@ class Feature(_Frozen):
     """Per row, without the batch dimension: () for a scalar, (8, 8) for an image; -1 where dynamic."""
     description: str = ""
     nullable: bool = False
-    """null means a missing value: NaN for floats, the empty string for strings; others can't be missing."""
+    """null means a missing value, in any place of a shape: NaN for floats; the empty string for strings without one."""
     allow_non_finite: bool = False
     minimum: float | None = None
     maximum: float | None = None
@@ -52,8 +52,8 @@ class Feature(_Frozen):
 
     @model_validator(mode="after")
     def _missing_has_a_meaning(self) -> Feature:
-        if self.nullable and (self.datatype not in {*FLOATS, "BYTES"} or self.shape):
-            raise ValueError(f"feature {self.name}: only scalar float and string features can be nullable")
+        if self.nullable and not (self.datatype in FLOATS or (self.datatype == "BYTES" and not self.shape)):
+            raise ValueError(f"feature {self.name}: only floats and scalar strings can be nullable")
         return self
 
 
@@ -81,13 +81,14 @@ class Signature(_Frozen):
     schema_version: Literal[1] = 1
     task: Literal["classification", "regression", "other"] = "other"
     description: str = ""
-    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    inputs: tuple[TensorSpec, ...]
+    """None where the graph makes its answer of nothing."""
     outputs: tuple[TensorSpec, ...] = Field(min_length=1)
     layout: Literal["matrix", "columns"]
     """matrix: one input [batch, features], a feature is a column. columns: a feature is an input, in order."""
     batch: Batch = "dynamic"
     """dynamic: dim 0 of every input is free. one: it is fixed at 1. none: the graph takes one example, as it is."""
-    features: tuple[Feature, ...] = Field(min_length=1)
+    features: tuple[Feature, ...]
     label: str | None = None
     """Name of the output with the predicted class (classification)."""
     scores: str | None = None
@@ -122,8 +123,12 @@ class Signature(_Frozen):
 
 
 class Described(NamedTuple):
-    """All that a codec knows of a version of a model."""
+    """All that a codec knows of a version of a model.
+
+    together: its rows are rows of batches, so that all inputs have as many; else the graph alone says what it takes.
+    """
 
     name: str
     version: str
     signature: Signature
+    together: bool = True

@@ -122,7 +122,7 @@ class Wire:
     def __init__(self, model: Described) -> None:
         self._made_of = model
         self._codec = Codec(model)
-        self._ports = Ports(model.signature)
+        self._ports = Ports(model.signature, together=model.together)
         self._plans: dict[bytes, Plan] = {}
         self._opening = field(_NAME, model.name.encode()) + field(_VERSION, model.version.encode())
         self._outputs: dict[tuple[Any, ...], bytes] = {}

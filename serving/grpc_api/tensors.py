@@ -49,7 +49,7 @@ class Codec:
 
     def __init__(self, model: Described) -> None:
         self._name, self._version = model.name, model.version
-        self._ports = Ports(model.signature)
+        self._ports = Ports(model.signature, together=model.together)
 
     def decode(self, request: Any, raws: Sequence[Buffer] = ()) -> Decoded:
         """Read a request; `raws` are the raw contents that were taken out of it. Raises as `Ports` does."""
@@ -75,7 +75,8 @@ class Codec:
             arrays[position] = array
         inputs, rows = self._ports.whole(arrays)
         wanted = self._wanted(request.outputs) if request.outputs else self._ports.every(binary=True)
-        return Decoded(inputs, rows, wanted, bool(raws), timeout, priority)
+        # Of a graph without inputs nothing tells: raw is what clients read.
+        return Decoded(inputs, rows, wanted, bool(raws) or not inputs, timeout, priority)
 
     def _wanted(self, outputs: Any) -> tuple[Wanted, ...]:
         asked = []
@@ -128,7 +129,7 @@ def _typed(contents: Any, datatype: str, shape: tuple[int, ...], at: str) -> Arr
         raise InvalidRequest(f"{at}: has {len(values)} elements, and shape {list(shape)} holds {count(shape)}")
     if datatype == "BYTES":
         return strings([text(value, f"{at}: element {i}") for i, value in enumerate(values)], shape)
-    if datatype in INTEGERS:
+    if datatype in INTEGERS and values:
         least, greatest = limits(datatype)
         if min(values) < least or max(values) > greatest:
             raise InvalidRequest(f"{at}: an element does not fit {datatype} ({least} to {greatest})")

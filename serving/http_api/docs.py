@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -20,6 +21,9 @@ from serving.http_api.compression import compressed
 from serving.http_api.public_url import Prefix
 from serving.http_api.security import BEARER, may
 from serving.http_api.strict_json import dumps
+from serving.tensors import HALVES
+
+log = logging.getLogger("serving.docs")
 
 # What every model's operations share is written once: with hundreds of models it would be most of the document.
 _FAILURES = {
@@ -171,36 +175,42 @@ def document(app: FastAPI, *, models: bool = True) -> dict[str, Any]:
     fleet: Fleet = app.state.fleet
     paths: dict[str, Any] = {}
     for served in fleet.models.values() if models else ():
-        for path, operation in _operations(served):
-            paths[path] = {"post": operation}
+        try:
+            found = {path: {"post": operation} for path, operation in operations(served)}
+            dumps(found)
+        except Exception:  # others' documentation does not go with it
+            log.exception("the documentation of model %s can't be made", served.name)
+        else:
+            paths |= found
     made["paths"] = {**paths, **made["paths"]}
     closed = app.state.access.closed
-    for operations in made["paths"].values():
-        for operation in operations.values():
+    for methods in made["paths"].values():
+        for operation in methods.values():
             asked = operation.get("security", [])
             if asked and closed.isdisjoint(scope for one in asked for scopes in one.values() for scope in scopes):
                 operation["security"] = [{}, *asked]  # a key is taken and not needed
     return made
 
 
-def _operations(served: Served) -> list[tuple[str, dict[str, Any]]]:
+def operations(served: Served) -> list[tuple[str, dict[str, Any]]]:
+    """Describe each prediction path of a model, with an example where one was answered."""
     name, default = served.name, served.default
-    operations = [
+    made = [
         (f"/v1/models/{name}:predict", _v1(default, f"Predict with {name}")),
         (f"/v2/models/{name}/infer", _v2(default, f"Infer with {name} (tensors)")),
     ]
     for version, model in served.versions.items():
         if len(served.versions) > 1:
             path = f"/v1/models/{name}/versions/{version}:predict"
-            operations.append((path, _v1(model, f"Predict with version {version}")))
+            made.append((path, _v1(model, f"Predict with version {version}")))
             path = f"/v2/models/{name}/versions/{version}/infer"
-            operations.append((path, _v2(model, f"Infer with version {version} (tensors)")))
-    return operations
+            made.append((path, _v2(model, f"Infer with version {version} (tensors)")))
+    return made
 
 
 def _operation(model: Model, summary: str, request: Any, example: Any, answer: Any) -> dict[str, Any]:
     def content(schema: Any, **more: Any) -> dict[str, Any]:
-        return {"application/json": {"schema": schema, **more}}
+        return {"application/json": {"schema": schema, **{k: v for k, v in more.items() if v is not None}}}
 
     return {
         "tags": [model.name],
@@ -241,7 +251,8 @@ def _v1(model: Model, summary: str) -> dict[str, Any]:
             "predictions": {"type": "array", "items": _prediction(model)},
         },
     }
-    return _operation(model, summary, request, {"instances": [example_row(model)]}, answer)
+    row = example_row(model)
+    return _operation(model, summary, request, None if row is None else {"instances": [row]}, answer)
 
 
 def _prediction(model: Model) -> dict[str, Any]:
@@ -267,23 +278,21 @@ def _answers_booleans(signature: Signature) -> bool:
 
 def _v2(model: Model, summary: str) -> dict[str, Any]:
     signature = model.signature
-    sample = model.session.sample(1)
-    tensors = [
-        {
-            "name": spec.name,
-            "datatype": spec.datatype,
-            "shape": list(array.shape),
-            "data": array.ravel().tolist(),
-        }
-        for spec, array in zip(signature.inputs, sample, strict=True)
-    ]
+    answered = model.session.example
+    example = None
+    if answered is not None and HALVES.isdisjoint(spec.datatype for spec in signature.inputs):
+        tensors = [
+            {"name": spec.name, "datatype": spec.datatype, "shape": list(array.shape), "data": array.ravel().tolist()}
+            for spec, array in zip(signature.inputs, answered, strict=True)
+        ]
+        example = {"inputs": tensors}
     tensor = {
         "type": "object",
         "required": ["name", "datatype", "shape", "data"],
         "properties": {
             "name": {"enum": [spec.name for spec in signature.inputs]},
             "datatype": {"enum": sorted({spec.datatype for spec in signature.inputs})},
-            "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
             "data": {"type": "array", "items": {}},
         },
     }
@@ -293,27 +302,25 @@ def _v2(model: Model, summary: str) -> dict[str, Any]:
         "properties": {"id": {"type": "string"}, "inputs": {"type": "array", "items": tensor}},
     }
     answer = {"$ref": "#/components/schemas/InferResponse"}
-    return _operation(model, summary, request, {"inputs": tensors}, answer)
+    return _operation(model, summary, request, example, answer)
 
 
-def example_row(model: Model) -> dict[str, Any]:
-    """Return a row that the model accepts: the signature's own, or one of zeros and empty strings."""
+def example_row(model: Model) -> dict[str, Any] | None:
+    """Return a row that the model has answered: the signature's own, or one that was made up; None without any."""
     signature = model.signature
     if signature.example is not None:
         return signature.example
-    sample = model.session.sample(1)
+    sample = model.session.example
+    if sample is None:
+        return None
     if signature.layout == "matrix":
         return dict(zip((f.name for f in signature.features), sample[0][0].tolist(), strict=True))
     row = {}
     for feature, array in zip(signature.features, sample, strict=True):
-        value = array if signature.batch == "none" else array[0]
-        row[feature.name] = (
-            value.tolist()
-            if feature.shape
-            else value.reshape(-1)[0].item()
-            if value.dtype != object
-            else value.reshape(-1)[0]
-        )
+        if not feature.shape:
+            row[feature.name] = array.ravel().tolist()[0]
+        else:
+            row[feature.name] = (array if signature.batch == "none" else array[0]).tolist()
     return row
 
 

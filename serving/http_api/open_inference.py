@@ -39,17 +39,18 @@ class Codec:
     def __init__(self, model: Described) -> None:
         signature = model.signature
         self._made_of = model
-        ports = Ports(signature)
+        ports = Ports(signature, together=model.together)
         self._reader = Reader(ports)
         self._writer = Writer(model, ports)
         self._batch = signature.batch
         self.slow_bytes = any(spec.datatype == "BYTES" for spec in signature.inputs)
         self._texts = frozenset(i for i, spec in enumerate(signature.outputs) if spec.datatype == "BYTES")
-        only = signature.inputs[0]
-        self._fast = len(signature.inputs) == 1 and only.datatype in ("FP32", "FP64") and ports.finite[0]
-        self._fast_shape = only.shape
-        self._fast_name, self._fast_datatype = only.name, only.datatype
-        self._fast_dtype = NUMPY[only.datatype]
+        self._fast = len(signature.inputs) == 1 and signature.inputs[0].datatype in ("FP32", "FP64")
+        if self._fast:
+            only = signature.inputs[0]
+            self._fast_shape = only.shape
+            self._fast_name, self._fast_datatype = only.name, only.datatype
+            self._fast_dtype = NUMPY[only.datatype]
         self._parser = simdjson.Parser()
         self._packers: dict[tuple[int, ...], Callable[..., bytes]] = {}
 

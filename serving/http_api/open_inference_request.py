@@ -168,7 +168,7 @@ class Reader:
     def _data(self, tensor: dict[str, Any], position: int, shape: tuple[int, ...], at: str) -> Array:
         if "data" not in tensor:
             raise InvalidRequest(f"{at}: is missing")
-        array = array_of(tensor["data"], tensor["datatype"], shape, at)
+        array = array_of(tensor["data"], tensor["datatype"], shape, at, missing=self._ports.may_miss(position))
         self._ports.check(position, array, at)
         return array
 

@@ -53,10 +53,7 @@ class Codec:
         numbers = (
             signature.layout == "matrix"
             and signature.batch == "dynamic"
-            and all(
-                f.datatype in FLOATS and f.categories is None and not f.nullable and not f.allow_non_finite
-                for f in signature.features
-            )
+            and all(f.datatype in FLOATS and f.categories is None for f in signature.features)
         )
         self._numbers = NumberRows(self.rows.names, NUMPY[signature.inputs[0].datatype]) if numbers else None
         self._checked = Checked(signature, self.rows)

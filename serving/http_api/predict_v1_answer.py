@@ -110,8 +110,10 @@ def _plain(output: Array) -> Any:
 
 def _nested(output: Array) -> Any:
     """Make an output of any shape writable as nested lists, or as one value."""
-    if output.dtype.hasobject or not output.ndim:
-        return output.tolist() if output.dtype.hasobject else output[()]
+    if output.dtype.hasobject:
+        return output.tolist()
+    if not output.ndim:  # floats stay what they are, or a 32-bit one would be written with 17 digits
+        return output[()] if output.dtype.kind == "f" else output.item()
     return np.ascontiguousarray(output)
 
 

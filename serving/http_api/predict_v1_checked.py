@@ -37,7 +37,7 @@ class Checked:
         self._shaped = any(feature.shape for feature in signature.features)
         self._width = len(rows.names)
         self._names = set(rows.names)
-        self._guard_finite = any(not f.allow_non_finite and f.datatype in FLOATS - {"FP64"} for f in signature.features)
+        self._guard_finite = any(f.datatype in FLOATS - {"FP64"} for f in signature.features)
         # Of a table that has floats too, `values.tolist()` makes 4.0 of a column's 4: a client's own whole numbers.
         self._whole = {
             feature.name: i
@@ -47,7 +47,7 @@ class Checked:
             and (feature.categories or feature.minimum is not None)
         }
         self._validators: dict[str, SchemaValidator] = {}
-        self.all = {form: rows.all(form) for form in FORMS}
+        self.all = {form: rows.all(form) for form in FORMS if form != "single" or self._single_only}
         """What checks a whole body of rows of one form."""
         self._columns_at_once = rows.one("columns", fail_fast=True)
 
@@ -181,6 +181,8 @@ class Checked:
             columns = list(self._columns_at_once.validate_json(_dumped(given)).values())
         except ValidationError:
             self._refuse_columns(given)
+        if not columns:
+            return Decoded((), 1, True)
         lengths = {name: len(column) for name, column in zip(self.rows.names, columns, strict=True)}
         if len(set(lengths.values())) != 1:
             raise SignatureMismatch(
@@ -232,13 +234,10 @@ class Checked:
             datatype = self.signature.inputs[position].datatype
             for place in np.argwhere(np.isinf(array))[:DETAILS_SHOWN]:
                 feature = self.rows.names[place[1] if self.signature.layout == "matrix" else position]
-                row = int(place[0])
+                row = 0 if self.signature.batch == "none" else int(place[0])
                 path = strict_json.pointer(top, *((row, feature) if by_row else (feature, row)))
                 details.append(Detail(path, f"is too large for {datatype}, which the model takes", feature))
-            features = {f.name: f for f in self.signature.features}
-            details = [d for d in details if d.feature and not features[d.feature].allow_non_finite]
-            if details:
-                raise listed("the rows do not fit the model's signature", details)
+            raise listed("the rows do not fit the model's signature", details)
 
     def _explain(self, error: ValidationError, top: tuple[str | int, ...]) -> list[Detail]:
         return self._details(_errors(error), top)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,25 @@ from serving.http_api.strict_json import kind
 from serving.tensors import FLOATS, HALVES, INTEGERS, NUMPY, Array, count, limits
 
 
-def array_of(data: Any, datatype: str, shape: tuple[int, ...], at: str) -> Array:
+def array_of(data: Any, datatype: str, shape: tuple[int, ...], at: str, *, missing: bool = False) -> Array:
     """Make the array. Nested data must have exactly `shape`; flat data as many elements.
 
+    missing: null is taken, as NaN or an empty string. A number is no array, but of a shape without dimensions.
     Raises InvalidRequest naming the first bad element by its place under `at`.
     """
+    if not shape and not isinstance(data, list):
+        data = [data]
     if not isinstance(data, list):
         raise InvalidRequest(f"{at}: is {kind(data)}: send an array")
     if datatype in HALVES:
         raise no_json_form(datatype, at)
-    nested = bool(data) and isinstance(data[0], list)
+    nested = bool(data) and bool(shape) and isinstance(data[0], list)
     flat = _flatten(data, shape, at) if nested else data
     if len(flat) != count(shape):
         raise wrong_count(at, len(flat), shape)
     accepted = ACCEPTED[datatype]
+    if missing and None in flat:
+        flat = [_MISSING[datatype] if value is None else value for value in flat]
     for index, value in enumerate(flat):
         if type(value) not in accepted:
             raise wrong_kind(at, index, value, datatype)
@@ -38,6 +44,8 @@ def array_of(data: Any, datatype: str, shape: tuple[int, ...], at: str) -> Array
             array: Array = np.array(flat, dtype=NUMPY[datatype])
     except OverflowError:
         raise InvalidRequest(f"{at}: a number is too large for {datatype}") from None
+    if datatype in FLOATS and (infinite := np.isinf(array)).any():  # JSON has none: it did not fit
+        raise InvalidRequest(f"{at}: element {int(np.argmax(infinite))} is too large for {datatype}")
     return array.reshape(shape)
 
 
@@ -47,6 +55,7 @@ ACCEPTED: dict[str, frozenset[type]] = {
     "BOOL": frozenset({bool}),
     "BYTES": frozenset({str}),
 }
+_MISSING = {**dict.fromkeys(FLOATS, math.nan), "BYTES": ""}
 _TAKES = {
     **dict.fromkeys(INTEGERS, "whole numbers"),
     **dict.fromkeys(FLOATS, "numbers"),
