@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import logging
 import multiprocessing.connection
 import os
@@ -13,7 +11,6 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
@@ -22,15 +19,16 @@ from serving.access.caller import AccessInvalid
 from serving.black_box import BlackBox, Running
 from serving.deaths import Deaths
 from serving.fleet import channel
-from serving.fleet.channel import Link
 from serving.fleet.deployment import Deployment
 from serving.fleet.quarantine import Quarantine
 from serving.metrics.counts import Counts
 from serving.metrics.families import Key
 from serving.metrics.totals import leave_word, settle, totals
+from serving.rolling import Roll
 from serving.settings import Settings
 from serving.signals import DRAIN, UNREADY
 from serving.worker import REFUSED, Assignment, cores, work
+from serving.worker_process import Worker
 
 log = logging.getLogger("serving.server")
 
@@ -47,44 +45,6 @@ _FIXED = ("host", "port", "grpc_port", "models", "state_dir")
 
 class CannotReload(Exception):
     """The configuration can't be read again; the text is one line."""
-
-
-@dataclasses.dataclass(eq=False, slots=True)
-class Worker:
-    """One worker process and what the parent knows of it. Times are monotonic seconds."""
-
-    slot: int
-    process: BaseProcess
-    box: BlackBox
-    link: Link
-    counts: Counts
-    born: float
-    ready_at: float | None = None
-    kill_at: float | None = None
-    """When it gets SIGKILL; set once it was told to end."""
-    killed: bool = False
-
-    def order(self, number: signal.Signals) -> None:
-        """Send it an order; it may have ended."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.process.pid or 0, number)
-
-    def kill(self) -> None:
-        """End it by force, and say so once."""
-        if not self.killed:
-            self.killed = True
-            log.error("worker %d did not end in time", self.slot)
-            self.process.kill()
-
-
-@dataclasses.dataclass(slots=True)
-class _Roll:
-    """A reload in progress: the workers that are still to be replaced, and the one replacement that is awaited."""
-
-    old: list[Worker]
-    before: Settings
-    fresh: Worker | None = None
-    leaving: Worker | None = None
 
 
 class Supervisor:
@@ -114,7 +74,7 @@ class Supervisor:
         )
         self._quarantine = Quarantine(settings.models, settings.state_dir)
         self._deaths = Deaths()
-        self._roll: _Roll | None = None
+        self._roll: Roll | None = None
         self._served = False
         self._ends_asked = 0
         self._held: dict[tuple[str, str], str] = {}
@@ -353,28 +313,21 @@ class Supervisor:
         self._due += [time.monotonic()] * missing
         if missing < 0:
             del self._due[:-missing]
-        self._roll = _Roll(active, before)
+        self._roll = Roll(active, before)
 
     def _advance(self) -> None:
-        """Take the next step of a reload, if one is in progress and its last step is done."""
-        roll = self._roll
-        if roll is None or self._ends_asked or (roll.leaving is not None and roll.leaving in self._workers):
+        """Take the next step of a reload, if one is in progress."""
+        if self._roll is None or self._ends_asked:
             return
-        roll.old = [worker for worker in roll.old if worker in self._workers and worker.kill_at is None]
-        if roll.fresh is not None and not roll.fresh.box.is_ready:
-            return
-        if roll.old and (roll.fresh is not None or self._too_many()):
-            roll.leaving, roll.fresh = roll.old.pop(0), None
-            self._retire(roll.leaving, self._settings.drain_s + 2)
-        elif roll.old:
-            roll.fresh = self._spawn(self._free_slot())
-        else:
+        staying = [worker for worker in self._workers if worker.kill_at is None]
+        if self._roll.step(
+            self._workers,
+            crowded=len(staying) + len(self._due) > self._settings.workers,
+            spawn=lambda: self._spawn(self._free_slot()),
+            retire=lambda worker: self._retire(worker, self._settings.drain_s + 2),
+        ):
             self._roll = None
             log.info("every worker is new")
-
-    def _too_many(self) -> bool:
-        staying = [worker for worker in self._workers if worker.kill_at is None]
-        return len(staying) + len(self._due) > self._settings.workers
 
     def _give_up_reload(self, why: str) -> None:
         assert self._roll is not None  # noqa: S101  only called while one is in progress
