@@ -34,7 +34,7 @@ class Running:
     version: str
     since: float
     loading: bool
-    thread: int
+    thread: float
 
 
 class Record:
@@ -160,10 +160,10 @@ class BlackBox:
             if since:
                 text = self._memory[8 * (at + 2) : 8 * (at + _CELLS)].rstrip(b"\0").decode(errors="replace")
                 name, _, version = text.rpartition("/")
-                found.append(Running(name, version, abs(since), since < 0, int(self._cells[at + 1])))
+                found.append(Running(name, version, abs(since), since < 0, self._cells[at + 1]))
         crashed = _CRASHED.search(self._written())
         if crashed is not None:
-            thread = int(_thread_number(int(crashed[1], 16)))
+            thread = _thread_number(int(crashed[1], 16))
             return [r for r in found if r.thread == thread] or found
         return found
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import httpx2 as httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.black_box import BlackBox
 from serving.metrics.counts import Counts
 from serving.metrics.metrics import MOST_SERIES, Metrics
 from serving.metrics.store import MOST_SIZES
@@ -154,6 +157,29 @@ def test_a_worker_that_is_killed_loses_no_counter(tmp_path: Path) -> None:
     assert of(samples, "serving_predictions_total", protocol="grpc", outcome="failed") == 4
     assert of(samples, "serving_failed_prediction_seconds_total") == 2.0
     assert of(samples, "serving_http_requests_total") == 4
+
+
+@pytest.mark.parametrize(
+    ("at", "garbage"), [(256, b"\xff" * 40), (256, struct.pack("d", 5) + b"\xff" * 32), (8, b"\xff" * 8)]
+)
+def test_what_a_crash_wrote_over_the_counters_is_left_out(tmp_path: Path, at: int, garbage: bytes) -> None:
+    """Memory that a model's code has written over costs the counters there, and not the parent that reads them."""
+    counts = Counts.shared()
+    worker = Metrics(directory=tmp_path, slot=0, counts=counts)
+    for version in ("1", "2", "3"):
+        worker.model("m", version).answered("v1", 5, 0.001)
+    counts._memory[at : at + len(garbage)] = garbage
+    settle(tmp_path, 0, counts)
+    assert of(scraped(Metrics(directory=tmp_path, slot=1)), "serving_rows_total", model="m", version="3") == 5
+
+
+def test_what_a_crash_wrote_over_the_notes_does_not_end_their_reader() -> None:
+    """What ran is told, whatever stands where its thread did."""
+    box = BlackBox()
+    record = box.open("m", "1")
+    record.since[0] = 1.0
+    box._cells[4] = math.nan
+    assert [(r.name, r.version) for r in box.running()] == [("m", "1")]
 
 
 @pytest.mark.parametrize(

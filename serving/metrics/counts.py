@@ -6,7 +6,9 @@ name. Counting is one store of eight bytes; the parent reads all cells once the 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import mmap
 import os
 import random
@@ -88,13 +90,18 @@ class Counts:
     # The parent's side, which knows the cells by their text alone.
 
     def read(self) -> dict[Key, float]:
-        """Return what a worker has counted, once it has ended."""
+        """Return what a worker has counted, once it has ended.
+
+        A model's code may have written anywhere before it crashed: what can't be a counter is left out.
+        """
         found: dict[Key, float] = {}
-        for at in range(_SIZE, min(int(self._values[1]), CELLS) * _SIZE, _SIZE):
-            text = self._memory[at + 8 : at + _SIZE].rstrip(b"\0")
-            if text and self._values[at // 8]:
-                name, labels = json.loads(text)
-                found[name, tuple(labels)] = self._values[at // 8]
+        taken = self._values[1]
+        for at in range(_SIZE, int(taken if 0 <= taken <= CELLS else CELLS) * _SIZE, _SIZE):
+            text, value = self._memory[at + 8 : at + _SIZE].rstrip(b"\0"), self._values[at // 8]
+            if text and 0 < value < math.inf:
+                with contextlib.suppress(ValueError, TypeError):
+                    name, labels = json.loads(text)
+                    found[str(name), tuple(map(str, labels))] = value
         return found
 
     def close(self) -> None:
