@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from serving.engine.signature import Signature
+from serving.engine.signature import Signature, TensorSpec
 from serving.errors import InvalidRequest, SignatureMismatch
 from serving.tensor_bytes import strings
-from serving.tensors import FLOATS, NUMPY, Array, Tensors, count
+from serving.tensors import FLOATS, INTEGERS, NUMPY, Array, Tensors, count
 
 
 class Wanted(NamedTuple):
@@ -30,7 +30,12 @@ class Ports:
         self.outputs = signature.outputs
         self.dynamic = signature.batch == "dynamic"
         self._batched = signature.batch != "none"
-        self._positions = {spec.name: i for i, spec in enumerate(self.inputs)}
+        # A client that sends a table sends a tensor a column, by the names of the features, instead of the matrix.
+        self._columns = signature.features if signature.layout == "matrix" else ()
+        columns = (TensorSpec(name=f.name, datatype=f.datatype, shape=(-1,)) for f in self._columns)
+        self.slots = (*self.inputs, *columns)
+        """What a request may name: the inputs, and behind them the columns of a matrix, to be sent in its stead."""
+        self._positions = {spec.name: i for i, spec in reversed(tuple(enumerate(self.slots)))}
         self._output_positions = {spec.name: i for i, spec in enumerate(self.outputs)}
         self._classes = {self._output_positions[signature.scores]: signature.classes} if signature.scores else {}
         self.finite = [
@@ -41,7 +46,8 @@ class Ports:
             )
         ]
         nullable = [f.nullable for f in signature.features]
-        self._nullable: list[Any] = [np.array(nullable)] if signature.layout == "matrix" else nullable
+        self._nullable: list[Any] = [np.array(nullable), *nullable] if signature.layout == "matrix" else nullable
+        self.finite += [f.datatype in FLOATS and not f.allow_non_finite for f in self._columns]
         self._all = tuple(Wanted(i) for i in range(len(self.outputs)))
         self._all_binary = tuple(Wanted(i, True) for i in range(len(self.outputs)))
 
@@ -53,11 +59,12 @@ class Ports:
         """Return the position of an input that a request names with a datatype."""
         position = self._positions.get(name) if isinstance(name, str) else None
         if position is None:
-            known = ", ".join(self._positions)
+            known = ", ".join(spec.name for spec in self.inputs)
             shown = repr(name[:64]) if isinstance(name, str) else "without a name"
             raise InvalidRequest(f"{at}/name: the model has no input {shown}; inputs: {known}"[:600])
-        due = self.inputs[position].datatype
-        if datatype != due:
+        due = self.slots[position].datatype
+        number = position >= len(self.inputs) and due in FLOATS | INTEGERS and datatype in FLOATS | INTEGERS
+        if datatype != due and not number:
             known_type = isinstance(datatype, str) and datatype in NUMPY
             said = datatype if known_type else "no datatype of the protocol"
             raise InvalidRequest(f"{at}/datatype: is {said}, and input {name!r} takes {due}")
@@ -69,10 +76,12 @@ class Ports:
 
     def shape(self, position: int, dims: Sequence[Any], at: str) -> tuple[int, ...]:
         """Check a shape that a request gives for an input."""
-        spec = self.inputs[position]
+        spec = self.slots[position]
         declared = list(spec.shape)
         if not all(type(dim) is int for dim in dims):
             raise InvalidRequest(f"{at}/shape: should be an array of whole numbers")
+        if position >= len(self.inputs) and len(dims) == 2 and dims[1] == 1:
+            declared.append(1)
         if len(dims) != len(declared):
             raise InvalidRequest(f"{at}/shape: has {len(dims)} dimensions, and input {spec.name!r} has {declared}")
         if any(dim < 0 for dim in dims):
@@ -118,6 +127,10 @@ class Ports:
     def whole(self, arrays: Iterable[Array | None]) -> tuple[Tensors, int]:
         """Return the inputs in order and the number of rows; all must be there, with as many rows each in batches."""
         given = list(arrays)
+        columns = given[len(self.inputs) :]
+        del given[len(self.inputs) :]
+        if any(column is not None for column in columns) and given[0] is None:
+            given[0] = self._matrix(columns)
         missing = [spec.name for spec, array in zip(self.inputs, given, strict=True) if array is None]
         if missing:
             raise InvalidRequest(f"inputs are missing: {', '.join(missing)}"[:500])
@@ -131,6 +144,29 @@ class Ports:
                     f"inputs have different numbers of rows: {self.inputs[0].name} {rows}, {spec.name} {array.shape[0]}"
                 )
         return inputs, rows
+
+    def _matrix(self, columns: Sequence[Array | None]) -> Array:
+        """Make the matrix of its columns, in whatever numbers each was sent."""
+        missing = [f.name for f, column in zip(self._columns, columns, strict=True) if column is None]
+        if missing:
+            raise InvalidRequest(f"columns are missing: {', '.join(missing)}"[:500])
+        there = [column.reshape(-1) for column in columns if column is not None]
+        rows = len(there[0])
+        dtype = NUMPY[self.inputs[0].datatype]
+        matrix: Array = np.empty((rows, len(there)), dtype)
+        for index, (feature, column) in enumerate(zip(self._columns, there, strict=True)):
+            if len(column) != rows:
+                raise InvalidRequest(
+                    f"columns have different lengths: {self._columns[0].name} {rows}, {feature.name} {len(column)}"[
+                        :500
+                    ]
+                )
+            with np.errstate(over="ignore", invalid="ignore"):
+                matrix[:, index] = column
+            whole = feature.datatype in INTEGERS
+            if (matrix[:, index] != column).any() if whole else _overflows(column, matrix[:, index]):
+                raise SignatureMismatch(f"column {feature.name!r} has a number that does not fit {feature.datatype}")
+        return matrix
 
     def wanted(self, asked: Iterable[tuple[Any, bool, int]]) -> tuple[Wanted, ...]:
         """Read the outputs that a request lists as (name, binary, classes); each once, in its order."""
@@ -167,6 +203,10 @@ class Ports:
         most = min(classes, rows.shape[1])
         shape = (len(rows), most) if self._batched else (most,)
         return strings(_greatest(rows, most, names, form), shape)
+
+
+def _overflows(column: Array, made: Array) -> bool:
+    return made.dtype.kind in "fV" and bool((np.isinf(made) & np.isfinite(column)).any())
 
 
 def _greatest(rows: Array, most: int, names: tuple[Any, ...] | None, form: str) -> list[str]:

@@ -30,6 +30,18 @@ EXTENSIONS = (
     "statistics",
 )
 
+_DTYPES = {
+    **{
+        name: f"DT_{name}"
+        for name in ("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64")
+    },
+    "FP16": "DT_HALF",
+    "FP32": "DT_FLOAT",
+    "FP64": "DT_DOUBLE",
+    "BF16": "DT_BFLOAT16",
+    "BYTES": "DT_STRING",
+}
+
 
 def server() -> dict[str, Any]:
     """Describe the server: `GET /v2`, ServerMetadata."""
@@ -49,6 +61,29 @@ def metadata(fleet: Fleet, name: str, version: str | None = None) -> dict[str, A
         "platform": "onnxruntime_onnx",
         "inputs": ports(model.signature.inputs),
         "outputs": ports(model.signature.outputs),
+    }
+
+
+def signature_def(model: Model) -> dict[str, Any]:
+    """Describe a model's features and outputs: `GET /v1/models/{name}/metadata` of TensorFlow Serving.
+
+    Source: https://www.tensorflow.org/tfx/serving/api_rest#model_metadata_api.
+    """
+    signature = model.signature
+    rows = () if signature.batch == "none" else (-1,)
+
+    def tensor(name: str, datatype: str, shape: tuple[int, ...]) -> dict[str, Any]:
+        dims = [{"size": str(size), "name": ""} for size in shape]
+        return {"name": name, "dtype": _DTYPES[datatype], "tensor_shape": {"dim": dims, "unknown_rank": False}}
+
+    definition = {
+        "inputs": {f.name: tensor(f.name, f.datatype, (*rows, *f.shape)) for f in signature.features},
+        "outputs": {o.name: tensor(o.name, o.datatype, o.shape) for o in signature.outputs},
+        "method_name": "tensorflow/serving/predict",
+    }
+    return {
+        "model_spec": {"name": model.name, "signature_name": "", "version": model.version},
+        "metadata": {"signature_def": {"signature_def": {"serving_default": definition}}},
     }
 
 

@@ -170,8 +170,9 @@ class Wire:
         """
         view = memoryview(request)
         decoded = self._codec.decode(message, [view[start:end] for start, end in cut.raws] if cut is not None else ())
-        if cut is not None and decoded.raw and decoded.timeout is None and len(cut.head) <= _LONGEST_PLAN:
-            positions = {spec.name: i for i, spec in enumerate(self._ports.inputs)}
+        positions = {spec.name: i for i, spec in enumerate(self._ports.inputs)}
+        usual = decoded.raw and decoded.timeout is None and all(t.name in positions for t in message.inputs)
+        if cut is not None and usual and len(cut.head) <= _LONGEST_PLAN:
             inputs = tuple(
                 (positions[t.name], t.datatype, tuple(t.shape), e - s)
                 for t, (s, e) in zip(message.inputs, cut.raws, strict=True)

@@ -55,7 +55,7 @@ class Codec:
         """Read a request; `raws` are the raw contents that were taken out of it. Raises as `Ports` does."""
         raws = raws or list(request.raw_input_contents)
         timeout, priority = _options(request.parameters)
-        arrays: list[Array | None] = [None] * len(self._ports.inputs)
+        arrays: list[Array | None] = [None] * len(self._ports.slots)
         if raws and len(raws) != len(request.inputs):
             raise InvalidRequest(f"raw_input_contents: has {len(raws)} tensors, and inputs has {len(request.inputs)}")
         for index, tensor in enumerate(request.inputs):

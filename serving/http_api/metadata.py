@@ -70,6 +70,20 @@ async def model_version(model: str, version: str, fleet: LiveFleet) -> Response:
     return json_answer(_described(live, [_status(live)]))
 
 
+@router.get(
+    "/v1/models/{model}/metadata", tags=["models"], summary="A model's signature, as TensorFlow Serving says it"
+)
+async def model_signature(model: str, fleet: LiveFleet) -> Response:
+    """Describe what `:predict` takes and gives, in the words of TensorFlow Serving."""
+    return json_answer(description.signature_def(fleet.get(model)))
+
+
+@router.get("/v1/models/{model}/versions/{version}/metadata", tags=["models"], summary="A version's signature")
+async def model_version_signature(model: str, version: str, fleet: LiveFleet) -> Response:
+    """Describe one version as the model."""
+    return json_answer(description.signature_def(fleet.get(model, version)))
+
+
 def _status(model: Model) -> dict[str, Any]:
     return {
         "version": model.version,

@@ -117,7 +117,7 @@ class Reader:
         given = document.get("inputs")
         if not isinstance(given, list):
             raise InvalidRequest('"inputs" is missing or no array: send one object for each input tensor')
-        arrays: list[Array | None] = [None] * len(self._ports.inputs)
+        arrays: list[Array | None] = [None] * len(self._ports.slots)
         planned: list[tuple[int, str, tuple[int, ...], int]] = []
         place = 0
         for index, tensor in enumerate(given):
@@ -136,7 +136,8 @@ class Reader:
         inputs, rows = self._ports.whole(arrays)
         context = Context(identity, self._wanted(document.get("outputs"), binary=binary))
         # A head with an id will hardly come again, and would push out one that does.
-        if len(planned) == len(arrays) and len(head) <= _LONGEST_PLAN and not identity:
+        usual = len(planned) == len(inputs) and planned and all(one[0] < len(inputs) for one in planned)
+        if usual and len(head) <= _LONGEST_PLAN and not identity:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
             lone = self._lone(len(head), *planned[0][1:]) if len(planned) == 1 else None

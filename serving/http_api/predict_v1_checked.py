@@ -16,6 +16,7 @@ from serving.engine.signature import Signature
 from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, SignatureMismatch, listed
 from serving.http_api import strict_json
 from serving.http_api.codec import Decoded
+from serving.http_api.predict_v1_forms import Forms
 from serving.tensors import FLOATS, INTEGERS, Tensors
 
 FORMS = ("named", "positional", "single")
@@ -46,6 +47,7 @@ class Checked:
             and not feature.shape
             and (feature.categories or feature.minimum is not None)
         }
+        self._forms = Forms(signature)
         self._validators: dict[str, SchemaValidator] = {}
         self.all = {form: rows.all(form) for form in FORMS if form != "single" or self._single_only}
         """What checks a whole body of rows of one form."""
@@ -91,6 +93,8 @@ class Checked:
         checked: list[Sequence[Any]] = []
         for start in range(0, len(rows), _TOGETHER):
             some = rows[start : start + _TOGETHER]
+            if self._forms.any:
+                some = [self._forms.row(row, index) for index, row in enumerate(some, start)]
             if self._whole:
                 some = [self._whole_in(row) for row in some]
             right = self._at_once(some)
@@ -173,6 +177,8 @@ class Checked:
                 raise InvalidRequest(
                     f'"inputs" is {strict_json.kind(given)}: send an object of columns by feature name'
                 )
+        if self._forms.any:
+            given = {name: self._forms.column(name, column) for name, column in given.items()}
         given = {
             name: [_as_whole(value) for value in column] if name in self._whole and isinstance(column, list) else column
             for name, column in given.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,14 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from tritonclient.grpc import service_pb2
 
 from serving.engine.session import OnnxSession
 from serving.errors import ModelInvalid
 from serving.http_api.strict_json import dumps
 from tests.conformance.direct import Answer, Direct
 from tests.conformance.onnx_suite import WAYS, Asker, Case
+from tests.conftest import MODELS
 
 FLOAT, INT64, STRING, BF16 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING, TensorProto.BFLOAT16
 Port = tuple[str, int, Any]
@@ -149,6 +152,84 @@ def test_every_kind_is_answered_in_every_way(put: Put, kind: str) -> None:
         assert example is not None
         answer = model.post(path, dumps(example))
         assert answer.status_code == 200, (path, example, answer.text)
+
+
+def test_null_is_a_missing_value_where_training_had_some() -> None:
+    """JSON null is taken by v2 as by V1 for features that may be missing, and refused by name for others."""
+    model = Direct(next((MODELS / "penguins").glob("[0-9]*/model.onnx")))
+    row = dict(model.signature.example or {})
+    tensors = {
+        f.name: {"name": f.name, "datatype": f.datatype, "shape": [1, 1], "data": [row[f.name]]}
+        for f in model.signature.features
+    }
+    some = next(f for f in model.signature.features if f.nullable and f.datatype == "FP32")
+    missing = v2(model, *({**tensors, some.name: {**tensors[some.name], "data": [None]}}.values()))
+    assert missing.status_code == 200, missing.text
+    due = v1(model, {"instances": [{**row, some.name: None}]}).json()["predictions"][0]["label"]
+    assert missing.json()["outputs"][0]["data"] == [due]
+    never = next((f for f in model.signature.features if not f.nullable), None)
+    if never is not None:
+        refused = v2(model, *({**tensors, never.name: {**tensors[never.name], "data": [None]}}.values()))
+        assert (refused.status_code, "is null" in refused.text) == (400, True)
+    iris = Direct(next((MODELS / "iris").glob("[0-9]*/model.onnx")))
+    name = iris.signature.inputs[0].name
+    refused = v2(iris, {"name": name, "datatype": "FP32", "shape": [1, 4], "data": [1, None, 3, 4]})
+    assert "/inputs/0/data: element 1 is null" in refused.text
+
+
+def test_a_matrix_may_come_as_a_tensor_a_column() -> None:
+    """What MLServer's clients make of a table, a tensor for each feature's name, is the matrix: JSON and gRPC."""
+    model = Direct(next((MODELS / "iris").glob("[0-9]*/model.onnx")))
+    names = [feature.name for feature in model.signature.features]
+    matrix = np.array([[5.1, 3.5, 1.4, 0.2], [6, 2, 5, 2]], np.float32)
+    rows = v1(model, {"instances": matrix.tolist()}).json()["predictions"]
+
+    def column(index: int, **more: Any) -> dict[str, Any]:
+        return {"name": names[index], "datatype": "FP64", "shape": [2], "data": matrix[:, index].tolist(), **more}
+
+    columns = [column(i) for i in range(4)]
+    columns[0] |= {"shape": [2, 1]}
+    columns[1] |= {"datatype": "INT64", "data": [3, 2]}
+    answer = v2(model, *reversed(columns))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["outputs"][0]["data"] == [row["label"] for row in rows]
+    request = service_pb2.ModelInferRequest()
+    for index in (2, 0, 1, 3):
+        request.inputs.add(name=names[index], datatype="FP32", shape=[2])
+        request.raw_input_contents.append(np.ascontiguousarray(matrix[:, index]).tobytes())
+    assert len(model.ModelInfer(request).outputs) == len(model.signature.outputs)
+    assert f"columns are missing: {names[0]}" in v2(model, *columns[1:]).text
+    assert "columns have different lengths" in v2(model, *columns[1:], column(0, shape=[1], data=[1])).text
+    assert "does not fit FP32" in v2(model, *columns[1:], column(0, data=[1e39, 1])).text
+    assert "/inputs/3/shape" in v2(model, *columns[1:], column(0, shape=[1, 2])).text
+
+
+def test_forms_of_tensorflow_serving(put: Put) -> None:
+    """Strings as {"b64": ...}, and values of [N, 1] inputs in brackets of their own, by row and by column."""
+    ports = [("word", STRING, ["n", 1]), ("size", FLOAT, ["n", 1])]
+    ends = [("a", STRING, ["n", 1]), ("b", FLOAT, ["n", 1])]
+    model = Direct(put([NODE("Identity", ["word"], ["a"]), NODE("Neg", ["size"], ["b"])], ports, ends))
+    due = [{"a": "h\xe9", "b": -1.5}, {"a": "i", "b": -2}]
+    coded = {"b64": base64.b64encode("h\xe9".encode()).decode()}
+    for rows in (
+        [{"word": coded, "size": [1.5]}, {"word": "i", "size": 2}],
+        [{"word": [coded], "size": 1.5}, {"word": ["i"], "size": [2]}],
+        [[coded, [1.5]], ["i", 2]],
+    ):
+        answer = v1(model, {"instances": rows})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["predictions"] == due
+    columns = {"word": [[coded], ["i"]], "size": [[1.5], [2]]}
+    assert v1(model, {"inputs": columns}).json()["outputs"] == {"a": ["h\xe9", "i"], "b": [-1.5, -2]}
+    assert "/instances/0/word/b64: is not base64" in v1(model, {"instances": [{"word": {"b64": "?"}, "size": 1}]}).text
+    assert "is not UTF-8" in v1(model, {"instances": [{"word": {"b64": "/w=="}, "size": 1}]}).text
+    assert "/instances/0/size" in v1(model, {"instances": [{"word": "i", "size": [1, 2]}]}).text
+
+
+def test_the_only_input_in_base64(put: Put) -> None:
+    """A model of one string takes {"b64": ...} as a whole instance."""
+    model = Direct(put([NODE("Identity", ["x"], ["y"])], [("x", STRING, ["n"])], [("y", STRING, ["n"])]))
+    assert v1(model, {"instances": [{"b64": "aGk="}, "there"]}).json()["predictions"] == ["hi", "there"]
 
 
 def test_infinities_pass_as_bytes(put: Put) -> None:
