@@ -46,7 +46,7 @@ def test_an_odd_model_leaves_the_others_documented(live: TestClient, caplog: pyt
         found = {path for path in docs.document(app)["paths"] if "/models/" in path}
     finally:
         iris.session.example = example
-    assert {path for path in whole - found} == {path for path in whole if "/iris" in path}
+    assert whole - found == {path for path in whole if "/iris" in path}
     assert "the documentation of model iris can't be made" in caplog.text
 
 

@@ -74,3 +74,21 @@ def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(server: S
         status, _, body = connection.answer()
         assert status == 413
         assert b"100000000" in body
+
+
+def test_the_signature_in_the_words_of_tensorflow_serving(client: httpx.Client) -> None:
+    """GET .../metadata names what :predict takes and gives, for the model and for a version."""
+    for path in ("/v1/models/iris/metadata", f"/v1/models/iris/versions/{_version(client)}/metadata"):
+        answer = client.get(path)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["model_spec"]["name"] == "iris"
+        definition = answer.json()["metadata"]["signature_def"]["signature_def"]["serving_default"]
+        width = definition["inputs"]["petal_width"]
+        assert (width["dtype"], width["tensor_shape"]["dim"]) == ("DT_FLOAT", [{"size": "-1", "name": ""}])
+        assert definition["method_name"] == "tensorflow/serving/predict"
+    assert client.get("/v1/models/nothing/metadata").status_code == 404
+
+
+def _version(client: httpx.Client) -> str:
+    version: str = client.get("/v1/models/iris").json()["version"]
+    return version
