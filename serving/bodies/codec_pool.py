@@ -98,6 +98,9 @@ class CodecPool:
         """
         loop = asyncio.get_running_loop()
         job = Job(request.sender, codec, work, given, done)
+        if self._closing:
+            loop.call_soon(self._turn_away, job)
+            return job
         if deadline is not None:
             if self._bodies >= self._most_waiting:
                 raise QueueFull("too many long bodies wait to be read: come back later")
@@ -132,6 +135,8 @@ class CodecPool:
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         """Give the process the next job: that of the sender who has waited longest for a turn."""
         self._busy = bool(self._lines)
+        if self._closing:
+            return
         if not self._busy:
             self._idle = loop.call_later(self._idle_s, self._retire)
             return
@@ -156,13 +161,30 @@ class CodecPool:
         self._idle = None
         self._thread.submit(self._end)
 
-    async def close(self) -> None:
-        """End the process, whatever it does."""
+    def refuse(self) -> None:
+        """Answer all that waits, and what comes, NotReady; what the process does is given up."""
+        self._closing = True
         if self._idle is not None:
             self._idle.cancel()
-        self._closing = True
         if self._process is not None:
             self._process.kill()  # so that the thread, which may wait for it, comes back
+        waiting = [job for line in self._lines.values() for job in line]
+        self._lines.clear()
+        self._bodies = 0
+        loop = asyncio.get_running_loop()
+        for job in waiting:
+            loop.call_soon(self._turn_away, job)
+
+    def _turn_away(self, job: Job) -> None:
+        done, job.done, job.given = job.done, None, ()
+        if job.timer is not None:
+            job.timer.cancel()
+        if done is not None:
+            done(NotReady("this server is going away"))
+
+    async def close(self) -> None:
+        """End the process, whatever it does."""
+        self.refuse()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
         self._thread.shutdown(wait=False)
 

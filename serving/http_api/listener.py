@@ -134,6 +134,7 @@ class Listener(uvicorn.Server):
             self.cut_short = True
             log.error("the drain is cut short: what still waits or runs is refused")
             self._app.state.fleet.refuse()
+            self._app.state.pool.refuse()
             self.force_exit = False
             await self._while(busy, LAST_WORDS_S)
             for connection in list(state.connections):
