@@ -332,7 +332,8 @@ class Coordinator:
             return
         word = {"name": change.plan.name, "revision": change.plan.revision}
         if change.committing:
-            known.served, known.change, known.uneven = change.plan, None, False
+            # All that swap have loaded it; a worker that came meanwhile may have failed to.
+            known.served, known.change, known.uneven = change.plan, None, change.failed is not None
             self._due = 0.0  # the folder may have moved on meanwhile
         elif change.failed is not None:
             for worker in set(self._workers) - self._joining:

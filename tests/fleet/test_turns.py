@@ -163,3 +163,26 @@ def test_what_one_could_not_load_no_other_tries(
     eventually(lambda: first.kinds() == ["prepare"])
     first.done(failed=["2", "no memory"])
     eventually(lambda: first.kinds() == ["prepare", "abort"] and second.kinds() == ["abort"])
+
+
+def test_a_worker_that_comes_while_others_swap_and_cant_load_is_asked_again(
+    told: tuple[Coordinator, list[Worker]], ledger: Ledger, eventually: Wait
+) -> None:
+    """It does not go on without the model beside others that serve it: the plan is tried once more, by all."""
+    coordinator, (first, second) = told
+    ledger.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
+    coordinator.look()
+    for worker in (first, second):
+        eventually(lambda worker=worker: worker.kinds() == ["prepare"])
+        worker.done()
+    eventually(lambda: first.kinds() == second.kinds() == ["prepare", "commit"])
+    ours, theirs = pair()
+    third = Worker(theirs, coordinator.attach(ours))
+    with theirs:
+        eventually(lambda: third.kinds() == ["join"])
+        plan = next(m for m in third.heard if m["kind"] == "join")["plans"][0]
+        answer = {"kind": "done", "name": "iris", "revision": plan["revision"], "failed": ["2", "no memory"]}
+        third._send(orjson.dumps(answer))
+        first.done()
+        second.done()
+        eventually(lambda: third.kinds()[:2] == ["join", "prepare"])
