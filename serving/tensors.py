@@ -17,6 +17,13 @@ Array: TypeAlias = NDArray[Any]
 Tensors: TypeAlias = tuple[Array, ...]
 """Arrays in the order of a signature's inputs or outputs; dim 0 is the batch where the model has one."""
 
+
+class Overriding(tuple[Array, ...]):
+    """Tensors of a request that also sends, by name, what is to stand for weights of the graph: it runs alone."""
+
+    overrides: dict[str, Array]
+
+
 Datatype: TypeAlias = Literal[
     "BOOL",
     "UINT8",

@@ -18,7 +18,7 @@ from serving.engine.admission import Pace, seconds_to_come_back
 from serving.engine.executor import Batch, Executor
 from serving.engine.request import Outcome, Request
 from serving.errors import DeadlineExceeded, NotReady, PayloadTooLarge, QueueFull, ServingError
-from serving.tensors import Tensors
+from serving.tensors import Overriding, Tensors
 
 log = logging.getLogger("serving.batcher")
 
@@ -244,7 +244,7 @@ class Batcher:
         taken: list[Request] = []
         rows = 0
         most = self._max_rows
-        shapes: tuple[tuple[int, ...], ...] | None = None
+        shapes: object = None
         self._taken += 1
         for line in self._orders[self._taken & 3]:
             others: list[Request] = []
@@ -256,7 +256,9 @@ class Batcher:
                 if (request.gone or request.deadline <= now) and not self._live(request, now):
                     continue
                 if not self._uniform and self._batched:
-                    trailing = tuple(array.shape[1:] for array in request.inputs)
+                    trailing: object = tuple(array.shape[1:] for array in request.inputs)
+                    if isinstance(request.inputs, Overriding):
+                        trailing = object()  # like no other
                     if shapes is None:
                         shapes = trailing
                     elif shapes != trailing:

@@ -76,7 +76,7 @@ class Model:
             name=f"{name}-{version}",
             batched=self.batched,
             one_by_one=self.signature.batch == "one",
-            uniform=all(-1 not in spec.shape[1:] for spec in self.signature.inputs),
+            uniform=all(-1 not in spec.shape[1:] for spec in self.signature.inputs) and not self.signature.optional,
             max_rows=self.limits.max_batch_rows,
             max_queued_rows=self.limits.max_queued_rows,
             max_delay=self.limits.max_delay if self.batched else 0.0,

@@ -10,7 +10,7 @@ import numpy as np
 from serving.engine.signature import Signature, TensorSpec
 from serving.errors import InvalidRequest, SignatureMismatch
 from serving.tensor_bytes import strings
-from serving.tensors import FLOATS, INTEGERS, NUMPY, Array, Tensors, count
+from serving.tensors import FLOATS, INTEGERS, NUMPY, Array, Overriding, Tensors, count
 
 
 class Wanted(NamedTuple):
@@ -33,8 +33,10 @@ class Ports:
         # A client that sends a table sends a tensor a column, by the names of the features, instead of the matrix.
         self._columns = signature.features if signature.layout == "matrix" else ()
         columns = (TensorSpec(name=f.name, datatype=f.datatype, shape=(-1,)) for f in self._columns)
-        self.slots = (*self.inputs, *columns)
-        """What a request may name: the inputs, and behind them the columns of a matrix, to be sent in its stead."""
+        self.slots = (*self.inputs, *columns, *signature.optional)
+        """What a request may name: the inputs, and behind them the columns of a matrix, to be sent in its stead, and
+        weights that can be overridden."""
+        self._optional = signature.optional
         self._positions = {spec.name: i for i, spec in reversed(tuple(enumerate(self.slots)))}
         self._output_positions = {spec.name: i for i, spec in enumerate(self.outputs)}
         self._classes = {self._output_positions[signature.scores]: signature.classes} if signature.scores else {}
@@ -48,6 +50,8 @@ class Ports:
         nullable = [f.nullable for f in signature.features]
         self._nullable: list[Any] = [np.array(nullable), *nullable] if signature.layout == "matrix" else nullable
         self.finite += [f.datatype in FLOATS and not f.allow_non_finite for f in self._columns]
+        self.finite += [False] * len(self._optional)
+        self._nullable += [spec.datatype in FLOATS for spec in self._optional]
         self._all = tuple(Wanted(i) for i in range(len(self.outputs)))
         self._all_binary = tuple(Wanted(i, True) for i in range(len(self.outputs)))
 
@@ -63,7 +67,7 @@ class Ports:
             shown = repr(name[:64]) if isinstance(name, str) else "without a name"
             raise InvalidRequest(f"{at}/name: the model has no input {shown}; inputs: {known}"[:600])
         due = self.slots[position].datatype
-        number = position >= len(self.inputs) and due in FLOATS | INTEGERS and datatype in FLOATS | INTEGERS
+        number = self._is_column(position) and due in FLOATS | INTEGERS and datatype in FLOATS | INTEGERS
         if datatype != due and not number:
             known_type = isinstance(datatype, str) and datatype in NUMPY
             said = datatype if known_type else "no datatype of the protocol"
@@ -80,8 +84,10 @@ class Ports:
         declared = list(spec.shape)
         if not all(type(dim) is int for dim in dims):
             raise InvalidRequest(f"{at}/shape: should be an array of whole numbers")
-        if position >= len(self.inputs) and len(dims) == 2 and dims[1] == 1:
+        if self._is_column(position) and len(dims) == 2 and dims[1] == 1:
             declared.append(1)
+        if not declared and min(dims, default=0) >= 0:
+            return tuple(dims)  # onnxruntime says the same of an input without a shape: it has the word
         if len(dims) != len(declared):
             raise InvalidRequest(f"{at}/shape: has {len(dims)} dimensions, and input {spec.name!r} has {declared}")
         if any(dim < 0 for dim in dims):
@@ -127,14 +133,20 @@ class Ports:
     def whole(self, arrays: Iterable[Array | None]) -> tuple[Tensors, int]:
         """Return the inputs in order and the number of rows; all must be there, with as many rows each in batches."""
         given = list(arrays)
-        columns = given[len(self.inputs) :]
+        columns = given[len(self.inputs) : len(self.inputs) + len(self._columns)]
+        overrides = given[len(self.inputs) + len(self._columns) :]
         del given[len(self.inputs) :]
         if any(column is not None for column in columns) and given[0] is None:
             given[0] = self._matrix(columns)
         missing = [spec.name for spec, array in zip(self.inputs, given, strict=True) if array is None]
         if missing:
             raise InvalidRequest(f"inputs are missing: {', '.join(missing)}"[:500])
-        inputs = tuple(array for array in given if array is not None)
+        inputs: Tensors = tuple(array for array in given if array is not None)
+        if any(array is not None for array in overrides):
+            made = Overriding(inputs)
+            sent = zip(self._optional, overrides, strict=True)
+            made.overrides = {spec.name: array for spec, array in sent if array is not None}
+            inputs = made
         if not self.dynamic:
             return inputs, 1
         rows = int(inputs[0].shape[0])
@@ -144,6 +156,9 @@ class Ports:
                     f"inputs have different numbers of rows: {self.inputs[0].name} {rows}, {spec.name} {array.shape[0]}"
                 )
         return inputs, rows
+
+    def _is_column(self, position: int) -> bool:
+        return 0 <= position - len(self.inputs) < len(self._columns)
 
     def _matrix(self, columns: Sequence[Array | None]) -> Array:
         """Make the matrix of its columns, in whatever numbers each was sent."""
@@ -156,11 +171,8 @@ class Ports:
         matrix: Array = np.empty((rows, len(there)), dtype)
         for index, (feature, column) in enumerate(zip(self._columns, there, strict=True)):
             if len(column) != rows:
-                raise InvalidRequest(
-                    f"columns have different lengths: {self._columns[0].name} {rows}, {feature.name} {len(column)}"[
-                        :500
-                    ]
-                )
+                lengths = f"{self._columns[0].name} {rows}, {feature.name} {len(column)}"
+                raise InvalidRequest(f"columns have different lengths: {lengths}"[:500])
             with np.errstate(over="ignore", invalid="ignore"):
                 matrix[:, index] = column
             whole = feature.datatype in INTEGERS

@@ -12,6 +12,7 @@ from pydantic_core import CoreConfig, CoreSchema, SchemaValidator, core_schema
 from typing_extensions import TypedDict
 
 from serving.engine.signature import Feature, Signature
+from serving.errors import SignatureMismatch
 from serving.tensors import FLOATS, INTEGERS, NUMPY, Array, Tensors, limits
 
 STRICT = ConfigDict(strict=True, extra="forbid")
@@ -150,9 +151,15 @@ class Rows:
         elif array.ndim == 1 and len(spec.shape) == 2:
             array = array.reshape(-1, 1)  # a scalar feature is a [batch, 1] column for most exporters, [batch] for some
         if not array.size and array.ndim < len(spec.shape):
-            # JSON can't say how long the dimensions behind an empty one are.
-            array = array.reshape(*array.shape, *(max(0, dim) for dim in spec.shape[array.ndim :]))
+            array = array.reshape(*array.shape, *self._behind_an_empty_one(index, spec.shape[array.ndim :]))
         return array
+
+    def _behind_an_empty_one(self, index: int, dims: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the sizes of the dimensions behind one of size 0, which lists do not show."""
+        if -1 in dims:
+            name = self.names[index]
+            raise SignatureMismatch(f"{name}: is empty, and its shape can't be told from lists: send a tensor over /v2")
+        return dims
 
 
 def _numbers(values: Any, dtype: np.dtype[Any]) -> Array:

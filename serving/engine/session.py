@@ -27,7 +27,7 @@ from serving.engine.bare import ZIPMAPS, Port, Probe
 from serving.engine.priority import Aside, lowest_priority
 from serving.engine.signature import METADATA_KEY, Signature
 from serving.errors import InferenceFailed, ModelInvalid
-from serving.tensors import DATATYPE_OF, FLOATS, NUMPY, ONNX, Array, Tensors
+from serving.tensors import DATATYPE_OF, FLOATS, NUMPY, ONNX, Array, Overriding, Tensors
 
 log = logging.getLogger("serving.session")
 
@@ -132,7 +132,11 @@ class OnnxSession:
             weakref.finalize(self, mapped.part, self._session, pages).atexit = False
         else:
             self._session = aside(_session, path, options, quiet=quiet)
-        ports = (*self._session.get_inputs(), *self._session.get_outputs())
+        ports = (
+            *self._session.get_inputs(),
+            *self._session.get_overridable_initializers(),
+            *self._session.get_outputs(),
+        )
         # Functions and not methods: a session that knows itself would keep its memory until the collector came by.
         self._call = _run_values if any(p.type == BF16 for p in ports) else _run_arrays
         self._input_names = [port.name for port in self._session.get_inputs()]
@@ -160,6 +164,8 @@ class OnnxSession:
         """Run the graph. Raises InferenceFailed, whose text says nothing of paths or node internals."""
         options = _GIVE_BACK if inputs and inputs[0].nbytes > self._usual_bytes else None
         feeds = dict(zip(self._input_names, inputs, strict=True))
+        if isinstance(inputs, Overriding):
+            feeds |= inputs.overrides
         try:
             raw = self._call(self._session, feeds, options)
         except ORT_ERRORS as error:
@@ -204,7 +210,9 @@ class OnnxSession:
         found = bare.describe(inputs, outputs, lambda made_up: aside(self._probe, made_up))
         self._zipped = found.zipped
         self._made_up = lambda rows, values: bare.made_up(inputs, [rows] * len(inputs), found.inner, values)
-        return found.signature
+        weights = [Port(p.name, p.type, tuple(p.shape)) for p in self._session.get_overridable_initializers()]
+        optional = tuple(port.spec("input") for port in weights if port.type in ONNX)
+        return found.signature.model_copy(update={"optional": optional})
 
     def _probe(self, inputs: Tensors) -> Probe:
         """Run on made-up inputs; None where the graph refuses them, which says nothing against it."""

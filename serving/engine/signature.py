@@ -83,6 +83,8 @@ class Signature(_Frozen):
     description: str = ""
     inputs: tuple[TensorSpec, ...]
     """None where the graph makes its answer of nothing."""
+    optional: tuple[TensorSpec, ...] = ()
+    """Weights of the graph that a request may send others for, by the Open Inference Protocol."""
     outputs: tuple[TensorSpec, ...] = Field(min_length=1)
     layout: Literal["matrix", "columns"]
     """matrix: one input [batch, features], a feature is a column. columns: a feature is an input, in order."""

@@ -14,7 +14,7 @@ import pytest
 from serving.engine.batcher import REST_S, Batcher, Unobserved
 from serving.engine.request import HIGH, LOW, NORMAL, Outcome, Request
 from serving.errors import DeadlineExceeded, InferenceFailed, NotReady, PayloadTooLarge, QueueFull, ServingError
-from serving.tensors import Tensors
+from serving.tensors import Overriding, Tensors
 
 
 class Model:
@@ -434,4 +434,34 @@ async def test_a_request_that_cannot_be_answered_costs_no_other_its_answer() -> 
     made.refuse(NotReady("the end"))
     model.open.set()
     assert {type(await request.answer) for request in stopped} == {NotReady}
+    await made.close()
+
+
+async def test_who_sends_weights_of_his_own_runs_alone() -> None:
+    """Requests that wait together are one batch, but for those that override weights of the graph; nobody waits on."""
+    model = Model()
+    made = batcher(model, uniform=False)
+    model.open.clear()
+    requests = [Asked(i) for i in range(7)]
+    for request in (requests[2], requests[3], requests[6]):
+        request.inputs = Overriding(request.inputs)
+        request.inputs.overrides = {"w": np.zeros(2)}
+    for request in requests:
+        made.submit(request)
+    await asyncio.sleep(0)
+    model.open.set()
+    assert [await request.values() for request in requests] == [[2.0 * i] for i in range(7)]
+    alone = [batch.ravel().tolist() for batch in model.batches if {2, 3, 6} & set(batch.ravel().tolist())]
+    assert sorted(alone) == [[2], [3], [6]]
+    assert len(model.batches) < len(requests), "the others ran together"
+    await made.close()
+
+
+async def test_a_request_without_rows_has_its_turn() -> None:
+    """An empty tensor is run as any other, and answered with none; it holds a place in the queue."""
+    model = Model()
+    made = batcher(model)
+    nothing = Asked()
+    made.submit(nothing)
+    assert await nothing.values() == []
     await made.close()

@@ -226,6 +226,34 @@ def test_forms_of_tensorflow_serving(put: Put) -> None:
     assert "/instances/0/size" in v1(model, {"instances": [{"word": "i", "size": [1, 2]}]}).text
 
 
+def test_weights_may_be_sent_or_left_out(put: Put) -> None:
+    """An initialiser that is listed as an input has its own value unless a request sends another, as bytes or JSON."""
+    weights = numpy_helper.from_array(np.array([10, 20], np.float32), "w")
+    ports = [("x", FLOAT, ["n", 2]), ("w", FLOAT, [2])]
+    model = Direct(put([NODE("Add", ["x", "w"], ["y"])], ports, [("y", FLOAT, ["n", 2])], initializer=[weights]))
+    assert [spec.name for spec in model.signature.inputs] == ["x"]
+    assert model.signature.batch == "dynamic"
+    x = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}
+    w = {"name": "w", "datatype": "FP32", "shape": [2], "data": [100, 200]}
+    assert v1(model, {"instances": [[1, 2]]}).json()["predictions"] == [[11, 22]]
+    assert v2(model, x).json()["outputs"][0]["data"] == [11, 22]
+    assert v2(model, w, x).json()["outputs"][0]["data"] == [101, 202]
+    assert "inputs are missing: x" in v2(model, w).text
+    request = service_pb2.ModelInferRequest()
+    for tensor in (x, w):
+        request.inputs.add(name=tensor["name"], datatype="FP32", shape=tensor["shape"])
+        request.raw_input_contents.append(np.array(tensor["data"], np.float32).tobytes())
+    assert np.frombuffer(model.ModelInfer(request).raw_output_contents[0], np.float32).tolist() == [101, 202]
+
+
+def test_an_input_without_a_shape_takes_any(put: Put) -> None:
+    """Where a graph says nothing of an input's shape, onnxruntime says what it takes."""
+    path = put([NODE("Neg", ["x"], ["y"])], [("x", FLOAT, None)], [("y", FLOAT, None)])
+    model = Direct(path)
+    for x in (np.float32(2), X, X.reshape(1, 2, 2, 1)):
+        asked(model, {"x": x}, {"y": -x}, ("JSON", "binary", "gRPC"))
+
+
 def test_the_only_input_in_base64(put: Put) -> None:
     """A model of one string takes {"b64": ...} as a whole instance."""
     model = Direct(put([NODE("Identity", ["x"], ["y"])], [("x", STRING, ["n"])], [("y", STRING, ["n"])]))
