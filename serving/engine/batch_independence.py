@@ -29,6 +29,8 @@ _MANY = 48
 """Rows of the largest batch that is tried."""
 _EXACT, _COARSE = 1e-4, 5e-2
 """Largest difference, relative to the largest answer: of floats, and where the graph rounds to 16 or 8 bits."""
+_REFUSALS_S = 1.0
+"""Seconds for which shapes are tried together that are refused alone."""
 _TAKEN = {
     "one": "its first dimension is fixed at 1",
     "none": "its first dimension does not count rows",
@@ -104,8 +106,11 @@ class _Proof:
     def _refuse_together(self, effort: _Effort) -> None:
         """Try together what is refused alone: rows of ten elements that are cut in sevens fit once there are seven."""
         most = _MANY // 2 if effort.many else effort.rows
-        for inner in self._made.refused:
-            for rows in range(2, most + 1):
+        until = time.monotonic() + _REFUSALS_S
+        for rows in range(2, most + 1):
+            for inner in self._made.refused:
+                if time.monotonic() > until:  # it computes long before it refuses: windows of few rows were tried
+                    return
                 if self._takes(self._made.make(rows, seed=0, inner=inner)):
                     raise Doubt(f"it takes {rows} rows of a shape together of which it takes none alone")
 

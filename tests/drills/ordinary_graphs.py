@@ -66,6 +66,10 @@ def ordinary() -> dict[str, onnx.ModelProto]:
             [("a", FLOAT, ["n", 2, 3]), ("b", FLOAT, ["n", 3, 2])],
             [("y", FLOAT, ["n", 2, 2])],
         ),
+        "columns_of_all_rows": matrix(
+            [node("Slice", "x from to", "y")],
+            **{"from": np.array([0, 1], i), "to": np.array([10**9, 4], i)},
+        ),
         "zipmap": graph(
             [
                 node("LinearClassifier", "x", "label p", domain="ai.onnx.ml", coefficients=[1.0, -1.0] * 8,
