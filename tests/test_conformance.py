@@ -59,14 +59,13 @@ def test_a_server_that_does_not_conform_is_told_so(plain: Subject) -> None:
     assert any("404" in one.note for one in results if one.verdict == "no")
 
 
-def test_without_the_option_no_worker_imports_grpc(plain: Subject, both: Subject) -> None:
-    """A server without --grpc-port pays nothing for gRPC: no worker has loaded it."""
-    assert not grpc_mapped(plain)
-    assert grpc_mapped(both)
+def test_no_worker_imports_grpcio(both: Subject) -> None:
+    """gRPC is spoken without grpcio, whose threads and memory nobody pays for."""
+    assert not grpcio_mapped(both)
 
 
-def grpc_mapped(subject: Subject) -> bool:
-    """Tell whether a worker of a server has the library of grpc in its memory."""
+def grpcio_mapped(subject: Subject) -> bool:
+    """Tell whether a worker of a server has the library of grpcio in its memory."""
     parent = subject.pid
     workers = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     return any("/grpc/_cython/" in Path(f"/proc/{worker}/maps").read_text() for worker in workers)

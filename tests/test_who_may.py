@@ -42,6 +42,8 @@ HTTP: dict[str, dict[str, str | None]] = {
     "/v1/models": {"GET": PREDICT},
     "/v1/models/{model}": {"GET": PREDICT},
     "/v1/models/{model}/versions/{version}": {"GET": PREDICT},
+    "/v1/models/{model}/metadata": {"GET": PREDICT},
+    "/v1/models/{model}/versions/{version}/metadata": {"GET": PREDICT},
     "/v2": {"GET": PREDICT},
     "/v2/models/{model}": {"GET": PREDICT},
     "/v2/models/{model}/versions/{version}": {"GET": PREDICT},
@@ -76,6 +78,7 @@ HTTP: dict[str, dict[str, str | None]] = {
     "/v2/health/ready": {"GET": OPEN, "HEAD": OPEN},
     # the page that asks for a key; its document names models to who may predict only
     "/docs": {"GET": OPEN},
+    "/redoc": {"GET": OPEN},
     "/docs/assets": {"GET": OPEN, "HEAD": OPEN},
     "/openapi.json": {"GET": OPEN},
 }
@@ -94,6 +97,7 @@ GRPC: dict[str, str | None] = {
     f"{SERVICE}/RepositoryModelUnload": DEPLOY,
     "grpc.health.v1.Health/Check": OPEN,
     "grpc.health.v1.Health/Watch": OPEN,
+    "grpc.reflection.v1.ServerReflection/ServerReflectionInfo": OPEN,
     "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": OPEN,
 }
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
@@ -194,8 +198,10 @@ def routes(app: FastAPI) -> dict[str, set[str]]:
     """Return the application's own table: methods by path template."""
     found: dict[str, set[str]] = {}
     for route in iter_route_contexts(app.routes):
-        # A mount has no methods of its own: StaticFiles answers GET and HEAD.
-        found.setdefault(str(route.path), set()).update(route.methods or {"GET", "HEAD"})
+        # A mount has no methods of its own: StaticFiles answers GET and HEAD. A prediction route answers all other
+        # methods than POST with 405, whoever asks.
+        own = {"POST"} if str(route.path).endswith((":predict", "/infer")) else {"GET", "HEAD"}
+        found.setdefault(str(route.path), set()).update(route.methods or own)
     return found
 
 

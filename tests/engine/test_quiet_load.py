@@ -6,8 +6,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from serving.engine import session
 from serving.engine.priority import Aside, give_way
@@ -19,8 +23,23 @@ def threads() -> set[str]:
     return set(os.listdir("/proc/self/task"))
 
 
+def wide(folder: Path) -> Path:
+    """Write a model that is too large to be denied threads of its own."""
+    weights = numpy_helper.from_array(np.ones((600, 600), np.float32), "weights")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "weights"], ["y"])],
+        "wide",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 600])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 600])],
+        [weights],
+    )
+    path = folder / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
 def test_only_loading_gives_way(
-    monkeypatch: pytest.MonkeyPatch, eventually: Callable[[Callable[[], bool]], None]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
     """The work of loading has the lowest priority; the threads that will serve keep that of the process."""
     lower = session.lowest_priority
@@ -32,7 +51,7 @@ def test_only_loading_gives_way(
         lowered.append(os.getpriority(os.PRIO_PROCESS, 0))
 
     monkeypatch.setattr(session, "lowest_priority", lowest_priority)
-    loaded = OnnxSession(MODELS / "iris" / "2" / "model.onnx", threads=3, quiet=True)
+    loaded = OnnxSession(wide(tmp_path), threads=3, quiet=True)
     assert lowered == [19]
     assert len(made[0]) == 3  # the one that loads, and two that onnxruntime made beside it
     eventually(lambda: len(threads() - before) == 2)  # a thread is there a moment longer than its end

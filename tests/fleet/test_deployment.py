@@ -99,6 +99,10 @@ def test_a_new_version_serves_without_a_failed_request(live: Server, folder: Pat
     assert httpx.get(f"{live.url}/v1/models/iris/versions/2").status_code == 200
 
 
+def generations(url: str) -> object:
+    return httpx.get(f"{url}/v2/health/ready").json()["generations"]["iris"]
+
+
 def test_the_document_decides_who_serves(live: Server, folder: Path, eventually: Wait) -> None:
     """Replacing traffic.json moves the traffic back and forth; one that can't be read changes nothing.
 
@@ -113,13 +117,11 @@ def test_the_document_decides_who_serves(live: Server, folder: Path, eventually:
     assert versions(live.url) == {"1"}
     write(folder, generation=2, stable="9")
     eventually(lambda: "stable is version 9" in httpx.get(f"{live.url}/v1/models").text)
-    ready = httpx.get(f"{live.url}/v2/health/ready").json()
-    assert ready["generations"]["iris"] == {"serving": 1, "asked": 2, "lag": 1}
+    eventually(lambda: generations(live.url) == {"serving": 1, "asked": 2, "lag": 1})
     assert versions(live.url) == {"1"}
     write(folder, generation=3, stable="2")
     eventually(lambda: versions(live.url) == {"2"})
-    ready = httpx.get(f"{live.url}/v2/health/ready").json()
-    assert ready["generations"]["iris"] == {"serving": 3, "asked": 3, "lag": 0}
+    eventually(lambda: generations(live.url) == {"serving": 3, "asked": 3, "lag": 0})
 
 
 def test_a_model_that_leaves_the_folder_leaves_the_server(live: Server, folder: Path, eventually: Wait) -> None:
