@@ -22,7 +22,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from serving.access.key_store import KeyStore
-from serving.grpc_api.messages import SERVICE, pool
+from serving.grpc_api.messages import REFLECTION, SERVICE, pool
 from serving.grpc_api.server import GrpcServer
 from serving.http_api.app import create_app
 from serving.settings import Settings
@@ -315,6 +315,7 @@ def test_every_grpc_method_is_in_the_table() -> None:
         pool.FindServiceByName(SERVICE),
         *health_pb2.DESCRIPTOR.services_by_name.values(),
         *reflection_pb2.DESCRIPTOR.services_by_name.values(),
+        pool.FindServiceByName(REFLECTION),
     ]
     assert set(GRPC) == {f"{service.full_name}/{method.name}" for service in services for method in service.methods}
 
