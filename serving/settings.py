@@ -14,6 +14,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+LEAST_MODEL_MEMORY = 1024 * 1024
+"""Least that a model may be given to run in, in bytes."""
+
 
 class Settings(BaseSettings):
     """What one server is told. Flags win over `SERVING_*`, which win over the TOML file given by `--config`."""
@@ -42,6 +45,9 @@ class Settings(BaseSettings):
     """Largest model that may be published over HTTP, in bytes."""
     max_held_bytes: int = Field(256 * 1024 * 1024, ge=64 * 1024)
     """Bytes of bodies, and of answers not yet taken, that one worker holds; beyond it large bodies are told 429."""
+    model_memory_bytes: int | None = Field(None, ge=LEAST_MODEL_MEMORY)
+    """Bytes that runs of one model and their answers may take at a time in one worker, beside its weights; without it a
+    quarter of the memory of the machine or container, shared out between the workers."""
     max_batch_rows: int = Field(512, ge=1)
     """Rows that run together; a larger request runs alone."""
     max_queued_rows: int = Field(4096, ge=1)

@@ -25,7 +25,7 @@ from serving.black_box import BlackBox
 from serving.log_pipe import LogPipe
 from serving.logs import configure, form_of
 from serving.metrics.counts import Counts
-from serving.settings import Settings
+from serving.settings import LEAST_MODEL_MEMORY, Settings
 from serving.signals import DRAIN, UNREADY
 
 if TYPE_CHECKING:  # the parent imports this module, and must not load onnxruntime
@@ -67,6 +67,15 @@ def _quota_v2(path: Path) -> float | None:
 def _quota_v1(path: Path) -> float | None:
     quota = int(path.read_text())
     return None if quota <= 0 else quota / int(path.with_name("cpu.cfs_period_us").read_text())
+
+
+def memory() -> int:
+    """Return how many bytes of memory there are for this server: the machine's, or less where a cgroup says so."""
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # there is none, or it says max
+            found = min(found, int(Path(file).read_text()))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +158,7 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
         settings,
         metrics=metrics,
         threads=max(1, cores() // settings.workers),
+        memory_bytes=max(LEAST_MODEL_MEMORY, memory() // (4 * settings.workers)),
         companion=companion,
         link=given.link,
         box=given.box,

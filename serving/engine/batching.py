@@ -1,4 +1,4 @@
-"""Whether requests of different callers may run together in one version, and how."""
+"""Whether requests of different callers may run together in one version, and how all of its requests run."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class Batching:
     max_rows: int | None = None
     max_delay_s: float | None = None
     instances: int | None = None
+    memory_bytes: int | None = None
 
     def dump(self) -> dict[str, Any]:
         """Return it as JSON values."""

@@ -23,13 +23,17 @@ log = logging.getLogger("serving.model")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one model may take; rows, seconds and threads."""
+    """How much one model may take; rows, seconds, threads and bytes.
+
+    memory_bytes: see `OnnxSession`.
+    """
 
     max_batch_rows: int = 512
     max_queued_rows: int = 4096
     max_delay: float = 0.0
     instances: int = 1
     threads: int = 1
+    memory_bytes: int | None = None
 
     def of(self, batching: Batching) -> Limits:
         """Return those of a version with settings of its own."""
@@ -38,6 +42,7 @@ class Limits:
             max_batch_rows=batching.max_rows or self.max_batch_rows,
             max_delay=self.max_delay if batching.max_delay_s is None else batching.max_delay_s,
             instances=batching.instances or self.instances,
+            memory_bytes=batching.memory_bytes or self.memory_bytes,
         )
 
 
@@ -105,7 +110,13 @@ def load(path: Path, *, limits: Limits, prepared: Path | None = None, quiet: boo
     prepared: the same model as `write_prepared` wrote it, which is loaded instead where it can be. quiet: others serve
     meanwhile, and have the processor first.
     """
-    made = partial(OnnxSession, threads=limits.threads, warm_rows=limits.max_batch_rows, quiet=quiet)
+    made = partial(
+        OnnxSession,
+        threads=limits.threads,
+        warm_rows=limits.max_batch_rows,
+        quiet=quiet,
+        memory_bytes=limits.memory_bytes,
+    )
     if prepared is not None:
         try:
             return made(prepared, prepared=True)

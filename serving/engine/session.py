@@ -6,6 +6,7 @@ that nothing after this file knows of them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import math
@@ -14,6 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,12 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from pydantic import ValidationError
 
+from serving.allocator import resident
 from serving.engine import bare, mapped
 from serving.engine.bare import ZIPMAPS, Port, Probe
 from serving.engine.priority import Aside, lowest_priority
 from serving.engine.signature import METADATA_KEY, Signature
-from serving.errors import InferenceFailed, ModelInvalid
+from serving.errors import InferenceFailed, ModelInvalid, QueueFull, ServingError
 from serving.tensors import DATATYPE_OF, FLOATS, NUMPY, ONNX, Array, Overriding, Tensors
 
 log = logging.getLogger("serving.session")
@@ -38,12 +41,10 @@ WARM_S = 0.01
 """Seconds of one run from which larger batches are not tried: what they allocate costs little beside what they compute,
 and others serve meanwhile."""
 
-FREE_SIZE = 65536
-"""Numbers in a batch up to which memory is kept for the next one, where a model's inner dimensions are free."""
-
 _GIVE_BACK = ort.RunOptions()
 _GIVE_BACK.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 _GIVE_BACK.log_severity_level = 4
+_GIVE_BACK.terminate = True
 BF16 = "tensor(bfloat16)"
 BF16_ELEMENT = 16
 """Its number among ONNX element types (TensorProto.DataType)."""
@@ -58,6 +59,11 @@ WEIGHTS_FILE = "weights.bin"
 """Where the prepared form of a model has its weights."""
 
 _MAPPING = threading.Lock()
+_MAKING = threading.Lock()
+_CPU_MEMORY = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+_AS_ASKED = 1
+"""An arena grows by what is asked for; onnxruntime's own way doubles it, which ends at half of a limit."""
+_NO_MEMORY = re.compile(r"Available memory of \d+ is smaller than requested bytes|bad_alloc|bad allocation")
 # Its own name and code, the file once more, and the place in its source, with the function as the compiler writes it.
 _NOISE = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:"
@@ -82,12 +88,17 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 ort.set_default_logger_severity(4)  # its messages go to stderr with source paths; errors reach us as exceptions
 
 
+class _TooLarge(InferenceFailed):
+    """A run needs more memory than it may take."""
+
+
 class OnnxSession:
     """One ONNX file, ready to run.
 
     `run` takes arrays in the order of `signature.inputs` and gives arrays in the order of `signature.outputs`.
     prepared: the file is one that `write_prepared` wrote. warm_rows: the largest batch that is tried, in steps that end
-    where a run takes `warm_s` seconds. quiet: others serve meanwhile, and have the processor first.
+    where a run takes `warm_s` seconds. quiet: others serve meanwhile, and have the processor first. memory_bytes: most
+    that its runs and their answers may take at a time, beside the weights; None bounds them by nothing.
     Raises ModelInvalid where the file is no ONNX, is truncated, or is not what its own signature says.
     """
 
@@ -100,16 +111,18 @@ class OnnxSession:
         warm_s: float = WARM_S,
         prepared: bool = False,
         quiet: bool = False,
+        memory_bytes: int | None = None,
     ) -> None:
-        self._usual_bytes: float = math.inf
+        self.memory_bytes = memory_bytes
+        self._running: set[int] = set()
         with Aside(apart=quiet) as aside:
             # Where there are hundreds of small models, threads that help none of them would be thousands.
             small = threads > 1 and not prepared and path.stat().st_size < TRIM_BYTES
             self._load(path, threads=1 if small else threads, prepared=prepared, quiet=quiet, aside=aside)
-            self._usual_bytes = self._warm(warm_rows, warm_s, aside)
+            self._warm(warm_rows, warm_s, aside)
             if small and self._row_seconds(aside) > LIGHT_S:
                 self._load(path, threads=threads, prepared=prepared, quiet=quiet, aside=aside)
-                self._usual_bytes = self._warm(warm_rows, warm_s, aside)
+                self._warm(warm_rows, warm_s, aside)
 
     def _row_seconds(self, aside: Aside) -> float:
         """Return the shortest of a few runs of one row; infinite where it takes no made-up ones."""
@@ -128,10 +141,11 @@ class OnnxSession:
         if prepared:  # the graph is optimised already; another pass could lose the packed weights that belong to it
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if prepared:
-            self._session, pages = _mapping_session(path, options, aside, quiet=quiet)
+            self._session, pages = _mapping_session(path, options, aside, self.memory_bytes, quiet=quiet)
             weakref.finalize(self, mapped.part, self._session, pages).atexit = False
         else:
-            self._session = aside(_session, path, options, quiet=quiet)
+            weights = sum(file.stat().st_size for file in path.parent.iterdir()) if self.memory_bytes is not None else 0
+            self._session = aside(_session, path, options, self.memory_bytes, weights_bytes=weights, quiet=quiet)
         ports = (
             *self._session.get_inputs(),
             *self._session.get_overridable_initializers(),
@@ -161,22 +175,61 @@ class OnnxSession:
         """Whether loading it, and letting it go, leaves much in the heap that is to be given back."""
 
     def run(self, inputs: Tensors) -> Tensors:
-        """Run the graph. Raises InferenceFailed, whose text says nothing of paths or node internals."""
-        options = _GIVE_BACK if inputs and inputs[0].nbytes > self._usual_bytes else None
+        """Run the graph.
+
+        Raises InferenceFailed, whose text says nothing of paths or node internals; QueueFull where the memory for it
+        is taken by runs beside it.
+        """
         feeds = dict(zip(self._input_names, inputs, strict=True))
         if isinstance(inputs, Overriding):
             feeds |= inputs.overrides
+        me = threading.get_ident()
+        self._running.add(me)
         try:
-            raw = self._call(self._session, feeds, options)
+            raw = self._called(feeds)
         except ORT_ERRORS as error:
             self._complain(error)
+            if _NO_MEMORY.search(str(error)):
+                raise self._too_large(alone=self._running == {me}) from error
             raise InferenceFailed(
                 "the model could not run on these inputs: a value or shape is one it refuses"
             ) from error
+        finally:
+            self._running.discard(me)
         if self._zipped:
             for index, keys in self._zipped.items():
                 raw[index] = _unzip(raw[index], keys)
         return tuple(raw) if self._ordered else tuple(raw[position] for position in self._positions)
+
+    def _called(self, feeds: dict[str, Array]) -> list[Any]:
+        try:
+            return self._call(self._session, feeds, None)
+        except ORT_ERRORS as error:
+            if not _NO_MEMORY.search(str(error)):
+                raise
+        # What runs of other sizes have left lies in pieces that are too small for this one.
+        self.give_back()
+        return self._call(self._session, feeds, None)
+
+    def _too_large(self, *, alone: bool) -> ServingError:
+        if not alone:
+            return QueueFull("other requests have the memory that this model may take: come back later")
+        limit = "what the system has" if self.memory_bytes is None else f"its limit of {self.memory_bytes} bytes"
+        return _TooLarge(
+            f"the model needs more memory for these inputs than {limit}: send fewer rows, or values that ask for less"
+        )
+
+    @property
+    def busy(self) -> bool:
+        """Whether it runs now."""
+        return bool(self._running)
+
+    def give_back(self) -> None:
+        """Give the memory that runs have taken, and that none needs now, back to the system."""
+        feeds = dict(zip(self._input_names, self.sample(1), strict=True))
+        # Only the end of a run shrinks an arena. This one ends before its first node.
+        with contextlib.suppress(*ORT_ERRORS):
+            self._call(self._session, feeds, _GIVE_BACK)
 
     @property
     def dimension_names(self) -> list[tuple[str | None, ...]]:
@@ -231,11 +284,8 @@ class OnnxSession:
         if missing:
             raise ModelInvalid(f"its signature declares outputs that its graph lacks: {', '.join(missing)}")
 
-    def _warm(self, warm_rows: int, warm_s: float, aside: Aside) -> int:
-        """Run at growing batch sizes: the first run of a size allocates, and a client would wait for it.
-
-        Returns the bytes of the first input up to which the memory of a run is kept for the next one.
-        """
+    def _warm(self, warm_rows: int, warm_s: float, aside: Aside) -> None:
+        """Run at growing batch sizes: the first run of a size allocates, and a client would wait for it."""
         size = sum(array.nbytes for array in self.sample(1))
         most = min(warm_rows, max(1, WARM_BYTES // max(1, size))) if self.signature.batch == "dynamic" else 1
         rows, spent = 0, 0.0
@@ -251,9 +301,9 @@ class OnnxSession:
                 if self._is_bare and self.example is None and self._values is bare.TYPICAL:
                     self._values, rows = bare.ZEROS, 0
                     continue
-                if self.signature.example is None:
-                    break  # a bare graph may well refuse made-up inputs
-                raise ModelInvalid("it fails on its own example") from error
+                if self.signature.example is None or (isinstance(error, _TooLarge) and rows > least):
+                    break  # a bare graph may well refuse made-up inputs, and many rows take more memory than few
+                raise ModelInvalid(f"it fails on its own example: {error.message}") from error
             spent = time.monotonic() - began
             if self.example is None:
                 self.example = sample
@@ -263,11 +313,6 @@ class OnnxSession:
                 if self._is_bare:
                     break  # its signature was guessed from made-up inputs, and these are others
                 raise
-        if not self.signature.inputs:
-            return 0
-        usual = self.sample(most)[0]
-        free = any(-1 in spec.shape[1:] for spec in self.signature.inputs)
-        return max(usual.nbytes, FREE_SIZE * usual.itemsize) if free else usual.nbytes
 
     def _check_outputs(self, outputs: Tensors, rows: int) -> None:
         for spec, array in zip(self.signature.outputs, outputs, strict=True):
@@ -347,24 +392,53 @@ class _Lowering:
         return iter(())
 
 
-def _session(path: Path, options: ort.SessionOptions, *, quiet: bool = False) -> ort.InferenceSession:
+def _session(
+    path: Path,
+    options: ort.SessionOptions,
+    memory_bytes: int | None = None,
+    *,
+    weights_bytes: int = 0,
+    quiet: bool = False,
+) -> ort.InferenceSession:
     left_out = _Lowering() if quiet else None
+    make = partial(
+        ort.InferenceSession, str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out
+    )
     try:
-        return ort.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out
-        )
+        return make() if memory_bytes is None else _bounded(make, options, memory_bytes, weights_bytes)
     except ORT_ERRORS as error:
         raise ModelInvalid(f"not a model that onnxruntime can load: {plain(_first_line(error), path)}") from error
 
 
+def _bounded(
+    make: Callable[[], ort.InferenceSession], options: ort.SessionOptions, memory_bytes: int, weights_bytes: int
+) -> ort.InferenceSession:
+    """Make a session whose arena is bounded: it takes the one that is registered meanwhile, and keeps it."""
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    limit = memory_bytes + weights_bytes
+    with _MAKING:
+        while True:
+            arena = ort.OrtArenaCfg({"max_mem": limit, "arena_extend_strategy": _AS_ASKED})
+            ort.create_and_register_allocator(_CPU_MEMORY, arena)
+            before = resident()
+            session = make()
+            grown = resident() - before
+            if grown <= limit:
+                return session
+            # Weights count too, those that were computed in loading among them. Are they more than the limit, the
+            # arena takes it for none.
+            del session
+            limit = memory_bytes + grown
+
+
 def _mapping_session(
-    path: Path, options: ort.SessionOptions, aside: Aside, *, quiet: bool
+    path: Path, options: ort.SessionOptions, aside: Aside, memory_bytes: int | None, *, quiet: bool
 ) -> tuple[ort.InferenceSession, list[mapped.Range]]:
     """Make a session, and find the pages of its weights; one at a time, so that none gets another's."""
     weights = path.with_name(WEIGHTS_FILE)
     with _MAPPING:
         before = mapped.ranges(weights)
-        session = aside(_session, path, options, quiet=quiet)
+        session = aside(_session, path, options, memory_bytes, quiet=quiet)
         return session, mapped.added(before, mapped.ranges(weights))
 
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.allocator import give_back
+from serving.allocator import give_back, resident
 from serving.black_box import BlackBox, unrecorded
 from serving.engine.batcher import Observer, Unobserved
 from serving.engine.batching import Batching
@@ -40,6 +40,11 @@ SILENT_S = 10.0
 TRIM_AFTER_S = 0.5
 """Seconds until what loading a version, or letting it go, left in the heap is given back: its threads end meanwhile.
 Never on a thread of low priority: whoever allocates waits for it."""
+
+MUCH_BYTES = 64 * 1024 * 1024
+"""Growth of a worker from which memory that models have taken, and need no more, is given back."""
+RECLAIM_S = 2.0
+"""Seconds between two times: a model that needs it in each run has to take it anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,8 @@ class Fleet:
         self._metrics = metrics
         self._tick: asyncio.TimerHandle | None = None
         self._trim: asyncio.TimerHandle | None = None
+        self._usual_bytes = 0
+        self._reclaimed = 0.0
         self.models: dict[str, Served] = {}
         self.swaps = 0
         """How often `models` was replaced."""
@@ -128,7 +135,7 @@ class Fleet:
     async def _load(self, item: Found, batching: Batching, there: Model | None) -> Model:
         """Make a version that can serve; `there` is the same one as it serves now, whose session does."""
         loop = asyncio.get_running_loop()
-        if there is not None:
+        if there is not None and there.session.memory_bytes == self.limits.of(batching).memory_bytes:
             session = there.session
         else:
             session = await loop.run_in_executor(self._loader, self._read, item, batching)
@@ -310,12 +317,34 @@ class Fleet:
         if name in self.models and version in self.models[name].resting:
             raise NotReady(f"model {name!r} version {version} is not loaded")
 
+    def _reclaim(self, now: float) -> None:
+        """Have memory given back where this worker has grown by much: arenas keep the most that a run ever took."""
+        if now - self._reclaimed < RECLAIM_S:
+            return
+        size = resident()
+        self._usual_bytes = min(self._usual_bytes, size) or size
+        if size - self._usual_bytes > MUCH_BYTES:
+            self._reclaimed = now
+            sessions = [model.session for served in self.models.values() for model in served.versions.values()]
+            self._loader.submit(self._shrink, sessions)
+
+    def _shrink(self, sessions: list[OnnxSession]) -> None:
+        idle = not any(session.busy for session in sessions)
+        for session in sessions:
+            session.give_back()
+        give_back()
+        size = resident()
+        # What a run has now may stay with its arena afterwards, and be usual no more.
+        if idle and not any(session.busy for session in sessions):
+            self._usual_bytes = size
+
     def _expire(self) -> None:
         now = time.monotonic()
         for served in self.models.values():
             for model in served.versions.values():
                 model.batcher.expire(now)
         self._listen()
+        self._reclaim(now)
         self._tick = asyncio.get_running_loop().call_later(0.1, self._expire)
 
 

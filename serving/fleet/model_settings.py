@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.engine.batching import Batching, Independence
 from serving.errors import InvalidRequest, ServingError
 from serving.fleet import triton_config
 from serving.fleet.traffic import Keep, Traffic
 from serving.fleet.triton_config import CONFIG_FILE, TritonConfig
+from serving.settings import LEAST_MODEL_MEMORY
 
 log = logging.getLogger("serving.settings")
 
@@ -43,10 +44,18 @@ class BatchingTable(_Strict):
     differ a little with who asks at the same time."""
 
 
+class LimitsTable(_Strict):
+    """`[limits]` of model.toml."""
+
+    memory_bytes: int | None = Field(None, ge=LEAST_MODEL_MEMORY)
+    """Most that runs of this model and their answers may take at a time, beside its weights, in bytes."""
+
+
 class SettingsDocument(_Strict):
     """The whole of model.toml."""
 
     batching: BatchingTable = BatchingTable()
+    limits: LimitsTable = LimitsTable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,7 @@ class ModelSettings:
     max_rows: int | None = None
     max_delay_s: float | None = None
     instances: int | None = None
+    memory_bytes: int | None = None
     keep: Keep | None = None
 
     def decide(self, independence: Independence) -> Batching:
@@ -66,7 +76,7 @@ class ModelSettings:
         reason = "" if together else independence.reason
         if self.off:
             together, reason = False, self.off
-        return Batching(together, reason, self.max_rows, self.max_delay_s, self.instances)
+        return Batching(together, reason, self.max_rows, self.max_delay_s, self.instances, self.memory_bytes)
 
     def traffic(self, asked: Traffic, available: Collection[str]) -> Traffic:
         """Return what is asked for with the versions to keep of config.pbtxt, where nobody has asked for others.
@@ -105,7 +115,8 @@ def _sentence(place: str, kind: str, text: str) -> str:
 def read(folder: Path) -> ModelSettings:
     """Read both files of a model. Raises InvalidRequest where one can't be read."""
     own, triton = _text(folder / SETTINGS_FILE), _text(folder / CONFIG_FILE)
-    batching = parse(own).batching if own is not None else BatchingTable()
+    document = parse(own) if own is not None else SettingsDocument()
+    batching = document.batching
     config = triton_config.parse(triton, folder.name) if triton is not None else TritonConfig()
     off = ""
     if batching.enabled is False:
@@ -118,6 +129,7 @@ def read(folder: Path) -> ModelSettings:
         max_rows=config.max_batch_size or None,
         max_delay_s=config.delay_s,
         instances=config.instances,
+        memory_bytes=document.limits.memory_bytes,
         keep=config.keep,
     )
 

@@ -59,17 +59,18 @@ def create_app(
     *,
     metrics: Metrics | None = None,
     threads: int = 1,
+    memory_bytes: int | None = None,
     companion: Callable[[Fleet, Metrics | None, Access, Bodies, CodecPool], Companion] | None = None,
     link: socket.socket | None = None,
     box: BlackBox | None = None,
 ) -> FastAPI:
     """Make the application that serves `settings.models`.
 
-    metrics: where to count; None makes a registry of this application's own, unless settings turn metrics off.
-    threads: onnxruntime threads for each model. companion: makes what serves beside HTTP. link: to the coordinator
-    of this worker's server; without one the application coordinates itself. box: where to note which model runs. The
-    lifespan loads the models and raises ModelInvalid where `settings.strict` and one can't be. Raises AccessInvalid for
-    bad keys.
+    metrics: where to count; None makes a registry of this application's own, unless settings turn metrics off. threads:
+    onnxruntime threads for each model. memory_bytes: what its runs may take where settings do not say. companion: makes
+    what serves beside HTTP. link: to the coordinator of this worker's server; without one the application coordinates
+    itself. box: where to note which model runs. The lifespan loads the models and raises ModelInvalid where
+    `settings.strict` and one can't be. Raises AccessInvalid for bad keys.
     """
     access = Access(keys=settings.keys, jwks=settings.jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
     if metrics is None and settings.metrics:
@@ -80,6 +81,7 @@ def create_app(
         max_delay=settings.max_delay_ms / 1000,
         instances=settings.instances,
         threads=threads,
+        memory_bytes=settings.model_memory_bytes or memory_bytes,
     )
     app = FastAPI(
         title="serving",

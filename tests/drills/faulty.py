@@ -123,9 +123,9 @@ def _off(name: str) -> None:
 
         Supervisor._judge = lambda self, now: None  # type: ignore[method-assign]
     elif name == "shrink":
-        import serving.engine.session
+        from serving.fleet.fleet import Fleet
 
-        serving.engine.session._GIVE_BACK = None  # type: ignore[assignment]
+        Fleet._reclaim = lambda self, now: None  # type: ignore[method-assign]
     elif name == "respawn":
         from serving.supervisor import Supervisor
 
