@@ -441,7 +441,9 @@ def main(arguments: list[str]) -> int:
                 console.print(f"  {name}: {text}")
     if not given.only:
         kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        kept[("every dimension free" if given.free else "as it is") + (", directly" if given.direct else "")] = {
+        how = "every dimension free" if given.free else "as it is"
+        how += ", directly" if given.direct else f", one in {given.every}" if given.every > 1 else ""
+        kept[how] = {
             "onnx": onnx.__version__,
             "onnxruntime": ort.__version__,
             "cases": len(cases),

@@ -119,6 +119,27 @@ def test_it_belongs_to_this_processor_and_runtime(
     assert prepared.locate(state, declared.content) is None
 
 
+@pytest.mark.parametrize("operator", ["Neg", "Log"])
+def test_answers_that_are_no_numbers_prove_nothing(operator: str, tmp_path: Path, examiner: Gate) -> None:
+    """A form is used where some answers were numbers and the same: of a model that only gives NaN there is none."""
+    folder, into = tmp_path / "model", tmp_path / "form"
+    folder.mkdir()
+    into.mkdir()
+    nodes = [
+        helper.make_node("Abs", ["x"], ["a"]),
+        helper.make_node("Neg", ["a"], ["n"]),
+        helper.make_node(operator, ["n"], ["y"]),
+    ]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3]) for name in "xy"]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", ports[:1], ports[1:]), opset_imports=[helper.make_opsetid("", 17)], ir_version=9
+    )
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    report = examiner.examine(folder, prepare_in=into)
+    assert report.ok, report.reasons
+    assert (operator == "Neg") == any("answers are the model's" in check.detail for check in report.checks)
+
+
 def test_small_models_skip_it(tmp_path: Path) -> None:
     """A model that loads in milliseconds gets no prepared form."""
     with prepared.written(tmp_path, manifest.of(MODELS / "iris" / "2", Hashes())) as into:
