@@ -9,7 +9,6 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 from random import Random
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from serving.engine.session import OnnxSession
+from serving.engine.signature import Described
 from serving.errors import ServingError
 from serving.grpc_api import tensors
 from serving.grpc_api.messages import message
@@ -51,7 +51,7 @@ class Decoders:
         parse = message("ModelInferRequest").FromString
         for path in sorted(folder.glob("*/1/model.onnx")):
             signature = OnnxSession(path, warm_rows=1).signature
-            model: Any = SimpleNamespace(name=path.parts[-3], version="1", signature=signature)
+            model = Described(path.parts[-3], "1", signature)
             v2, grpc = open_inference.Codec(model), tensors.Codec(model)
             v1 = predict_v1.Codec(model)
             self._signatures.append(signature)
