@@ -39,6 +39,9 @@ if TYPE_CHECKING:  # the parent imports this module, and must not load onnxrunti
 log = logging.getLogger("serving.worker")
 
 
+_LEAST_SHARE = 1024 * 1024 * 1024
+"""Bytes below which no worker is bounded, however many there are."""
+
 REFUSED = 3
 """Exit status of a worker that must not be replaced: it was told to be strict, and a model is bad."""
 
@@ -76,6 +79,17 @@ def memory() -> int:
         with contextlib.suppress(OSError, ValueError):  # there is none, or it says max
             found = min(found, int(Path(file).read_text()))
     return found
+
+
+def bound_memory(workers: int) -> None:
+    """Have what would take more than this process's share of all memory fail in it, before the system kills it.
+
+    Some operators take memory beside their arena: for texts, and to sort.
+    """
+    share = max(_LEAST_SHARE, memory() * 7 // 8 // workers)
+    soft, most = resource.getrlimit(resource.RLIMIT_DATA)
+    if soft == resource.RLIM_INFINITY or soft > share:
+        resource.setrlimit(resource.RLIMIT_DATA, (share, most))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +131,7 @@ def work(given: Assignment) -> None:
     """Be one worker: build the application and serve it from the shared socket, and gRPC at the address of another."""
     settings = given.settings
     keep_the_loop_turning()
+    bound_memory(settings.workers)
     # Until it serves there is nothing to finish; the listener takes these signals when it starts.
     for number in (DRAIN, UNREADY):
         signal.signal(number, lambda *_: os._exit(0))

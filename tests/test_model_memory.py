@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import resource
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from serving.engine.session import OnnxSession, write_prepared
-from serving.errors import InferenceFailed
+from serving.errors import InferenceFailed, QueueFull
 from serving.grpc_api.messages import message
 
 from .conftest import MODELS, Server, running
@@ -28,8 +30,8 @@ Wait = Callable[[Callable[[], bool]], None]
 
 MIB = 2**20
 LIMIT = 64 * MIB
-SAFE = 4 * 2**30
-"""Most private memory for a worker, so that a limit that does not hold costs the machine nothing."""
+SAFE = 1024 * MIB
+"""Most private memory for the worker, so that a limit that does not hold costs the machine nothing."""
 ROW = [5.1, 3.5, 1.4, 0.2]
 
 
@@ -117,9 +119,14 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         put(root, name, model)
     put(root, "roomy", ASKING["filled"][0])
     (root / "roomy" / "model.toml").write_text(f"[limits]\nmemory_bytes = {1024 * MIB}\n")
+    texts = graph([("Expand", ["text", "n"], ["big"], {})], [])
+    texts.graph.input.append(helper.make_tensor_value_info("text", TensorProto.STRING, [1]))
+    put(root, "texts", texts)
     shutil.copytree(MODELS / "iris" / "1", root / "iris" / "1")
     with running("--model-memory-bytes", str(LIMIT), "--grpc-port", "0", models=root) as server:
         (worker,) = workers(server)
+        own, _ = resource.prlimit(worker, resource.RLIMIT_DATA)
+        assert SAFE <= own < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         resource.prlimit(worker, resource.RLIMIT_DATA, (SAFE, SAFE))
         yield server
 
@@ -167,6 +174,25 @@ def test_a_row_that_asks_for_gigabytes_is_refused(asked: Server, eventually: Wai
     assert not wrong
     assert workers(asked) == [worker]
     eventually(lambda: held(asked) < before + 64)
+
+
+def test_memory_beside_the_arena_is_bounded_by_the_process(asked: Server, eventually: Wait) -> None:
+    """A graph that repeats a text, whose letters no arena counts, is refused at what its worker may have at most."""
+    (worker,) = workers(asked)
+    before = held(asked)
+    body = {
+        "inputs": [
+            {"name": "n", "datatype": "INT64", "shape": [1], "data": [1_000_000]},
+            {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a" * 10_000]},
+        ]
+    }
+    refused = httpx.post(f"{asked.url}/v2/models/texts/infer", json=body, timeout=60)
+    assert refused.status_code == 400
+    assert "than the server has left" in refused.text
+    eventually(lambda: held(asked) < before + 64)
+    answer = httpx.post(f"{asked.url}/v1/models/iris:predict", json={"instances": [ROW]}, timeout=60)
+    assert answer.status_code == 200
+    assert workers(asked) == [worker]
 
 
 def test_callers_of_grpc_are_told_too(asked: Server) -> None:
@@ -217,6 +243,31 @@ def test_runs_of_many_sizes_fit_one_after_another(tmp_path: Path) -> None:
     session = OnnxSession(tmp_path / "model.onnx", memory_bytes=LIMIT)
     for size in (*range(1_000_000, 16_000_000, 1_000_000), 3_000_000, 16_000_000):
         assert session.run((np.array([size]),))[0].tolist() == [size]
+
+
+def test_who_finds_the_memory_taken_may_come_back(tmp_path: Path) -> None:
+    """Two runs that fit alone, and not together: each is answered rightly, or told to come back."""
+    (tmp_path / "model.onnx").write_bytes(ASKING["filled"][0].SerializeToString())
+    session = OnnxSession(tmp_path / "model.onnx", memory_bytes=LIMIT)
+    together = threading.Barrier(2)
+
+    def ask_in_turn() -> list[Any]:
+        found: list[Any] = []
+        for _ in range(40):
+            together.wait(60)
+            try:
+                found.append(session.run((np.array([12_000_000]),))[0].tolist())
+            except QueueFull as error:
+                found.append(error.message)
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (pool.submit(ask_in_turn) for _ in range(2))
+        found = first.result() + second.result()
+    busy = "other requests have the memory that this model may take: come back later"
+    assert all(answer in ([12_000_000], busy) for answer in found)
+    assert [12_000_000] in found
+    assert busy in found
 
 
 @pytest.mark.parametrize("form", ["whole", "external", "prepared", "computed"])

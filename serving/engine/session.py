@@ -63,7 +63,8 @@ _MAKING = threading.Lock()
 _CPU_MEMORY = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
 _AS_ASKED = 1
 """An arena grows by what is asked for; onnxruntime's own way doubles it, which ends at half of a limit."""
-_NO_MEMORY = re.compile(r"Available memory of \d+ is smaller than requested bytes|bad_alloc|bad allocation")
+_LIMITED = "is smaller than requested bytes"
+_NO_MEMORY = re.compile(_LIMITED + "|bad_alloc|bad allocation")
 # Its own name and code, the file once more, and the place in its source, with the function as the compiler writes it.
 _NOISE = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:"
@@ -115,6 +116,7 @@ class OnnxSession:
     ) -> None:
         self.memory_bytes = memory_bytes
         self._running: set[int] = set()
+        self._ended = 0
         with Aside(apart=quiet) as aside:
             # Where there are hundreds of small models, threads that help none of them would be thousands.
             small = threads > 1 and not prepared and path.stat().st_size < TRIM_BYTES
@@ -185,16 +187,19 @@ class OnnxSession:
             feeds |= inputs.overrides
         me = threading.get_ident()
         self._running.add(me)
+        ended = self._ended
         try:
             raw = self._called(feeds)
         except ORT_ERRORS as error:
             self._complain(error)
             if _NO_MEMORY.search(str(error)):
-                raise self._too_large(alone=self._running == {me}) from error
+                alone = self._running == {me} and self._ended == ended
+                raise self._too_large(limited=_LIMITED in str(error), alone=alone) from error
             raise InferenceFailed(
                 "the model could not run on these inputs: a value or shape is one it refuses"
             ) from error
         finally:
+            self._ended += 1
             self._running.discard(me)
         if self._zipped:
             for index, keys in self._zipped.items():
@@ -211,10 +216,10 @@ class OnnxSession:
         self.give_back()
         return self._call(self._session, feeds, None)
 
-    def _too_large(self, *, alone: bool) -> ServingError:
+    def _too_large(self, *, limited: bool, alone: bool) -> ServingError:
         if not alone:
             return QueueFull("other requests have the memory that this model may take: come back later")
-        limit = "what the system has" if self.memory_bytes is None else f"its limit of {self.memory_bytes} bytes"
+        limit = f"its limit of {self.memory_bytes} bytes" if limited else "the server has left"
         return _TooLarge(
             f"the model needs more memory for these inputs than {limit}: send fewer rows, or values that ask for less"
         )
