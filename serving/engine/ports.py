@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from serving.engine.signature import Signature, TensorSpec
 from serving.errors import InvalidRequest, SignatureMismatch
 from serving.tensor_bytes import strings
 from serving.tensors import FLOATS, INTEGERS, NUMPY, Array, Overriding, Tensors, count
+
+_MOST_BESIDE_ZERO = 2**20
 
 
 class Wanted(NamedTuple):
@@ -86,12 +89,15 @@ class Ports:
             raise InvalidRequest(f"{at}/shape: should be an array of whole numbers")
         if self._is_column(position) and len(dims) == 2 and dims[1] == 1:
             declared.append(1)
-        if not declared and min(dims, default=0) >= 0:
+        if any(dim < 0 for dim in dims):
+            raise InvalidRequest(f"{at}/shape: has a negative dimension")
+        if 0 in dims and math.prod(dim for dim in dims if dim) > _MOST_BESIDE_ZERO:
+            # It costs its sender nothing, and a model that reduces the empty dimension would make all of it.
+            raise InvalidRequest(f"{at}/shape: beside 0 its dimensions may make {_MOST_BESIDE_ZERO} at most")
+        if not declared:
             return tuple(dims)  # onnxruntime says the same of an input without a shape: it has the word
         if len(dims) != len(declared):
             raise InvalidRequest(f"{at}/shape: has {len(dims)} dimensions, and input {spec.name!r} has {declared}")
-        if any(dim < 0 for dim in dims):
-            raise InvalidRequest(f"{at}/shape: has a negative dimension")
         if any(d not in (-1, g) for d, g in zip(declared, dims, strict=True)):
             raise InvalidRequest(f"{at}/shape: is {str(list(dims))[:200]}, and input {spec.name!r} has {declared}")
         return tuple(dims)

@@ -292,6 +292,18 @@ def test_one_dimensional_data_of_a_scalar(put: Put) -> None:
     assert "/inputs/0/data: element 0 is an array" in v2(model, {**head, "data": [[2]]}).text
 
 
+def test_an_empty_tensor_is_small_in_its_other_dimensions_too(put: Put) -> None:
+    """[0, 10^9] costs nothing to send, and a sum over its rows would be a billion zeros: refused by name."""
+    axes = numpy_helper.from_array(np.array([0]), "axes")
+    node = NODE("ReduceSum", ["x", "axes"], ["y"], keepdims=0)
+    model = Direct(put([node], [("x", FLOAT, ["n", "m"])], [("y", FLOAT, ["m"])], initializer=[axes]))
+    for shape in ([0, 10**9], [0, 10**399], [2**62, 0]):
+        refused = v2(model, {"name": "x", "datatype": "FP32", "shape": shape, "data": []})
+        assert (refused.status_code, "/inputs/0/shape: beside 0" in refused.text) == (400, True), refused.text
+    answer = v2(model, {"name": "x", "datatype": "FP32", "shape": [0, 3], "data": []})
+    assert answer.json()["outputs"][0]["data"] == [0, 0, 0]
+
+
 def test_a_raw_body_for_an_input_that_is_empty(put: Put) -> None:
     """A body without JSON is measured against an input of no elements without a division by it."""
     path = put([NODE("Shape", ["x"], ["y"])], [("x", FLOAT, [0, "n"])], [("y", INT64, [2])])
