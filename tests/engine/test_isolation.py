@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.engine import isolation
@@ -81,6 +81,7 @@ def poisoned(batches: int, share: float, size: int = 32) -> list[list[Request]]:
     return [[Sent(i, bad=bool(bad)) for i, bad in enumerate(rng.random(size) < share)] for _ in range(batches)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 40), st.floats(0, 1), st.integers(0, 9)), min_size=1, max_size=20))
 def test_who_is_refused_has_failed_alone_and_nobody_else_is(batches: list[tuple[int, float, int]]) -> None:
     """Whatever the batches and whoever is bad in them, each healthy request gets its own answer, and no other fails."""

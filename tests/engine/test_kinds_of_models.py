@@ -246,6 +246,14 @@ def test_weights_may_be_sent_or_left_out(put: Put) -> None:
     assert np.frombuffer(model.ModelInfer(request).raw_output_contents[0], np.float32).tolist() == [101, 202]
 
 
+def test_one_instance_has_one_prediction(put: Put) -> None:
+    """A model that makes three rows of its one is answered with one prediction of three rows, not with three."""
+    nodes, inputs, outputs, given, due = KINDS["several rows for one"]
+    model = Direct(put(nodes, inputs, outputs))
+    answer = v1(model, {"instances": [{"x": given["x"].tolist()}]})
+    assert answer.json()["predictions"] == [due["y"].tolist()]
+
+
 def test_an_input_without_a_shape_takes_any(put: Put) -> None:
     """Where a graph says nothing of an input's shape, onnxruntime says what it takes."""
     path = put([NODE("Neg", ["x"], ["y"])], [("x", FLOAT, None)], [("y", FLOAT, None)])
