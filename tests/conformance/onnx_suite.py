@@ -378,7 +378,7 @@ def check_directly(cases: list[Case], tally: Tally) -> None:
 
 @contextmanager
 def _serving(models: Path) -> Iterator[Server]:
-    large = ("--max-json-bytes", str(64 << 20), "--max-body-bytes", str(64 << 20))
+    large = ("--max-json-bytes", str(64 << 20), "--max-body-bytes", str(64 << 20), "--max-queued-rows", "100000")
     server = Server("--grpc-port", "0", "--log-level", "error", *large, models=models)
     try:
         yield server.wait(1800)

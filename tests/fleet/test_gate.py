@@ -60,6 +60,20 @@ def test_the_reason_is_onnxruntimes_and_tells_nothing_of_the_inside(  # noqa: PL
         assert inside not in said
 
 
+def test_sizes_that_were_made_up_refuse_no_model(examiner: Gate, tmp_path: Path) -> None:
+    """onnxruntime asks for petabytes where `pads` are fewer than the data has dimensions: the sizes tried were ours."""
+    node = helper.make_node("Pad", ["x", "pads"], ["y"], mode="reflect")
+    ports = [
+        helper.make_tensor_value_info("x", TensorProto.INT32, list("abcd")),
+        helper.make_tensor_value_info("pads", TensorProto.INT64, ["n"]),
+    ]
+    graph = helper.make_graph([node], "g", ports, [helper.make_tensor_value_info("y", TensorProto.INT32, None)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    report = examiner.examine(tmp_path)
+    assert report.ok, report.reasons
+
+
 def test_every_shipped_model_passes(examiner: Gate) -> None:
     """What ships goes through its own gate, with its cost measured."""
     for folder in sorted(MODELS.glob("[!.]*/[0-9]*")):
