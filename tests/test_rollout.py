@@ -152,6 +152,15 @@ def test_a_sticky_feature_that_stable_lacks_is_named() -> None:
         key_of(signature, "age")
 
 
+def test_a_sticky_feature_of_no_rows_decides_too() -> None:
+    """A request without rows has no value to decide by, and gets an answer all the same."""
+    from serving.fleet.split import key_of
+
+    key = key_of(OnnxSession(MODELS / "iris" / "1" / "model.onnx").signature, "sepal_width")
+    assert key((np.zeros((0, 4), np.float32),)) == b""
+    assert key((np.array([[1, 2.5, 3, 4], [5, 6, 7, 8]], np.float32),)) == b"2.5"
+
+
 def counted(server: Server, model: str) -> dict[str, float]:
     """Return what was counted of a model's shadow, by name and outcome."""
     found = {}

@@ -8,7 +8,7 @@ from serving.engine.model import Model
 from serving.engine.signature import Signature
 from serving.errors import InvalidRequest
 from serving.fleet.traffic import Sticky, choose
-from serving.tensors import Tensors
+from serving.tensors import Array, Tensors
 
 
 class Split:
@@ -43,9 +43,9 @@ def key_of(signature: Signature, feature: str) -> Callable[[Tensors], bytes]:
         raise InvalidRequest(f"canary.sticky: stable has no feature {feature[:64]!r}; features: {known}"[:500])
     index = names.index(feature)
     if signature.layout == "matrix":
-        return lambda inputs: _bytes(inputs[0].reshape(-1, inputs[0].shape[-1])[0, index])
-    return lambda inputs: _bytes(inputs[index].reshape(-1)[0])
+        return lambda inputs: _first(inputs[0][..., index])
+    return lambda inputs: _first(inputs[index])
 
 
-def _bytes(value: object) -> bytes:
-    return str(value).encode(errors="surrogatepass")
+def _first(values: Array) -> bytes:
+    return str(values.ravel()[0]).encode(errors="surrogatepass") if values.size else b""

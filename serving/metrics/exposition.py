@@ -47,6 +47,8 @@ def _families(store: Store) -> Iterator[Metric]:
         yield histogram
     agreeing = dict(counters["serving_shadow_agreeing_rows"])
     for labels, rows in counters["serving_shadow_rows"]:
+        if not rows:  # all that was asked had none
+            continue
         store.gauges["serving_shadow_agreement_ratio", labels] = agreeing.get(labels, 0.0) / rows
     gauges = _by_name(store.gauges)
     for name, (text, label_names) in GAUGES.items():
