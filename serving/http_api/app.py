@@ -182,15 +182,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     deployment: Deployment | None = app.state.deployment
     if deployment is not None:
         deployment.start()
-    await fleet.start(strict=app.state.settings.strict)
-    await run_in_threadpool(int)  # it imports its backend at the first use, for which a client would wait
-    _build_routes(app)
     companion: Companion | None = app.state.companion
-    if companion is not None:
-        await companion.start()
-    rereading = asyncio.create_task(_reread(app.state.access)) if app.state.access.configured else None
-    folding = asyncio.create_task(_fold(app.state.metrics)) if app.state.metrics is not None else None
+    rereading = folding = None
     try:
+        await fleet.start(strict=app.state.settings.strict)
+        await run_in_threadpool(int)  # it imports its backend at the first use, for which a client would wait
+        _build_routes(app)
+        if companion is not None:
+            await companion.start()
+        if app.state.access.configured:
+            rereading = asyncio.create_task(_reread(app.state.access))
+        if app.state.metrics is not None:
+            folding = asyncio.create_task(_fold(app.state.metrics))
         yield
     finally:
         fleet.draining = True
