@@ -15,6 +15,8 @@ from serving.http_api.strict_json import pointer
 from serving.tensor_bytes import text
 
 _KEY = {"b64"}
+_DEEPEST = 64
+"""Lists in lists that are looked into: no tensor has more dimensions, and what has is refused for its shape."""
 
 
 class Forms:
@@ -56,7 +58,7 @@ class Forms:
 
 
 def _decoded(value: Any, at: tuple[str | int, ...]) -> Any:
-    if isinstance(value, list):
+    if isinstance(value, list) and len(at) < _DEEPEST:
         return [_decoded(part, (*at, index)) for index, part in enumerate(value)]
     if not (isinstance(value, dict) and value.keys() == _KEY and isinstance(value["b64"], str)):
         return value

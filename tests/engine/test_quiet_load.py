@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +14,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from serving.engine import session
-from serving.engine.priority import Aside, give_way
 from serving.engine.session import OnnxSession
 from tests.conftest import MODELS
 
@@ -71,16 +70,20 @@ def test_a_first_load_does_not_give_way(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such policies")
 def test_who_gives_way_leaves_nothing_to_those_it_makes() -> None:
     """A thread that gives way interrupts nobody, and the thread on which a version is loaded beside it is as usual."""
-    policies = []
-
-    def give() -> None:
-        give_way()
-        policies.append(os.sched_getscheduler(0))
-        with Aside(apart=True) as aside:
-            policies.append(aside(os.sched_getscheduler, 0))
-
-    thread = threading.Thread(target=give)
-    thread.start()
-    thread.join()
-    assert policies == [os.SCHED_BATCH, os.SCHED_OTHER]
-    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    # In a process of its own: another test may have had this one give way, for good.
+    code = """
+import os, threading
+from serving.engine.priority import Aside, give_way
+policies = []
+def give():
+    give_way()
+    policies.append(os.sched_getscheduler(0))
+    with Aside(apart=True) as aside:
+        policies.append(aside(os.sched_getscheduler, 0))
+thread = threading.Thread(target=give)
+thread.start()
+thread.join()
+assert policies == [os.SCHED_BATCH, os.SCHED_OTHER], policies
+assert os.sched_getscheduler(0) == os.SCHED_OTHER
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
