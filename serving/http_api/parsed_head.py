@@ -20,9 +20,12 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=\r\n)", re.IGNORECAS
 class ParsedHead(NamedTuple):
     """The head of a plain request, byte by byte, and what it says.
 
-    before, after: around the digits of its Content-Length, which is `headers[length_at]`.
+    whole: all of it; length: of the body, -1 where that is not small. before, after: around the digits of its
+    Content-Length, which is `headers[length_at]`.
     """
 
+    whole: bytes
+    length: int
     before: bytes
     after: bytes
     url: bytes
@@ -32,6 +35,9 @@ class ParsedHead(NamedTuple):
 
     def same(self, chunk: bytes) -> tuple[HeaderList, bytes] | None:
         """Return headers and body if `chunk` is just one request with this head, of whatever length."""
+        end = len(self.whole)
+        if len(chunk) - end == self.length and chunk.startswith(self.whole):
+            return self.headers, chunk[end:]
         if not chunk.startswith(self.before):
             return None
         at = len(self.before)
@@ -65,4 +71,5 @@ def parsed_head(chunk: bytes, url: bytes, headers: HeaderList, length: int, asks
     if found is None:
         return None
     at = head.count(b"\n", 0, found.start(1)) - 1
-    return ParsedHead(head[: found.start(1)], head[found.end(1) :], url, headers, at, asks)
+    exact = length if length <= Bodies.FREE else -1  # what is larger is counted, by the other way
+    return ParsedHead(head, exact, head[: found.start(1)], head[found.end(1) :], url, headers, at, asks)
