@@ -70,7 +70,7 @@ def test_a_first_load_does_not_give_way(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such policies")
 def test_who_gives_way_leaves_nothing_to_those_it_makes() -> None:
     """A thread that gives way interrupts nobody, and the thread on which a version is loaded beside it is as usual."""
-    # In a process of its own: another test may have had this one give way, for good.
+    # In a process of its own: what gives way here would do so for all tests behind.
     code = """
 import os, threading
 from serving.engine.priority import Aside, give_way
