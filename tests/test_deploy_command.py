@@ -176,14 +176,15 @@ def test_a_judged_canary_is_promoted_by_itself(live: Server, folder: Path, event
     run(folder, "promote", "iris", "1")
     done = run(folder, "canary", "iris", "2", "--percent", "50", "--rows", "30", "--max-error-rate", "0.1")
     assert done.exit_code == 0, done.stderr
-    told = ""
+
+    def told() -> str:
+        seen = Observer(folder, state_dir(folder)).look()
+        return "".join(line for server in seen for line in server.models["iris"].get("trial", ()))
+
+    eventually(lambda: "canary 2:" in told())  # before there is anything to judge by
 
     def promoted() -> bool:
-        nonlocal told
         answering(live)
-        told += "".join(
-            line for s in Observer(folder, state_dir(folder)).look() for line in s.models["iris"].get("trial", ())
-        )
         history = (folder / "iris" / "history.jsonl").read_text().splitlines()
         return bool(json.loads(history[-1])["who"] == "judge")
 
@@ -191,7 +192,6 @@ def test_a_judged_canary_is_promoted_by_itself(live: Server, folder: Path, event
     last = json.loads((folder / "iris" / "history.jsonl").read_text().splitlines()[-1])
     assert last["what"] == "promote 2"
     assert re.search(r"in \d+ s, 0 of \d+ failed", last["why"])
-    assert "canary 2:" in told
     eventually(lambda: answering(live) == {"2"})
 
 
