@@ -65,7 +65,7 @@ drill: install
 
 # What messages.py makes its classes of. A test compares.
 protos: install
-	cd serving/grpc_api/protos && ../../../$(BIN)/python -m grpc_tools.protoc -I. --descriptor_set_out=descriptors.binpb \
+	cd serving/protocols/protos && ../../../$(BIN)/python -m grpc_tools.protoc -I. --descriptor_set_out=descriptors.binpb \
 		$$(find . -name '*.proto' -printf '%P\n' | sort)
 
 lock: install

@@ -58,7 +58,7 @@ def contestants(models: Path, scratch: Path) -> dict[str, Contestant]:
     model = {"MODEL": str(models / "forest" / "1" / "model.onnx")}
     made = [
         Contestant("serving", ours, paths, "/v2/health/ready"),
-        Contestant("serving, plain ASGI", (*ours, "--no-lane"), paths, "/v2/health/ready"),
+        Contestant("serving, plain ASGI", (*ours, "--no-fast-path"), paths, "/v2/health/ready"),
         Contestant("serving, metrics off", (*ours, "--no-metrics"), paths, "/v2/health/ready"),
         Contestant("serving, 2 workers", (*ours, "--workers", "2"), paths, "/v2/health/ready"),
         Contestant(

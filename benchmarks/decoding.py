@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from serving.fleet.fleet import Fleet
+from serving.deploy.fleet import Fleet
 from serving.http_api.app import create_app
-from serving.http_api.open_inference import Codec
+from serving.protocols.open_inference import Codec
 from serving.settings import Settings
 
 

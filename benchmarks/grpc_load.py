@@ -28,7 +28,7 @@ def load(url: str, row: np.ndarray, calls: int, seconds: float, pinned: list[str
 
 def request_of(row: np.ndarray) -> bytes:
     """Return a ModelInferRequest."""
-    from serving.grpc_api.messages import message  # noqa: PLC0415  the client's process needs none of it
+    from serving.protocols.messages import message  # noqa: PLC0415  the client's process needs none of it
 
     made: bytes = message("ModelInferRequest")(
         model_name="forest",

@@ -26,10 +26,10 @@ from benchmarks.contestants import Contestant, free_port, running
 from benchmarks.findings import Finding
 from benchmarks.grpc_load import METHOD, request_of
 from benchmarks.grpc_load import load as python_load
-from serving.grpc_api.messages import SERVICE
 from serving.grpc_api.prediction import Predictor
 from serving.grpc_api.server import GrpcServer
 from serving.http_api.app import create_app
+from serving.protocols.messages import SERVICE
 from serving.settings import Settings
 
 CALLS = 32

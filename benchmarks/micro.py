@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.decoding import loaded
+from serving.deploy.fleet import Fleet
 from serving.engine.request import Outcome, Request
-from serving.fleet.fleet import Fleet
-from serving.http_api import open_inference, predict_v1
 from serving.http_api.docs import example_row
+from serving.protocols import open_inference, predict_v1
 
 MODELS = Path(__file__).parent.parent / "models"
 SECONDS = 0.2

@@ -12,8 +12,8 @@ from typing import Any
 from serving.bodies.codec_pool import CodecPool, Job
 from serving.errors import ServingError
 from serving.http_api.app import create_app
-from serving.http_api.codec import Blobs
 from serving.http_api.listener import Listener
+from serving.protocols.codec import Blobs
 from serving.settings import Settings
 from serving.worker import keep_the_loop_turning
 

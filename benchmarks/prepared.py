@@ -21,11 +21,12 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from serving.allocator import bound_free_memory
 from serving.engine.session import OnnxSession
-from serving.fleet import gate, manifest, prepared
-from serving.fleet.gate import Gate
-from serving.fleet.manifest import MODEL_FILE, Hashes
+from serving.gate import gate, prepared
+from serving.gate.gate import Gate
+from serving.linux.allocator import bound_free_memory
+from serving.repository import manifest
+from serving.repository.manifest import MODEL_FILE, Hashes
 
 RESULTS = Path(__file__).parent / "results" / "prepared.json"
 WIDTH, LAYERS, ROWS, RUNS = 2560, 8, 16, 15

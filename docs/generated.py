@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 from pydantic_core import PydanticUndefined
 
-from serving.metrics.families import COUNTERS, GAUGES, HISTOGRAMS
+from serving.metrics.definitions import COUNTERS, GAUGES, HISTOGRAMS
 from serving.settings import Settings
 
 

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from serving.access.caller import AccessInvalid
+from serving.access.principal import AccessInvalid
 from serving.log_pipe import LogPipe
 from serving.logs import configure, form_of
 from serving.settings import Settings

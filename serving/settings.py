@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     """Path under which a proxy serves this server, such as /ml, if it takes that off: /docs sends there."""
     trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
     """Addresses and networks of proxies whose X-Forwarded-Prefix is believed, as a JSON list."""
-    lane: bool = True
+    fast_path: bool = True
     """Answer plain predictions on the short path; off sends every request through ASGI."""
     metrics: bool = True
     """Count and time, and answer GET /metrics."""

@@ -15,19 +15,19 @@ from pathlib import Path
 from types import FrameType
 
 from serving.access.access import Access
-from serving.access.caller import AccessInvalid
-from serving.black_box import BlackBox, Running
-from serving.deaths import Deaths
-from serving.fleet import channel
-from serving.fleet.deployment import Deployment
-from serving.fleet.quarantine import Quarantine
+from serving.access.principal import AccessInvalid
+from serving.deploy import channel
+from serving.deploy.deployment import Deployment
+from serving.heartbeat import Heartbeat, Running
 from serving.metrics.counts import Counts
-from serving.metrics.families import Key
+from serving.metrics.definitions import Key
 from serving.metrics.totals import leave_word, settle, totals
+from serving.repository.quarantine import Quarantine
 from serving.rolling import Roll
 from serving.settings import Settings
 from serving.signals import DRAIN, UNREADY
 from serving.worker import REFUSED, Assignment, cores, work
+from serving.worker_exits import WorkerExits
 from serving.worker_process import Worker
 
 log = logging.getLogger("serving.server")
@@ -73,7 +73,7 @@ class Supervisor:
             loads_at_once=max(1, cores() // 2),
         )
         self._quarantine = Quarantine(settings.models, settings.state_dir)
-        self._deaths = Deaths()
+        self._deaths = WorkerExits()
         self._roll: Roll | None = None
         self._served = False
         self._ends_asked = 0
@@ -119,7 +119,7 @@ class Supervisor:
         """Start a worker; None, and another try later, where the system gives no process."""
         now = time.monotonic()
         try:
-            box, counts = BlackBox(), Counts.shared()
+            box, counts = Heartbeat(), Counts.shared()
             ours, theirs = channel.pair()
             assignment = Assignment(
                 settings=self._settings,

@@ -20,8 +20,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from serving.allocator import bound_free_memory
-from serving.black_box import BlackBox
+from serving.heartbeat import Heartbeat
+from serving.linux.allocator import bound_free_memory
 from serving.log_pipe import LogPipe
 from serving.logs import configure, form_of
 from serving.metrics.counts import Counts
@@ -31,8 +31,8 @@ from serving.signals import DRAIN, UNREADY
 if TYPE_CHECKING:  # the parent imports this module, and must not load onnxruntime
     from serving.access.access import Access
     from serving.bodies.codec_pool import CodecPool
-    from serving.engine.admission import Bodies
-    from serving.fleet.fleet import Fleet
+    from serving.deploy.fleet import Fleet
+    from serving.engine.admission import ByteBudget
     from serving.http_api.app import Companion
     from serving.metrics.metrics import Metrics
 
@@ -104,7 +104,7 @@ class Assignment:
     slot: int
     metrics_dir: Path
     parent: int
-    box: BlackBox
+    box: Heartbeat
     counts: Counts
     link: socket.socket
     """To the coordinator, which says what to load."""
@@ -223,12 +223,12 @@ def address(sock: socket.socket) -> str:
 
 def grpc_beside(
     settings: Settings, where: str
-) -> Callable[[Fleet, Metrics | None, Access, Bodies, CodecPool], Companion]:
+) -> Callable[[Fleet, Metrics | None, Access, ByteBudget, CodecPool], Companion]:
     """Return what makes the gRPC server of an application, for an address host:port."""
-    from serving.grpc_api.guard import Patience  # noqa: PLC0415  only where gRPC is wanted
+    from serving.grpc_api.connection_reaper import Timeouts  # noqa: PLC0415  only where gRPC is wanted
     from serving.grpc_api.server import GrpcServer  # noqa: PLC0415
 
-    patience = Patience(
+    patience = Timeouts(
         head_s=settings.head_s,
         body_s=settings.body_s,
         write_s=settings.write_s,

@@ -9,8 +9,8 @@ import signal
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 
-from serving.black_box import BlackBox
-from serving.fleet.channel import Link
+from serving.deploy.channel import Link
+from serving.heartbeat import Heartbeat
 from serving.metrics.counts import Counts
 
 log = logging.getLogger("serving.server")
@@ -22,7 +22,7 @@ class Worker:
 
     slot: int
     process: BaseProcess
-    box: BlackBox
+    box: Heartbeat
     link: Link
     counts: Counts
     born: float

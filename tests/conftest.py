@@ -114,10 +114,10 @@ def running(*flags: str, models: Path = MODELS, python: str = sys.executable) ->
         server.stop()
 
 
-@pytest.fixture(scope="session", params=["lane", "asgi"])
+@pytest.fixture(scope="session", params=["fast_path", "asgi"])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """The real command, once answering by the lane and once by plain ASGI."""
-    with running("--no-lane" if request.param == "asgi" else "--lane") as started:
+    """The real command, once answering by the fast path and once by plain ASGI."""
+    with running("--no-fast-path" if request.param == "asgi" else "--fast-path") as started:
         yield started
 
 

@@ -26,20 +26,20 @@ def failed(results: list[Result]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def both() -> Iterator[Subject]:
-    """The server with the lane, over HTTP and gRPC."""
+    """The server with the fast path, over HTTP and gRPC."""
     with own("--grpc-port", "0") as subject:
         yield subject
 
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[Subject]:
-    """The server without the lane, over HTTP alone."""
-    with own("--no-lane") as subject:
+    """The server without the fast path, over HTTP alone."""
+    with own("--no-fast-path") as subject:
         yield subject
 
 
 def test_every_point_is_kept_over_both_doors(both: Subject) -> None:
-    """HTTP by the lane and gRPC keep every point, and none is left out for want of a model."""
+    """HTTP by the fast path and gRPC keep every point, and none is left out for want of a model."""
     assert failed(ask(both, POINTS)) == []
 
 
@@ -78,7 +78,7 @@ def test_a_clients_own_stubs_live_beside_ours(first: str) -> None:
     code = f"""
 import {first}, {second}
 from tritonclient.grpc import service_pb2
-from serving.grpc_api.messages import message
+from serving.protocols.messages import message
 sent = service_pb2.ModelInferRequest(model_name="m", raw_input_contents=[b"x"])
 sent.parameters["p"].uint64_param = 2**64 - 1
 sent.inputs.add(name="i", datatype="FP32", shape=[1, 2]).contents.fp32_contents.extend([1, 2])

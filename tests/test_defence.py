@@ -28,7 +28,7 @@ from tests.http_api.test_lane import BODY, PATH, connected, labels, post
 
 
 def test_slow_clients_are_cut() -> None:
-    """Clients that trickle, stall or do not read are cut in time, on lane and ASGI; with endless patience they stay."""
+    """Clients that trickle, stall or do not read are cut in time by fast path and ASGI; with endless patience not."""
     report = Report()
     slow_clients.run(report, sockets=24, patience=1.0, seconds=0, rounds=1)
     assert report.kept, report.broken()
@@ -110,8 +110,8 @@ def test_a_request_may_ask_for_priority_and_time(client: httpx.Client) -> None:
 def test_bytes_held_are_bounded(eventually: Callable[[Callable[[], bool]], None]) -> None:
     """Bodies beyond the bound are told to come back at once; when those before them are gone, they are taken."""
     body = json.dumps({"instances": [[5.1, 3.5, 1.4, 0.2]] * 4000}).encode()
-    for lane in ("--lane", "--no-lane"):
-        with running(lane, "--max-held-bytes", str(len(body) + 1000)) as server:
+    for fast_path in ("--fast-path", "--no-fast-path"):
+        with running(fast_path, "--max-held-bytes", str(len(body) + 1000)) as server:
             with socket.create_connection(("127.0.0.1", server.port)) as first:
                 first.sendall(post(body)[:-1])
                 eventually(lambda: httpx.post(server.url + PATH, content=body, timeout=20).status_code == 429)
@@ -124,9 +124,9 @@ def test_a_strangers_body_takes_no_room(tmp_path: Path) -> None:
     store = KeyStore(tmp_path / "serving.keys")
     key = store.create("app", frozenset({"predict"}))
     body = json.dumps({"instances": [[5.1, 3.5, 1.4, 0.2]] * 4000}).encode()
-    for lane in ("--lane", "--no-lane"):
+    for fast_path in ("--fast-path", "--no-fast-path"):
         bound = str(len(body) + 1000)
-        flags = (lane, "--max-held-bytes", bound, "--keys", str(tmp_path / "serving.keys"))
+        flags = (fast_path, "--max-held-bytes", bound, "--keys", str(tmp_path / "serving.keys"))
         with running(*flags) as server, connected(server) as stranger:
             stranger.send(post(body)[:-1])
             assert stranger.answer()[0] == 401
@@ -139,8 +139,8 @@ def test_a_strangers_body_takes_no_room(tmp_path: Path) -> None:
 def test_a_refused_request_behind_another_leaves_the_log_clean() -> None:
     """What follows a request that is still being answered may be refused: the log holds no fault of the server's."""
     large = json.dumps({"instances": [[5.1, 3.5, 1.4, 0.2]] * 4000}).encode()
-    for lane in ("--lane", "--no-lane"):
-        with running(lane) as server:
+    for fast_path in ("--fast-path", "--no-fast-path"):
+        with running(fast_path) as server:
             for body in (BODY, large):
                 with connected(server) as connection:
                     connection.send(post(body) + b"GET /v2 HTTP/1.1\r\n\r\n")

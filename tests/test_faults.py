@@ -25,9 +25,9 @@ import pytest
 from typer.testing import CliRunner
 
 from serving.cli import app
-from serving.fleet.quarantine import Quarantine, guilty
-from serving.fleet.state import state_folder
 from serving.log_pipe import MOST_LINES, LogPipe
+from serving.repository.quarantine import Quarantine, guilty
+from serving.repository.state_directory import state_folder
 from tests.conftest import MODELS, ROOT, Server, faulty, running
 from tests.drills.batches import departed
 from tests.drills.canaries import canaries

@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from serving.fleet.gate import Gate
-from serving.fleet.report import GateRefused
+from serving.gate.gate import Gate
+from serving.gate.report import GateRefused
 from training.models import TRAINERS, UNSHIPPED
 from training.parity import ParityError
 from training.publish import publish

@@ -17,7 +17,7 @@ from serving.engine.batch_independence import prove
 from serving.engine.batching import Independence
 from serving.engine.session import OnnxSession
 from serving.engine.signature import METADATA_KEY, Feature, Golden, Parity, Signature
-from serving.fleet.manifest import MODEL_FILE
+from serving.repository.manifest import MODEL_FILE
 from serving.tensors import Array
 from training.features import features_of, feeds_of, plain_row
 from training.graph import plain_outputs

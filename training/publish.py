@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.fleet.gate import Gate
-from serving.fleet.manifest import MODEL_FILE, Entry
-from serving.fleet.publish import publish as publish_version
-from serving.fleet.staging import Writing
+from serving.deploy.publish import publish as publish_version
+from serving.deploy.staging import Writing
+from serving.gate.gate import Gate
+from serving.repository.manifest import MODEL_FILE, Entry
 from training.export import Exported
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import onnx
 import onnxruntime as ort
 
-from serving.engine.bare import Port, describe
 from serving.engine.signature import Signature
+from serving.engine.signature_inference import Port, describe
 from serving.tensors import Array
 
 

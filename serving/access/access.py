@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from serving.access.caller import ANYONE, SCOPES, AccessInvalid, Caller, Scope
 from serving.access.keys import Key, are_entries, digest, parse
-from serving.access.watched import Watched
+from serving.access.principal import ANYONE, SCOPES, AccessInvalid, Principal, Scope
+from serving.access.watched_file import WatchedFile
 from serving.errors import Forbidden, ServingError, Unauthenticated
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _CREDENTIAL = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] ([A-Za-z0-9._~+/-]+=*)")
 
 
 class _Verified(NamedTuple):
-    caller: Caller
+    caller: Principal
     until: float  # seconds since the epoch
 
 
@@ -79,8 +79,8 @@ class Access:
         if keys is not None and not keys.strip():
             raise AccessInvalid("the keys are empty: name a file, or leave the setting out")
         self._entries = keys if keys is not None and are_entries(keys) else None
-        self._key_file = Watched(Path(keys), "the keys file") if keys and self._entries is None else None
-        self._jwks_file = Watched(jwks, "the JWKS file") if jwks is not None else None
+        self._key_file = WatchedFile(Path(keys), "the keys file") if keys and self._entries is None else None
+        self._jwks_file = WatchedFile(jwks, "the JWKS file") if jwks is not None else None
         self._expected = (audience or "", issuer or "")
         self._reading = threading.Lock()
         self._complained = float("-inf")
@@ -97,7 +97,7 @@ class Access:
         """The scopes that need a credential now."""
         return self._state.closed
 
-    def decide(self, authorization: bytes | str | None, scope: Scope, *, quiet: bool = False) -> Caller:
+    def decide(self, authorization: bytes | str | None, scope: Scope, *, quiet: bool = False) -> Principal:
         """Return who asks. Raises Unauthenticated without a good credential, Forbidden where it lacks the scope.
 
         quiet: whether a refusal is kept out of the log, since nothing is refused by it.
@@ -119,7 +119,7 @@ class Access:
             )
             self._complained, self._refusals = now, 0
 
-    def _decide(self, authorization: bytes | str | None, scope: Scope) -> Caller:
+    def _decide(self, authorization: bytes | str | None, scope: Scope) -> Principal:
         state = self._state
         if scope not in state.closed:
             return ANYONE
@@ -221,7 +221,7 @@ def _by_key(keys: tuple[Key, ...], given: bytes) -> _Verified | None:
     state = matching.state(time.time())
     if state != "live":
         raise Unauthenticated(f"the key has been revoked or has expired: it is {state}", invalid=True)
-    return _Verified(Caller(matching.name, matching.scopes), matching.expires or float("inf"))
+    return _Verified(Principal(matching.name, matching.scopes), matching.expires or float("inf"))
 
 
 def _by_token(issuer: Issuer | None, given: bytes) -> _Verified | None:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from serving.access.caller import AccessInvalid, Scope
 from serving.access.keys import NAME, Key, digest, generate, parse
-from serving.access.watched import Watched
+from serving.access.principal import AccessInvalid, Scope
+from serving.access.watched_file import WatchedFile
 
 
 class KeyStore:
@@ -63,7 +63,7 @@ class KeyStore:
         self._change(revoked)
 
     def _text(self) -> str:
-        return Watched(self._path, "the keys file").read()[0] if self._path.exists() else ""
+        return WatchedFile(self._path, "the keys file").read()[0] if self._path.exists() else ""
 
     def _change(self, change: Callable[[str], str]) -> None:
         try:

@@ -13,7 +13,7 @@ import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from serving.access.caller import SCOPES, AccessInvalid, Scope
+from serving.access.principal import SCOPES, AccessInvalid, Scope
 
 PREFIX = "serving_"
 """Begins every key that is made here, so that scanners of repositories and logs know one when they see it."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import jwt
 
-from serving.access.caller import SCOPES, AccessInvalid, Caller
+from serving.access.principal import SCOPES, AccessInvalid, Principal
 from serving.errors import Unauthenticated
 
 log = logging.getLogger("serving.access")
@@ -39,7 +39,7 @@ class Issuer:
         self._issuer = issuer
         self._keys = _read(jwks)
 
-    def verify(self, token: str) -> tuple[Caller, float]:
+    def verify(self, token: str) -> tuple[Principal, float]:
         """Return the caller, and until when: seconds since the epoch.
 
         Raises Unauthenticated, whose text holds nothing of the token.
@@ -55,7 +55,7 @@ class Issuer:
                 leeway=LEEWAY_S,
                 options={"require": _CLAIMS, "enforce_minimum_key_length": True},
             )
-            return Caller(_name(claims), frozenset(s for s in SCOPES if s in _scopes(claims))), float(claims["exp"])
+            return Principal(_name(claims), frozenset(s for s in SCOPES if s in _scopes(claims))), float(claims["exp"])
         except jwt.ExpiredSignatureError:
             raise Unauthenticated("the token has expired", invalid=True) from None
         except jwt.ImmatureSignatureError:

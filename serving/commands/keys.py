@@ -14,9 +14,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from serving.access.caller import SCOPES, AccessInvalid
 from serving.access.key_store import KeyStore
 from serving.access.keys import are_entries, written
+from serving.access.principal import SCOPES, AccessInvalid
 
 _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 

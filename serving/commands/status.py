@@ -14,11 +14,11 @@ from rich.table import Table
 
 from serving.commands.traffic import Models, Name, StateDir, explained
 from serving.errors import ServingError
-from serving.fleet import model_settings
-from serving.fleet.ledger import Ledger
-from serving.fleet.servers import Observer, Server
-from serving.fleet.traffic import Traffic, current
 from serving.logs import visible
+from serving.repository import model_settings
+from serving.repository.servers import Observer, Server
+from serving.repository.traffic import Traffic, current
+from serving.repository.traffic_store import TrafficStore
 
 _COLUMNS = ("model", "gen.", "stable", "canary", "shadow", "labels", "versions", "served")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -39,7 +39,7 @@ def status(
     """Show who gets each model's traffic, how trials go, and whether every running server serves it."""
     with explained():
         live = Observer(models, state_dir).look()
-        found = [state(models, state_dir, n, live) for n in ([name] if name else Ledger(models).names())]
+        found = [state(models, state_dir, n, live) for n in ([name] if name else TrafficStore(models).names())]
     if as_json:
         typer.echo(
             json.dumps(
@@ -77,7 +77,7 @@ def status(
 
 def state(root: Path, state_dir: Path | None, name: str, live: list[Server]) -> dict[str, Any]:
     """Return what is asked for and what is served of one model. Raises ModelNotFound."""
-    ledger = Ledger(root, state_dir)
+    ledger = TrafficStore(root, state_dir)
     versions = ledger.versions(name)
     standings = [(server, server.models.get(name, {})) for server in live]
     problems = list(dict.fromkeys(str(s["error"]) for _, s in standings if s.get("error")))
@@ -136,7 +136,7 @@ def history(
 ) -> None:
     """Show who published a model's versions or changed its traffic, when, how and why; the last is the last line."""
     with explained():
-        entries = Ledger(models).events(name, limit)
+        entries = TrafficStore(models).events(name, limit)
     if as_json:
         typer.echo(json.dumps(entries, indent=1))
         return

@@ -18,13 +18,14 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from serving.deploy import commands
+from serving.deploy.commands import Order
 from serving.errors import GenerationConflict, InvalidRequest, NotReady, ServingError
-from serving.fleet import orders, servers
-from serving.fleet.ledger import Ledger
-from serving.fleet.orders import Order
-from serving.fleet.traffic import sentence
-from serving.fleet.transitions import describe
 from serving.logs import visible
+from serving.repository import servers
+from serving.repository.traffic import sentence
+from serving.repository.traffic_store import TrafficStore
+from serving.repository.transitions import describe
 
 WAIT_S = 150.0
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -72,7 +73,9 @@ def promote(  # noqa: PLR0917  typer makes options of parameters
     """Make a version stable: it answers all requests that name no version."""
     with explained():
         judge = judged(after, rows, max_error_rate, max_latency_ratio, None)
-        carry_out(models, state_dir, name, made(orders.Promote, version=version, why=why, judge=judge), no_wait=no_wait)
+        carry_out(
+            models, state_dir, name, made(commands.Promote, version=version, why=why, judge=judge), no_wait=no_wait
+        )
 
 
 def canary(  # noqa: PLR0917
@@ -97,7 +100,7 @@ def canary(  # noqa: PLR0917
         one_of(version, end)
         sticky = {"header": sticky_header, "feature": sticky_feature}
         order = made(
-            orders.StartCanary,
+            commands.StartCanary,
             version=version,
             percent=percent,
             sticky=sticky if any(sticky.values()) else None,
@@ -126,7 +129,7 @@ def shadow(  # noqa: PLR0917
     with explained():
         one_of(version, end)
         judge = judged(after, rows, max_error_rate, max_latency_ratio, min_agreement)
-        order = made(orders.StartShadow, version=version, percent=percent, why=why, judge=judge)
+        order = made(commands.StartShadow, version=version, percent=percent, why=why, judge=judge)
         carry_out(models, state_dir, name, order, no_wait=no_wait)
 
 
@@ -144,7 +147,7 @@ def label(  # noqa: PLR0917
     with explained():
         one_of(version, end, "--remove")
         carry_out(
-            models, state_dir, name, made(orders.SetLabel, label=label, version=version, why=why), no_wait=no_wait
+            models, state_dir, name, made(commands.SetLabel, label=label, version=version, why=why), no_wait=no_wait
         )
 
 
@@ -157,7 +160,7 @@ def rollback(
 ) -> None:
     """End the canary, or else go back to the version that was stable before; every trial ends with it."""
     with explained():
-        carry_out(models, state_dir, name, made(orders.Rollback, why=why), no_wait=no_wait)
+        carry_out(models, state_dir, name, made(commands.Rollback, why=why), no_wait=no_wait)
 
 
 def unload(
@@ -169,7 +172,7 @@ def unload(
 ) -> None:
     """Serve nothing of a model, and hold no memory for it; its files stay."""
     with explained():
-        carry_out(models, state_dir, name, made(orders.Unload, why=why), no_wait=no_wait)
+        carry_out(models, state_dir, name, made(commands.Unload, why=why), no_wait=no_wait)
 
 
 def load(
@@ -181,7 +184,7 @@ def load(
 ) -> None:
     """Serve an unloaded model again."""
     with explained():
-        carry_out(models, state_dir, name, made(orders.Load, why=why), no_wait=no_wait)
+        carry_out(models, state_dir, name, made(commands.Load, why=why), no_wait=no_wait)
 
 
 def keep(  # noqa: PLR0917
@@ -199,12 +202,12 @@ def keep(  # noqa: PLR0917
             wanted = {"latest": int(policy)}
         elif policy != "all":
             wanted = tuple(version for version in policy.split(",") if version)
-        carry_out(models, state_dir, name, made(orders.KeepLoaded, keep=wanted, why=why), no_wait=no_wait)
+        carry_out(models, state_dir, name, made(commands.KeepLoaded, keep=wanted, why=why), no_wait=no_wait)
 
 
 def carry_out(root: Path, state_dir: Path | None, name: str, order: Order, *, no_wait: bool) -> None:
     """Write the change, wait until it is served or take it back, and say what came of it."""
-    ledger = Ledger(root, state_dir)
+    ledger = TrafficStore(root, state_dir)
     who = user()
     before = ledger.read(name, anyway=order.anyway)
     step = order.step(ledger, name)

@@ -10,15 +10,15 @@ import typer
 from rich.console import Console
 
 from serving.commands.traffic import Models, StateDir, carry_out, made
-from serving.engine.priority import lowest_priority
+from serving.deploy import commands
+from serving.deploy.publish import check_name, serving_now
+from serving.deploy.publish import publish as publish_version
+from serving.deploy.staging import ModelFile
 from serving.errors import ServingError
-from serving.fleet import orders
-from serving.fleet.gate import Gate
-from serving.fleet.publish import check_name, serving_now
-from serving.fleet.publish import publish as publish_version
-from serving.fleet.report import GateRefused
-from serving.fleet.report_table import table
-from serving.fleet.staging import ModelFile
+from serving.gate.gate import Gate
+from serving.gate.report import GateRefused
+from serving.gate.report_table import table
+from serving.linux.thread_scheduling import lowest_priority
 
 
 def register(app: typer.Typer) -> None:
@@ -65,7 +65,7 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
         )
         console.print(table(published.report, f"{name} {published.version}"))
         if promote:
-            order = made(orders.Promote, version=published.version, why=note, judge=None)
+            order = made(commands.Promote, version=published.version, why=note, judge=None)
             carry_out(models, state_dir, name, order, no_wait=False)
     except GateRefused as error:
         console.print(table(error.report, f"{name}: not published"))

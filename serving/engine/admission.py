@@ -19,7 +19,7 @@ _FITS = 2 / 3
 that waits. Else, with batches that take long whatever their size, hardly a request would be let in to fill them."""
 
 
-class Pace:
+class LatencyModel:
     """How long a batch takes: `fixed` seconds and `each` row's, the line through the batches that ran of late."""
 
     __slots__ = ("_rows", "_rows2", "_rows_seconds", "_seconds", "each", "fixed")
@@ -76,7 +76,7 @@ def seconds_to_come_back(wait: float) -> int:
     return max(1, math.ceil(wait))
 
 
-class Bodies:
+class ByteBudget:
     """Counts the bytes of bodies that one process holds, from their announcement to their answer.
 
     Bodies of up to FREE bytes are not counted: connections and queued rows bound them already.

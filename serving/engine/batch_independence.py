@@ -20,7 +20,7 @@ from serving.engine.batch_graph import Doubt, Walk
 from serving.engine.batch_operators import RULES
 from serving.engine.batching import Independence
 from serving.engine.every_value import EveryValue
-from serving.engine.made_up_rows import MadeUpRows
+from serving.engine.probe_rows import MadeUpRows
 from serving.engine.session import ORT_ERRORS, OnnxSession
 from serving.errors import InferenceFailed
 from serving.tensors import Array, Tensors

@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from serving.black_box import Record, unrecorded
-from serving.engine.admission import Pace, seconds_to_come_back
+from serving.engine.admission import LatencyModel, seconds_to_come_back
 from serving.engine.executor import Batch, Executor
 from serving.engine.request import Outcome, Request
 from serving.errors import DeadlineExceeded, NotReady, PayloadTooLarge, QueueFull, ServingError
+from serving.heartbeat import Record, unrecorded
 from serving.tensors import Overriding, Tensors
 
 log = logging.getLogger("serving.batcher")
@@ -93,7 +93,7 @@ class Batcher:
         self._instances = instances
         self._scheduled = False
         self._closing = False
-        self._pace = Pace()
+        self._pace = LatencyModel()
         self._row_seconds = 0.0  # of a row in a batch as large as they are under load
         self._lag = 0.0  # from the end of the queue to an answer: the batch that runs, and its own
         self._freed = 0.0  # when a batch ended that left others waiting; 0 where none waited

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from serving.black_box import Record, unrecorded
 from serving.engine.isolation import Isolation
 from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed, NotReady
+from serving.heartbeat import Record, unrecorded
 from serving.tensors import Tensors
 
 log = logging.getLogger("serving.executor")

@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from serving.black_box import BlackBox, unrecorded
 from serving.engine.batcher import Batcher, Observer
 from serving.engine.batching import Batching
 from serving.engine.request import Request
 from serving.engine.session import OnnxSession
 from serving.engine.signature import Described, Signature
 from serving.errors import ModelInvalid
+from serving.heartbeat import Heartbeat, unrecorded
 
 log = logging.getLogger("serving.model")
 
@@ -63,7 +63,7 @@ class Model:
         batching: Batching,
         loop: asyncio.AbstractEventLoop,
         observer: Observer,
-        box: BlackBox | None = None,
+        box: Heartbeat | None = None,
     ) -> None:
         self.name = name
         self.version = version

@@ -24,12 +24,13 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from pydantic import ValidationError
 
-from serving.allocator import resident
-from serving.engine import bare, mapped
-from serving.engine.bare import ZIPMAPS, Port, Probe
-from serving.engine.priority import Aside, lowest_priority
+from serving.engine import signature_inference
 from serving.engine.signature import METADATA_KEY, Signature
+from serving.engine.signature_inference import ZIPMAPS, Port, Probe
 from serving.errors import InferenceFailed, ModelInvalid, QueueFull, ServingError
+from serving.linux import memory_maps
+from serving.linux.allocator import resident
+from serving.linux.thread_scheduling import Aside, lowest_priority
 from serving.tensors import DATATYPE_OF, FLOATS, NUMPY, ONNX, Array, Overriding, Tensors
 
 log = logging.getLogger("serving.session")
@@ -144,7 +145,7 @@ class OnnxSession:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if prepared:
             self._session, pages = _mapping_session(path, options, aside, self.memory_bytes, quiet=quiet)
-            weakref.finalize(self, mapped.part, self._session, pages).atexit = False
+            weakref.finalize(self, memory_maps.part, self._session, pages).atexit = False
         else:
             weights = sum(file.stat().st_size for file in path.parent.iterdir()) if self.memory_bytes is not None else 0
             self._session = aside(_session, path, options, self.memory_bytes, weights_bytes=weights, quiet=quiet)
@@ -165,7 +166,7 @@ class OnnxSession:
         self.threads = threads
         own = self._own_signature()
         self._is_bare = own is None
-        self._values = bare.TYPICAL
+        self._values = signature_inference.TYPICAL
         self._made_up: Callable[[int, dict[str, Any]], Tensors]
         self.example: Tensors | None = None
         """One row that it has answered."""
@@ -265,9 +266,11 @@ class OnnxSession:
     def _bare_signature(self, aside: Aside) -> Signature:
         inputs = [Port(p.name, p.type, tuple(p.shape)) for p in self._session.get_inputs()]
         outputs = [Port(p.name, p.type, tuple(p.shape)) for p in self._session.get_outputs()]
-        found = bare.describe(inputs, outputs, lambda made_up: aside(self._probe, made_up))
+        found = signature_inference.describe(inputs, outputs, lambda made_up: aside(self._probe, made_up))
         self._zipped = found.zipped
-        self._made_up = lambda rows, values: bare.made_up(inputs, [rows] * len(inputs), found.inner, values)
+        self._made_up = lambda rows, values: signature_inference.made_up(
+            inputs, [rows] * len(inputs), found.inner, values
+        )
         weights = [Port(p.name, p.type, tuple(p.shape)) for p in self._session.get_overridable_initializers()]
         optional = tuple(port.spec("input") for port in weights if port.type in ONNX)
         return found.signature.model_copy(update={"optional": optional})
@@ -303,8 +306,8 @@ class OnnxSession:
             try:
                 outputs = aside(self.run, sample)
             except InferenceFailed as error:
-                if self._is_bare and self.example is None and self._values is bare.TYPICAL:
-                    self._values, rows = bare.ZEROS, 0
+                if self._is_bare and self.example is None and self._values is signature_inference.TYPICAL:
+                    self._values, rows = signature_inference.ZEROS, 0
                     continue
                 if self.signature.example is None or (isinstance(error, _TooLarge) and rows > least):
                     break  # a bare graph may well refuse made-up inputs, and many rows take more memory than few
@@ -438,13 +441,13 @@ def _bounded(
 
 def _mapping_session(
     path: Path, options: ort.SessionOptions, aside: Aside, memory_bytes: int | None, *, quiet: bool
-) -> tuple[ort.InferenceSession, list[mapped.Range]]:
+) -> tuple[ort.InferenceSession, list[memory_maps.Range]]:
     """Make a session, and find the pages of its weights; one at a time, so that none gets another's."""
     weights = path.with_name(WEIGHTS_FILE)
     with _MAPPING:
-        before = mapped.ranges(weights)
+        before = memory_maps.ranges(weights)
         session = aside(_session, path, options, memory_bytes, quiet=quiet)
-        return session, mapped.added(before, mapped.ranges(weights))
+        return session, memory_maps.added(before, memory_maps.ranges(weights))
 
 
 def _named(shape: list[Any]) -> tuple[str | None, ...]:

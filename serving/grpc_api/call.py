@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_from_bytes
 
 from serving.errors import DeadlineExceeded, InvalidRequest, QueueFull, ServingError
-from serving.grpc_api.fields import Parts
 from serving.grpc_api.head import Head, Method
 from serving.grpc_api.message_reader import MessageReader
 from serving.grpc_api.status import FAULT, Aborted, Status, status_of, trailers
 from serving.http2.frames import ResponseTemplate
 from serving.http2.hpack import literal
+from serving.protocols.protobuf_wire import Parts
 
 if TYPE_CHECKING:
     from serving.grpc_api.connection import Connection

@@ -10,14 +10,14 @@ import contextlib
 from typing import Protocol
 
 from serving.grpc_api.call import Call
-from serving.grpc_api.guard import Guard
+from serving.grpc_api.connection_reaper import ConnectionReaper
 from serving.grpc_api.head import Head
 from serving.http2.connection import Connection as Http2
 from serving.http2.events import DataReceived, RequestReceived, StreamReset
 from serving.http2.frames import ErrorCode, ResponseTemplate
 from serving.http2.hpack import Headers, literal
 from serving.http2.limits import Limits
-from serving.parting import part, reset
+from serving.linux.tcp import part, reset
 
 MOST_CALLS = 8192
 """Calls in progress in one worker; further ones are told RESOURCE_EXHAUSTED."""
@@ -31,12 +31,12 @@ _JOINED_BYTES = 64 * 1024
 CROWDED = "this server has all the connections that it takes: come back later"
 
 
-class Endpoint(Protocol):
+class CallHandler(Protocol):
     """What the connections of one server share."""
 
     in_progress: int
     """Calls that are open, on all connections together."""
-    guard: Guard
+    guard: ConnectionReaper
     too_large: Head
     """What is made of a call whose metadata is larger than is taken."""
 
@@ -55,7 +55,7 @@ class Connection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: CallHandler) -> None:
         self.endpoint = endpoint
         self.guard = endpoint.guard
         self.calls: dict[int, Call] = {}

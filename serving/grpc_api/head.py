@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from serving.engine.admission import Bodies
+from serving.engine.admission import ByteBudget
 from serving.grpc_api.security import Judge
 from serving.grpc_api.status import Status
 from serving.http2.hpack import Headers
@@ -56,7 +56,7 @@ class Head:
     admit: Callable[[], object] | None
     loop: asyncio.AbstractEventLoop
     most_bytes: int
-    bodies: Bodies
+    bodies: ByteBudget
 
 
 def head_of(
@@ -65,7 +65,7 @@ def head_of(
     *,
     loop: asyncio.AbstractEventLoop,
     most_bytes: int,
-    bodies: Bodies,
+    bodies: ByteBudget,
 ) -> Head:
     """Read the headers of a call; what is wrong with them is its answer."""
     by_name = dict(headers)

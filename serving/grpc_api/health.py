@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from serving.grpc_api.messages import message
 from serving.grpc_api.status import Aborted, Status
+from serving.protocols.messages import message
 
 _Response = message("HealthCheckResponse", "grpc.health.v1")
 

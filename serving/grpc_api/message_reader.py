@@ -13,7 +13,7 @@ from typing import Protocol
 from serving.bodies.buffer import BodyBuffer
 from serving.bodies.inflation import Inflation, inflaters
 from serving.errors import InvalidRequest, PayloadTooLarge
-from serving.grpc_api.guard import Patience
+from serving.grpc_api.connection_reaper import Timeouts
 from serving.grpc_api.head import Head
 from serving.grpc_api.status import Aborted, Status
 from serving.tensor_bytes import Buffer
@@ -145,7 +145,7 @@ class MessageReader:
         else:
             self._call.on_inflated()
 
-    def is_late(self, now: float, patience: Patience) -> bool:
+    def is_late(self, now: float, patience: Timeouts) -> bool:
         """Tell whether the message that is being sent took too long, or comes too slowly."""
         if self._streaming and self.is_empty:
             return False

@@ -11,20 +11,20 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
 from serving.bodies.codec_pool import CodecPool, Job
+from serving.deploy.canary_selection import CanarySelection
+from serving.deploy.fleet import Fleet
+from serving.deploy.shadow import Shadow
 from serving.engine.model import Model
 from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed, ServingError
-from serving.fleet.fleet import Fleet
-from serving.fleet.shadow import Shadow
-from serving.fleet.split import Split
 from serving.grpc_api.call import Call
-from serving.grpc_api.fields import Parts
-from serving.grpc_api.infer_wire import Cut, Wire, cut_up, decode_long, encode_long, opening_of, parsed
 from serving.grpc_api.status import FAULT
-from serving.grpc_api.tensors import Decoded
 from serving.http2.hpack import Headers
-from serving.metrics.gathered import ModelMetrics
 from serving.metrics.metrics import Metrics
+from serving.metrics.recorders import ModelMetrics
+from serving.protocols.infer_codec import InferCodec, RawRequest, cut_up, decode_long, encode_long, opening_of, parsed
+from serving.protocols.infer_tensors import Decoded
+from serving.protocols.protobuf_wire import Parts
 from serving.tensor_bytes import Buffer
 from serving.tensors import Tensors
 
@@ -51,7 +51,7 @@ Finish: TypeAlias = Callable[["bytes | Parts | ServingError"], None]
 class Prepared(NamedTuple):
     """What calls need of one version of a model, kept on it."""
 
-    wire: Wire
+    wire: InferCodec
     metrics: ModelMetrics | None
 
 
@@ -81,7 +81,7 @@ class Prediction(Request):
 
     decoded: Decoded
     model: Model
-    wire: Wire
+    wire: InferCodec
 
     def __init__(self, finish: Finish, call: Call, seconds: float, pool: CodecPool) -> None:
         self.began = time.monotonic()
@@ -92,7 +92,7 @@ class Prediction(Request):
         self.gone = False
         self.identity = b""
         self.metrics: ModelMetrics | None = None
-        self.feature: Split | None = None
+        self.feature: CanarySelection | None = None
         self.pool = pool
         self.job: Job | None = None
         self.shadow: Shadow | None = None
@@ -106,7 +106,7 @@ class Prediction(Request):
         self.model = model
         self.wire, self.metrics = model.codecs[PROTOCOL]
 
-    def read(self, reading: Callable[[Wire], Decoded]) -> Decoded:
+    def read(self, reading: Callable[[InferCodec], Decoded]) -> Decoded:
         """Read the rows as the version that answers wants them. Raises ServingError."""
         decoded = reading(self.wire)
         split = self.feature
@@ -206,7 +206,7 @@ class Predictor:
 
     def _prepare(self, model: Model) -> None:
         metrics = self._metrics.model(model.name, model.version) if self._metrics is not None else None
-        model.codecs[PROTOCOL] = Prepared(Wire(model.described), metrics)
+        model.codecs[PROTOCOL] = Prepared(InferCodec(model.described), metrics)
 
     def start(self, request: Buffer, call: Call, finish: Finish) -> Prediction:
         """Begin a prediction; a bad request is finished before this returns."""
@@ -272,7 +272,7 @@ class Predictor:
         else:
             prediction.submit(found)
 
-    def _named(self, prediction: Prediction, message: Any, cut: Cut | None) -> None:
+    def _named(self, prediction: Prediction, message: Any, cut: RawRequest | None) -> None:
         """Find the model that a message names, and keep what its head says."""
         prediction.identity = message.id.encode()
         name, version = message.model_name, message.model_version or None
@@ -298,7 +298,7 @@ class Predictor:
         prediction.by(model)
 
 
-def _key(split: Split, headers: Headers) -> bytes | None:
+def _key(split: CanarySelection, headers: Headers) -> bytes | None:
     """Return what tells callers apart: an entry of the metadata, where the canary goes by one."""
     name = split.header
     return next((value for found, value in headers if found == name), None) if name is not None else None

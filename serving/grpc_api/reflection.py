@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from serving.grpc_api.messages import message, pool
 from serving.grpc_api.status import Status
+from serving.protocols.messages import message, pool
 
 
 class Reflection:

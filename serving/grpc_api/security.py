@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from serving.access.access import Access
-from serving.access.caller import Scope
+from serving.access.principal import Scope
 from serving.errors import InvalidRequest
 from serving.http2.hpack import Headers
 

@@ -9,18 +9,18 @@ from dataclasses import replace
 
 from serving.access.access import Access
 from serving.bodies.codec_pool import CodecPool
-from serving.engine.admission import Bodies
-from serving.fleet.fleet import Fleet
+from serving.deploy.fleet import Fleet
+from serving.engine.admission import ByteBudget
 from serving.grpc_api.connection import LINGER_S, Connection
-from serving.grpc_api.guard import Guard, Patience
+from serving.grpc_api.connection_reaper import ConnectionReaper, Timeouts
 from serving.grpc_api.head import Head, Method, head_of
 from serving.grpc_api.health import Health
-from serving.grpc_api.messages import HEALTH, REFLECTION, REFLECTION_ALPHA, SERVICE, message, reader
 from serving.grpc_api.reflection import Reflection
 from serving.grpc_api.service import Service
 from serving.grpc_api.status import Status
 from serving.http2.hpack import MAX_LIST_BYTES, Headers
 from serving.metrics.metrics import Metrics
+from serving.protocols.messages import HEALTH, REFLECTION, REFLECTION_ALPHA, SERVICE, message, reader
 
 _SWEEP_S = 0.25
 
@@ -38,13 +38,13 @@ class GrpcServer:
         metrics: Metrics | None,
         *,
         access: Access,
-        bodies: Bodies,
+        bodies: ByteBudget,
         pool: CodecPool,
         address: str,
         deadline: float,
         grace: float,
         max_bytes: int,
-        patience: Patience | None = None,
+        patience: Timeouts | None = None,
     ) -> None:
         self._fleet = fleet
         self._service = Service(fleet, metrics, access, pool, deadline=deadline)
@@ -53,7 +53,7 @@ class GrpcServer:
         self._max_bytes = max_bytes
         self._bodies = bodies
         self.in_progress = 0
-        self.guard = Guard(patience or Patience())
+        self.guard = ConnectionReaper(patience or Timeouts())
         if metrics is not None:
             self.guard.cut = metrics.cut
         self._methods: dict[bytes, Method] = {}

@@ -11,17 +11,18 @@ from google.protobuf.json_format import ParseDict
 
 from serving.access.access import Access
 from serving.bodies.codec_pool import CodecPool
+from serving.deploy import description
+from serving.deploy.fleet import Fleet
 from serving.errors import InvalidRequest, ModelNotFound, NotReady, QueueFull, ServingError
-from serving.fleet import description, transitions
-from serving.fleet.fleet import Fleet
 from serving.grpc_api.call import Call
-from serving.grpc_api.fields import Parts, field, field_head
 from serving.grpc_api.head import Method
-from serving.grpc_api.infer_wire import opening_of
-from serving.grpc_api.messages import STREAM, UNARY, message, pool, reader
 from serving.grpc_api.prediction import Prediction, Predictor
 from serving.grpc_api.security import deployer, judge_of
 from serving.metrics.metrics import Metrics
+from serving.protocols.infer_codec import opening_of
+from serving.protocols.messages import STREAM, UNARY, message, pool, reader
+from serving.protocols.protobuf_wire import Parts, field, field_head
+from serving.repository import transitions
 from serving.tensor_bytes import Buffer
 
 MOST_IN_FLIGHT = 256

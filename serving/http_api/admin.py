@@ -15,19 +15,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import Field, ValidationError
 
+from serving.deploy.analysis import analysis_of
+from serving.deploy.commands import ORDERS, Order
+from serving.deploy.fleet import Fleet
+from serving.deploy.rollout_figures import figures
 from serving.errors import InvalidRequest, ModelNotFound, shown
-from serving.fleet import gate
-from serving.fleet.analysis import analysis_of
-from serving.fleet.fleet import Fleet
-from serving.fleet.observed import figures
-from serving.fleet.orders import ORDERS, Order
-from serving.fleet.state import state_folder
-from serving.fleet.traffic import Traffic, sentence
+from serving.gate import gate
 from serving.http_api.metadata import LiveFleet, json_answer
 from serving.http_api.parameters import NoParameters, Parameters
 from serving.http_api.route import read_body
 from serving.http_api.security import Deployer, requires
 from serving.metrics.metrics import Metrics
+from serving.repository.state_directory import state_folder
+from serving.repository.traffic import Traffic, sentence
 
 PREFIX = "/v1/repository/models/{model}"
 _MOST_BYTES = 64 * 1024

@@ -5,9 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 import secrets
-import zlib
-from collections.abc import Iterable, Sequence
-from typing import TypeAlias
 
 from serving.errors import (
     Conflict,
@@ -26,11 +23,9 @@ from serving.errors import (
     UnsupportedMediaType,
     by_kind,
 )
-from serving.fleet.report import GateRefused
-from serving.http_api.strict_json import dumps
-
-Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
-HeaderList: TypeAlias = list[tuple[bytes, bytes]]
+from serving.gate.report import GateRefused
+from serving.protocols.headers import HeaderList
+from serving.protocols.strict_json import dumps
 
 STATUS: dict[type[ServingError], int] = {
     InvalidRequest: 400,
@@ -53,11 +48,6 @@ OPEN_INFERENCE = STATUS | {SignatureMismatch: 400, InferenceFailed: 400}
 
 METHOD_TEXT = "this path does not take this method: see Allow"
 """What a 405 says."""
-JSON = b"application/json"
-BINARY = b"application/octet-stream"
-COMPRESS_FROM = 16 * 1024
-"""Bytes from which an answer is compressed for those who accept it: below, the processor costs more than the wire."""
-
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _ids = itertools.count()
 _prefix = secrets.token_hex(8)
@@ -100,37 +90,3 @@ def request_id(given: bytes | None) -> bytes:
 
 
 _prefix_bytes = _prefix.encode()
-
-
-def header(headers: Headers, name: bytes) -> bytes | None:
-    """Return the first value of a header, by its lower-case name."""
-    for key, value in headers:
-        if key == name:
-            return value
-    return None
-
-
-def accepted_coding(accept_encoding: bytes | None) -> bytes | None:
-    """Return gzip or deflate where an Accept-Encoding allows it (RFC 9110, 12.5.3); gzip where it allows both.
-
-    >>> accepted_coding(b"br, gzip;q=0.5"), accepted_coding(b"gzip;q=0, deflate"), accepted_coding(None)
-    (b'gzip', b'deflate', None)
-    """
-    if not accept_encoding:
-        return None
-    allowed = {}
-    for item in accept_encoding.lower().split(b","):
-        coding, _, parameters = item.partition(b";")
-        allowed[coding.strip()] = parameters.replace(b" ", b"") not in (b"q=0", b"q=0.0", b"q=0.00", b"q=0.000")
-    for coding in (b"gzip", b"deflate"):
-        if allowed.get(coding, allowed.get(b"x-gzip" if coding == b"gzip" else b"", allowed.get(b"*", False))):
-            return coding
-    return None
-
-
-def compressed(pieces: Iterable[bytes | memoryview], coding: bytes) -> list[bytes]:
-    """Compress an answer, piece by piece; the level that costs least, since the wire is rarely the limit."""
-    deflater = zlib.compressobj(1, wbits=15 if coding == b"deflate" else 31)
-    made = [deflater.compress(piece) for piece in pieces]
-    made.append(deflater.flush())
-    return [part for part in made if part]

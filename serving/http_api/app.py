@@ -17,27 +17,28 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from serving.access.access import Access
-from serving.black_box import BlackBox
 from serving.bodies.codec_pool import CodecPool
-from serving.engine.admission import Bodies
+from serving.deploy import channel
+from serving.deploy.deployment import Deployment
+from serving.deploy.fleet import Fleet
+from serving.engine.admission import ByteBudget
 from serving.engine.model import Limits
 from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError, shown
-from serving.fleet import channel
-from serving.fleet.deployment import Deployment
-from serving.fleet.fleet import Fleet
-from serving.fleet.ledger import Ledger
-from serving.fleet.traffic import sentence
-from serving.http_api import admin, docs, metadata, repository_api, strict_json, triton
+from serving.heartbeat import Heartbeat
+from serving.http_api import admin, docs, metadata, repository_api, triton
 from serving.http_api.answer import METHOD_TEXT, error_body, error_headers, status_of
-from serving.http_api.codec import LENGTH
-from serving.http_api.door import Door
-from serving.http_api.guard import Patience
-from serving.http_api.observed import Observed
+from serving.http_api.connection_reaper import Timeouts
+from serving.http_api.endpoints import TEMPLATES, EndpointTable, prepare
+from serving.http_api.fast_path_state import FastPathState
+from serving.http_api.metrics_middleware import Observed
 from serving.http_api.parameters import taken
 from serving.http_api.public_url import Prefix, redirect_relatively
 from serving.http_api.route import prediction_routes
-from serving.http_api.targets import TEMPLATES, Targets, prepare
 from serving.metrics.metrics import Metrics
+from serving.protocols import strict_json
+from serving.protocols.codec import LENGTH
+from serving.repository.traffic import sentence
+from serving.repository.traffic_store import TrafficStore
 from serving.settings import Settings
 
 MEMORY_BYTES, MEMORY_FACTOR = 1 << 30, 128
@@ -60,9 +61,9 @@ def create_app(
     metrics: Metrics | None = None,
     threads: int = 1,
     memory_bytes: int | None = None,
-    companion: Callable[[Fleet, Metrics | None, Access, Bodies, CodecPool], Companion] | None = None,
+    companion: Callable[[Fleet, Metrics | None, Access, ByteBudget, CodecPool], Companion] | None = None,
     link: socket.socket | None = None,
-    box: BlackBox | None = None,
+    box: Heartbeat | None = None,
 ) -> FastAPI:
     """Make the application that serves `settings.models`.
 
@@ -92,7 +93,7 @@ def create_app(
         openapi_url=None,
         lifespan=_lifespan,
     )
-    bodies = Bodies(settings.max_held_bytes)
+    bodies = ByteBudget(settings.max_held_bytes)
     pool = app.state.pool = CodecPool(memory_bytes=max(MEMORY_BYTES, MEMORY_FACTOR * settings.max_json_bytes))
     app.state.settings = settings
     app.state.metrics = metrics
@@ -108,7 +109,7 @@ def create_app(
     app.state.fleet = Fleet(
         settings.models,
         link,
-        ledger=Ledger(settings.models, settings.state_dir),
+        ledger=TrafficStore(settings.models, settings.state_dir),
         state_dir=settings.state_dir,
         limits=limits,
         metrics=metrics,
@@ -117,7 +118,7 @@ def create_app(
     app.state.fleet.prepare.append(prepare)
     app.state.access = access
     app.state.companion = companion(app.state.fleet, metrics, access, bodies, pool) if companion is not None else None
-    app.state.targets = Targets(
+    app.state.targets = EndpointTable(
         metrics,
         access,
         deadline=settings.deadline_s,
@@ -126,8 +127,8 @@ def create_app(
         max_body_bytes=settings.max_body_bytes,
     )
     routes = {t: metrics.route(t, "POST") for t in TEMPLATES.values()} if metrics is not None else {}
-    paths = app.state.targets.paths if settings.lane else {}
-    patience = Patience(
+    paths = app.state.targets.paths if settings.fast_path else {}
+    patience = Timeouts(
         head_s=settings.head_s,
         body_s=settings.body_s,
         body_bytes=settings.max_body_bytes,
@@ -137,9 +138,9 @@ def create_app(
         head_bytes=settings.max_head_bytes,
         connections=settings.max_connections,
     )
-    app.state.door = Door(patience, paths=paths, routes=routes, bodies=bodies)
+    app.state.shared = FastPathState(patience, paths=paths, routes=routes, bodies=bodies)
     if metrics is not None:
-        app.state.door.cut = metrics.cut
+        app.state.shared.cut = metrics.cut
     app.router.routes.extend(prediction_routes(app.state.fleet, app.state.targets, access, bodies))
     app.include_router(metadata.health_router)
     app.include_router(triton.router)  # before: its /v2/models/stats is no model called stats

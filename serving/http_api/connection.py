@@ -1,7 +1,7 @@
 """One HTTP connection with bounds on what a client may take: time, bytes of head, company.
 
 uvicorn alone waits for ever for the rest of a head or a body, keeps what a client does not read, and takes any number
-of connections. Both ways to an answer, lane and ASGI, pass through here. No timer belongs to a request: all
+of connections. Both ways to an answer, fast path and ASGI, pass through here. No timer belongs to a request: all
 connections are looked at twice a second.
 """
 
@@ -15,11 +15,12 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from serving.engine.admission import Bodies
+from serving.engine.admission import ByteBudget
 from serving.errors import InvalidRequest
-from serving.http_api.answer import Headers, error_body, header, request_id
-from serving.http_api.guard import Guard
-from serving.parting import part, reset
+from serving.http_api.answer import error_body, request_id
+from serving.http_api.connection_reaper import ConnectionReaper
+from serving.linux.tcp import part, reset
+from serving.protocols.headers import Headers, header
 
 LINGER_S = 2.0
 """Seconds in which a client that was refused may still send, so that it reads the refusal and not a reset."""
@@ -47,9 +48,9 @@ CROWDED = (503, "crowded", "this server has all the connections that it takes: c
 
 
 class Connection(HttpToolsProtocol):
-    """One connection. `door` is set on the subclass that is made for a worker."""
+    """One connection. `shared` is set on the subclass that is made for a worker."""
 
-    door: Guard
+    shared: ConnectionReaper
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -72,15 +73,15 @@ class Connection(HttpToolsProtocol):
         self._refusal: tuple[int, str, str] | None = None  # waits behind an answer that is owed
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # noqa: D102
-        door = self.door
-        crowded = len(door.taken) >= door.patience.connections and not door.make_room()
+        shared = self.shared
+        crowded = len(shared.taken) >= shared.patience.connections and not shared.make_room()
         super().connection_made(transport)
-        self.since = self._born = door.now - 0.001  # like no time that the clock says later
+        self.since = self._born = shared.now - 0.001  # like no time that the clock says later
         if not crowded:
-            door.taken.add(self)
+            shared.taken.add(self)
             return
         self._spare = True
-        others = len(self.connections) - len(door.taken)
+        others = len(self.connections) - len(shared.taken)
         if others > 2 * SPARE:
             self._over = True
             self.give_way()
@@ -88,15 +89,15 @@ class Connection(HttpToolsProtocol):
             self.refuse(CROWDED)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
-        self.door.taken.discard(self)
+        self.shared.taken.discard(self)
         self._count_waiting(none=True)
         super().connection_lost(exc)
 
     def give_way(self) -> None:
         """End at once, without a word, for others to have the place."""
-        self.door.taken.discard(self)
+        self.shared.taken.discard(self)
         self.connections.discard(self)
-        self.door.cut[CROWDED[1]] += 1
+        self.shared.cut[CROWDED[1]] += 1
         self.transport.abort()
 
     def is_quiet(self) -> bool:
@@ -136,7 +137,7 @@ class Connection(HttpToolsProtocol):
             # Where in a packet a head begins that follows another request is not known: it counts from the next on.
             if self._begun - begun <= (not midway):
                 self._head_bytes += len(data)
-            if self._head_bytes > self.door.patience.head_bytes:
+            if self._head_bytes > self.shared.patience.head_bytes:
                 self.refuse(LARGE_HEAD)
         elif reading and self._begun == begun:
             self._overhead += len(data) - (self.body_bytes() - received)
@@ -173,7 +174,7 @@ class Connection(HttpToolsProtocol):
         self._begun += 1
         self._head_bytes = 0
         self._midway = self._in_head = True
-        self.since = self.door.now
+        self.since = self.shared.now
 
     def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102
         if not self._in_head:
@@ -191,12 +192,12 @@ class Connection(HttpToolsProtocol):
 
     def judge_head(self) -> None:
         """Judge a head by what only all of it tells. Raises ValueError, which the parser turns into its own error."""
-        self.since = self.door.now
+        self.since = self.shared.now
         self._received = self._pieces = self._overhead = 0
         if self._spare and self.url.partition(b"?")[0] not in ALWAYS:
             self._wrong(CROWDED)
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > self.door.patience.head_bytes:
+        if size > self.shared.patience.head_bytes:
             self._wrong(LARGE_HEAD)
         version = self.parser.get_http_version()
         hosts = [value for name, value in self.headers if name == b"host"]
@@ -229,7 +230,7 @@ class Connection(HttpToolsProtocol):
         if self._unparsed:
             return
         self._midway = False
-        self.since = self.door.now
+        self.since = self.shared.now
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -252,7 +253,7 @@ class Connection(HttpToolsProtocol):
 
     def look(self, now: float) -> None:
         """Cut the connection if its client takes too long; `now` in monotonic seconds."""
-        patience, transport = self.door.patience, self.transport
+        patience, transport = self.shared.patience, self.transport
         unread = self.waiting_bytes()
         self._count_waiting()
         if not unread:
@@ -277,9 +278,9 @@ class Connection(HttpToolsProtocol):
             part(transport)
 
     def _look_midway(self, seconds: float) -> None:
-        patience = self.door.patience
+        patience = self.shared.patience
         if self.flow.read_paused:
-            self.since = self.door.now  # it is this side that does not read
+            self.since = self.shared.now  # it is this side that does not read
         elif self._in_head:
             if seconds > patience.head_s:
                 self.refuse(SLOW_HEAD)
@@ -298,7 +299,7 @@ class Connection(HttpToolsProtocol):
 
     def note_answer(self) -> None:
         """Note that an answer is written: the client has taken most of those before it."""
-        self.since = self.door.now
+        self.since = self.shared.now
         self._write_by = 0.0
         if self._waiting:
             self._count_waiting()
@@ -312,9 +313,9 @@ class Connection(HttpToolsProtocol):
     def _count_waiting(self, *, none: bool = False) -> None:
         """Count answers that wait among the bytes that the process holds; small ones are free, as bodies are."""
         waiting = 0 if none else self.waiting_bytes()
-        if waiting <= Bodies.FREE:
+        if waiting <= ByteBudget.FREE:
             waiting = 0
-        self.door.bodies.held += waiting - self._waiting
+        self.shared.bodies.held += waiting - self._waiting
         self._waiting = waiting
 
     def pause_writing(self) -> None:  # noqa: D102
@@ -333,15 +334,15 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _abort(self, reason: str) -> None:
-        self.door.cut[reason] += 1
+        self.shared.cut[reason] += 1
         reset(self.transport)
 
     def refuse(self, fault: tuple[int, str, str]) -> None:
         """Answer a request that can't be read, where its turn has come, and end the connection."""
-        self.door.cut[fault[1]] += 1
-        self.door.taken.discard(self)
+        self.shared.cut[fault[1]] += 1
+        self.shared.taken.discard(self)
         self._over = True
-        self.since = self.door.now
+        self.since = self.shared.now
         if self.transport.is_closing():
             return
         if self.is_quiet():
@@ -358,7 +359,7 @@ class Connection(HttpToolsProtocol):
         """Write the answer to what can't be read, and nothing behind it."""
         status, _, text = fault
         self._refusal = None
-        self.since = self.door.now
+        self.since = self.shared.now
         self.write_refusal(status, text, self.headers if self._midway else ())
         # Closing at once would reset the connection under what the client still sends, and with it the answer.
         self.transport.write_eof()

@@ -13,14 +13,14 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from serving.access.access import Access
+from serving.deploy.fleet import Fleet, Served
 from serving.engine.model import Model
 from serving.engine.rows import Rows
 from serving.engine.signature import Signature
-from serving.fleet.fleet import Fleet, Served
 from serving.http_api.compression import compressed
 from serving.http_api.public_url import Prefix
 from serving.http_api.security import BEARER, may
-from serving.http_api.strict_json import dumps
+from serving.protocols.strict_json import dumps
 from serving.tensors import HALVES
 
 log = logging.getLogger("serving.docs")

@@ -15,10 +15,10 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from serving.black_box import BlackBox
-from serving.fleet.fleet import Fleet
-from serving.http_api.door import Door
-from serving.http_api.lane import lane_for
+from serving.deploy.fleet import Fleet
+from serving.heartbeat import Heartbeat
+from serving.http_api.fast_path import fast_path_for
+from serving.http_api.fast_path_state import FastPathState
 from serving.signals import DRAIN, UNREADY
 
 log = logging.getLogger("serving.listener")
@@ -42,12 +42,12 @@ class Listener(uvicorn.Server):
         drain_s: float,
         keep_alive_s: float,
         parent: int | None = None,
-        box: BlackBox | None = None,
+        box: Heartbeat | None = None,
         announce: Callable[[Fleet], None] | None = None,
     ) -> None:
         self._announce = announce
         self._app = app
-        self._door: Door = app.state.door
+        self._shared: FastPathState = app.state.shared
         self._parent = parent
         self._box = box
         self._drain_s = drain_s
@@ -56,7 +56,7 @@ class Listener(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=lane_for(self._door),
+                http=fast_path_for(self._shared),
                 loop="uvloop",
                 ws="none",
                 lifespan="on",
@@ -84,7 +84,7 @@ class Listener(uvicorn.Server):
         if self._box is not None:
             self._box.beat()
         if counter % 5 == 0:
-            self._door.sweep(self.server_state.connections)
+            self._shared.sweep(self.server_state.connections)
             if self._parent is not None and os.getppid() != self._parent:
                 self.should_exit = True
         return await super().on_tick(counter)
@@ -147,7 +147,7 @@ class Listener(uvicorn.Server):
     async def _sweep_on(self) -> None:
         while True:
             await asyncio.sleep(0.5)
-            self._door.sweep(self.server_state.connections)
+            self._shared.sweep(self.server_state.connections)
 
     async def _while(self, busy: Callable[[], bool], seconds: float) -> None:
         """Wait as long as there is something to wait for, at most so long, and not beyond another signal."""

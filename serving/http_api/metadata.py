@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from serving.deploy import description
+from serving.deploy.fleet import Fleet
 from serving.engine.model import Model
 from serving.errors import NotReady
-from serving.fleet import description
-from serving.fleet.fleet import Fleet
 from serving.http_api.compression import compressed
 from serving.http_api.security import may, requires
-from serving.http_api.strict_json import dumps
 from serving.metrics.metrics import Metrics
+from serving.protocols.strict_json import dumps
 
 router = APIRouter(dependencies=[Depends(requires("predict"))])
 health_router = APIRouter()

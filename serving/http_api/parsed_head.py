@@ -1,7 +1,7 @@
 """What the parser read from a head, kept by its connection so that the same bytes need not be parsed again.
 
-Parsing costs more than all else that the lane does, and a client's next request mostly has the same head but for the
-length of its body.
+Parsing costs more than all else that the fast path does, and a client's next request mostly has the same head but for
+the length of its body.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from serving.engine.admission import Bodies
-from serving.http_api.answer import HeaderList
-from serving.http_api.asks import Asks
+from serving.engine.admission import ByteBudget
+from serving.http_api.request_options import RequestOptions
+from serving.protocols.headers import HeaderList
 
 _LONGEST = 1024
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=\r\n)", re.IGNORECASE)
@@ -31,7 +31,7 @@ class ParsedHead(NamedTuple):
     url: bytes
     headers: HeaderList
     length_at: int
-    asks: Asks
+    asks: RequestOptions
 
     def same(self, chunk: bytes) -> tuple[HeaderList, bytes] | None:
         """Return headers and body if `chunk` is just one request with this head, of whatever length."""
@@ -47,14 +47,14 @@ class ParsedHead(NamedTuple):
             return None
         end += len(self.after)
         size = len(chunk) - end
-        if size > Bodies.FREE or not digits.isdigit() or int(digits) != size:
+        if size > ByteBudget.FREE or not digits.isdigit() or int(digits) != size:
             return None
         headers = self.headers.copy()
         headers[self.length_at] = (b"content-length", digits)
         return headers, chunk[end:]
 
 
-def parsed_head(chunk: bytes, url: bytes, headers: HeaderList, length: int, asks: Asks) -> ParsedHead | None:
+def parsed_head(chunk: bytes, url: bytes, headers: HeaderList, length: int, asks: RequestOptions) -> ParsedHead | None:
     """Return what to keep of a plain request whose body has `length` bytes; None if `chunk` is not just that request.
 
     The caller sees to it that the request began with the first byte of `chunk`. Were there anything behind its body,
@@ -71,5 +71,5 @@ def parsed_head(chunk: bytes, url: bytes, headers: HeaderList, length: int, asks
     if found is None:
         return None
     at = head.count(b"\n", 0, found.start(1)) - 1
-    exact = length if length <= Bodies.FREE else -1  # what is larger is counted, by the other way
+    exact = length if length <= ByteBudget.FREE else -1  # what is larger is counted, by the other way
     return ParsedHead(head, exact, head[: found.start(1)], head[found.end(1) :], url, headers, at, asks)

@@ -1,7 +1,7 @@
-"""The one way that every prediction over HTTP goes; lane and ASGI route are two thin doors to it.
+"""The one way that every prediction over HTTP goes; fast path and ASGI route are thin over it.
 
-A door derives from `Call` and says in `finish` how an answer leaves. Everything that each prediction needs (limits,
-deadline, metrics, encoding, errors) happens here.
+A transport derives from `Call` and says in `finish` how an answer leaves. Everything that each prediction needs
+(limits, deadline, metrics, encoding, errors) happens here.
 """
 
 from __future__ import annotations
@@ -17,22 +17,16 @@ from typing import Any, NamedTuple
 
 from serving.access.access import Access
 from serving.bodies.codec_pool import CodecPool, Job
+from serving.deploy.canary_selection import CanarySelection
+from serving.deploy.shadow import Shadow
 from serving.engine.model import Model
 from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed, ServingError
-from serving.fleet.shadow import Shadow
-from serving.fleet.split import Split
-from serving.http_api.answer import (
-    JSON,
-    HeaderList,
-    Headers,
-    error_body,
-    error_headers,
-    header,
-    status_of,
-)
-from serving.http_api.asks import NOTHING, Asks
-from serving.http_api.codec import (
+from serving.http_api.answer import error_body, error_headers, status_of
+from serving.http_api.request_options import NOTHING, RequestOptions
+from serving.http_api.security import admit
+from serving.metrics.recorders import ModelMetrics
+from serving.protocols.codec import (
     INLINE_ANSWER_BYTES,
     INLINE_BYTES,
     LENGTH,
@@ -51,8 +45,7 @@ from serving.http_api.codec import (
     encode_long,
     too_much_json,
 )
-from serving.http_api.security import admit
-from serving.metrics.gathered import ModelMetrics
+from serving.protocols.headers import JSON, HeaderList, Headers, header
 from serving.tensor_bytes import Buffer
 from serving.tensors import Tensors
 
@@ -68,12 +61,12 @@ UNWRITABLE = InferenceFailed("the model's answer could not be written")
 class Fork(NamedTuple):
     """Two targets of one path, neither forked again, and what decides between them."""
 
-    split: Split
-    stable: Target
-    candidate: Target
+    split: CanarySelection
+    stable: Endpoint
+    candidate: Endpoint
 
 
-class Target:
+class Endpoint:
     """A prediction path, with all that can be decided at load: model, dialect, metrics, deadline in seconds.
 
     fork: two versions share the path. shadow: gets copies of what is answered here. access: who
@@ -133,8 +126,8 @@ class Call(Request):
 
     __slots__ = ("asks", "began", "context", "headers", "job", "target")
 
-    asks: Asks
-    target: Target
+    asks: RequestOptions
+    target: Endpoint
     headers: Headers
     began: float
     context: Any
@@ -145,7 +138,7 @@ class Call(Request):
     def finish(self, status: int, headers: HeaderList, body: bytes | Blobs, kind: bytes = JSON) -> None:
         """Send the answer of content type `kind`; called once, on the event loop, unless `cancel` came before."""
 
-    def start(self, target: Target, headers: Headers, body: Buffer, asks: Asks = NOTHING) -> None:
+    def start(self, target: Endpoint, headers: Headers, body: Buffer, asks: RequestOptions = NOTHING) -> None:
         """Decode and submit. A bad request, or a stranger's, is answered before this returns."""
         self.asks = asks
         self.headers = headers
@@ -154,7 +147,7 @@ class Call(Request):
         self.began = time.monotonic()
         self._go(target, body)
 
-    def _go(self, target: Target, body: Buffer) -> None:
+    def _go(self, target: Endpoint, body: Buffer) -> None:
         self.target = target
         headers = self.headers
         if target.access is not None:
@@ -186,7 +179,7 @@ class Call(Request):
 
         self._decode(stable, body, decoded)
 
-    def _decode(self, target: Target, body: Buffer, then: Callable[[Decoded | ServingError], None]) -> None:
+    def _decode(self, target: Endpoint, body: Buffer, then: Callable[[Decoded | ServingError], None]) -> None:
         """Read the body, here where that is quick; `then` gets what it is, or what is wrong with it."""
         if len(body) <= SMALL_BYTES:
             then(decode(target.codec, self.headers, body))
@@ -296,7 +289,7 @@ class Call(Request):
         self.finish(status_of(error, target.protocol), error_headers(error), error_body(error))
 
 
-def _here(target: Target, headers: Headers, body: Buffer, *, text: bool) -> Decoded | ServingError | None:
+def _here(target: Endpoint, headers: Headers, body: Buffer, *, text: bool) -> Decoded | ServingError | None:
     """Read a body on the event loop where its bytes, brackets and company say that it takes little; else None."""
     size = len(body)
     if size > INLINE_BYTES:

@@ -15,18 +15,18 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
+from serving.deploy import publish
+from serving.deploy.publish import Published
+from serving.deploy.staging import Writing
 from serving.errors import InvalidRequest, NotReady, PayloadTooLarge, UnsupportedMediaType, shown
-from serving.fleet import publish
-from serving.fleet.manifest import MODEL_FILE, Entry
-from serving.fleet.publish import Published
-from serving.fleet.report import GateRefused
-from serving.fleet.repository import VERSION
-from serving.fleet.staging import Writing
-from serving.fleet.state import staging_folder, state_folder
+from serving.gate.report import GateRefused
 from serving.http_api.metadata import json_answer
 from serving.http_api.parameters import Parameters
 from serving.http_api.route import ClientLeft
 from serving.http_api.security import Deployer
+from serving.repository.manifest import MODEL_FILE, Entry
+from serving.repository.repository import VERSION
+from serving.repository.state_directory import staging_folder, state_folder
 
 log = logging.getLogger("serving.publish")
 

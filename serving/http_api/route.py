@@ -1,4 +1,4 @@
-"""The ASGI door to predictions: reads and inflates a body under the limit, and awaits the answer."""
+"""The ASGI route of predictions: reads and inflates a body under the limit, and awaits the answer."""
 
 from __future__ import annotations
 
@@ -11,24 +11,16 @@ from starlette.types import Message, Receive, Scope, Send
 from serving.access.access import Access
 from serving.bodies.buffer import OWN_PAGES_FROM, BodyBuffer
 from serving.bodies.inflation import Inflation, inflaters
-from serving.engine.admission import Bodies
+from serving.deploy.fleet import Fleet
+from serving.engine.admission import ByteBudget
 from serving.errors import InvalidRequest, ModelNotFound, PayloadTooLarge, ServingError, UnsupportedMediaType
-from serving.fleet.fleet import Fleet
-from serving.http_api.answer import (
-    JSON,
-    METHOD_TEXT,
-    HeaderList,
-    Headers,
-    error_body,
-    error_headers,
-    header,
-    status_of,
-)
-from serving.http_api.asks import Asks, asks_of
-from serving.http_api.codec import LENGTH, USE_BINARY, Blobs
-from serving.http_api.prediction import Call, Target
+from serving.http_api.answer import METHOD_TEXT, error_body, error_headers, status_of
+from serving.http_api.endpoints import TEMPLATES, EndpointTable
+from serving.http_api.prediction import Call, Endpoint
+from serving.http_api.request_options import RequestOptions, request_options
 from serving.http_api.security import admit
-from serving.http_api.targets import TEMPLATES, Targets
+from serving.protocols.codec import LENGTH, USE_BINARY, Blobs
+from serving.protocols.headers import JSON, HeaderList, Headers, header
 from serving.tensor_bytes import Buffer
 
 WATCH_AFTER_S = 0.05
@@ -38,7 +30,7 @@ class ClientLeft(Exception):
     """The client closed the connection before its request was whole."""
 
 
-def prediction_routes(fleet: Fleet, targets: Targets, access: Access, bodies: Bodies) -> list[BaseRoute]:
+def prediction_routes(fleet: Fleet, targets: EndpointTable, access: Access, bodies: ByteBudget) -> list[BaseRoute]:
     """Make one route for each prediction path template."""
     return [
         Route(
@@ -54,7 +46,7 @@ class PredictionRoute:
     """An ASGI application for one prediction path template."""
 
     def __init__(  # noqa: PLR0917
-        self, protocol: str, template: str, fleet: Fleet, targets: Targets, access: Access, bodies: Bodies
+        self, protocol: str, template: str, fleet: Fleet, targets: EndpointTable, access: Access, bodies: ByteBudget
     ) -> None:
         self._bodies = bodies
         self._protocol = protocol
@@ -83,21 +75,21 @@ class PredictionRoute:
         await answer(target, scope, receive, send, self._bodies)
 
 
-async def answer(target: Target, scope: Scope, receive: Receive, send: Send, bodies: Bodies) -> None:
+async def answer(target: Endpoint, scope: Scope, receive: Receive, send: Send, bodies: ByteBudget) -> None:
     """Read a body under the limit and answer the prediction that it asks for."""
-    lease = Lease(bodies)
+    lease = Reservation(bodies)
     try:
         await _answer(target, scope, receive, send, lease)
     finally:
         lease.end()
 
 
-async def _answer(target: Target, scope: Scope, receive: Receive, send: Send, lease: Lease) -> None:
+async def _answer(target: Endpoint, scope: Scope, receive: Receive, send: Send, lease: Reservation) -> None:
     headers = scope["headers"]
     try:
         if target.access is not None:
             admit(target.access, headers, "predict")  # before a stranger's body takes memory
-        asks = asks_of(headers)
+        asks = request_options(headers)
         if target.codec.raw_tensors and header(headers, LENGTH) is not None:
             body = await read_body(headers, receive, target.max_body_bytes, lease)
         else:
@@ -110,7 +102,7 @@ async def _answer(target: Target, scope: Scope, receive: Receive, send: Send, le
         await predict(target, scope, body, asks, receive, send)
 
 
-async def _read_json(headers: Headers, receive: Receive, limit: int, lease: Lease) -> Buffer:
+async def _read_json(headers: Headers, receive: Receive, limit: int, lease: Reservation) -> Buffer:
     """Read a body that is all JSON."""
     try:
         return await read_body(headers, receive, limit, lease)
@@ -118,16 +110,16 @@ async def _read_json(headers: Headers, receive: Receive, limit: int, lease: Leas
         raise PayloadTooLarge(f"{error.message}; {USE_BINARY}") from None
 
 
-class Lease:
+class Reservation:
     """The part of one request in the bytes that the process holds; nothing while it is small."""
 
-    def __init__(self, bodies: Bodies) -> None:
+    def __init__(self, bodies: ByteBudget) -> None:
         self._bodies = bodies
         self._held = 0
 
     def grow_to(self, size: int) -> None:
         """Hold so many bytes in all. Raises QueueFull where the process holds too many."""
-        if size > Bodies.FREE and size > self._held:
+        if size > ByteBudget.FREE and size > self._held:
             self._bodies.hold(size - self._held)
             self._held = size
 
@@ -156,7 +148,7 @@ class _Awaited(Call):
 
 
 async def predict(  # noqa: PLR0917  an ASGI call and what was read of it
-    target: Target, scope: Scope, body: Buffer, asks: Asks, receive: Receive, send: Send
+    target: Endpoint, scope: Scope, body: Buffer, asks: RequestOptions, receive: Receive, send: Send
 ) -> None:
     """Answer one prediction whose body is read; drop its rows if the client leaves before they run."""
     client = scope.get("client")  # address and port: its connection
@@ -205,7 +197,7 @@ async def respond(send: Send, status: int, extra: HeaderList, body: bytes | Blob
     await send({"type": "http.response.body", "body": body})
 
 
-async def read_body(headers: Headers, receive: Receive, limit: int, lease: Lease | None = None) -> Buffer:
+async def read_body(headers: Headers, receive: Receive, limit: int, lease: Reservation | None = None) -> Buffer:
     """Read and inflate a body; `limit` bounds it before and after inflation, `lease` counts what is held.
 
     Raises PayloadTooLarge (judged from Content-Length before anything is read, and again while reading),
@@ -237,7 +229,7 @@ async def read_body(headers: Headers, receive: Receive, limit: int, lease: Lease
     return made
 
 
-async def _gather(message: Message, receive: Receive, most: int, lease: Lease | None) -> Buffer:
+async def _gather(message: Message, receive: Receive, most: int, lease: Reservation | None) -> Buffer:
     """Read a body of `most` bytes at the most."""
     gathered: bytearray | BodyBuffer = BodyBuffer(most) if most >= OWN_PAGES_FROM else bytearray()
     while True:

@@ -9,9 +9,9 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from serving.access.access import Access
-from serving.access.caller import Caller, Scope
+from serving.access.principal import Principal, Scope
 from serving.errors import InvalidRequest, ServingError
-from serving.http_api.answer import Headers
+from serving.protocols.headers import Headers
 
 BEARER = HTTPBearer(
     scheme_name="bearer", description="A key made by `serving keys create`, or a token (JWT).", auto_error=False
@@ -29,7 +29,7 @@ def authorization(headers: Headers) -> bytes | None:
     return given
 
 
-def admit(access: Access, headers: Headers, scope: Scope) -> Caller:
+def admit(access: Access, headers: Headers, scope: Scope) -> Principal:
     """Return who sent a request. Raises Unauthenticated or Forbidden where they may not do what `scope` names."""
     return access.decide(authorization(headers), scope)
 
@@ -43,7 +43,7 @@ def may(request: Request, scope: Scope) -> bool:
     return True
 
 
-def requires(scope: Scope) -> Callable[..., Awaitable[Caller]]:
+def requires(scope: Scope) -> Callable[..., Awaitable[Principal]]:
     """Make the dependency of a route, or of all routes of a router, that only callers with `scope` may use.
 
     It yields the Caller.
@@ -53,11 +53,11 @@ def requires(scope: Scope) -> Callable[..., Awaitable[Caller]]:
     async def permitted(
         request: Request,
         _: HTTPAuthorizationCredentials | None = Security(BEARER, scopes=[scope]),  # noqa: B008
-    ) -> Caller:
+    ) -> Principal:
         return admit(request.app.state.access, request.scope["headers"], scope)
 
     return permitted
 
 
-Deployer = Annotated[Caller, Depends(requires("deploy"))]
+Deployer = Annotated[Principal, Depends(requires("deploy"))]
 """The caller of a route that changes what is served; a parameter of this type closes the route to all others."""

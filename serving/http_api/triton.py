@@ -9,12 +9,13 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from serving.deploy import description
 from serving.errors import InvalidRequest, ModelNotFound
-from serving.fleet import description, transitions
-from serving.http_api import strict_json
 from serving.http_api.metadata import LiveFleet, json_answer
 from serving.http_api.route import read_body
 from serving.http_api.security import Deployer, requires
+from serving.protocols import strict_json
+from serving.repository import transitions
 
 router = APIRouter(tags=["open inference protocol"], dependencies=[Depends(requires("predict"))])
 changes_router = APIRouter(tags=["open inference protocol"])

@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable
 from multiprocessing import reduction
 from typing import Any, Generic, TypeVar
 
-from serving.metrics.families import VERSIONED, Cell, Key, Version
+from serving.metrics.definitions import VERSIONED, Cell, Key, Version
 
 CELLS = 16384
 _SIZE = 256

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from serving.metrics.families import COUNTERS, GAUGES, HISTOGRAMS, Key, Labels
+from serving.metrics.definitions import COUNTERS, GAUGES, HISTOGRAMS, Key, Labels
 from serving.metrics.store import Store, cumulative
 
 T = TypeVar("T")

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from serving.metrics.counts import Counts
+from serving.metrics.definitions import GATE_FIGURES, Key, Labels, Sizes, Version
 from serving.metrics.exposition import exposition
-from serving.metrics.families import GATE_FIGURES, Key, Labels, Sizes, Version
-from serving.metrics.gathered import ModelMetrics, RouteMetrics, ShadowMetrics
+from serving.metrics.recorders import ModelMetrics, RouteMetrics, ShadowMetrics
 from serving.metrics.store import Store, add_file
 from serving.metrics.totals import totals_of
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from serving.metrics.families import (
+from serving.metrics.definitions import (
     COUNTERS,
     GAUGES,
     GREATEST,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from serving.metrics.counts import Counts
-from serving.metrics.families import DIFFERENCES, Key, Version
+from serving.metrics.definitions import DIFFERENCES, Key, Version
 from serving.metrics.store import Store, add_file, cumulative
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from serving.access import access as access_module
 from serving.access.access import Access
-from serving.access.caller import ANYONE, AccessInvalid
 from serving.access.key_store import KeyStore
 from serving.access.keys import Key, digest, parse
+from serving.access.principal import ANYONE, AccessInvalid
 from serving.errors import Forbidden, Unauthenticated
 from tests.access import issuer
 

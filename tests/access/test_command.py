@@ -1,4 +1,4 @@
-"""Keys from `serving keys` to a running server: the real command, real sockets, lane and gRPC."""
+"""Keys from `serving keys` to a running server: the real command, real sockets, fast path and gRPC."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typer.testing import CliRunner
 
 from serving.access.key_store import KeyStore
 from serving.cli import app
-from serving.grpc_api.messages import SERVICE, message
+from serving.protocols.messages import SERVICE, message
+from tests.commands.test_command import command
 from tests.conftest import MODELS, running
-from tests.test_command import command
 
 Wait = Callable[[Callable[[], bool]], None]
 ROW = {"instances": [[5.1, 3.5, 1.4, 0.2]]}
 
 
 def test_make_use_and_revoke_a_key(tmp_path: Path, eventually: Wait) -> None:
-    """The lane serves the key of `serving keys create` and, once it is revoked, no more, on an open connection too."""
+    """A key of `serving keys create` is served by the fast path, and not once revoked, on an open connection too."""
     file = str(tmp_path / "serving.keys")
     made = command("keys", "create", "--name", "app", "--scope", "predict", "--keys", file)
     asked = ["keys", "create", "--name", "kept", "--scope", "predict", "--expires", "90d"]
@@ -46,7 +46,7 @@ def test_make_use_and_revoke_a_key(tmp_path: Path, eventually: Wait) -> None:
         with grpc.insecure_channel(f"127.0.0.1:{port[1]}") as channel:
             stream = Stream(channel, key)
             assert stream.answered()
-            # Twice each: the second time the lane knows the head and does not parse it.
+            # Twice each: the second time the fast path knows the head and does not parse it.
             assert [status(given) for given in (key, key, None, None, "x", "x", other)] == [200, 200, *[401] * 4, 200]
             assert CliRunner().invoke(app, ["keys", "revoke", "app", "--keys", file]).exit_code == 0
             eventually(lambda: status(key) == 401)

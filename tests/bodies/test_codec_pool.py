@@ -19,8 +19,8 @@ from serving.bodies.codec_pool import CodecPool
 from serving.engine.session import OnnxSession
 from serving.engine.signature import Described
 from serving.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge, QueueFull, ServingError
-from serving.http_api import codec as codecs
-from serving.http_api import predict_v1
+from serving.protocols import codec as codecs
+from serving.protocols import predict_v1
 from tests.bodies.tasks import Toy, blocked, echoed, failing, greedy, killed, loaded, pid, toys
 from tests.conftest import MODELS
 

@@ -12,10 +12,10 @@ import numpy as np
 from serving.engine.session import OnnxSession
 from serving.engine.signature import Described, TensorSpec
 from serving.errors import ServingError
-from serving.grpc_api.tensors import Codec as GrpcCodec
-from serving.http_api import open_inference, predict_v1
-from serving.http_api.codec import Codec, Mixed
 from serving.http_api.docs import operations
+from serving.protocols import open_inference, predict_v1
+from serving.protocols.codec import Codec, Mixed
+from serving.protocols.infer_tensors import Codec as GrpcCodec
 from serving.tensors import Tensors
 
 

@@ -90,9 +90,9 @@ def _said(subject: Subject, key: str) -> Any:
     return found["is"]
 
 
-def _same(subject: Subject, door: str) -> None:
+def _same(subject: Subject, shared: str) -> None:
     for case in _cases(subject):
-        found = _said(subject, f"{door} {case['model']}")
+        found = _said(subject, f"{shared} {case['model']}")
         assert found["id"] == "a-1", f"its id is {found['id']}"
         due = subject.infer(next(m for m in subject.models if m.name == case["model"]), {"inputs": case["inputs"]})
         assert not {o["datatype"] for o in due["outputs"]}.intersection(BINARY_ONLY)
@@ -102,9 +102,9 @@ def _same(subject: Subject, door: str) -> None:
 for _door, _client in (("rest", "InferenceRESTClient"), ("grpc", "InferenceGRPCClient")):
 
     @point(KSERVE, f"{_client}: live, ready, model ready", seconds=600)
-    def _(subject: Subject, door: str = _door) -> None:
+    def _(subject: Subject, shared: str = _door) -> None:
         for what in ("live", "ready", "model"):
-            assert _said(subject, f"{door} {what}"), f"{what}: no"
+            assert _said(subject, f"{shared} {what}"), f"{what}: no"
 
     for _kind in ("json", "binary"):
 
@@ -113,13 +113,13 @@ for _door, _client in (("rest", "InferenceRESTClient"), ("grpc", "InferenceGRPCC
             f"{_client}: infer, {_kind if _door == 'rest' else {'json': 'typed', 'binary': 'raw'}[_kind]}",
             seconds=600,
         )
-        def _(subject: Subject, door: str = f"{_door} {_kind}") -> None:
-            _same(subject, door)
+        def _(subject: Subject, shared: str = f"{_door} {_kind}") -> None:
+            _same(subject, shared)
 
     @point(KSERVE, f"{_client}: an unknown model is an error that names it", seconds=600)
-    def _(subject: Subject, door: str = _door) -> None:
+    def _(subject: Subject, shared: str = _door) -> None:
         try:
-            _said(subject, f"{door} unknown")
+            _said(subject, f"{shared} unknown")
         except AssertionError as error:
             text = str(error)
             assert "no-such-model" in text or "404" in text or "NOT_FOUND" in text, text

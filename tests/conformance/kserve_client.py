@@ -47,10 +47,10 @@ async def main(url: str, address: str) -> None:
         except Exception as error:
             found[key] = {"error": f"{type(error).__name__}: {error}"[:300]}
 
-    def predict(door: str, case: dict[str, Any], *, binary: bool) -> Callable[[], Awaitable[Any]]:
+    def predict(shared: str, case: dict[str, Any], *, binary: bool) -> Callable[[], Awaitable[Any]]:
         async def call() -> Any:
             made = request(case, binary=binary)
-            if door == "rest":
+            if shared == "rest":
                 return answer(await rest.infer(url, made, model_name=case["model"]))
             return answer(await grpc.infer(made))
 

@@ -35,7 +35,7 @@ from rich.table import Table
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from serving.errors import ModelInvalid
-from serving.http_api.strict_json import dumps
+from serving.protocols.strict_json import dumps
 from serving.tensors import ONNX
 from tests.conformance.direct import Direct
 from tests.conformance.own import grpc_address

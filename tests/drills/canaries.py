@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from serving.fleet import servers, transitions
-from serving.fleet.ledger import Ledger
-from serving.fleet.traffic import Judge
+from serving.repository import servers, transitions
+from serving.repository.traffic import Judge
+from serving.repository.traffic_store import TrafficStore
 from tests.conftest import MODELS, Server, faulty
 from tests.drills.drill import Report, drill
 from tests.drills.steady import Load, until
@@ -27,13 +27,13 @@ FAULTS: dict[str, object] = {"kill": 13.0, "off": ["quarantine"]}
 def begin(models: Path, after_s: float) -> None:
     """Give version 2 half of the requests, and have it judged."""
     step = transitions.canary("2", 50, available=("1", "2"), judge=Judge(after_s=after_s))
-    Ledger(models).change("iris", transitions.promote("1", available=("1", "2")), who="drill", what="promote")
-    Ledger(models).change("iris", step, who="drill", what="canary")
+    TrafficStore(models).change("iris", transitions.promote("1", available=("1", "2")), who="drill", what="promote")
+    TrafficStore(models).change("iris", step, who="drill", what="canary")
 
 
 def noted(models: Path) -> list[tuple[str, str]]:
     """Return what the judge wrote into the history: what and why."""
-    return [(entry["what"], entry["why"]) for entry in Ledger(models).history("iris") if entry["who"] == "judge"]
+    return [(entry["what"], entry["why"]) for entry in TrafficStore(models).history("iris") if entry["who"] == "judge"]
 
 
 def judged(models: Path, least: int = 1) -> bool:

@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from serving.engine.session import OnnxSession
 from serving.engine.signature import Described
 from serving.errors import ServingError
-from serving.grpc_api import tensors
-from serving.grpc_api.messages import message
-from serving.http_api import open_inference, predict_v1
+from serving.protocols import infer_tensors, open_inference, predict_v1
+from serving.protocols.messages import message
 from serving.tensors import NUMPY
 from tests.conftest import ROOT
 from tests.drills import mutants
@@ -52,7 +51,7 @@ class Decoders:
         for path in sorted(folder.glob("*/1/model.onnx")):
             signature = OnnxSession(path, warm_rows=1).signature
             model = Described(path.parts[-3], "1", signature)
-            v2, grpc = open_inference.Codec(model), tensors.Codec(model)
+            v2, grpc = open_inference.Codec(model), infer_tensors.Codec(model)
             v1 = predict_v1.Codec(model)
             self._signatures.append(signature)
             self._models.append(

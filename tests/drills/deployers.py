@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import GenerationConflict
-from serving.fleet import history as history_module
-from serving.fleet import servers, transitions
-from serving.fleet.ledger import Ledger
-from serving.fleet.traffic import Latest, Traffic
-from serving.fleet.transitions import Transition
+from serving.repository import history as history_module
+from serving.repository import servers, transitions
+from serving.repository.traffic import Latest, Traffic
+from serving.repository.traffic_store import TrafficStore
+from serving.repository.transitions import Transition
 from tests.drills.drill import Report, drill
 
 VERSIONS = ("1", "2", "3", "4")
@@ -38,7 +38,7 @@ def deployers(report: Report, *, processes: int = 32, operations: int = 100, liv
         if live:
             with running("--workers", "2", models=root):
                 _judge(report, root, _run(root, processes, operations, locked=True), processes * operations)
-                final = Ledger(root).read("iris")
+                final = TrafficStore(root).read("iris")
                 waited = servers.wait(root, "iris", final.generation, seconds=60)
                 late = len(waited.problems) + len(waited.unknown)
                 report.exactly("servers that do not serve the last winner's state", late, 0)
@@ -53,11 +53,11 @@ def _races(processes: int, operations: int) -> bool:
     with _folder() as root:
         done = _run(root, processes, operations, locked=False)
         wins = [won[0] for one in done for won in one["won"]]
-        return len(set(wins)) < len(wins) or _breaks(Ledger(root).history("iris", 10_000)) > 0
+        return len(set(wins)) < len(wins) or _breaks(TrafficStore(root).history("iris", 10_000)) > 0
 
 
 def _judge(report: Report, root: Path, done: list[Done], operations: int) -> None:
-    ledger = Ledger(root)
+    ledger = TrafficStore(root)
     history = ledger.history("iris", 1_000_000)
     won = {generation: (who, what) for who, one in enumerate(done) for generation, what in one["won"]}
     noted = {entry["generation"]: (int(entry["who"]), entry["what"]) for entry in history}
@@ -107,7 +107,7 @@ def _deploy(root: Path, number: int, operations: int, locked: bool, barrier: Bar
     """Be one deployer: half of the changes are for the generation that was seen, and tried again when it has passed."""
     if not locked:
         history_module._locked = lambda lock, path: True
-    ledger, chance = Ledger(root), random.Random(number)
+    ledger, chance = TrafficStore(root), random.Random(number)
     done: Done = {"won": [], "lost": 0, "spurious": []}
     barrier.wait(300)
     for turn in range(operations):

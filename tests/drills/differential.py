@@ -38,12 +38,12 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 
 @drill("differential", "JSON, binary, compressed, raw, gRPC and V1 say what onnxruntime says, to the bit")
 def run(report: Report, *, comparisons: int = 30_000) -> None:
-    """Send random tensors to random models in every form, by the lane and by ASGI."""
+    """Send random tensors to random models in every form, by the fast path and by ASGI."""
     with tempfile.TemporaryDirectory() as folder:
         models = gathered(Path(folder))
         tally = Tally()
-        for door in ("--lane", "--no-lane"):
-            with running(door, "--grpc-port", "0", models=Path(folder)) as server:
+        for shared in ("--fast-path", "--no-fast-path"):
+            with running(shared, "--grpc-port", "0", models=Path(folder)) as server:
                 compare(tally, models, server, examples=-(-comparisons // (2 * FORMS_EACH * len(models))))
     report.at_least("comparisons", tally.same + tally.different, comparisons)
     report.at_least("models", len(tally.models), len(models))

@@ -64,7 +64,7 @@ def _in_the_model() -> None:
 
 
 def _in_the_shadow() -> None:
-    from serving.fleet.shadow import Shadow
+    from serving.deploy.shadow import Shadow
 
     def run(inputs: tuple[Any, ...]) -> Any:
         time.sleep(FAULTS["shadow"])
@@ -80,7 +80,7 @@ def _deafen() -> None:
 
 
 def _note_ends() -> None:
-    from serving.fleet.channel import WorkerEnd
+    from serving.deploy.channel import WorkerEnd
 
     start = WorkerEnd.start
 
@@ -115,15 +115,15 @@ def _off(name: str) -> None:
 
         Call.cancel = lambda self: None  # type: ignore[method-assign]
     elif name == "quarantine":
-        import serving.deaths
+        import serving.worker_exits
 
-        serving.deaths.guilty = lambda deaths, last: None  # type: ignore[assignment]
+        serving.worker_exits.guilty = lambda deaths, last: None  # type: ignore[assignment]
     elif name == "hang":
         from serving.supervisor import Supervisor
 
         Supervisor._judge = lambda self, now: None  # type: ignore[method-assign]
     elif name == "shrink":
-        from serving.fleet.fleet import Fleet
+        from serving.deploy.fleet import Fleet
 
         Fleet._reclaim = lambda self, now: None  # type: ignore[method-assign]
     elif name == "respawn":
@@ -131,21 +131,21 @@ def _off(name: str) -> None:
 
         Supervisor._died = lambda self, worker, code: None  # type: ignore[method-assign]
     elif name == "polite":
-        from serving.http_api.lane import Lane
+        from serving.http_api.fast_path import FastPath
 
-        Lane.shutdown = lambda self: self.transport.close()  # type: ignore[method-assign]
+        FastPath.shutdown = lambda self: self.transport.close()  # type: ignore[method-assign]
     elif name == "fair":
         _one_queue()
     elif name == "estimate":
-        from serving.engine.admission import Pace
+        from serving.engine.admission import LatencyModel
 
-        Pace.waits = lambda self, allowance, most: (0.0, 0.0)  # type: ignore[method-assign]
+        LatencyModel.waits = lambda self, allowance, most: (0.0, 0.0)  # type: ignore[method-assign]
     elif name == "aside":
-        import serving.fleet.fleet
+        import serving.deploy.fleet
 
-        serving.fleet.fleet.ThreadPoolExecutor = _Here  # type: ignore[misc, assignment]
+        serving.deploy.fleet.ThreadPoolExecutor = _Here  # type: ignore[misc, assignment]
     elif name == "spare":
-        from serving.fleet import shadow
+        from serving.deploy import shadow
 
         shadow.HEAVY_S, shadow.REST, shadow.LONG_REST = float("inf"), 0, 0
         shadow.Shadow._spare = lambda self: True  # type: ignore[method-assign]
@@ -157,7 +157,7 @@ def _deaths_unseen() -> None:
     """Take servers that died for ones that ended as they should."""
     from dataclasses import replace
 
-    from serving.fleet.analysis_runner import AnalysisRunner
+    from serving.deploy.analysis_runner import AnalysisRunner
 
     inherit = AnalysisRunner._inherit
     AnalysisRunner._inherit = staticmethod(  # type: ignore[method-assign, assignment]
@@ -197,9 +197,9 @@ class _Here(Executor):
 def _unproved() -> None:
     """Take all rows for independent."""
     from serving.engine.batching import Independence
-    from serving.fleet.judge import GateJudge
+    from serving.gate.client import GateClient
 
-    GateJudge.independence = lambda *given: Independence(proved=True)  # type: ignore[method-assign]
+    GateClient.independence = lambda *given: Independence(proved=True)  # type: ignore[method-assign]
 
 
 _OTHERS = {"unclean": _deaths_unseen, "proof": _unproved}

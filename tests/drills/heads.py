@@ -1,4 +1,4 @@
-"""Lines of requests, cut anywhere and interleaved over many connections: the lane answers as plain ASGI does.
+"""Lines of requests, cut anywhere and interleaved over many connections: the fast path answers as plain ASGI does.
 
 Both ways are driven in this process, over transports of memory, so that a packet is exactly what is fed at once.
 """
@@ -19,8 +19,8 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from serving.http_api.app import create_app
-from serving.http_api.door import Door
-from serving.http_api.lane import lane_for
+from serving.http_api.fast_path import fast_path_for
+from serving.http_api.fast_path_state import FastPathState
 from serving.settings import Settings
 from tests.conftest import MODELS
 from tests.drills.drill import Report, drill
@@ -37,7 +37,9 @@ Answered: TypeAlias = tuple[bytes, list[bytes], bytes]
 """Status, headers but for what differs each time, body."""
 
 
-@drill("heads", "any pipeline, cut anywhere, is answered by the lane as by plain ASGI; no connection steers another")
+@drill(
+    "heads", "any pipeline, cut anywhere, is answered by the fast path as by plain ASGI; no connection steers another"
+)
 def run(report: Report, *, rounds: int = 4000, every_cut: int = 60) -> None:
     """Interleave so many rounds of connections; cut so many pipelines at every byte."""
     asyncio.run(_run(report, rounds, every_cut))
@@ -45,21 +47,21 @@ def run(report: Report, *, rounds: int = 4000, every_cut: int = 60) -> None:
 
 async def _run(report: Report, rounds: int, every_cut: int) -> None:
     tally = Tally()
-    async with doors() as (lane, plain):
+    async with both_ways() as (fast_path, plain):
         for number in range(rounds):
             random = Random(number)
             await tally.compare(
-                lane, plain, interleaved([packets(random) for _ in range(random.randint(1, 5))], random)
+                fast_path, plain, interleaved([packets(random) for _ in range(random.randint(1, 5))], random)
             )
         cuts = 0
         for number in range(every_cut):
             whole = b"".join(packets(Random(-1 - number)))
             cuts += len(whole) - 1
             for at in range(1, len(whole)):
-                await tally.compare(lane, plain, [(0, whole[:at], at % 3), (0, whole[at:], 0)])
-        careless = Careless.of(lane)
+                await tally.compare(fast_path, plain, [(0, whole[:at], at % 3), (0, whole[at:], 0)])
+        careless = Careless.of(fast_path)
         for bait in BAITS:
-            await tally.compare(lane, plain, attack(bait))
+            await tally.compare(fast_path, plain, attack(bait))
             found = Tally(quiet=True)
             await found.compare(careless, plain, attack(bait))
             report.control("a head that is shared, and taken from the last packet, is found out", found.different == 1)
@@ -251,11 +253,11 @@ class Way:
 
 
 class Careless:
-    """The lane, but for its care about whose request a head was, and where in a packet it began."""
+    """The fast path, but for its care about whose request a head was, and where in a packet it began."""
 
     @staticmethod
     def of(way: Way) -> Way:
-        """Make the lane careless."""
+        """Make the fast path careless."""
         shared: list[Any] = [None]
 
         class Made(way.protocol):  # type: ignore[misc,name-defined]
@@ -273,12 +275,12 @@ class Careless:
 
 
 @asynccontextmanager
-async def doors() -> AsyncIterator[tuple[Way, Way]]:
-    """Load the shipped models, and make both ways to their answers: the lane, and the same application without it."""
+async def both_ways() -> AsyncIterator[tuple[Way, Way]]:
+    """Load the shipped models, and make both ways to their answers: fast path, and the same application without it."""
     app = create_app(Settings(models=MODELS, max_batch_rows=1))  # larger ones round otherwise
     async with app.router.lifespan_context(app):
-        door: Door = app.state.door
-        yield Way(app, lane_for(door)), Way(app, lane_for(replace(door, paths={})))
+        shared: FastPathState = app.state.shared
+        yield Way(app, fast_path_for(shared)), Way(app, fast_path_for(replace(shared, paths={})))
 
 
 def interleaved(lines: list[list[bytes]], random: Random) -> Feed:
@@ -296,9 +298,9 @@ class Tally:
         self._quiet = quiet
         self.answers = self.different = 0
 
-    async def compare(self, lane: Way, plain: Way, feed: Feed) -> None:
+    async def compare(self, fast_path: Way, plain: Way, feed: Feed) -> None:
         """Feed the same packets both ways, in one order."""
-        due, got = await played(plain, feed), await played(lane, feed)
+        due, got = await played(plain, feed), await played(fast_path, feed)
         self.answers += sum(map(len, due))
         if due != got:
             self.different += 1

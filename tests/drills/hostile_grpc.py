@@ -12,7 +12,7 @@ import socket
 import struct
 import time
 
-from serving.grpc_api.messages import SERVICE
+from serving.protocols.messages import SERVICE
 from tests.conftest import Server, faulty, running
 from tests.drills.drill import Report, drill
 from tests.drills.hostile import LIMIT_S, MEMORY_MIB, SECRETS, broken_lines, resident_mib

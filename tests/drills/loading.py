@@ -16,14 +16,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from serving.engine.priority import lowest_priority
 from serving.engine.session import OnnxSession, write_prepared
+from serving.linux.thread_scheduling import lowest_priority
+from tests.commands.test_command import children
 from tests.conftest import Server
 from tests.drills.drill import Report, drill
 from tests.drills.load import Answer, load
 from tests.drills.overload import percentile
 from tests.drills.swaps import MIB, dense, promote, served
-from tests.test_command import children
 
 PROMISED = 1.5
 """Times its p99 in quiet spans that live traffic may take while something is loaded."""

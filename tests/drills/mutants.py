@@ -85,7 +85,7 @@ def over_http(models: list[Direct], number: int) -> Mutant:
             del tensor["data"]
             tensor["parameters"] = {"binary_data_size": len(blobs[-1])}
         document["inputs"].append(tensor)
-    headers = {"origin": "http://a"} if random.random() < 0.5 else {}  # which the lane leaves to ASGI
+    headers = {"origin": "http://a"} if random.random() < 0.5 else {}  # which the fast path leaves to ASGI
     blob = b"".join(blobs)
     kind = random.choice(list(HTTP))
     return HTTP[kind](Valid(kind, random, model, headers, document, blob))

@@ -26,7 +26,7 @@ CHANGES = "/v2/repository/models/"
 
 @drill("openapi", "schemathesis finds no 5xx, hang or restart in anything that the OpenAPI document describes")
 def run(report: Report, *, cases: int = 10_000) -> None:
-    """Send valid and invalid cases to every operation, by the lane."""
+    """Send valid and invalid cases to every operation, by the fast path."""
     with running("--grpc-port", "0") as server:
         document = httpx.get(f"{server.url}/openapi.json", timeout=20).json()
         before = workers(server)

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from serving.errors import InvalidRequest
-from serving.fleet.ledger import TRAFFIC_FILE, Ledger
+from serving.repository.traffic_store import TRAFFIC_FILE, TrafficStore
 from tests.drills.drill import Report, drill
 from tests.drills.publishing import KINDS, Publisher
 
@@ -36,13 +36,13 @@ def promoting(report: Report, *, strikes: int | None = None) -> None:
             root = _root(folder / f"{before}-{at}-{kind}", publisher, before)
             status = publisher.promote(root, "2", FAULT_AT=str(at), FAULT_KIND=kind)
             struck += status != 0
-            stable = Ledger(root).read("iris").stable
+            stable = TrafficStore(root).read("iris").stable
             other += stable not in ("2", "1" if before else None)
             # Who was told that it is done must find it done; who was told that it failed, not done.
             lied += (status == 0 and stable != "2") or (status > 0 and stable == "2")
-            broken += not _chained(Ledger(root))
-            stuck += publisher.promote(root, "3") != 0 or Ledger(root).read("iris").stable != "3"
-            broken += not _chained(Ledger(root))
+            broken += not _chained(TrafficStore(root))
+            stuck += publisher.promote(root, "3") != 0 or TrafficStore(root).read("iris").stable != "3"
+            broken += not _chained(TrafficStore(root))
             shutil.rmtree(root.parent)
         report.at_least("strikes: kills, no space, one failure", len(places), 100 if strikes is None else strikes)
         report.at_least("promotions that did not end well because of it", struck, len(places) // 2)
@@ -63,7 +63,7 @@ def _root(folder: Path, publisher: Publisher, before: int) -> Path:
     return root
 
 
-def _chained(ledger: Ledger) -> bool:
+def _chained(ledger: TrafficStore) -> bool:
     """Tell whether each line of the history goes on where the one above ended, and the last is what holds now."""
     entries = ledger.history("iris", 100)
     now = ledger.read("iris")
@@ -73,10 +73,10 @@ def _chained(ledger: Ledger) -> bool:
 
 def _torn(folder: Path, publisher: Publisher) -> bool:
     root = _root(folder, publisher, 1)
-    document = json.dumps(Ledger(root).read("iris").document()).encode()
+    document = json.dumps(TrafficStore(root).read("iris").document()).encode()
     (root / "iris" / TRAFFIC_FILE).write_bytes(document[: len(document) // 2])
     try:
-        Ledger(root).read("iris")
+        TrafficStore(root).read("iris")
     except InvalidRequest:
         return True
     return False

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import onnx
 
-from serving.fleet import gate, publish, transitions
-from serving.fleet.gate import Gate
-from serving.fleet.ledger import Ledger
-from serving.fleet.manifest import MODEL_FILE
-from serving.fleet.report import Report as Verdict
-from serving.fleet.repository import Contents, Repository
+from serving.deploy import publish
+from serving.gate import gate
+from serving.gate.gate import Gate
+from serving.gate.report import Report as Verdict
+from serving.repository import transitions
+from serving.repository.manifest import MODEL_FILE
+from serving.repository.repository import Contents, Repository
+from serving.repository.traffic_store import TrafficStore
 from tests.conftest import MODELS
 from tests.drills.drill import Report, drill
 
@@ -105,7 +107,7 @@ def _one(how: str, root: Path, model: str) -> None:
         return
     if how == "promote":
         step = transitions.promote(model, available=["1", "2", "3"])
-        Ledger(root).change("iris", step, who="drill", what=f"promote {model}")
+        TrafficStore(root).change("iris", step, who="drill", what=f"promote {model}")
         return
     (root / "iris" / "1").mkdir(parents=True)
     content = Path(model).read_bytes()
@@ -175,7 +177,7 @@ def _models(folder: Path) -> list[Path]:
 
 
 def _look(root: Path) -> Contents:
-    return Repository(root, Ledger(root).read).look()
+    return Repository(root, TrafficStore(root).read).look()
 
 
 def _root(folder: Path, before: Path | None) -> Path:

@@ -1,4 +1,4 @@
-"""Random bytes at the lane's sockets: broken HTTP in every way, in pieces, in line behind what is right."""
+"""Random bytes at the fast path's sockets: broken HTTP in every way, in pieces, in line behind what is right."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ TOKENS = [
 ]
 
 
-@drill("raw_socket", "no bytes at the lane make a 5xx, a hang or a restart, or touch a neighbour's answer")
+@drill("raw_socket", "no bytes at the fast path make a 5xx, a hang or a restart, or touch a neighbour's answer")
 def run(report: Report, *, connections: int = 30_000) -> None:
     """Open so many connections, each with random bytes; a good request on another one now and then."""
     with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from serving.engine.made_up_rows import MadeUpRows
+from serving.engine.probe_rows import MadeUpRows
 from serving.engine.session import OnnxSession
 from serving.errors import InferenceFailed
 from tests.conftest import Server

@@ -15,7 +15,7 @@ from typing import Any
 import httpx2 as httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.fleet.publish import publish
+from serving.deploy.publish import publish
 from tests.conftest import Server, faulty, running
 from tests.drills.drill import Report, drill
 from tests.drills.open_loop import Load, Sample

@@ -34,7 +34,7 @@ KINDS: dict[str, tuple[bytes, bytes]] = {
     # What is sent at once, and what comes after it byte by byte, for ever.
     "head": (b"POST %b HTTP/1.1\r\nHost: t\r\nX-Slow: " % PATH.encode(), b"a"),
     "silent": (b"", b""),
-    "lane body": (_head(100_000) + b"\r\n", b" "),
+    "fast path body": (_head(100_000) + b"\r\n", b" "),
     "asgi body": (_head(100_000, "/v2/repository/index") + b"\r\n", b" "),
     "chunked body": (
         b"POST %b HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n" % PATH.encode(),
@@ -60,9 +60,9 @@ def run(report: Report, *, sockets: int = 500, patience: float = 5.0, seconds: f
     seconds: of a good client's requests, before, in and after each attack; 0: it is only answered.
     """
     flags = ("--head-s", str(patience), "--write-s", str(patience))
-    for lane in ("--lane", "--no-lane"):
+    for fast_path in ("--fast-path", "--no-fast-path"):
         uncut, last, quiet, busy = 0, 0.0, [], []
-        with running(lane, *flags) as server:
+        with running(fast_path, *flags) as server:
             for _ in range(rounds):
                 quiet.append(p99(server, seconds))
                 with attack(server, sockets, patience + 6) as ending:
@@ -71,12 +71,12 @@ def run(report: Report, *, sockets: int = 500, patience: float = 5.0, seconds: f
                     left, latest = ending.recv()
                 uncut, last = uncut + sum(left.values()), max(last, latest)
                 quiet.append(p99(server, seconds))
-        report.exactly(f"{lane}: slow clients not cut, of {rounds} x {sockets}", uncut, 0)
-        report.at_most(f"{lane}: the last was cut after", last, patience + 1.5, "s")
+        report.exactly(f"{fast_path}: slow clients not cut, of {rounds} x {sockets}", uncut, 0)
+        report.at_most(f"{fast_path}: the last was cut after", last, patience + 1.5, "s")
         if seconds:
             base = statistics.median(quiet)
             ratio = statistics.median(busy) / base
-            report.at_most(f"{lane}: p99 of a good client, times its baseline ({base * 1e3:.2f} ms)", ratio, 1.5)
+            report.at_most(f"{fast_path}: p99 of a good client, times its baseline ({base * 1e3:.2f} ms)", ratio, 1.5)
     never = ("--head-s", "1000", "--body-s", "1000", "--write-s", "1000", "--min-bytes-per-s", "1")
     with running(*never) as server, attack(server, len(KINDS), patience + 2) as ending:
         left, _ = ending.recv()

@@ -17,9 +17,9 @@ import onnx
 
 from serving.engine.session import OnnxSession
 from serving.errors import ModelInvalid
-from serving.fleet import manifest
-from serving.fleet.manifest import MODEL_FILE, Hashes
-from serving.fleet.state import state_folder
+from serving.repository import manifest
+from serving.repository.manifest import MODEL_FILE, Hashes
+from serving.repository.state_directory import state_folder
 from tests.conftest import MODELS, Server, running
 from tests.drills.drill import Report, drill
 

@@ -17,10 +17,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from serving.access.key_store import KeyStore
-from serving.fleet.publish import publish
+from serving.deploy.publish import publish
+from tests.commands.test_command import children
 from tests.conftest import MODELS, Server, faulty, running
 from tests.drills.drill import Report, drill
-from tests.test_command import children
 
 MIB = 1024 * 1024
 

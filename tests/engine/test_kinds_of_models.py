@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2
 
 from serving.engine.session import OnnxSession
 from serving.errors import ModelInvalid
-from serving.http_api.strict_json import dumps
+from serving.protocols.strict_json import dumps
 from tests.conformance.direct import Answer, Direct
 from tests.conformance.onnx_suite import WAYS, Asker, Case
 from tests.conftest import MODELS

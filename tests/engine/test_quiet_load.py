@@ -73,7 +73,7 @@ def test_who_gives_way_leaves_nothing_to_those_it_makes() -> None:
     # In a process of its own: what gives way here would do so for all tests behind.
     code = """
 import os, threading
-from serving.engine.priority import Aside, give_way
+from serving.linux.thread_scheduling import Aside, give_way
 policies = []
 def give():
     give_way()

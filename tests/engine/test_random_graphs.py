@@ -20,7 +20,7 @@ from serving.engine.model import Limits, Model
 from serving.engine.request import NORMAL, Outcome, Request
 from serving.engine.session import OnnxSession
 from serving.errors import ServingError
-from serving.fleet.model_settings import ModelSettings
+from serving.repository.model_settings import ModelSettings
 from tests.drills.drill import Report
 from tests.drills.random_graphs import plain, random_graph, random_graphs, rows_of
 

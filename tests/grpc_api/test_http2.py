@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
-from serving.grpc_api.messages import message
 from serving.http2.hpack import CompressionError, Decoder
+from serving.protocols.messages import message
 from tests.conftest import Server, running
 from tests.grpc_api.wire import (
     ACK,

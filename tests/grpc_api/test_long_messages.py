@@ -13,10 +13,10 @@ import pytest
 from onnx import TensorProto, helper, save
 from starlette.testclient import TestClient
 
-from serving.grpc_api.messages import SERVICE, message
 from serving.grpc_api.server import GrpcServer
-from serving.grpc_api.tensors import CONTENTS
 from serving.http_api.app import create_app
+from serving.protocols.infer_tensors import CONTENTS
+from serving.protocols.messages import SERVICE, message
 from serving.settings import Settings
 from serving.tensors import NUMPY
 

@@ -20,9 +20,9 @@ import pytest
 from fastapi.testclient import TestClient
 from google.protobuf import descriptor_pb2
 
-from serving.grpc_api.messages import HEALTH, REFLECTION, REFLECTION_ALPHA, SERVICE, message
 from serving.grpc_api.server import GrpcServer
 from serving.http_api.app import create_app
+from serving.protocols.messages import HEALTH, REFLECTION, REFLECTION_ALPHA, SERVICE, message
 from serving.settings import Settings
 from tests.conftest import MODELS, running
 from tests.grpc_api.wire import (
@@ -41,7 +41,7 @@ from tests.grpc_api.wire import (
     literal,
 )
 
-PROTOS = Path("serving/grpc_api/protos")
+PROTOS = Path("serving/protocols/protos")
 
 
 @pytest.fixture(scope="module")

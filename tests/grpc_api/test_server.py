@@ -16,10 +16,10 @@ from fastapi.testclient import TestClient
 
 from serving.engine.request import LOW
 from serving.grpc_api import connection as connections
-from serving.grpc_api.infer_wire import cut_up
-from serving.grpc_api.messages import SERVICE, message
 from serving.grpc_api.server import GrpcServer
 from serving.http_api.app import create_app
+from serving.protocols.infer_codec import cut_up
+from serving.protocols.messages import SERVICE, message
 from serving.settings import Settings
 from tests.conftest import MODELS, running
 from tests.grpc_api.wire import (
@@ -120,7 +120,7 @@ def test_calls_in_progress_are_bounded(app: Any, monkeypatch: pytest.MonkeyPatch
 
 def test_bytes_that_are_held_are_bounded(app: Any, eventually: Wait) -> None:
     """A message counts from its announcement until its call ends; what is too much is refused before it comes."""
-    bodies = app.state.door.bodies
+    bodies = app.state.shared.bodies
     bodies.limit = 300_000
     announced = b"\0" + (200_000).to_bytes(4, "big")
     with Wire(app.state.companion.port) as wire:

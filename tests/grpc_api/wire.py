@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from hpack import Decoder, Encoder, NeverIndexedHeaderTuple
 
-from serving.grpc_api.messages import message
+from serving.protocols.messages import message
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)

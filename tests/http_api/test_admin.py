@@ -13,8 +13,8 @@ from fastapi.testclient import TestClient
 from google.protobuf.json_format import ParseDict
 
 from serving.access.key_store import KeyStore
-from serving.grpc_api.messages import message, pool
 from serving.http_api.app import create_app
+from serving.protocols.messages import message, pool
 from serving.settings import Settings
 from tests.conftest import MODELS
 

@@ -7,19 +7,19 @@ from dataclasses import replace
 
 import pytest
 
-from serving.http_api.door import Door
-from serving.http_api.lane import lane_for
+from serving.http_api.fast_path import fast_path_for
+from serving.http_api.fast_path_state import FastPathState
 from tests.drills import heads
-from tests.drills.heads import BAITS, LAST, Way, answers, doors
+from tests.drills.heads import BAITS, LAST, Way, answers, both_ways
 
 
-@pytest.mark.parametrize("fast", [True, False], ids=["lane", "asgi"])
+@pytest.mark.parametrize("fast", [True, False], ids=["fast_path", "asgi"])
 async def test_what_is_refused_is_not_run(fast: bool) -> None:
     """Of a burst within one turn of the loop, so many connections are served as there may be; the rest run nothing."""
-    async with doors() as (lane, _):
-        door: Door = lane.app.state.door
-        few = replace(door, patience=replace(door.patience, connections=4), paths=door.paths if fast else {})
-        way = Way(lane.app, lane_for(few))
+    async with both_ways() as (fast_path, _):
+        shared: FastPathState = fast_path.app.state.shared
+        few = replace(shared, patience=replace(shared.patience, connections=4), paths=shared.paths if fast else {})
+        way = Way(fast_path.app, fast_path_for(few))
         wires = []
         for _ in range(120):
             wires.append(way.connect())
@@ -32,14 +32,14 @@ async def test_what_is_refused_is_not_run(fast: bool) -> None:
         assert statuses[:4] == [[200, 200, 200]] * 4
         assert statuses[4:68] == [[503]] * 64
         assert statuses[68:] == [[]] * 52
-        assert lane.app.state.metrics.totals([("iris", "2")])["iris", "2"]["ok"] == 8
+        assert fast_path.app.state.metrics.totals([("iris", "2")])["iris", "2"]["ok"] == 8
 
 
 async def test_who_is_beyond_the_limit_may_ask_for_health() -> None:
     """Where all connections are busy, a few more are taken, and answer probes and nothing else."""
-    async with doors() as (lane, _):
-        door: Door = lane.app.state.door
-        way = Way(lane.app, lane_for(replace(door, patience=replace(door.patience, connections=1))))
+    async with both_ways() as (fast_path, _):
+        shared: FastPathState = fast_path.app.state.shared
+        way = Way(fast_path.app, fast_path_for(replace(shared, patience=replace(shared.patience, connections=1))))
         busy, probe, other = way.connect(), None, None
         busy.feed(BAITS[0])
         probe, other = way.connect(), way.connect()
@@ -54,9 +54,9 @@ async def test_who_is_beyond_the_limit_may_ask_for_health() -> None:
 
 async def test_the_limit_holds_within_one_turn_of_the_loop() -> None:
     """Newcomers take the places of idle connections, and no more than they need, however many come before a turn."""
-    async with doors() as (lane, _):
-        door: Door = lane.app.state.door
-        way = Way(lane.app, lane_for(replace(door, patience=replace(door.patience, connections=64))))
+    async with both_ways() as (fast_path, _):
+        shared: FastPathState = fast_path.app.state.shared
+        way = Way(fast_path.app, fast_path_for(replace(shared, patience=replace(shared.patience, connections=64))))
         wires = [way.connect() for _ in range(500)]
         assert 60 <= sum(not wire.is_closing() for wire in wires) <= 64
         wires[-1].feed(BAITS[0])

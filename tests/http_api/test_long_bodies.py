@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.errors import InvalidRequest
-from serving.http_api import strict_json
+from serving.protocols import strict_json
 from tests.conftest import Server, running
 
 Wait = Callable[[Callable[[], bool]], None]

@@ -13,8 +13,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.access.key_store import KeyStore
-from serving.fleet.state import state_folder
 from serving.http_api.app import create_app
+from serving.repository.state_directory import state_folder
 from serving.settings import Settings
 from tests.conftest import MODELS
 

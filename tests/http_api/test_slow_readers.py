@@ -35,11 +35,11 @@ def read_slowly(made: socket.socket) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("lane", ["--lane", "--no-lane"])
-def test_a_slow_reader_is_held_to_a_rate(lane: str) -> None:
+@pytest.mark.parametrize("fast_path", ["--fast-path", "--no-fast-path"])
+def test_a_slow_reader_is_held_to_a_rate(fast_path: str) -> None:
     """Who takes a little of an answer now and then, below the least rate, is cut as one who takes nothing."""
     with (
-        running(lane, *FLAGS, "--write-s", "1", "--min-bytes-per-s", "100000000") as server,
+        running(fast_path, *FLAGS, "--write-s", "1", "--min-bytes-per-s", "100000000") as server,
         asked(server, MANY) as slow,
     ):
         with pytest.raises(ConnectionResetError):
@@ -47,11 +47,11 @@ def test_a_slow_reader_is_held_to_a_rate(lane: str) -> None:
         assert 'cut_total{reason="slow_reader"} 1' in httpx.get(f"{server.url}/metrics").text
 
 
-@pytest.mark.parametrize("lane", ["--lane", "--no-lane"])
-def test_answers_that_nobody_takes_are_bytes_held(lane: str, eventually: Wait) -> None:
+@pytest.mark.parametrize("fast_path", ["--fast-path", "--no-fast-path"])
+def test_answers_that_nobody_takes_are_bytes_held(fast_path: str, eventually: Wait) -> None:
     """While a large answer waits for its client, others' large bodies find no room; they do when it has gone."""
     other = json.dumps({"instances": [ROW] * 5000}).encode()
-    with running(lane, *FLAGS, "--max-held-bytes", str(2_000_000)) as server:
+    with running(fast_path, *FLAGS, "--max-held-bytes", str(2_000_000)) as server:
 
         def status() -> int:
             return httpx.post(server.url + PATH, content=other, timeout=20).status_code

@@ -1,0 +1,26 @@
+"""Who asks, and what they may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+Scope: TypeAlias = Literal["predict", "deploy", "metrics"]
+"""What a key allows: predictions and what can be read of models; changes of what is served; the metrics."""
+
+SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Somebody whose credential was verified, or ANYONE. `name` is fit for logs: `ci`, or `jwt:<sub>`."""
+
+    name: str
+    scopes: frozenset[Scope]
+
+
+ANYONE = Principal("anyone", frozenset())
+
+
+class AccessInvalid(Exception):
+    """Keys or tokens can't be judged as configured; the text is for who runs the server, and holds no secret."""

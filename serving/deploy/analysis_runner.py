@@ -1,0 +1,357 @@
+"""Follows the versions that are tried, once a second, and writes what comes of it: one runner for each server.
+
+Every server decides, from what all servers saw together (`serving.deploy.analysis_store`), and the first one whose
+decision is written wins: each is made for one generation of the document. What is seen counts for the contents that
+were served and for the generation that began the analysis; where either changes, it begins again with nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from serving.deploy.analysis import (
+    DEATHS,
+    LEAST,
+    NONE,
+    Analysis,
+    Figures,
+    Totals,
+    Verdict,
+    analyse,
+    analysis_of,
+    seen,
+    together,
+    window,
+)
+from serving.deploy.analysis_store import AnalysisStore, Others, Record, Subject
+from serving.deploy.commands import Rollback, Step
+from serving.deploy.plan import Plan
+from serving.deploy.rollout_figures import told
+from serving.deploy.unservable_reason import content_of
+from serving.errors import GenerationConflict, ModelInvalid, ServingError
+from serving.repository import copy_stability, transitions
+from serving.repository.history import traffic_of
+from serving.repository.traffic_store import TrafficStore
+
+log = logging.getLogger("serving.analysis")
+
+QUIET_S = 60.0
+"""Seconds without a prediction after which time does not count any more: a quiet night proves nothing."""
+MOST_STEP_S = 5.0
+"""Seconds at most that count between two looks: what is more, this process stood still."""
+AGAIN = "begin again with version"
+"""How the history calls it where an analysis begins again by itself."""
+JUDGE = "judge"
+"""Who the history says it was."""
+_DIED = "died"
+
+T = TypeVar("T")
+
+Versions: TypeAlias = Iterable[tuple[str, str]]
+"""Names and versions."""
+Totalled: TypeAlias = Callable[[Versions], Mapping[tuple[str, str], Totals]]
+
+
+class Beginning(NamedTuple):
+    """When an analysis began, as generations: the first one, and the last one, since when the figures count.
+
+    deaths: how many have made it begin again in between.
+    """
+
+    first: int
+    last: int
+    deaths: int
+
+
+@dataclass(slots=True)
+class _Running:
+    """One analysis that is followed, and what this server has seen of it."""
+
+    analysis: Analysis
+    generation: int
+    """Of the document that is served."""
+    subject: Subject
+    began: Beginning
+    before: tuple[Totals, Totals]
+    figures: Figures = NONE
+    usual: float | None = None
+    span: Figures = NONE
+    """Seen since the last comparison of latency."""
+    looked: float | None = None
+    """When it was looked at last; None while it is not served."""
+    asked: float | None = None
+    """When it was last seen to have answered."""
+    unnoted: list[str] = field(default_factory=list)
+    """Deaths that the history has yet to hold."""
+    files: copy_stability.Files | None = None
+    """On disk, when their content was last known to be what is tried."""
+
+
+class AnalysisRunner:
+    """Call `tick` about once a second, and at each change of what is served, always on one thread; `died` on any.
+
+    totals: sums what versions, given as (name, version), did; None where nothing is counted.
+    """
+
+    def __init__(self, ledger: TrafficStore, totals: Totalled | None) -> None:
+        self._ledger = ledger
+        self._totals = totals
+        self._store = AnalysisStore(ledger.root, ledger.state_dir)
+        self._running: dict[str, _Running] = {}
+        self._begun: dict[str, tuple[int, Analysis, Beginning]] = {}
+        self._deaths: SimpleQueue[tuple[str, str]] = SimpleQueue()
+        self._complaints: set[tuple[str, str]] = set()
+        self.said: dict[str, list[str]] = {}
+        """By model, what can be said of its canary, its shadow and its analysis now."""
+
+    def died(self, versions: Versions) -> None:
+        """Take note that a worker died while it ran these."""
+        for version in versions:
+            self._deaths.put(version)
+
+    def tick(self, plans: Mapping[str, Plan], now: float) -> list[str]:
+        """Look once; return the names of the models whose document was changed.
+
+        plans: what is served, by model. now: monotonic seconds.
+        """
+        if self._totals is None:
+            text = "nothing is judged here: metrics are off"
+            self.said = {name: [text] for name, plan in plans.items() if plan.traffic.judge is not None}
+            return []
+        changed = self._bury()
+        analyses = {name: a for name, plan in plans.items() if (a := analysis_of(plan.traffic)) is not None}
+        for name in self._running.keys() - analyses.keys():
+            del self._running[name]
+            self._store.forget(name)
+            self._complaints = {complaint for complaint in self._complaints if complaint[0] != name}
+        beside = {name: tuple(_beside(plan, analyses.get(name))) for name, plan in plans.items()}
+        beside = {name: versions for name, versions in beside.items() if versions}
+        found = self._totals({(name, v) for name, versions in beside.items() for v in versions}) if beside else {}
+        said = {}
+        for name, versions in beside.items():
+            said[name] = told(plans[name].traffic, {v: found[name, v] for v in versions})
+            if (analysis := analyses.get(name)) is None:
+                continue
+            verdict = self._look(name, plans[name], analysis, found, now)
+            said[name].append(f"judgement of version {analysis.version}: {verdict.reason}")
+            if verdict.decision != "wait" and self._apply(name, self._running[name], verdict):
+                changed.append(name)
+        self.said = said
+        return changed
+
+    def close(self) -> None:
+        """Leave what was seen to the next server."""
+        self._store.close()
+
+    def _bury(self) -> list[str]:
+        """Hold deaths against the versions that are tried: the first begins again, the next one ends it.
+
+        Before anything else, for a version that is put in quarantine meanwhile is served no more.
+        """
+        while True:
+            try:
+                name, version = self._deaths.get_nowait()
+            except Empty:
+                break
+            running = self._running.get(name)
+            if running is not None and running.analysis.version == version:
+                running.unnoted.append(f"a worker {_DIED} while it ran version {version}")
+        return [name for name, running in self._running.items() if running.unnoted and self._mourn(name, running)]
+
+    def _mourn(self, name: str, running: _Running) -> bool:
+        running.figures, running.span = NONE, NONE
+        if running.began.deaths + len(running.unnoted) >= DEATHS:
+            verdict = analyse(running.analysis, running.figures, deaths=running.began.deaths + len(running.unnoted))
+            done = self._apply(name, running, verdict)
+        else:
+            done = self._note(name, running, running.unnoted[0])
+        if done:
+            running.unnoted.clear()
+        return done
+
+    def _look(
+        self, name: str, plan: Plan, analysis: Analysis, found: Mapping[tuple[str, str], Totals], now: float
+    ) -> Verdict:
+        """See what was done since the last look, and judge by all that was seen."""
+        contents = {item.version: item.content for item in plan.versions}
+        running = self._running.get(name)
+        if analysis.version not in contents:
+            if running is not None:
+                running.looked, running.span = None, NONE
+            return Verdict("wait", "it is not served now, and nothing counts until it is")
+        totals = found[name, analysis.version], found[name, analysis.against] if analysis.against is not None else {}
+        began = self._beginning(name, plan.traffic.generation, analysis)
+        # What was stable before a promotion need not be loaded, and its figures are those of before.
+        against = contents.get(analysis.against or "", "") if analysis.role != "stable" else ""
+        subject = Subject(began.last, contents[analysis.version], against)
+        others = self._stored(name, lambda: self._store.others(name)) or Others([], [])
+        replaced = self._replaced(subject, running, others)
+        if running is None or running.subject != subject:
+            self._running[name] = running = _Running(
+                analysis,
+                plan.traffic.generation,
+                subject,
+                began,
+                # What is promoted has no other beside it: it is compared with all that the one before did.
+                (totals[0], totals[1] if analysis.role != "stable" else {}),
+                usual=_usual(totals[1]) if analysis.role == "stable" else None,
+            )
+        running.generation = plan.traffic.generation
+        self._inherit(running, others.gone)
+        self._count(running, totals, now)
+        self._stored(name, lambda: self._store.save(name, Record(subject, running.figures, running.usual)))
+        if replaced:  # noted once it is saved, or a server that dies in between would do so without a trace
+            self._note(name, running, "the files of one of its versions were replaced")
+        if running.unnoted:
+            return Verdict("wait", running.unnoted[0])
+        living = [record.figures for record in others.living if record.subject == subject]
+        verdict = analyse(analysis, together([running.figures, *living]), usual=running.usual)
+        if verdict.decision == "keep" and not self._unchanged(name, running):
+            return Verdict("wait", "its files on disk are not those that were tried")
+        return verdict
+
+    @staticmethod
+    def _count(running: _Running, totals: tuple[Totals, Totals], now: float) -> None:
+        step = seen(running.analysis, running.before, totals)
+        if step.predictions:
+            running.asked = now
+        if running.looked is not None and running.asked is not None and now - running.asked < QUIET_S:
+            step = replace(step, observed=min(now - running.looked, MOST_STEP_S))
+        running.before, running.looked = totals, now
+        running.span += step
+        compared = window(running.span, running.analysis.rules, running.usual)
+        if compared is not None:
+            step, running.span = step + compared, NONE
+        running.figures += step
+
+    @staticmethod
+    def _inherit(running: _Running, gone: Iterable[Record]) -> None:
+        """Go on from what servers have seen that ended; of one that died, only that counts."""
+        for record in gone:
+            if record.closed and record.subject == running.subject:
+                running.figures = together([running.figures, record.figures])
+                running.usual = running.usual or record.usual
+            # It may have died right after the analysis began again, and have known nothing of it yet.
+            elif not record.closed and record.subject.of(running.subject, since=running.began.first):
+                running.unnoted.append(f"a server {_DIED} while it tried version {running.analysis.version}")
+
+    @staticmethod
+    def _replaced(subject: Subject, running: _Running | None, others: Others) -> bool:
+        """Tell whether the analysis was of other contents before, and no server has said so yet."""
+        known = {record.subject for record in (*others.living, *others.gone)}
+        if running is not None:
+            known.add(running.subject)
+        return subject not in known and any(one.began == subject.began for one in known)
+
+    def _unchanged(self, name: str, running: _Running) -> bool:
+        """Tell whether the version on disk is the one that was tried: the coordinator may not have looked since."""
+        folder = self._ledger.root / name / running.analysis.version
+        files = copy_stability.look(folder, 0.0).files
+        try:
+            if files != running.files and content_of(folder) != running.subject.content:
+                return False
+        except ModelInvalid:
+            return False
+        running.files = files
+        return True
+
+    def _beginning(self, name: str, generation: int, analysis: Analysis) -> Beginning:
+        kept = self._begun.get(name)
+        if kept is None or kept[:2] != (generation, analysis):
+            try:
+                history = self._ledger.history(name, 1000)
+            except ServingError:
+                history = []
+            kept = self._begun[name] = generation, analysis, beginning(history, generation, analysis)
+        return kept[2]
+
+    def _note(self, name: str, running: _Running, why: str) -> bool:
+        """Begin an analysis again, as a new generation that changes nothing else."""
+        return self._change(name, running, Step(lambda traffic: traffic, why), f"{AGAIN} {running.analysis.version}")
+
+    def _apply(self, name: str, running: _Running, verdict: Verdict) -> bool:
+        role, version = running.analysis.role, running.analysis.version
+        try:
+            if verdict.decision == "keep" and role == "stable":
+                what, step = f"keep {version}", Step(transitions.settle, verdict.reason)
+            elif verdict.decision == "keep":
+                promotion = transitions.promote(version, available=self._ledger.usable(name))
+                what, step = f"promote {version}", Step(promotion, verdict.reason)
+            elif role == "stable":
+                what, step = f"rollback from {version}", Rollback(why=verdict.reason).step(self._ledger, name)
+            else:
+                what, step = f"end the {role} of {version}", Step(transitions.withdraw, verdict.reason)
+        except ServingError as error:
+            self._complain(
+                name,
+                f"to {verdict.decision} version {version}, because {verdict.reason}, is not possible",
+                error.message,
+            )
+            return False
+        return self._change(name, running, step, what)
+
+    def _change(self, name: str, running: _Running, step: Step, what: str) -> bool:
+        try:
+            self._ledger.change(
+                name, step.transition, who=JUDGE, what=what, why=step.why, if_generation=running.generation
+            )
+        except GenerationConflict:
+            return False  # somebody has decided already
+        except ServingError as error:
+            self._complain(name, f"the judge's decision ({what}, because {step.why}) is not written", error.message)
+            return False
+        log.info("%s: %s, because %s", name, what, step.why)
+        return True
+
+    def _stored(self, name: str, action: Callable[[], T]) -> T | None:
+        try:
+            return action()
+        except OSError as error:
+            self._complain(name, "what is seen of a version that is tried is kept in memory alone", str(error.strerror))
+            return None
+
+    def _complain(self, name: str, what: str, reason: str) -> None:
+        """Log what goes wrong once, though it is tried again each second."""
+        if (name, reason) not in self._complaints:
+            self._complaints.add((name, reason))
+            log.error("%s: %s: %s", name, what, reason)
+
+
+def beginning(history: Sequence[Mapping[str, Any]], generation: int, analysis: Analysis) -> Beginning:
+    """Return when an analysis began.
+
+    history: oldest first. generation: of the document that asks for it. Changes of something else leave it alone; where
+    the history does not have that generation, it began with it.
+    """
+    entries = [entry for entry in reversed(history) if entry["generation"] <= generation]
+    if not entries or entries[0]["generation"] != generation:
+        return Beginning(generation, generation, 0)
+    began, deaths, replaced = None, 0, False
+    for entry in entries:
+        if analysis_of(traffic_of(entry["after"])) != analysis:
+            break
+        generation = entry["generation"]
+        if entry["who"] == JUDGE and entry["what"].startswith(AGAIN):
+            began = began or generation
+            replaced = replaced or _DIED not in entry["why"]
+            deaths += not replaced  # of what other files did before, nothing is said of these
+    return Beginning(generation, began or generation, deaths)
+
+
+def _usual(totals: Totals) -> float | None:
+    count = totals.get("prediction_count", 0.0)
+    return totals["prediction_sum"] / count if count >= LEAST else None
+
+
+def _beside(plan: Plan, analysis: Analysis | None) -> Iterable[str]:
+    """Return the versions whose figures say how it goes; none where nothing is tried."""
+    traffic = plan.traffic
+    if traffic.unloaded or (analysis is None and traffic.canary is None and traffic.shadow is None):
+        return ()
+    named = [role.version for role in (traffic.canary, traffic.shadow) if role is not None]
+    named += [v for v in (traffic.stable, analysis.against if analysis is not None else None) if v is not None]
+    return dict.fromkeys(named)

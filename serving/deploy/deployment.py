@@ -1,0 +1,114 @@
+"""Puts the parts together that keep a server at what its folder says: repository, watch, gate and coordinator."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from serving.deploy.analysis_runner import AnalysisRunner, Totalled
+from serving.deploy.channel import Link
+from serving.deploy.coordinator import Coordinator
+from serving.deploy.deployment_log import DeploymentLog
+from serving.deploy.watch import watch
+from serving.gate.client import GateClient
+from serving.repository.presence import Presence
+from serving.repository.repository import Repository
+from serving.repository.servers import Observer
+from serving.repository.traffic_store import TrafficStore
+
+log = logging.getLogger("serving.deployment")
+
+SWEEP_S = 10.0
+"""Seconds between looks for servers that have ended without a word, whose files are removed."""
+
+
+class Deployment:
+    """Runs beside the workers of one server, from `start` to `stop`.
+
+    root: the models folder. totals: sums what versions, given as (name, version), did in all workers; called on a
+    thread of this object's own; None where nothing is counted. state_dir: see `state_folder`. loads_at_once: see
+    `Coordinator`.
+    """
+
+    def __init__(
+        self, root: Path, totals: Totalled | None, *, state_dir: Path | None = None, loads_at_once: int = 1
+    ) -> None:
+        self._root = root
+        self._presence = Presence(root, state_dir)
+        self._others = Observer(root, state_dir)
+        self._ended = threading.Event()
+        self._concluded = threading.Event()
+        ledger = TrafficStore(root, state_dir)
+        self._analyses = AnalysisRunner(ledger, totals)
+        self._moved = threading.Event()
+        self._trouble = ""
+        self._deciding = threading.Thread(target=self._decide, name="analyses", daemon=True)
+        repository = Repository(root, ledger.adopt)
+        self._log = DeploymentLog(repository, ledger)
+        self._judge = GateClient(repository, state_dir=state_dir)
+        self.coordinator = Coordinator(repository, self._judge, report=self._write, loads_at_once=loads_at_once)
+
+    def start(self) -> None:
+        """Look at the folder, and watch it from now on."""
+        self.coordinator.start()
+        watch(self._root, self.coordinator.look, self._ended)
+        self._deciding.start()
+
+    def _decide(self) -> None:
+        """See how the versions do that are tried: once a second, and at each change, before one that kills does."""
+        swept = float("-inf")
+        while not self._concluded.is_set():
+            self._presence.beat()
+            try:
+                # Here, for it reads the disk, and workers wait for the coordinator's thread.
+                if self.coordinator.contents is not None:
+                    self._log.looked(self.coordinator.contents)
+                self._log.served(self.coordinator.plans)
+                if time.monotonic() - swept > SWEEP_S:
+                    swept = time.monotonic()
+                    self._others.look()
+                if self._analyses.tick(self.coordinator.plans, time.monotonic()):
+                    self.coordinator.look()
+                self._trouble = ""
+            except Exception as error:  # what is served stays as it is, and the next second may go better
+                if self._trouble != repr(error):
+                    self._trouble = repr(error)
+                    log.exception("what is tried could not be judged")
+            self._moved.wait(1.0)
+            self._moved.clear()
+        self._analyses.close()
+
+    def conclude(self) -> None:
+        """Judge nothing any more: this server ends as it should, whatever becomes of what it still has to answer."""
+        self._concluded.set()
+        self._moved.set()
+
+    def died(self, versions: Iterable[tuple[str, str]]) -> None:
+        """Take note that a worker died while it ran these, given as (name, version)."""
+        self._analyses.died(versions)
+        self._moved.set()
+
+    def _write(self, summary: dict[str, Any]) -> None:
+        self._moved.set()
+        for name, said in self._analyses.said.items():
+            if name in summary["models"]:
+                summary["models"][name]["trial"] = said
+        self._presence.write(summary)
+
+    def attach(self, sock: socket.socket) -> Link:
+        """Take a worker, by our end of its channel."""
+        return self.coordinator.attach(sock)
+
+    def stop(self) -> None:
+        """Leave the workers as they are."""
+        self._ended.set()
+        self.conclude()
+        self._deciding.join(5)
+        self.coordinator.stop()
+        self._judge.close()
+        self._presence.remove()

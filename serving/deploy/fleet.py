@@ -1,0 +1,375 @@
+"""The live models of one worker: which version a request gets, and how they are replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.deploy.canary_selection import CanarySelection
+from serving.deploy.plan import Plan
+from serving.deploy.shadow import Shadow
+from serving.deploy.traffic_changes import Changes
+from serving.deploy.worker_agent import FleetStatus, WorkerAgent
+from serving.engine.batcher import Observer, Unobserved
+from serving.engine.batching import Batching
+from serving.engine.model import Limits, Model, load
+from serving.engine.session import OnnxSession
+from serving.errors import InvalidRequest, ModelInvalid, ModelNotFound, NotReady, shown
+from serving.gate.prepared import locate
+from serving.heartbeat import Heartbeat, unrecorded
+from serving.linux.allocator import give_back, resident
+from serving.linux.thread_scheduling import give_way
+from serving.metrics.metrics import Metrics
+from serving.repository.repository import ModelVersion, Problem
+from serving.repository.state_directory import state_folder
+from serving.repository.traffic import Traffic
+from serving.repository.traffic_store import TrafficStore
+
+log = logging.getLogger("serving.fleet")
+
+SILENT_S = 10.0
+"""Seconds after which a coordinator that says nothing is silent: it says something every 2 s."""
+TRIM_AFTER_S = 0.5
+"""Seconds until what loading a version, or letting it go, left in the heap is given back: its threads end meanwhile.
+Never on a thread of low priority: whoever allocates waits for it."""
+
+MUCH_BYTES = 64 * 1024 * 1024
+"""Growth of a worker from which memory that models have taken, and need no more, is given back."""
+RECLAIM_S = 2.0
+"""Seconds between two times: a model that needs it in each run has to take it anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One name: its live versions in ascending order, the one that unversioned requests get, and its labels.
+
+    canary: decides which unversioned requests another version gets. shadow: gets copies of those that `default`
+    answers.
+    """
+
+    name: str
+    versions: dict[str, Model]
+    default: Model
+    labels: dict[str, Model]
+    traffic: Traffic
+    found: dict[ModelVersion, Model]
+    resting: tuple[str, ...]
+    """Versions that are in the folder, and not loaded."""
+    canary: CanarySelection | None = None
+    shadow: Shadow | None = None
+
+
+class Fleet:
+    """All live models of one worker, kept as the coordinator at the other end of `link` says.
+
+    root: the models folder. state_dir: see `state_folder`.
+
+    `prepare` are called with each new model, on a thread, before it can get requests; `changed` on the event loop,
+    right after `models` was replaced. box: where to note which model runs.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        link: socket.socket,
+        *,
+        ledger: TrafficStore,
+        state_dir: Path | None = None,
+        limits: Limits,
+        metrics: Metrics | None,
+        box: Heartbeat | None = None,
+    ) -> None:
+        self._root = root
+        self._state_dir = state_dir
+        self.limits = limits
+        self._box = box
+        self._metrics = metrics
+        self._tick: asyncio.TimerHandle | None = None
+        self._trim: asyncio.TimerHandle | None = None
+        self._usual_bytes = 0
+        self._reclaimed = 0.0
+        self.models: dict[str, Served] = {}
+        self.swaps = 0
+        """How often `models` was replaced."""
+        self.unloaded: dict[str, tuple[str, ...]] = {}
+        """Versions of the models that were unloaded on purpose."""
+        self.problems: tuple[Problem, ...] = ()
+        self.coordinator_silent_s = 0.0
+        """Seconds for which nothing was heard of the coordinator, where that is longer than it should be."""
+        self.folder_gone = ""
+        """Why the models folder can't be followed now; empty where it is."""
+        self.started = False
+        self.draining = False
+        self.prepare: list[Callable[[Model], None]] = []
+        self.changed: list[Callable[[], None]] = []
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=give_way)
+        self.member = WorkerAgent(
+            link, load=self._load, live=self._live, check=_check, swap=self._swap, told=self._told
+        )
+        self.changes = Changes(ledger, self.member, gone=lambda: self.folder_gone)
+
+    async def start(self, *, strict: bool = False) -> None:
+        """Load all that is to be served. Raises ModelInvalid where `strict` and something can't be."""
+        began = time.monotonic()
+        self.member.start()
+        failed = await self.member.joined()
+        self.problems = tuple({*self.problems, *failed})
+        if strict and self.problems:
+            for problem in self.problems:
+                log.error("not served: %s %s: %s", problem.name, problem.version, problem.reason)
+            first = self.problems[0]
+            raise ModelInvalid(f"{' '.join(filter(None, (first.name, first.version)))}: {first.reason}")
+        self.started = True
+        if self._box is not None:
+            self._box.loaded()
+        versions = sum(len(served.versions) for served in self.models.values())
+        log.info("%d models, %d versions in %.2f s", len(self.models), versions, time.monotonic() - began)
+        self._expire()
+
+    async def _load(self, item: ModelVersion, batching: Batching, there: Model | None) -> Model:
+        """Make a version that can serve; `there` is the same one as it serves now, whose session does."""
+        loop = asyncio.get_running_loop()
+        if there is not None and there.session.memory_bytes == self.limits.of(batching).memory_bytes:
+            session = there.session
+        else:
+            session = await loop.run_in_executor(self._loader, self._read, item, batching)
+        metrics = self._metrics.model(item.name, item.version) if self._metrics is not None else None
+        observer: Observer = metrics or Unobserved()
+        model = Model(
+            item.name,
+            item.version,
+            session,
+            sha256=item.sha256,
+            limits=self.limits,
+            batching=batching,
+            loop=loop,
+            observer=observer,
+            box=self._box,
+        )
+        if metrics is not None:
+            metrics.info(task=session.signature.task, sha256=item.sha256)
+            metrics.used_by(model)
+        if session.large:
+            self._trim_later()
+            weakref.finalize(model, self._gone, loop).atexit = False
+        for hook in self.prepare:
+            await loop.run_in_executor(self._loader, hook, model)
+        return model
+
+    def _gone(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have the memory of a large version given back; called on whichever thread let it go."""
+        with contextlib.suppress(RuntimeError):  # the loop has closed: all memory goes
+            loop.call_soon_threadsafe(self._trim_later)
+
+    def _trim_later(self) -> None:
+        if self._trim is None:
+            self._trim = asyncio.get_running_loop().call_later(TRIM_AFTER_S, self._trim_now)
+
+    def _trim_now(self) -> None:
+        self._trim = None
+        with contextlib.suppress(RuntimeError):  # the fleet has closed
+            self._loader.submit(give_back)
+
+    def _read(self, item: ModelVersion, batching: Batching) -> OnnxSession:
+        """Load a file, and note that: a file that kills whoever loads it is found out so."""
+        record = self._box.open(item.name, item.version) if self._box is not None else unrecorded()
+        record.since[0] = -time.monotonic()
+        prepared = None
+        try:
+            with contextlib.suppress(OSError):
+                prepared = locate(state_folder(self._root, self._state_dir), item.content)
+            limits = self.limits.of(batching)
+            return load(item.path, limits=limits, prepared=prepared, quiet=self.started)
+        finally:
+            record.close()
+
+    def _live(self, name: str) -> dict[ModelVersion, Model]:
+        served = self.models.get(name)
+        return served.found if served is not None else {}
+
+    def _swap(self, plan: Plan, found: dict[ModelVersion, Model]) -> None:
+        """Serve what a plan says from the next request on. What was there goes when its last request is answered."""
+        before = self._live(plan.name)
+        shadow = self.models[plan.name].shadow if plan.name in self.models else None
+        models = {name: served for name, served in self.models.items() if name != plan.name}
+        self.unloaded = {name: versions for name, versions in self.unloaded.items() if name != plan.name}
+        roles = plan.roles
+        if roles.stable is not None:
+            versions = {item.version: model for item, model in found.items()}
+            labels = {label: versions[version] for label, version in roles.labels.items()}
+            stable, copied = versions[roles.stable], None
+            if roles.shadow is not None:
+                model, percent = versions[roles.shadow.version], roles.shadow.percent
+                same = shadow is not None and shadow.same(stable, model, percent)
+                copied = shadow if same else Shadow(stable, model, percent, self._metrics)
+            models[plan.name] = Served(
+                plan.name, versions, stable, labels, plan.traffic, found, plan.resting, _split(plan, found), copied
+            )
+        elif plan.traffic.unloaded and plan.resting:
+            self.unloaded[plan.name] = plan.resting
+        if shadow is not None and (plan.name not in models or models[plan.name].shadow is not shadow):
+            shadow.close()
+        self.models = dict(sorted(models.items()))
+        self.swaps += 1
+        for hook in self.changed:
+            hook()
+        if self._metrics is not None:
+            for item in before.keys() | found.keys():
+                self._metrics.model(item.name, item.version).ready(item in found)
+            self._metrics.serving(plan.name, plan.traffic.generation)
+
+    def _told(self, told: FleetStatus) -> None:
+        self.problems = told.problems
+        self.folder_gone = next((problem.reason for problem in told.problems if not problem.name), "")
+        if self._metrics is not None:
+            for name, standing in told.standings.items():
+                self._metrics.asked(name, standing.asked, refused=bool(standing.error))
+            self._metrics.folder(gone=bool(self.folder_gone))
+            self._metrics.passed(told.passed)
+            self._metrics.examined(told.figures, told.stumbles)
+
+    def refuse(self) -> None:
+        """Answer all that waits or runs with NotReady: the server ends now."""
+        self.draining = True
+        for served in self.models.values():
+            for model in served.versions.values():
+                model.batcher.refuse(NotReady("the server is ending: ask another one"))
+
+    async def close(self) -> None:
+        """Finish what was accepted and stop the models' threads."""
+        for timer in (self._tick, self._trim):
+            if timer is not None:
+                timer.cancel()
+        self.member.close()
+        self._loader.shutdown(wait=False, cancel_futures=True)
+        for served in self.models.values():
+            if served.shadow is not None:
+                served.shadow.close()
+        versions = [model for served in self.models.values() for model in served.versions.values()]
+        await asyncio.gather(*(model.batcher.close() for model in versions))
+
+    @property
+    def ready(self) -> bool:
+        """Whether this worker should get requests: loaded, something to serve, not draining."""
+        return self.started and bool(self.models) and not self.draining
+
+    @property
+    def lag(self) -> float:
+        """Seconds for which this worker has left unacknowledged what it was told, as its parent measures it."""
+        return self._box.lag if self._box is not None else 0.0
+
+    def _listen(self) -> None:
+        """Note whether the coordinator is heard of: while it is not, what is served stays, whatever is asked for."""
+        silent_s = round(self.member.unheard_s, 1)
+        was, self.coordinator_silent_s = self.coordinator_silent_s, silent_s if silent_s > SILENT_S else 0.0
+        if self.coordinator_silent_s and not was:
+            log.error("nothing was heard of the coordinator for %.0f s: what is served stays as it is", silent_s)
+        elif was and not self.coordinator_silent_s:
+            log.warning("the coordinator is heard of again")
+        if self._metrics is not None:
+            self._metrics.silent(self.coordinator_silent_s)
+
+    def generations(self) -> dict[str, dict[str, int | None]]:
+        """Say by model which generation of its traffic state is served here, which is asked for, and the lag."""
+        found: dict[str, dict[str, int | None]] = {}
+        for name, standing in self.member.standings.items():
+            served = self.models.get(name)
+            here = standing.serving if served is None else served.traffic.generation
+            found[name] = {"serving": here, "asked": standing.asked, "lag": max(0, standing.asked - (here or 0))}
+        return found
+
+    def get(self, name: str, version: str | None = None, label: str | None = None) -> Model:
+        """Return the model that a request for this name, version or label gets.
+
+        Raises ModelNotFound where there is none, NotReady where it is in the repository and can't be served.
+        """
+        served = self.models.get(name)
+        if served is None:
+            self._why_not(name, version)
+            known = ", ".join(sorted(self.models)) or "none"
+            raise ModelNotFound(f"no model is called '{shown(name)}'; models: {known[:500]}")
+        if version is not None:
+            if version in served.versions:
+                return served.versions[version]
+            self._why_not(name, version)
+            known = ", ".join(served.versions)
+            raise ModelNotFound(f"model {name!r} has no version '{shown(version)}'; versions: {known[:500]}")
+        if label is not None:
+            if label in served.labels:
+                return served.labels[label]
+            known = ", ".join(served.labels)
+            raise ModelNotFound(f"model {name!r} has no label '{shown(label)}'; labels: {known[:500]}")
+        return served.default
+
+    def _why_not(self, name: str, version: str | None) -> None:
+        for problem in self.problems:
+            if problem.name == name and version in (None, problem.version):
+                of = f" version {problem.version}" if problem.version else ""
+                raise NotReady(f"model {name!r}{of} is not served: {problem.reason}")
+        if name in self.unloaded and (version is None or version in self.unloaded[name]):
+            raise NotReady(f"model {name!r} is unloaded")
+        if name in self.models and version in self.models[name].resting:
+            raise NotReady(f"model {name!r} version {version} is not loaded")
+
+    def _reclaim(self, now: float) -> None:
+        """Have memory given back where this worker has grown by much: arenas keep the most that a run ever took."""
+        if now - self._reclaimed < RECLAIM_S:
+            return
+        size = resident()
+        self._usual_bytes = min(self._usual_bytes, size) or size
+        if size - self._usual_bytes > MUCH_BYTES:
+            self._reclaimed = now
+            sessions = [model.session for served in self.models.values() for model in served.versions.values()]
+            self._loader.submit(self._shrink, sessions)
+
+    def _shrink(self, sessions: list[OnnxSession]) -> None:
+        idle = not any(session.busy for session in sessions)
+        for session in sessions:
+            session.give_back()
+        give_back()
+        size = resident()
+        # What a run has now may stay with its arena afterwards, and be usual no more.
+        if idle and not any(session.busy for session in sessions):
+            self._usual_bytes = size
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for served in self.models.values():
+            for model in served.versions.values():
+                model.batcher.expire(now)
+        self._listen()
+        self._reclaim(now)
+        self._tick = asyncio.get_running_loop().call_later(0.1, self._expire)
+
+
+def _split(plan: Plan, found: dict[ModelVersion, Model]) -> CanarySelection | None:
+    """Make what decides between stable and canary. Raises InvalidRequest where it asks for a feature that is not."""
+    roles = plan.roles
+    if roles.canary is None:
+        return None
+    versions = {item.version: model for item, model in found.items()}
+    return CanarySelection(
+        versions[roles.stable or ""], versions[roles.canary.version], roles.canary.percent, roles.canary.sticky
+    )
+
+
+def _check(plan: Plan, found: dict[ModelVersion, Model]) -> None:
+    """Raise InvalidRequest where a plan asks for what its versions do not have: a feature, or labels to compare."""
+    _split(plan, found)
+    roles, judge = plan.roles, plan.traffic.judge
+    if judge is None or judge.agreement is None or roles.shadow is None:
+        return
+    for item, model in found.items():
+        if item.version in (roles.stable, roles.shadow.version) and model.signature.label is None:
+            raise InvalidRequest(
+                f"judge.agreement: version {item.version} gives no labels to compare: leave it out, and see how far "
+                "scores differ in serving status"
+            )

@@ -1,0 +1,247 @@
+"""Publishes a version: staged outside of the models folder, examined, and renamed into place; whole or not at all.
+
+A crash at any instant leaves the state before or the state after. Where the state folder is on another file system, the
+version is copied first to a hidden folder within the model's own, which no server takes for a version. What a crash
+leaves behind is swept later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import getpass
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.deploy.staging import ModelFile, Source, copied, embed, write
+from serving.errors import Conflict, InvalidRequest, ModelInvalid, NotReady, shown
+from serving.gate import gate, prepared
+from serving.gate.gate import Gate
+from serving.gate.report import REPORT_FILE, GateRefused, Report
+from serving.repository import manifest, state_directory
+from serving.repository.manifest import MANIFEST_FILE, MODEL_FILE, Hashes, Manifest
+from serving.repository.repository import NAME, VERSION
+from serving.repository.state_directory import sync
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+_NEAR = ".publishing-"
+"""Begins the name of a copy that is about to be renamed. Triton and TF Serving take numbers for versions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A version that is in the folder; `new` is False where the same bytes were published before."""
+
+    version: str
+    report: Report
+    new: bool = True
+
+
+def publish(
+    root: Path,
+    name: str,
+    source: Path | Source,
+    *,
+    version: str | None = None,
+    signature: bytes | None = None,
+    note: str = "",
+    who: str = "",
+    allow_breaking: bool = False,
+    allow_custom_ops: bool = False,
+    serving: Path | None = None,
+    examiner: Gate | None = None,
+    state_dir: Path | None = None,
+) -> Published:
+    """Put a model into `root/name/<version>/` and return the version and the gate's report.
+
+    source: an ONNX file, whose external data must lie in its own folder, or what writes one. version: None takes the
+    next number. signature: JSON that is embedded in place of the file's own. serving: the folder of the version that
+    callers use now, which the new one must be compatible with; None finds it. examiner: a gate that is open already.
+    state_dir: see `state_folder`. Raises InvalidRequest, Conflict where the version is there with other bytes,
+    GateRefused, and NotReady where the disk is full or can't be written to.
+    """
+    check_name(name)
+    if version is not None and not VERSION.fullmatch(version):
+        raise InvalidRequest(f"'{shown(version)}' is no version: a whole number from 1, or next")
+    staged = None
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        place = state_directory.state_folder(root, state_dir)
+        state_directory.sweep(place / "staging")
+        state_directory.sweep(root, f"*/{_NEAR}*")
+        staged = state_directory.staging_folder(place)
+        folder = staged / name / "new"
+        folder.mkdir(parents=True)
+        files = (ModelFile(source) if isinstance(source, Path) else source).stage(folder)
+        if signature is not None:
+            files[MODEL_FILE] = embed(folder / MODEL_FILE, signature)
+        found = Manifest(
+            files=files,
+            note=note,
+            who=who or user(),
+            time=round(time.time(), 3),
+            allow_breaking=allow_breaking,
+            allow_custom_ops=allow_custom_ops,
+        )
+        there = _same(root / name, found, version)
+        if there is not None:
+            return Published(there, _judged(place, root / name / there, found, None, examiner), new=False)
+        write(folder / MANIFEST_FILE, found.text())
+        report = _judged(place, folder, found, serving or serving_now(root / name), examiner)
+        if not report.ok:
+            raise GateRefused(report)
+        write(folder / REPORT_FILE, report.text())
+        for inner, _, _ in os.walk(folder, topdown=False):
+            sync(Path(inner))
+        sync(folder.parent)
+        return Published(_into_place(folder, root, name, version), report)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise NotReady(f"the version could not be written, and nothing has changed: {reason.lower()}") from error
+    finally:
+        if staged is not None:
+            shutil.rmtree(staged, ignore_errors=True)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is none, before it touches a path. Raises InvalidRequest."""
+    if not NAME.fullmatch(name):
+        raise InvalidRequest(
+            f"'{shown(name)}' is no model name: letters, digits, dot, dash, underscore, not a sign first; 128 at most"
+        )
+
+
+def serving_now(home: Path) -> Path | None:
+    """Return the folder of the version that callers of a model use now; None where it has none."""
+    versions = _versions(home)
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        stable = json.loads((home / "traffic.json").read_bytes()).get("stable")
+        if stable in map(str, versions):
+            return home / str(stable)
+    return home / str(versions[-1]) if versions else None
+
+
+def _versions(home: Path) -> list[int]:
+    try:
+        return sorted(int(name) for name in os.listdir(home) if VERSION.fullmatch(name))
+    except FileNotFoundError:
+        return []
+
+
+def _same(home: Path, found: Manifest, version: str | None) -> str | None:
+    """Return the version with these very files. Raises Conflict where `version` is there with others."""
+    for number in reversed(_versions(home)):
+        if version is not None and str(number) != version:
+            continue
+        try:
+            there = manifest.read(home / str(number)) or manifest.of(home / str(number), Hashes())
+        except ModelInvalid:
+            there = None
+        if there is not None and there.content == found.content:
+            return str(number)
+        if version is not None:
+            raise _taken(version)
+    return None
+
+
+def _taken(version: str) -> Conflict:
+    return Conflict(f"version {version} is there with other content, and a version never changes: publish the next one")
+
+
+def _judged(place: Path, folder: Path, found: Manifest, serving: Path | None, examiner: Gate | None) -> Report:
+    """Examine a version, and keep the verdict and the prepared form where it passed."""
+    if serving is None and (known := gate.verdict(place, found.content)) is not None:
+        return known
+    with prepared.written(place, found) as prepare_in, contextlib.ExitStack() as stack:
+        examiner = examiner or stack.enter_context(Gate())
+        report = examiner.examine(folder, serving=serving, prepare_in=prepare_in)
+    if report.ok:
+        with contextlib.suppress(OSError):  # a verdict that is not kept is made once more
+            gate.keep(place, report)
+    return report
+
+
+def _into_place(folder: Path, root: Path, name: str, version: str | None) -> str:
+    """Rename what was staged to where it is served from, and return its version. Raises Conflict, OSError."""
+    home, staged = root / name, folder.parent
+    try:
+        if not home.exists():
+            # A new model comes with its folder: an empty one would be there for a moment, or after a crash for ever.
+            number = version or "1"
+            folder = folder.rename(folder.with_name(number))
+            sync(staged)
+            with contextlib.suppress(FileExistsError):  # somebody else's first version was faster
+                _rename(staged, home)
+                sync(root)
+                return number
+        return _numbered(folder, home, version)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    (folder,) = staged.iterdir()
+    with _near(folder, home) as near:
+        return _numbered(near, home, version)
+
+
+def _numbered(folder: Path, home: Path, version: str | None) -> str:
+    while True:
+        number = version or str(max(_versions(home), default=0) + 1)
+        try:
+            _rename(folder, home / number)
+        except FileExistsError:
+            if version is not None:
+                raise _taken(version) from None
+            continue
+        sync(home)
+        return number
+
+
+@contextlib.contextmanager
+def _near(folder: Path, home: Path) -> Iterator[Path]:
+    """Copy what was staged to the file system of the models, and have it on disk. Raises OSError."""
+    home.mkdir(exist_ok=True)
+    near = home / f"{_NEAR}{secrets.token_hex(8)}"
+    try:
+        shutil.copytree(folder, near, copy_function=copied)
+        for inner, _, _ in os.walk(near, topdown=False):
+            sync(Path(inner))
+        yield near
+    finally:
+        shutil.rmtree(near, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            home.rmdir()  # where it was made for this, and nothing came of it
+
+
+def _rename(source: Path, to: Path) -> None:
+    """Rename a folder onto a name that must be free. Raises FileExistsError, OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        old, new = os.fsencode(source), os.fsencode(to)
+        if libc.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_NOREPLACE) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(number, os.strerror(number), str(to))
+    # Some network file systems do not have it. A plain rename spares all but an empty folder.
+    try:
+        source.rename(to)
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(to)) from None
+        raise
+
+
+def user() -> str:
+    """Name the user of the system who runs this process."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a number without a name, as in containers
+        return str(os.getuid())

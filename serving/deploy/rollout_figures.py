@@ -1,0 +1,65 @@
+"""What was counted of versions since the server started, in words and units that a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from serving.deploy.analysis import Totals, live, percent
+from serving.repository.traffic import Traffic
+
+
+def told(traffic: Traffic, totals: Mapping[str, Totals]) -> list[str]:
+    """Say in a line each how canary and shadow go, since the server started."""
+    said = []
+    if traffic.canary is not None:
+        for role, version in (("canary", traffic.canary.version), ("stable", traffic.stable or "")):
+            if version in totals:
+                its = live({}, totals[version])
+                mean = f", {its.seconds / its.timed * 1e3:.3g} ms each" if its.timed else ""
+                said.append(f"{role} {version}: {its.predictions:,.0f} predictions, {its.errors:,.0f} failed{mean}")
+    for copy in (traffic.shadow, traffic.canary):
+        if copy is None or copy.version not in totals:
+            continue
+        seen = figures(totals[copy.version]).get("shadow")
+        if seen is None:
+            continue
+        line = f"shadow {copy.version}: {seen['compared']:,} answers compared, {seen['failed']:,} failed"
+        if seen["agreement"] is not None:
+            line += f", {percent(seen['agreement'])} of the rows agree"
+        if seen["score_difference"]["mean"] is not None:
+            line += f", scores differ by {seen['score_difference']['mean']:.3g} on average"
+        if seen["mean_seconds"] is not None:
+            line += f", {seen['mean_seconds'] * 1e3:.3g} ms each"
+        said.append(f"{line}; not copied: {seen['busy']:,} while busy, {seen['incompatible']:,} incompatible")
+    return said
+
+
+def figures(totals: Totals) -> dict[str, Any]:
+    """Put what one version did since the server started in words and units that a person reads."""
+    its = live({}, totals)
+    found: dict[str, Any] = {
+        "predictions": round(its.predictions),
+        "rows": round(its.rows),
+        "errors": round(its.errors),
+        "error_rate": _ratio(its.errors, its.predictions),
+        "mean_seconds": _ratio(its.seconds, its.timed),
+    }
+    if any(totals.get(f"shadow_{outcome}") for outcome in ("compared", "failed", "busy", "incompatible")):
+        edges = [
+            (key.rsplit("_", 1)[1], count) for key, count in totals.items() if key.startswith("shadow_difference_le")
+        ]
+        found["shadow"] = {
+            **{o: round(totals[f"shadow_{o}"]) for o in ("compared", "failed", "busy", "incompatible")},
+            "agreement": _ratio(totals["shadow_agreeing_rows"], totals["shadow_rows"]),
+            "score_difference": {
+                "mean": _ratio(totals["shadow_difference_sum"], totals["shadow_difference_count"]),
+                "rows_up_to": {edge: round(count) for edge, count in edges},
+            },
+            "mean_seconds": _ratio(totals["shadow_sum"], totals["shadow_count"]),
+        }
+    return found
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return round(part / whole, 6) if whole else None

@@ -1,0 +1,207 @@
+"""A worker's side of deployment: does what the coordinator says, off the event loop, and reports back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, NamedTuple
+
+from serving.deploy.channel import WorkerEnd
+from serving.deploy.plan import Plan
+from serving.engine.batching import Batching
+from serving.engine.model import Model
+from serving.errors import InvalidRequest, ModelInvalid, NotReady, ServingError
+from serving.gate.results import Figure
+from serving.repository.repository import ModelVersion, Problem
+
+log = logging.getLogger("serving.member")
+
+Load = Callable[[ModelVersion, Batching, Model | None], Awaitable[Model]]
+Live = Callable[[str], dict[ModelVersion, Model]]
+Check = Callable[[Plan, dict[ModelVersion, Model]], object]
+Swap = Callable[[Plan, dict[ModelVersion, Model]], None]
+
+
+class Standing(NamedTuple):
+    """Where a model stands, as the coordinator sees it: generations asked for and served, and why they differ."""
+
+    asked: int
+    serving: int | None
+    stable: str | None
+    error: str
+    invalid: bool
+    """Whether what was asked for fits no version that is there, so that asking again can't help."""
+    busy: bool
+    alone: dict[str, str]
+    """Why requests of a version that is served do not run together, by version; those that do are not in it."""
+
+
+class FleetStatus(NamedTuple):
+    """What the coordinator says of all models: what is not served and why, where each stands, and what the gate found.
+
+    passed: name, version, and whether the gate let it pass. figures: see `verdicts.Figure`. stumbles: of the
+    coordinator.
+    """
+
+    problems: tuple[Problem, ...]
+    standings: dict[str, Standing]
+    passed: list[tuple[str, str, bool]]
+    figures: list[Figure]
+    stumbles: int
+
+
+class _Failed(Exception):
+    """A plan can't be served: `version` can't be loaded; where that is empty, the plan does not fit those that can."""
+
+    def __init__(self, version: str, reason: str) -> None:
+        super().__init__(reason)
+        self.version = version
+        self.reason = reason
+
+
+class WorkerAgent:
+    """Speaks with the coordinator over one end of a channel.
+
+    load: loads and warms a version, or has one that serves already run in another way. live: the versions of a model
+    that serve now. check: raises a ServingError where a plan can't be served with what was loaded. swap: puts a plan's
+    versions in their place, at once. told: takes what is so of all models, whenever that changes.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        load: Load,
+        live: Live,
+        check: Check,
+        swap: Swap,
+        told: Callable[[FleetStatus], None],
+    ) -> None:
+        self._channel = WorkerEnd(sock, self._hear)
+        self._say = self._channel.send
+        self._load = load
+        self._live = live
+        self._check = check
+        self._swap = swap
+        self._told = told
+        self._prepared: dict[str, tuple[Plan, dict[ModelVersion, Model]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._joined = asyncio.Event()
+        self._failed: list[Problem] = []
+        self._moved = asyncio.Event()
+        self.standings: dict[str, Standing] = {}
+
+    def start(self) -> None:
+        """Listen to the coordinator."""
+        self._channel.start()
+
+    @property
+    def unheard_s(self) -> float:
+        """Seconds since the coordinator has said anything."""
+        return time.monotonic() - self._channel.heard
+
+    async def joined(self) -> list[Problem]:
+        """Wait until all that was in force when this worker came is loaded; return what of it could not be."""
+        await self._joined.wait()
+        return self._failed
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._channel.close()
+        for task in self._tasks:
+            task.cancel()
+
+    def look(self, *, retry: str | None = None) -> None:
+        """Ask the coordinator to look at the folder now; `retry` names a model whose failures are to be forgotten."""
+        self._say({"kind": "look", "retry": retry})
+
+    async def settled(self, name: str, generation: int) -> Standing:
+        """Wait until every worker serves a generation of a model or can't.
+
+        Raises InvalidRequest where that asks for what the versions do not have, else NotReady, with the reason.
+        """
+        while True:
+            self._moved.clear()
+            standing = self.standings.get(name)
+            if standing is not None and standing.asked >= generation:
+                if standing.serving is not None and standing.serving >= generation:
+                    return standing
+                if standing.error and not standing.busy:
+                    raise InvalidRequest(standing.error) if standing.invalid else NotReady(standing.error)
+            await self._moved.wait()
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        kind = message["kind"]
+        if kind == "join":
+            self._begin(self._join([Plan.read(given) for given in message["plans"]]))
+        elif kind == "prepare":
+            self._begin(self._prepare(Plan.read(message["plan"])))
+        elif kind == "told":
+            self.standings = {name: Standing(**standing) for name, standing in message["models"].items()}
+            problems = tuple(Problem(*given) for given in message["problems"])
+            self._told(
+                FleetStatus(problems, self.standings, message["passed"], message["figures"], message["stumbles"])
+            )
+            self._moved.set()
+        elif kind in ("commit", "abort"):
+            self._end(message["name"], message["revision"], commit=kind == "commit")
+
+    def _begin(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _join(self, plans: Iterable[Plan]) -> None:
+        for wanted in plans:
+            try:
+                self._swap(wanted, await self._loaded(wanted))
+            except _Failed as error:
+                self._failed.append(Problem(wanted.name, error.version, error.reason))
+                self._answer(wanted, error)
+        self._joined.set()
+
+    async def _prepare(self, wanted: Plan) -> None:
+        await self._joined.wait()
+        try:
+            self._prepared[wanted.name] = wanted, await self._loaded(wanted)
+        except _Failed as error:
+            self._answer(wanted, error)
+        else:
+            self._answer(wanted)
+
+    async def _loaded(self, wanted: Plan) -> dict[ModelVersion, Model]:
+        """Load what is not there yet."""
+        live = self._live(wanted.name)
+        models: dict[ModelVersion, Model] = {}
+        for item in wanted.versions:
+            batching, there = wanted.batching[item.version], live.get(item)
+            try:
+                same = there is not None and there.batching == batching
+                models[item] = there if there is not None and same else await self._load(item, batching, there)
+            except ModelInvalid as error:
+                raise _Failed(item.version, error.message) from None
+            except Exception:
+                log.exception("%s %s could not be loaded", item.name, item.version)
+                raise _Failed(item.version, "it could not be loaded: the server's log has the reason") from None
+        try:
+            self._check(wanted, models)
+        except ServingError as error:
+            raise _Failed("", error.message) from None
+        return models
+
+    def _end(self, name: str, revision: int, *, commit: bool) -> None:
+        wanted, models = self._prepared.pop(name, (None, {}))
+        if wanted is None or wanted.revision != revision:
+            return
+        if commit:
+            self._swap(wanted, models)
+            self._answer(wanted)
+
+    def _answer(self, wanted: Plan, error: _Failed | None = None) -> None:
+        message: dict[str, Any] = {"kind": "done", "name": wanted.name, "revision": wanted.revision}
+        if error is not None:
+            message["failed"] = [error.version, error.reason]
+        self._say(message)

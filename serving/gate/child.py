@@ -1,0 +1,175 @@
+"""The gate's process: loads the libraries once, then forks for each version a child with limits, and waits for it.
+
+Speaks with `gate.Gate` in lines of JSON: a task in, findings out. A child that dies or overstays costs only itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+
+import onnx
+
+from serving.engine.batching import Independence
+from serving.gate.checks import ROWS, Findings, Task, examine
+from serving.gate.report import Check
+from serving.linux.sandbox import no_network
+
+_MOST_ANSWER = 8 * 1024 * 1024
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Examine what is asked for, one at a time, until nobody asks any more."""
+    _last_in_line()
+    _preload()
+    asked, answers = sys.stdin.buffer, sys.stdout.buffer
+    for line in iter(asked.readline, b""):
+        findings = _in_child(Task.model_validate_json(line), asked.fileno())
+        answers.write(findings.model_dump_json().encode() + b"\n")
+        answers.flush()
+
+
+def _last_in_line() -> None:
+    """Let everything else have the processor first.
+
+    Where the kernel groups processes by session (autogroup), a process's nice value counts only within its session,
+    and the session's against the others'.
+    """
+    os.setpriority(os.PRIO_PROCESS, 0, 19)
+    with contextlib.suppress(OSError):  # a kernel without
+        Path("/proc/self/autogroup").write_text("19")
+
+
+def _preload() -> None:
+    """Have onnx register its operators now: each child would do it anew, which takes longer than a small model."""
+    graph = onnx.helper.make_graph([], "none", [], [])
+    onnx.checker.check_model(onnx.helper.make_model(graph))
+
+
+def _in_child(task: Task, asked: int) -> Findings:
+    read, write = os.pipe()
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(read)
+            _confine(task, parent, write)
+            _examine(task, write)
+        finally:
+            os._exit(70)  # no clean-up of a copy of the parent's state
+    os.close(write)
+    try:
+        text, late = _listen(read, asked, task.wall_s)
+    finally:
+        os.close(read)
+        # The child leads its own group; after this nothing of it is left.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    return _read(text, status, late, task)
+
+
+def _confine(task: Task, parent: int, keep: int) -> None:
+    """Take from this process all that a model does not need."""
+    os.setsid()
+    _last_in_line()  # again: a session has a priority of its own
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(71)
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    os.closerange(3, keep)
+    os.closerange(keep + 1, 256)
+    os.environ.clear()
+    # Of all processes on the machine, this one goes first when memory ends.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    for limit, value in (
+        (resource.RLIMIT_AS, mapped + task.memory_bytes),
+        (resource.RLIMIT_FSIZE, task.file_bytes),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_CPU, task.cpu_s),
+    ):
+        _, most = resource.getrlimit(limit)
+        soft = value if most == resource.RLIM_INFINITY else min(value, most)
+        # The signal of the soft limit says in the report what has happened; that of the hard one can't be caught.
+        resource.setrlimit(limit, (soft, soft + 2 if limit == resource.RLIMIT_CPU and most < 0 else soft))
+    no_network()
+
+
+def _examine(task: Task, write: int) -> None:
+    with os.fdopen(write, "wb") as pipe:
+
+        def note(name: str) -> None:
+            pipe.write(json.dumps({"at": name}).encode() + b"\n")
+            pipe.flush()
+
+        def tell(findings: Findings) -> None:
+            pipe.write(findings.model_dump_json().encode() + b"\n")
+            pipe.flush()
+
+        tell(examine(task, note, tell))
+    os._exit(0)
+
+
+def _listen(pipe: int, asked: int, wall_s: float) -> tuple[bytes, bool]:
+    """Read all that the child says; ends early, and says so, when its time is over."""
+    text = bytearray()
+    until = time.monotonic() + wall_s
+    while len(text) < _MOST_ANSWER:
+        left = until - time.monotonic()
+        if left <= 0:
+            return bytes(text), True
+        ready, _, _ = select.select([pipe, asked], [], [], left)
+        if pipe in ready:
+            part = os.read(pipe, 65536)
+            if not part:
+                break
+            text += part
+        elif asked in ready:
+            # Nobody sends a second task before the first is answered: whoever asked is gone.
+            return bytes(text), True
+    return bytes(text), False
+
+
+def _read(text: bytes, status: int, late: bool, task: Task) -> Findings:
+    at = "the start"
+    found = None
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, TypeError):
+            document = json.loads(line)
+            if "at" not in document:
+                found = Findings.model_validate(document)
+            else:
+                at = str(document["at"])
+    if found is not None:
+        if at == ROWS and found.independence is None:  # it did not outlive the trial, which refuses nothing
+            reason = "the trial of its rows did not end" if late else "the trial of its rows ended its process"
+            found.independence = Independence(proved=False, reason=reason)
+            found.checks.append(Check(name=ROWS, outcome="warned", detail=f"{reason}: requests run alone"))
+        return found
+    if late:
+        return Findings(reasons=[f"it did not end within {task.wall_s:g} s at: {at}"])
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        if number == signal.SIGXCPU:
+            return Findings(reasons=[f"it took more than {task.cpu_s} s of processor time at: {at}"])
+        return Findings(reasons=[f"it ended its process ({signal.Signals(number).name}) at: {at}"])
+    return Findings(reasons=[f"it ended its process at: {at}"])
+
+
+if __name__ == "__main__":
+    main()

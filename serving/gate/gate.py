@@ -1,0 +1,281 @@
+"""The gate: every version passes it before a worker loads it.
+
+Looking at a model means running it, so all of that happens in a disposable process with limits (`gate_child`); here
+are the rules: what is asked, what the answer means, and which verdicts are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version as package_version
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from serving.engine.batching import RULES, Independence
+from serving.engine.signature import Signature
+from serving.errors import ModelInvalid
+from serving.gate.compatibility import breaking
+from serving.gate.report import Check, Figures, Report
+from serving.repository import manifest
+from serving.repository.manifest import Hashes, Manifest
+from serving.repository.state_directory import subfolder, write
+
+if TYPE_CHECKING:
+    from typing import Self
+
+_START_S = 60.0
+_GRACE_S = 10.0
+_MOST_REASON = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one version may take while it is looked at; bytes and seconds."""
+
+    memory_bytes: int | None = None
+    """None: 2 GiB and six times its files, and at most three quarters of what the machine has left."""
+    cpu_s: int = 300
+    wall_s: float = 120.0
+    max_batch_rows: int = 512
+
+
+def runtime() -> str:
+    """Return the version of onnxruntime, without loading it."""
+    return package_version("onnxruntime")
+
+
+class Gate:
+    """One process that examines versions one after another; its libraries are loaded once. Used by one thread."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process and what it examines."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()  # its child dies with it
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    with contextlib.suppress(OSError):
+                        stream.close()
+
+    def examine(
+        self,
+        folder: Path,
+        *,
+        serving: Path | None = None,
+        allow_breaking: bool = False,
+        allow_custom_ops: bool = False,
+        prepare_in: Path | None = None,
+    ) -> Report:
+        """Examine the version in a folder; `serving` is the folder of the one that callers use now.
+
+        prepare_in: an empty folder that gets the prepared form, where there is one. Never raises for what lies in it.
+        """
+        began = time.time()
+        try:
+            found = manifest.read(folder) or manifest.of(folder, Hashes())
+        except ModelInvalid as error:
+            return unreadable(error.message)
+        task = self._task(folder, found.size)
+        task["allow_custom_ops"] = allow_custom_ops or found.allow_custom_ops
+        task["prepare_in"] = str(prepare_in) if prepare_in else None
+        findings = self._ask(task)
+        now = self._ask({**self._task(serving, _size(serving)), "measure_only": True}) if serving else {}
+        return judge(
+            found,
+            findings,
+            now,
+            runtime=runtime(),
+            at=began,
+            allow_breaking=allow_breaking or found.allow_breaking,
+        )
+
+    def _task(self, folder: Path, size: int) -> dict[str, Any]:
+        limits = self._limits
+        return {
+            "folder": str(folder.resolve()),
+            "memory_bytes": limits.memory_bytes or _memory(size),
+            "file_bytes": 4 * size + 64 * 2**20,
+            "cpu_s": limits.cpu_s,
+            "wall_s": limits.wall_s,
+            "max_batch_rows": limits.max_batch_rows,
+        }
+
+    def _ask(self, task: dict[str, Any]) -> dict[str, Any]:
+        """Send one task and return its findings; a process that fails is replaced next time."""
+        wait = self._limits.wall_s + _GRACE_S
+        if self._process is None:
+            self._process = _start()
+            wait += _START_S
+        asks, answers = self._process.stdin, self._process.stdout
+        if asks is None or answers is None:
+            raise RuntimeError("the gate's process has no pipes")
+        try:
+            asks.write(json.dumps(task).encode() + b"\n")
+            asks.flush()
+            poll = select.poll()  # select() takes no descriptor above 1023, and a busy server has those
+            poll.register(answers, select.POLLIN)
+            ready = poll.poll(1000 * wait)
+            line = answers.readline() if ready else b""
+            findings: dict[str, Any] = json.loads(line)
+        except (OSError, ValueError):
+            self.close()
+            return {"reasons": ["the gate's own process ended or did not answer; try again"]}
+        return findings
+
+
+def unreadable(reason: str) -> Report:
+    """Make the verdict on what is no whole model: nothing was run."""
+    check = Check(name="files", outcome="refused", detail=reason)
+    return Report(ok=False, content="", runtime=runtime(), time=time.time(), reasons=(reason,), checks=(check,))
+
+
+def judge(
+    found: Manifest,
+    findings: dict[str, Any],
+    now: dict[str, Any],
+    *,
+    runtime: str,
+    at: float,
+    allow_breaking: bool,
+) -> Report:
+    """Make the verdict on a version from what was found of it and of the version that serves now."""
+    try:
+        checks = [Check.model_validate(check) for check in findings.get("checks", ())]
+        reasons = [_shown(str(reason)) for reason in findings.get("reasons", ())]
+        signature = _signature(findings)
+        figures = Figures.model_validate(findings["figures"]) if findings.get("figures") else None
+        given = findings.get("independence")
+        independence = None if given is None else Independence.model_validate({**given, "rules": RULES})
+        if signature is None and not reasons:
+            reasons.append("the gate's process gave no answer")
+    except ValidationError:
+        # The process ran a stranger's model: what it says is checked like everything from outside.
+        checks, reasons = [], ["the gate's process gave no sensible answer"]
+        signature = figures = independence = None
+    broken: list[str] = []
+    old = _signature(now)
+    if signature is not None and old is not None:
+        broken = [_shown(reason) for reason in breaking(old, signature)]
+        detail = "; ".join(broken)
+        refused = bool(broken) and not allow_breaking
+        checks.append(Check(name="signature", outcome="refused" if refused else "passed", detail=detail))
+        if refused:
+            reasons.append(f"breaking for callers of the version that serves: {detail}")
+    return Report(
+        ok=not reasons,
+        content=found.content,
+        runtime=runtime,
+        time=at,
+        reasons=tuple(reasons),
+        breaking=tuple(broken),
+        checks=tuple(checks),
+        independence=independence,
+        size_bytes=found.size,
+        figures=figures,
+        beside=Figures.model_validate(now["figures"]) if now.get("figures") else None,
+    )
+
+
+def examine(folder: Path, *, serving: Path | None = None, limits: Limits | None = None) -> Report:
+    """Examine one version in a process of its own; see `Gate.examine`."""
+    with Gate(limits) as gate:
+        return gate.examine(folder, serving=serving)
+
+
+def verdict(state_dir: Path, content: str) -> Report | None:
+    """Return the kept verdict on a version's content with this onnxruntime; None where there is none to trust."""
+    try:
+        kept = Report.model_validate_json(_place(state_dir, content).read_bytes())
+    except (OSError, ValueError):
+        return None
+    fits = kept.content == content and kept.runtime == runtime()
+    current = not kept.ok or (kept.independence is not None and kept.independence.rules == RULES)
+    return kept if fits and current else None
+
+
+def report(state_dir: Path, folder: Path) -> Report | None:
+    """Return the kept verdict on the version in a folder, as it is now; None where there is none. Reads all of it."""
+    try:
+        found = manifest.read(folder) or manifest.of(folder, Hashes())
+    except ModelInvalid:
+        return None
+    return verdict(state_dir, found.content)
+
+
+def keep(state_dir: Path, made: Report) -> None:
+    """Keep a verdict where `verdict` finds it. Raises OSError."""
+    if made.content:
+        subfolder(state_dir, "reports")
+        write(_place(state_dir, made.content), made.text())
+
+
+def _place(state_dir: Path, content: str) -> Path:
+    return state_dir / "reports" / f"{content}.json"
+
+
+def _signature(findings: dict[str, Any]) -> Signature | None:
+    given = findings.get("signature")
+    return None if given is None else Signature.model_validate(given)
+
+
+def _start() -> subprocess.Popen[bytes]:
+    # No credentials: of the environment only what Python needs to find the same modules.
+    environment = {
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "LC_ALL": "C.UTF-8",
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "serving.gate.child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        cwd="/",
+        start_new_session=True,
+    )
+
+
+def _size(folder: Path) -> int:
+    try:
+        return (manifest.read(folder) or manifest.of(folder, Hashes())).size
+    except ModelInvalid:
+        return 0
+
+
+def _memory(size: int) -> int:
+    free = next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith("MemAvailable")
+    )
+    return min(2 * 2**30 + 6 * size, free * 3 // 4)
+
+
+def _shown(text: str) -> str:
+    """Make a text that a model had a part in fit for a terminal and a log."""
+    return "".join(c if c.isprintable() else "?" for c in text[:_MOST_REASON])

@@ -1,0 +1,68 @@
+"""What all gRPC connections of one worker share: how long clients are waited for, and who is cut."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True, frozen=True)
+class Timeouts:
+    """How long a connection is waited for, in seconds, and how much it may take.
+
+    head_s: from connecting to the first settings, from the first byte of a frame or a block of headers to its last; a
+    message's rate counts after it. body_s: all of a message. write_s: a client that takes nothing of its answer.
+    idle_s: without a call. min_rate: bytes a second, of a message and of an answer. connections: of one worker.
+    frames: that bring nothing (pings, settings, resets, empty data) before the connection is cut, and frames_s of them
+    each second from then on.
+    """
+
+    head_s: float = 5.0
+    body_s: float = 120.0
+    write_s: float = 30.0
+    idle_s: float = 75.0
+    min_rate: int = 500
+    connections: int = 4096
+    frames: int = 1000
+    frames_s: int = 250
+
+
+@dataclass(slots=True)
+class ConnectionReaper:
+    """The connections of one worker, looked at a few times a second: no timer belongs to one of them."""
+
+    patience: Timeouts = field(default_factory=Timeouts)
+    now: float = field(default_factory=time.monotonic)
+    """A coarse clock, moved by `sweep`."""
+    cut: Counter[str] = field(default_factory=Counter)
+    """Connections, and streams, that this side ended, by reason."""
+    connections: set[Any] = field(default_factory=set)
+    spare: int = 32
+    """Connections beyond the cap that are taken to answer health."""
+
+    def sweep(self) -> None:
+        """Cut what takes too long, and forgive what was long ago."""
+        before, self.now = self.now, time.monotonic()
+        forgiven = int(self.patience.frames_s * (self.now - before))
+        for connection in list(self.connections):
+            connection.enforce_timeouts(self.now)
+            connection.http2.idle.forgive(forgiven)
+
+    def room(self) -> int:
+        """Return how many connections more are taken, `spare` ones counted; closes such as have long been quiet."""
+        most, here = self.patience.connections, len(self.connections)
+        if here >= most:
+            here -= sum(connection.transport.is_closing() for connection in self.connections)
+        if here >= most:
+            here -= self._make_room()
+        return most + self.spare - here
+
+    def _make_room(self) -> int:
+        """Close a sixteenth of all if they are quiet, those first that were told to go; return how many."""
+        quiet = sorted((c for c in self.connections if c.is_quiet()), key=lambda c: (bool(c.calls), c.since))
+        going = quiet[: max(1, self.patience.connections // 16)]
+        for connection in going:
+            connection.make_room()
+        return len(going)

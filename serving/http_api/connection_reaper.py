@@ -1,0 +1,62 @@
+"""What all connections of one worker share: how long clients are waited for, and who is cut."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from serving.engine.admission import ByteBudget
+
+
+@dataclass(slots=True, frozen=True)
+class Timeouts:
+    """How long a connection is waited for, in seconds, and how much it may take.
+
+    head_s: from the first byte of a request, or from connecting, to the end of its head; a body's rate counts after it.
+    body_s: all of a body, unless it has more than body_bytes: that is a model on its way, and only its rate counts.
+    write_s: a client that takes nothing of its answer. idle_s: between requests. min_rate: bytes a second, of a body
+    and of an answer. head_bytes: of one head. connections: of one worker.
+    """
+
+    head_s: float = 5.0
+    body_s: float = 120.0
+    body_bytes: int = sys.maxsize
+    write_s: float = 30.0
+    idle_s: float = 75.0
+    min_rate: int = 500
+    head_bytes: int = 16 * 1024
+    connections: int = 4096
+
+
+@dataclass(slots=True)
+class ConnectionReaper:
+    """What all connections of one worker share."""
+
+    patience: Timeouts = field(default_factory=Timeouts)
+    now: float = field(default_factory=time.monotonic)
+    """A coarse clock, moved by `sweep`, so that an answer needs no timer of its own."""
+    cut: Counter[str] = field(default_factory=Counter)
+    """Connections that this side ended, by reason."""
+    bodies: ByteBudget = field(default_factory=lambda: ByteBudget(sys.maxsize))
+    """The bytes that the process holds: of bodies, and of answers that clients have not taken."""
+    taken: set[Any] = field(init=False, default_factory=set)
+    """Connections that count: neither spare ones nor such as were refused or closed."""
+
+    def sweep(self, connections: Any) -> None:
+        """Cut what takes too long; to be called twice a second."""
+        now = self.now = time.monotonic()
+        for connection in list(connections):
+            connection.look(now)
+
+    def make_room(self) -> bool:
+        """Close the connections that have been quiet longest, a sixteenth of all; tell whether there is room now.
+
+        Their places are free at once, and not when the loop turns: thousands may be accepted before that.
+        """
+        quiet = sorted((c for c in self.taken if c.is_quiet() and not c.transport.is_closing()), key=lambda c: c.since)
+        for connection in quiet[: max(1, self.patience.connections // 16)]:
+            connection.give_way()
+        return bool(quiet)

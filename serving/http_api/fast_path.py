@@ -1,0 +1,408 @@
+"""The short path: uvicorn's own HTTP protocol, which answers plain predictions from the parsed bytes.
+
+A request is plain where its path is a known prediction path, it is a POST over HTTP/1.1 that keeps its connection,
+and its body has a Content-Length under the limit and no coding. Everything else goes to uvicorn's own path, untouched:
+the same functions decode and encode there, so the answers are the same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from serving.bodies.buffer import OWN_PAGES_FROM, BodyBuffer
+from serving.engine.admission import ByteBudget
+from serving.errors import InvalidRequest, ServingError
+from serving.http_api.answer import request_id
+from serving.http_api.connection import CUT_SHORT, Connection
+from serving.http_api.fast_path_state import FastPathState
+from serving.http_api.parsed_head import ParsedHead, parsed_head
+from serving.http_api.pipelining import Busy, Flow, Writer
+from serving.http_api.prediction import Call, Endpoint
+from serving.http_api.request_options import NOTHING, PRIORITY, TIMEOUT, RequestOptions, request_options
+from serving.http_api.security import admit
+from serving.linux.tcp import has_left
+from serving.metrics.recorders import RouteMetrics
+from serving.protocols.codec import LENGTH, Blobs
+from serving.protocols.headers import JSON, HeaderList, Headers
+from serving.tensor_bytes import Buffer
+
+# A header that asks for more than the fast path does.
+_UNUSUAL = frozenset(
+    {
+        b"transfer-encoding",
+        b"expect",
+        b"content-encoding",
+        b"upgrade",
+        b"origin",
+    }
+)
+BURST_BYTES = 128 * 1024
+"""Bytes of a body after which the loop turns: else the socket is read until it is empty, 8 MB in one go."""
+_ASKING = frozenset({PRIORITY, TIMEOUT})
+_LEFT_S = 0.05
+"""Seconds from the end of what a client says to the question whether it has left, and then between looks."""
+LINGER_S = 0.5
+"""Seconds that an idle connection stays open when draining, to tell a client that is just writing that it ends."""
+
+
+class _Turn(Call):
+    """One plain request on a connection."""
+
+    __slots__ = ("fast_path", "id", "route")
+
+    def __init__(self, fast_path: FastPath, identity: bytes, route: RouteMetrics | None) -> None:
+        self.fast_path = fast_path
+        self.id = identity
+        self.route = route
+        if route is not None:
+            route.in_flight += 1
+
+    @property
+    def sender(self) -> int:
+        return id(self.fast_path)  # no reference: who is remembered may have gone
+
+    def finish(self, status: int, headers: HeaderList, body: bytes | Blobs, kind: bytes = JSON) -> None:
+        if self.route is not None:
+            self.count(status)
+        self.fast_path.write_answer(self.id, status, headers, body, kind)
+
+    def count(self, status: int) -> None:
+        if self.route is not None:
+            self.route.in_flight -= 1
+            self.route.finished(status, time.monotonic() - self.began)
+
+
+class FastPath(Connection):
+    """One connection. `shared` is set on the subclass that `fast_path_for` makes.
+
+    At most one plain request is in progress; what a client sends behind it waits in uvicorn's line, in order.
+    """
+
+    shared: FastPathState
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._turn: _Turn | None = None  # the plain request that is being answered
+        self._target: Endpoint | None = None  # of the plain request that is being read
+        self._body: bytes | bytearray | BodyBuffer = b""
+        self._length = 0
+        self._binary = False  # raw tensors stand behind the JSON
+        self._burst = 0
+        self._id: bytes | None = None
+        self._closing = False  # what was asked for is answered, and nothing more read
+        self._asked = False  # whether the client is still there, since it says no more
+        self._chunk = b""  # what the parser is given, where a request begins with its first byte
+        self._known: ParsedHead | None = None  # of the last plain request
+        self._asks = NOTHING
+        self._held = 0  # bytes of its body that are counted
+        self._last = False  # the answer that is being written ends the connection
+        self._rest: Iterator[bytes | memoryview] | None = None  # of a large answer that is being written
+        self._rest_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # noqa: D102
+        super().connection_made(transport)
+        self.flow = Flow(transport, self.pipeline)
+
+    def data_received(self, data: bytes) -> None:
+        """Answer at once where the head is the one before; else let the parser look.
+
+        That head is known to this connection alone: what one caller sends decides nothing about another's.
+        """
+        known = self._known
+        if known is not None and not self._midway and (again := known.same(data)) is not None and self._free():
+            target = self.shared.paths.get(known.url)
+            if target is not None and len(again[1]) <= target.max_json_bytes:
+                self._id = None
+                self._begin(target, *again, known.asks)
+                return
+        self._chunk = b"" if self._midway else data
+        super().data_received(data)
+        self._chunk = b""
+
+    def _free(self) -> bool:
+        """Tell whether no answer is owed on this connection."""
+        return (
+            self._turn is None
+            and self._rest is None
+            and not self.pipeline
+            and (self.cycle is None or self.cycle.response_complete)
+        )
+
+    def _owes(self) -> bool:
+        """Tell whether a plain request has not its whole answer yet."""
+        return self._turn is not None or self._rest is not None
+
+    def _is_idle(self) -> bool:
+        return not self._owes() and super()._is_idle()
+
+    def _unanswered(self) -> bool:
+        return self._target is not None or (not self._owes() and super()._unanswered())
+
+    def body_bytes(self) -> int:  # noqa: D102
+        return super().body_bytes() if self._target is None else len(self._body)
+
+    def on_message_begin(self) -> None:  # noqa: D102
+        self.begin_head()
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self._target = None
+
+    def on_headers_complete(self) -> None:  # noqa: D102
+        target = self.shared.paths.get(self.url)
+        if target is not None and self._plain(target) and self._welcome(target):
+            self.judge_head()
+            self._in_head = False
+            self._target = target
+            if self._length > ByteBudget.FREE:
+                self.shared.bodies.hold(self._length)
+                self._held = self._length
+            self._body = b""
+            return
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        HttpToolsProtocol.on_message_begin(self)  # makes the scope
+        self.url, self.expect_100_continue = url, expect
+        self.headers.extend(headers)
+        if self._owes() and not self.pipeline:
+            self.cycle = Busy()  # type: ignore[assignment]
+        super().on_headers_complete()
+        if self.cycle is not None:
+            self.cycle.transport = Writer(self.transport)  # type: ignore[assignment]
+        if self._closing and not self.pipeline:
+            self.cycle.keep_alive = False  # uvicorn then says `connection: close`
+
+    def _plain(self, target: Endpoint) -> bool:
+        """Tell whether the fast path may answer, from the method, the headers and what the connection is doing."""
+        parser = self.parser
+        if not self._free() or parser.get_method() != b"POST":
+            return False
+        if parser.get_http_version() != "1.1" or not parser.should_keep_alive():
+            return False
+        length = None
+        self._id = None
+        self._binary = asking = False
+        for name, value in self.headers:
+            if name in _UNUSUAL:
+                return False
+            if name == b"content-length":
+                length = value
+            elif name == b"x-request-id":
+                self._id = value
+            elif name == LENGTH:
+                self._binary = True
+            elif name in _ASKING:
+                asking = True
+        if length is None or not length.isdigit():
+            return False
+        self._length = int(length)
+        if asking:
+            try:
+                self._asks = request_options(self.headers)
+            except InvalidRequest:
+                return False  # the other path says what is wrong with it
+        else:
+            self._asks = NOTHING
+        # What is too much to hold is refused on the other path.
+        most = target.max_body_bytes if self._binary and target.codec.raw_tensors else target.max_json_bytes
+        return self._length <= most and (self._length <= ByteBudget.FREE or self.shared.bodies.fits(self._length))
+
+    def _welcome(self, target: Endpoint) -> bool:
+        """Tell whether a body from this caller is worth reading; uvicorn's way refuses the others before theirs."""
+        try:
+            if target.access is not None:
+                admit(target.access, self.headers, "predict")
+        except ServingError:
+            return False
+        return True
+
+    def on_body(self, body: bytes) -> None:  # noqa: D102
+        if self._target is None:
+            super().on_body(body)
+            return
+        self._burst += len(body)
+        if self._burst > BURST_BYTES:
+            self._burst = 0
+            self.flow.pause_reading()
+            self.loop.call_soon(self._read_on)
+        gathered = self._body
+        if isinstance(gathered, BodyBuffer):
+            gathered.add(body)
+        elif isinstance(gathered, bytearray):
+            gathered += body
+        elif len(body) == self._length:
+            self._body = body
+        elif self._binary or self._length >= OWN_PAGES_FROM:
+            self._body = BodyBuffer(self._length)
+            self._body.add(body)
+        else:
+            self._body = bytearray(body)
+
+    def _read_on(self) -> None:
+        if not self.flow.write_paused and not self.transport.is_closing():
+            self.flow.resume_reading()
+
+    def on_message_complete(self) -> None:  # noqa: D102
+        chunk, self._chunk = self._chunk, b""  # what follows in it does not begin with its first byte
+        target = self._target
+        if target is None:
+            super().on_message_complete()
+            return
+        self._midway = False
+        self._target = None
+        body, self._body = self._body, b""
+        if self._id is None and chunk:
+            self._known = parsed_head(chunk, self.url, self.headers, len(body), self._asks)
+        self._begin(target, self.headers, body.whole() if isinstance(body, BodyBuffer) else body, self._asks)
+
+    def _begin(self, target: Endpoint, headers: Headers, body: Buffer, asks: RequestOptions) -> None:
+        turn = self._turn = _Turn(self, request_id(self._id), self.shared.routes.get(target.template))
+        turn.start(target, headers, body, asks)
+
+    def refuse(self, fault: tuple[int, str, str]) -> None:
+        """Let go of what was read of a body that will not be read to its end."""
+        self._known = None  # what follows is thrown away, known or not
+        super().refuse(fault)
+        if self._target is not None:
+            self._target = None
+            self._body = b""
+            self._release()
+
+    def write_answer(self, identity: bytes, status: int, extra: HeaderList, body: bytes | Blobs, kind: bytes) -> None:
+        """Write the answer of the request in progress, and let what waits behind it begin."""
+        self._turn = None
+        if self._held:
+            self._release()
+        if self.transport.is_closing():
+            return
+        last = self._closing and not self.pipeline and not self._midway
+        head = self.shared.head(status, kind, self.server_state.default_headers)
+        if extra or last:
+            head += b"".join([b"%b: %b\r\n" % pair for pair in extra])
+            head += b"connection: close\r\n" if last else b""
+        if isinstance(body, bytes):
+            answer = b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (head, len(body), identity, body)
+            self.transport.write(answer)
+        else:
+            self.transport.write(b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n" % (head, body.size, identity))
+            self._rest, self._rest_bytes = body.pieces(), body.size
+            self._write_on(last)
+            return
+        self._end_answer(last)
+
+    def _write_on(self, last: bool) -> None:
+        """Write the next piece of a large answer; the loop turns between them, or the kernel took megabytes at once."""
+        if self._rest is None or self.transport.is_closing():
+            self._rest = None
+        elif self.flow.write_paused:
+            self._last = last  # until the client has read some
+        elif (piece := next(self._rest, None)) is not None:
+            self._rest_bytes -= len(piece)
+            self.transport.write(piece)
+            self.loop.call_soon(self._write_on, last)
+        else:
+            self._rest = None
+            self._end_answer(last or (self._closing and not self.pipeline and not self._midway))
+
+    def _end_answer(self, last: bool) -> None:
+        self.note_answer()
+        if last:
+            self.server_state.total_requests += 1
+            self.transport.close()
+        elif self.pipeline:
+            self.on_response_complete()  # counts, and starts what uvicorn queued behind us
+        else:
+            self.server_state.total_requests += 1
+            if self._refusal is not None:
+                self.say_refusal(self._refusal)
+
+    def _release(self) -> None:
+        """Count the bytes of the body out of what the process holds."""
+        self.shared.bodies.held -= self._held
+        self._held = 0
+
+    def on_response_complete(self) -> None:  # noqa: D102
+        super().on_response_complete()
+        if self._closing and self._free() and not self._midway:
+            self.transport.close()
+
+    def waiting_bytes(self) -> int:  # noqa: D102
+        return super().waiting_bytes() + (self._rest_bytes if self._rest is not None else 0)
+
+    def pause_writing(self) -> None:
+        """Read no more requests from a client that does not read its answers."""
+        super().pause_writing()
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:  # noqa: D102
+        super().resume_writing()
+        self.flow.resume_reading()
+        if self._rest is not None:
+            self._write_on(self._last)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
+        super().connection_lost(exc)
+        self._release()
+        turn, self._turn, self._rest = self._turn, None, None
+        if turn is not None:
+            turn.cancel()
+            turn.count(499)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
+        """Answer a client that says no more, if it has asked for something; `printf ... | nc` does so."""
+        if self._over or self._is_idle() or (self._midway and self._unanswered()):
+            return False  # the transport closes itself
+        if self._midway:
+            self.refuse(CUT_SHORT)
+            return True
+        self._closing = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+        self.loop.call_later(_LEFT_S, self._look_for_client)
+        return True
+
+    def _look_for_client(self) -> None:
+        """Tell one that only says no more from one that has left, whose rows need not be run.
+
+        Both look the same until something is written: what has left answers that with a reset. An interim answer
+        may come at any time (RFC 9110, 15.2), but not in the middle of another, nor to HTTP/1.0.
+        """
+        cycle = self.cycle
+        if self.transport.is_closing() or self._free() or self._rest is not None:
+            return
+        if self._turn is None and (cycle.response_started or cycle.scope["http_version"] != "1.1"):
+            return
+        if not self._asked:
+            self._asked = True
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif has_left(self.transport):
+            self.transport.abort()
+            return
+        self.loop.call_later(_LEFT_S, self._look_for_client)
+
+    def shutdown(self) -> None:
+        """Finish what was accepted, then close; a request that is on its way to us still gets its answer.
+
+        Closing at once what is idle this very moment would reset a client that has just sent its next request.
+        """
+        self._closing = True
+        if self._over:
+            super().shutdown()
+            return
+        if self.cycle is not None and not self.cycle.response_complete and not self.pipeline:
+            self.cycle.keep_alive = False
+        # Timers come before sockets in a turn of the loop: after a turn that took long, look at the socket once more.
+        self.loop.call_later(LINGER_S, self.loop.call_later, 0.01, self._close_lingering)
+
+    def _close_lingering(self) -> None:
+        if self._free() and not self._midway:
+            self.transport.close()
+
+
+def fast_path_for(shared: FastPathState) -> type[asyncio.Protocol]:
+    """Make the protocol class for one worker; uvicorn takes a class, and a class can't take arguments."""
+    return type("FastPath", (FastPath,), {"shared": shared})

@@ -1,0 +1,79 @@
+"""The outermost middleware: a request id in and out, and a count and a time for every request by ASGI.
+
+It also knows the prediction paths, and takes a request for one straight to its answer: the router's walk over all
+routes costs more than a small prediction.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.engine.admission import ByteBudget
+from serving.http_api.answer import request_id
+from serving.http_api.prediction import Endpoint
+from serving.http_api.route import answer
+from serving.metrics.metrics import Metrics
+from serving.protocols.headers import header
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+
+
+class Observed:
+    """Pure ASGI; wraps `app`. paths: prediction targets by raw path, for requests that need nothing of the app."""
+
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics | None, paths: dict[bytes, Endpoint], bodies: ByteBudget
+    ) -> None:
+        self._bodies = bodies
+        self._app = app
+        self._metrics = metrics
+        self._paths = paths
+        self._scopes: dict[int, tuple[Scope, Endpoint | None]] = {}  # of requests in progress
+        if metrics is not None:
+            metrics.in_progress = self._in_progress
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection scope."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = scope["headers"]
+        identity = request_id(header(headers, b"x-request-id"))
+        began = time.monotonic()
+        status = 499  # the client left before there was an answer
+
+        async def observed_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", identity)]
+            await send(message)
+
+        target = self._paths.get(scope.get("raw_path", b"")) if scope["method"] == "POST" else None
+        if target is not None and header(headers, b"origin") is not None:
+            target = None  # cross-origin requests need the CORS middleware
+        self._scopes[id(scope)] = scope, target
+        try:
+            if target is not None:
+                await answer(target, scope, receive, observed_send, self._bodies)
+            else:
+                await self._app(scope, receive, observed_send)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            del self._scopes[id(scope)]
+            if self._metrics is not None:
+                self._metrics.route(*_labels(scope, target)).finished(status, time.monotonic() - began)
+
+    def _in_progress(self) -> Iterator[tuple[str, str]]:
+        """Return route and method of each request in progress: which route it is, is known some time after it began."""
+        return (_labels(scope, target) for scope, target in self._scopes.copy().values())
+
+
+def _labels(scope: Scope, target: Endpoint | None) -> tuple[str, str]:
+    route = target.template if target is not None else getattr(scope.get("route"), "path", "unknown")
+    return route, scope["method"] if scope["method"] in _METHODS else "other"

@@ -1,0 +1,198 @@
+"""What is gathered of a version, a shadow and a route: counters at once, the rest until the next fold.
+
+The methods are called on the event loop and only add and append; `fold` may run on another thread meanwhile.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from typing import TypeVar
+
+from serving.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    NotReady,
+    PayloadTooLarge,
+    QueueFull,
+    ServingError,
+    SignatureMismatch,
+    UnsupportedMediaType,
+    by_kind,
+)
+from serving.metrics.counts import Cells, Counts
+from serving.metrics.definitions import Cell, Labels, Version
+from serving.metrics.store import Store
+
+# Outcome, and the reason where the prediction was not run; what is not here failed by a fault of ours or the model's.
+_OUTCOMES: dict[type[ServingError], tuple[str, str]] = {
+    InvalidRequest: ("invalid", ""),
+    SignatureMismatch: ("invalid", ""),
+    UnsupportedMediaType: ("invalid", ""),
+    ModelNotFound: ("invalid", ""),
+    PayloadTooLarge: ("invalid", ""),
+    QueueFull: ("rejected", "queue_full"),
+    NotReady: ("rejected", "not_ready"),
+    DeadlineExceeded: ("expired", "deadline"),
+}
+
+T = TypeVar("T")
+
+
+def _taken(values: list[T], number: int | None = None) -> list[T]:
+    """Take what a list has; what is appended meanwhile stays for the next time."""
+    number = len(values) if number is None else number
+    taken = values[:number]
+    del values[:number]
+    return taken
+
+
+class ModelMetrics:
+    """What is counted of one version."""
+
+    def __init__(self, labels: Version, counts: Counts) -> None:
+        def cell(name: str, *more: str) -> Cell:
+            return counts.cell(name, (*labels, *more))
+
+        self.labels = labels
+        self._users: weakref.WeakSet[object] = weakref.WeakSet()
+        self._ok: Cells[str] = Cells(lambda protocol: cell("serving_predictions", protocol, "ok"))
+        self._other: Cells[tuple[str, str]] = Cells(lambda ended: cell("serving_predictions", *ended))
+        self._rejected: Cells[str] = Cells(lambda reason: cell("serving_rejected", reason))
+        self._invalid: Cells[str] = Cells(lambda feature: cell("serving_invalid_features", feature))
+        self._rows = cell("serving_rows")
+        self._failing = cell("serving_failed_prediction_seconds")
+        self._rows_before = 0.0
+        self._seconds: list[float] = []
+        self._batch_rows: list[int] = []
+        self._queue: list[float] = []
+        self._inference: list[float] = []
+        self._queued = 0
+        self._ready = False
+        self._info: Labels | None = None
+
+    def used_by(self, model: object) -> None:
+        """Keep the version's series for as long as this lives, which counts here."""
+        self._users.add(model)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether there is something that counts here."""
+        return bool(self._users)
+
+    def answered(self, protocol: str, rows: int, seconds: float) -> None:
+        """Count a prediction that was answered: its rows, seconds from body to answer."""
+        self._ok[protocol][0] += 1
+        self._rows[0] += rows
+        self._seconds.append(seconds)
+
+    def failed(self, protocol: str, outcome: str, seconds: float) -> None:
+        """Count a prediction that ended in another way."""
+        self._other[protocol, outcome][0] += 1
+        self._failing[0] += seconds
+        self._seconds.append(seconds)
+
+    def refused(self, protocol: str, error: ServingError, seconds: float) -> None:
+        """Count a prediction that ended in an error, by who is to blame and, where it was not run, why."""
+        outcome, reason = by_kind(_OUTCOMES, error, ("failed", ""))
+        self.failed(protocol, outcome, seconds)
+        if reason:
+            self._rejected[reason][0] += 1
+        if isinstance(error, SignatureMismatch):
+            for detail in error.details:
+                if detail.feature:
+                    self._invalid[detail.feature][0] += 1
+
+    def ran(self, rows: int, queue_seconds: list[float], inference_seconds: float) -> None:
+        """Count a batch that ran, and how long each of its requests had waited."""
+        self._batch_rows.append(rows)
+        self._queue += queue_seconds
+        self._inference.append(inference_seconds)
+
+    def queued(self, rows: int) -> None:
+        """Say how many rows wait now."""
+        self._queued = rows
+
+    def ready(self, is_ready: bool) -> None:
+        """Say whether this worker serves the version."""
+        self._ready = is_ready
+
+    def info(self, *, task: str, sha256: str) -> None:
+        """Describe the version."""
+        self._info = (task, sha256)
+
+    def fold(self, store: Store) -> None:
+        """Move what was gathered into the store."""
+        labels = self.labels
+        if self._rows[0] != self._rows_before:
+            self._rows_before = self._rows[0]
+            store.gauges["serving_last_prediction_timestamp_seconds", labels] = time.time()
+        seconds = _taken(self._inference)
+        rows = _taken(self._batch_rows, len(seconds))  # appended before it
+        store.ran(labels, rows, seconds)
+        store.observe("serving_prediction_seconds", labels, _taken(self._seconds))
+        store.observe("serving_batch_rows", labels, rows)
+        store.observe("serving_queue_seconds", labels, _taken(self._queue))
+        store.observe("serving_inference_seconds", labels, seconds)
+        if self._queued or ("serving_queue_seconds", labels) in store.histograms:
+            store.gauges["serving_queued_rows", labels] = self._queued
+        store.gauges["serving_model_ready", labels] = float(self._ready)
+        if self._info is not None:
+            store.gauges["serving_model_info", (*labels, *self._info)] = 1.0
+
+
+class ShadowMetrics:
+    """What is counted of a version in the shadow of another."""
+
+    def __init__(self, labels: Version, counts: Counts) -> None:
+        self.labels = labels
+        self._outcomes: Cells[str] = Cells(lambda outcome: counts.cell("serving_shadow_requests", (*labels, outcome)))
+        self._rows = counts.cell("serving_shadow_rows", labels)
+        self._agreeing = counts.cell("serving_shadow_agreeing_rows", labels)
+        self._differences: list[float] = []
+        self._seconds: list[float] = []
+
+    def compared(self, rows: int, agreeing: int | None, differences: list[float], seconds: float) -> None:
+        """Count a copy whose answer was compared. agreeing: rows with the same label; None where there are none."""
+        self._outcomes["compared"][0] += 1
+        if agreeing is not None:
+            self._rows[0] += rows
+            self._agreeing[0] += agreeing
+        self._differences += differences
+        self._seconds.append(seconds)
+
+    def broke(self) -> None:
+        """Count a copy that the version could not answer."""
+        self._outcomes["failed"][0] += 1
+
+    def skipped(self, reason: str) -> None:
+        """Count a request that was not copied: `busy`, or `incompatible` inputs."""
+        self._outcomes[reason][0] += 1
+
+    def fold(self, store: Store) -> None:
+        """Move what was gathered into the store."""
+        store.observe("serving_shadow_score_difference", self.labels, _taken(self._differences))
+        store.observe("serving_shadow_seconds", self.labels, _taken(self._seconds))
+
+
+class RouteMetrics:
+    """What is counted of one route and method."""
+
+    def __init__(self, labels: Labels, counts: Counts) -> None:
+        self.labels = labels
+        self.in_flight = 0
+        """Requests in progress on the short path, which adds and takes away."""
+        self.in_flight_by_asgi = 0
+        self._statuses: Cells[int] = Cells(lambda kind: counts.cell("serving_http_requests", (*labels, f"{kind}xx")))
+        self._seconds: list[float] = []
+
+    def finished(self, status: int, seconds: float) -> None:
+        """Count its answer; a client that left before it counts as 499."""
+        self._statuses[status // 100][0] += 1
+        self._seconds.append(seconds)
+
+    def fold(self, store: Store) -> None:
+        """Move what was gathered into the store."""
+        store.gauges["serving_http_in_flight", self.labels] = self.in_flight + self.in_flight_by_asgi
+        store.observe("serving_http_request_seconds", self.labels, _taken(self._seconds))

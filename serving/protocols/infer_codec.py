@@ -1,0 +1,253 @@
+"""ModelInfer from message bytes to message bytes, for one version of a model.
+
+Most clients send the same request again and again with other numbers in it. So what the message says in front of its
+raw contents is read once, through protobuf, and kept as a plan; answers are written from templates. Everything else
+(typed contents, what has not been seen before, what is wrong) goes through the protobuf messages of `tensors`.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any, NamedTuple
+
+from serving.engine.signature import Described
+from serving.engine.tensor_binder import RequestedOutput, TensorBinder
+from serving.errors import InvalidRequest
+from serving.protocols.infer_tensors import Codec, Decoded
+from serving.protocols.messages import message, reader
+from serving.protocols.protobuf_wire import Parts, field, field_head, length_at
+from serving.tensor_bytes import Buffer, as_it_lies, read, write
+from serving.tensors import Array, Tensors
+
+_MOST_PLANS = 256
+_LONGEST_PLAN = 1024
+_MOST_TENSORS = 64
+# Field numbers of ModelInferRequest and Response as tags of length-delimited fields.
+_NAME, _VERSION, _ID, _RAW_INPUT, _RAW_OUTPUT, _LAST = 0x0A, 0x12, 0x1A, 0x3A, 0x32, 0x3A
+_OUTPUT = 0x2A
+
+Response = message("ModelInferResponse")
+Output = message("ModelInferResponse.InferOutputTensor")
+_read = reader(message("ModelInferRequest"))
+
+
+class RawRequest(NamedTuple):
+    """A request cut up: what stands in front of the raw contents but the id, the id, and where the contents lie."""
+
+    head: bytes
+    identity: bytes
+    raws: tuple[tuple[int, int], ...]
+
+
+class Plan(NamedTuple):
+    """What a head means: (position, datatype, shape, bytes) of each input, in the order of the raw contents."""
+
+    inputs: tuple[tuple[int, str, tuple[int, ...], int], ...]
+    rows: int
+    wanted: tuple[RequestedOutput, ...]
+    priority: int
+
+
+def cut_up(request: Buffer) -> RawRequest | None:
+    """Cut up a request whose contents are all raw; None for any other, wrong or right."""
+    place, end = 0, len(request)
+    identity = b""
+    first = second = 0  # where the id stands
+    try:
+        while place < end and (tag := request[place]) != _RAW_INPUT:
+            size = request[place + 1]
+            start = place + 2
+            if size > 0x7F:
+                size, start = length_at(request, place + 1)
+            if tag > _LAST or tag & 7 != 2 or size > _LONGEST_PLAN:
+                return None
+            if tag == _ID:
+                if second:
+                    return None
+                first, second = place, start + size
+                identity = bytes(request[start:second])
+            place = start + size
+        if not place < end or place > 2 * _LONGEST_PLAN:
+            return None
+        head = bytes(request[:place]) if not second else bytes(request[:first]) + bytes(request[second:place])
+        raws: list[tuple[int, int]] = []
+        while place < end:
+            if request[place] != _RAW_INPUT or len(raws) == _MOST_TENSORS:
+                return None
+            size = request[place + 1]
+            start = place + 2
+            if size > 0x7F:
+                size, start = length_at(request, place + 1)
+            place = start + size
+            raws.append((start, place))
+    except IndexError:
+        return None
+    return RawRequest(head, identity, tuple(raws)) if place == end else None
+
+
+def parsed(request: Buffer, cut: RawRequest | None) -> Any:
+    """Read the protobuf message; of one that was cut up without its raw contents. Raises InvalidRequest."""
+    return _read(bytes(request) if cut is None else cut.head + field(_ID, cut.identity))
+
+
+class Opening(NamedTuple):
+    """What stands at the beginning of every request."""
+
+    name: str
+    version: str
+    identity: bytes
+
+
+def opening_of(request: Buffer) -> Opening:
+    """Read the model and the id that a long request begins with, which is where all but odd clients write them.
+
+    Raises InvalidRequest.
+    """
+    found = {_NAME: b"", _VERSION: b"", _ID: b""}
+    place = 0
+    try:
+        while (tag := request[place]) in found:
+            size, start = length_at(request, place + 1)
+            place = start + size
+            found[tag] = bytes(request[start:place])
+        found[_ID].decode()
+        return Opening(found[_NAME].decode(), found[_VERSION].decode(), found[_ID])
+    except (IndexError, UnicodeDecodeError):
+        raise InvalidRequest("the bytes are no ModelInferRequest") from None
+
+
+class InferCodec:
+    """Reads requests and writes responses."""
+
+    def __init__(self, model: Described) -> None:
+        self._made_of = model
+        self._codec = Codec(model)
+        self._ports = TensorBinder(model.signature, together=model.together)
+        self._plans: dict[bytes, Plan] = {}
+        self._opening = field(_NAME, model.name.encode()) + field(_VERSION, model.version.encode())
+        self._outputs: dict[tuple[Any, ...], bytes] = {}
+        self.slow_bytes = any(spec.datatype == "BYTES" for spec in model.signature.inputs)
+        self._texts = frozenset(i for i, spec in enumerate(self._ports.outputs) if spec.datatype == "BYTES")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return InferCodec, (self._made_of,)
+
+    def plan(self, cut: RawRequest) -> Plan | None:
+        """Return the plan of a request that looks like one before."""
+        plan = self._plans.get(cut.head)
+        return plan if plan is not None and len(plan.inputs) == len(cut.raws) else None
+
+    def planned(self, request: Buffer, cut: RawRequest, plan: Plan) -> Decoded:
+        """Read a request by its plan; numbers are views of `request`. Raises InvalidRequest or SignatureMismatch."""
+        view = memoryview(request)
+        if len(plan.inputs) == 1:
+            array = self._tensor(view, cut.raws[0], plan.inputs[0], 0)
+            return Decoded((array,), plan.rows, plan.wanted, True, None, plan.priority)
+        arrays: list[Any] = [None] * len(plan.inputs)
+        for index, place in enumerate(cut.raws):
+            arrays[plan.inputs[index][0]] = self._tensor(view, place, plan.inputs[index], index)
+        return Decoded(tuple(arrays), plan.rows, plan.wanted, True, None, plan.priority)
+
+    def _tensor(
+        self, view: memoryview, place: tuple[int, int], due: tuple[int, str, tuple[int, ...], int], index: int
+    ) -> Array:
+        position, datatype, shape, _ = due
+        array = read(view[place[0] : place[1]], datatype, shape, f"/raw_input_contents/{index}")
+        self._ports.check(position, array, f"/inputs/{index}")
+        return array
+
+    def read(self, request: Buffer, cut: RawRequest | None) -> Decoded:
+        """Read a request, whatever its form. Raises InvalidRequest or SignatureMismatch."""
+        plan = self.plan(cut) if cut is not None else None
+        if cut is not None and plan is not None:
+            return self.planned(request, cut, plan)
+        return self.decode(parsed(request, cut), request, cut)
+
+    def decode(self, message: Any, request: Buffer, cut: RawRequest | None) -> Decoded:
+        """Read a request from its protobuf message, with the raw contents that were cut off it, and keep the plan.
+
+        Raises InvalidRequest or SignatureMismatch.
+        """
+        view = memoryview(request)
+        decoded = self._codec.decode(message, [view[start:end] for start, end in cut.raws] if cut is not None else ())
+        positions = {spec.name: i for i, spec in enumerate(self._ports.inputs)}
+        usual = decoded.raw and decoded.timeout is None and all(t.name in positions for t in message.inputs)
+        if cut is not None and usual and len(cut.head) <= _LONGEST_PLAN:
+            inputs = tuple(
+                (positions[t.name], t.datatype, tuple(t.shape), e - s)
+                for t, (s, e) in zip(message.inputs, cut.raws, strict=True)
+            )
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            self._plans[cut.head] = Plan(inputs, decoded.rows, decoded.wanted, decoded.priority)
+        return decoded
+
+    def slow_answer(self, decoded: Decoded) -> bool:
+        """Tell whether a large answer takes time to write: raw numbers are only put together."""
+        return not (decoded.raw or self._codec.only_raw(decoded.wanted)) or any(
+            wanted.classes or wanted.position in self._texts for wanted in decoded.wanted
+        )
+
+    def encode(self, outputs: Tensors, identity: bytes, decoded: Decoded) -> bytes:
+        """Write the response."""
+        if not decoded.raw:
+            response: bytes = self._codec.encode(outputs, identity.decode(), decoded).SerializeToString()
+            return response
+        blobs: list[bytes] = []
+        shapes: list[Any] = [decoded.wanted]
+        for position, _, classes in decoded.wanted:
+            array = outputs[position]
+            if classes:
+                array = self._ports.classified(position, array, classes)
+            shapes.append(array.shape)
+            blob = write(array)
+            blobs += (field_head(_RAW_OUTPUT, len(blob)), blob)
+        return b"".join((self._opened(identity), self._described(decoded.wanted, shapes), *blobs))
+
+    def _opened(self, identity: bytes) -> bytes:
+        return self._opening + field(_ID, identity) if identity else self._opening
+
+    def _described(self, wanted: tuple[RequestedOutput, ...], shapes: list[Any]) -> bytes:
+        """Write the outputs of an answer that is raw, without contents; `shapes` stand behind what is wanted."""
+        key = tuple(shapes)
+        described = self._outputs.get(key)
+        if described is None:
+            if len(self._outputs) >= _MOST_PLANS:
+                self._outputs.clear()
+            described = self._outputs[key] = b"".join(
+                field(_OUTPUT, self._output(one, shape)) for one, shape in zip(wanted, shapes[1:], strict=True)
+            )
+        return described
+
+    def _output(self, one: RequestedOutput, shape: tuple[int, ...]) -> bytes:
+        spec = self._ports.outputs[one.position]
+        described: bytes = Output(
+            name=spec.name, datatype="BYTES" if one.classes else spec.datatype, shape=shape
+        ).SerializeToString()
+        return described
+
+    def encode_in_parts(self, outputs: Tensors, identity: bytes, decoded: Decoded) -> Parts:
+        """Write what `encode` writes, where all of it is raw numbers, which stay where they lie."""
+        chosen = [outputs[wanted.position] for wanted in decoded.wanted]
+        shapes = [decoded.wanted, *[array.shape for array in chosen]]
+        parts: Parts = [self._opened(identity), self._described(decoded.wanted, shapes)]
+        for array in chosen:
+            parts += (field_head(_RAW_OUTPUT, array.nbytes), as_it_lies(array))
+        return parts
+
+
+def decode_long(wire: InferCodec, request: Buffer) -> Decoded:
+    """Read a long request. Raises InvalidRequest or SignatureMismatch. For the codec process."""
+    cut = cut_up(request)
+    if cut is not None:
+        return wire.read(request, cut)
+    whole = parsed(request, None)
+    opening = opening_of(request)
+    if (whole.model_name, whole.model_version, whole.id.encode()) != opening:
+        raise InvalidRequest("model_name, model_version and id stand before all else in a message of this size")
+    return wire.decode(whole, request, None)
+
+
+def encode_long(wire: InferCodec, outputs: Tensors, identity: bytes, decoded: Decoded) -> Any:
+    """Write a long answer. For the codec process."""
+    return pickle.PickleBuffer(wire.encode(outputs, identity, decoded))

@@ -1,0 +1,167 @@
+"""Reads ModelInferRequest into feeds and writes ModelInferResponse from outputs.
+
+Raw and typed contents are both read, never mixed in one request; an answer has the kind that its request had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from serving.engine.request import priority_of
+from serving.engine.signature import Described
+from serving.engine.tensor_binder import RequestedOutput, TensorBinder
+from serving.errors import InvalidRequest
+from serving.protocols.messages import message
+from serving.tensor_bytes import Buffer, read, strings, text, write
+from serving.tensors import HALVES, INTEGERS, NUMPY, Array, Tensors, count, limits
+
+Response = message("ModelInferResponse")
+_Contents = message("InferTensorContents")
+
+CONTENTS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+class Decoded(NamedTuple):
+    """Feeds, rows, and what the answer must know: outputs, kind of contents; timeout in seconds; place in line."""
+
+    inputs: Tensors
+    rows: int
+    wanted: tuple[RequestedOutput, ...]
+    raw: bool
+    timeout: float | None
+    priority: int
+
+
+class Codec:
+    """Decodes and encodes gRPC for one version of a model."""
+
+    def __init__(self, model: Described) -> None:
+        self._name, self._version = model.name, model.version
+        self._ports = TensorBinder(model.signature, together=model.together)
+
+    def decode(self, request: Any, raws: Sequence[Buffer] = ()) -> Decoded:
+        """Read a request; `raws` are the raw contents that were taken out of it. Raises as `TensorBinder` does."""
+        raws = raws or list(request.raw_input_contents)
+        timeout, priority = _options(request.parameters)
+        arrays: list[Array | None] = [None] * len(self._ports.slots)
+        if raws and len(raws) != len(request.inputs):
+            raise InvalidRequest(f"raw_input_contents: has {len(raws)} tensors, and inputs has {len(request.inputs)}")
+        for index, tensor in enumerate(request.inputs):
+            at = f"/inputs/{index}"
+            _refuse_shared(tensor.parameters, at)
+            position = self._ports.input(tensor.name, tensor.datatype, at)
+            if arrays[position] is not None:
+                raise InvalidRequest(f"{at}/name: input {tensor.name!r} stands twice")
+            shape = self._ports.shape(position, list(tensor.shape), at)
+            if raws:
+                if tensor.HasField("contents"):
+                    raise InvalidRequest(f"{at}/contents: raw_input_contents is there too: send one of them")
+                array = read(raws[index], tensor.datatype, shape, f"/raw_input_contents/{index}")
+            else:
+                array = _typed(tensor.contents, tensor.datatype, shape, f"{at}/contents")
+            self._ports.check(position, array, at)
+            arrays[position] = array
+        inputs, rows = self._ports.whole(arrays)
+        wanted = self._wanted(request.outputs) if request.outputs else self._ports.every(binary=True)
+        # Of a graph without inputs nothing tells: raw is what clients read.
+        return Decoded(inputs, rows, wanted, bool(raws) or not inputs, timeout, priority)
+
+    def _wanted(self, outputs: Any) -> tuple[RequestedOutput, ...]:
+        asked = []
+        # One more than the model has is one too many already, whatever it is.
+        for index, output in enumerate(outputs[: len(self._ports.outputs) + 1]):
+            _refuse_shared(output.parameters, f"/outputs/{index}")
+            asked.append((output.name, True, _whole(output.parameters, "classification", f"/outputs/{index}")))
+        return self._ports.wanted(asked)
+
+    def encode(self, outputs: Tensors, identity: str, decoded: Decoded) -> Any:
+        """Write the answer."""
+        response = Response(model_name=self._name, model_version=self._version, id=identity)
+        specs = self._ports.outputs
+        raw = decoded.raw or self.only_raw(decoded.wanted)
+        for position, _, classes in decoded.wanted:
+            array = outputs[position]
+            datatype: str = specs[position].datatype
+            if classes:
+                array, datatype = self._ports.classified(position, array, classes), "BYTES"
+            tensor = response.outputs.add(name=specs[position].name, datatype=datatype, shape=array.shape)
+            if raw:
+                response.raw_output_contents.append(write(array))
+                continue
+            tensor.contents.CopyFrom(contents_of(array, datatype))
+        return response
+
+    def only_raw(self, wanted: tuple[RequestedOutput, ...]) -> bool:
+        """Tell whether an answer can't be typed: halves have no typed contents, and the two kinds are never mixed."""
+        return any(self._ports.outputs[w.position].datatype in HALVES and not w.classes for w in wanted)
+
+
+def contents_of(array: Array, datatype: str) -> Any:
+    """Make the typed contents of an array."""
+    values = array.ravel().tolist()
+    if datatype == "BYTES":
+        values = [value.encode() for value in values]
+    return _Contents(**{CONTENTS[datatype]: values})
+
+
+def _typed(contents: Any, datatype: str, shape: tuple[int, ...], at: str) -> Array:
+    """Make the array of typed contents."""
+    field = CONTENTS.get(datatype)
+    if field is None:
+        raise InvalidRequest(f"{at}: {datatype} has no typed contents: send raw_input_contents")
+    others = [found.name for found, _ in contents.ListFields() if found.name != field]
+    if others:
+        raise InvalidRequest(f"{at}/{others[0]}: {datatype} goes into {field}")
+    values = getattr(contents, field)
+    if len(values) != count(shape):
+        raise InvalidRequest(f"{at}: has {len(values)} elements, and shape {list(shape)} holds {count(shape)}")
+    if datatype == "BYTES":
+        return strings([text(value, f"{at}: element {i}") for i, value in enumerate(values)], shape)
+    if datatype in INTEGERS and values:
+        least, greatest = limits(datatype)
+        if min(values) < least or max(values) > greatest:
+            raise InvalidRequest(f"{at}: an element does not fit {datatype} ({least} to {greatest})")
+    array: Array = np.array(values, dtype=NUMPY[datatype])
+    return array.reshape(shape)
+
+
+def _value(parameters: Any, name: str) -> Any:
+    """Return a parameter's value whatever its kind, or None."""
+    if name not in parameters:
+        return None
+    kind = parameters[name].WhichOneof("parameter_choice")
+    return getattr(parameters[name], kind) if kind else None
+
+
+def _whole(parameters: Any, name: str, at: str) -> int:
+    value = _value(parameters, name)
+    if value is None:
+        return 0
+    if type(value) is not int or value < 0:
+        raise InvalidRequest(f"{at}/parameters/{name}: should be a whole number, 0 or more")
+    return value
+
+
+def _options(parameters: Any) -> tuple[float | None, int]:
+    if _value(parameters, "sequence_id") not in (None, 0, ""):
+        raise InvalidRequest("/parameters/sequence_id: is not offered, models keep no state: leave it out")
+    timeout = _whole(parameters, "timeout", "")
+    priority = priority_of(_whole(parameters, "priority", ""), "/parameters/priority")
+    return timeout / 1e6 if timeout else None, priority
+
+
+def _refuse_shared(parameters: Any, at: str) -> None:
+    if "shared_memory_region" in parameters:
+        raise InvalidRequest(f"{at}/parameters/shared_memory_region: shared memory is not offered: send the data")

@@ -1,0 +1,122 @@
+"""Writes V1 answers: one prediction a row, or columns; classifiers by class name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import orjson
+
+from serving.engine.signature import Signature
+from serving.protocols.strict_json import dumps
+from serving.tensors import INTEGERS, Array, Tensors
+
+
+class Answers:
+    """Encoders for one signature. Names, brackets and commas are written once, at load."""
+
+    def __init__(self, signature: Signature, name: str, version: str) -> None:
+        # One example is one row, whatever its outputs' shapes: they have no dimension for rows.
+        self._whole = signature.batch == "none"
+        self._names = [output.name for output in signature.outputs]
+        head = orjson.dumps({"model_name": name, "model_version": version})[:-1]
+        self._head_rows = head + b',"predictions":['
+        self._head_columns = head + b',"outputs":'
+        self._classes = signature.classes
+        self._label = self._names.index(signature.label) if signature.label else None
+        self._scores = self._names.index(signature.scores) if signature.scores else None
+        self._named = self._label is not None and self._scores is not None and bool(signature.classes)
+        # An integer label with named classes is an index into them.
+        self._indexed = bool(
+            self._named
+            and signature.outputs[self._label].datatype in INTEGERS  # type: ignore[index]
+            and isinstance(signature.classes[0], str)  # type: ignore[index]
+        )
+        if self._named:
+            # Margins are no probabilities, and are not called so.
+            self._key = "scores" if signature.scores == "scores" else "probabilities"
+            self._template = _template(self._key, signature.classes or ())
+        self._label_texts = {c: orjson.dumps(c) for c in (signature.classes or ())}
+
+    def rows(self, outputs: Tensors) -> bytes:
+        """Write `{"predictions": [one a row]}`."""
+        return b"%b%b]}" % (self._head_rows, self._texts(outputs))
+
+    def _texts(self, outputs: Tensors) -> bytes:
+        """Write predictions with commas between them."""
+        if self._whole:
+            values = [_nested(output) for output in outputs]
+            value = values[0] if len(values) == 1 else dict(zip(self._names, values, strict=True))
+            return dumps(value)
+        if self._named:
+            labels, scores = outputs[self._label], outputs[self._scores]  # type: ignore[index]
+            width = scores.shape[1]
+            if width == len(self._classes or ()):
+                texts = dumps(scores.ravel())[1:-1].split(b",")
+                made = [
+                    self._template % (text, *texts[i * width : (i + 1) * width])
+                    for i, text in enumerate(self._labels(labels))
+                ]
+                return b",".join(made)
+        if len(outputs) == 1:
+            return dumps(_plain(outputs[0]))[1:-1]
+        columns = [_listed(output) for output in outputs]
+        records = [dict(zip(self._names, row, strict=True)) for row in zip(*columns, strict=True)]
+        return dumps(records)[1:-1]
+
+    def columns(self, outputs: Tensors) -> bytes:
+        """Write `{"outputs": {name: column}}`, or the column alone where there is one output."""
+        value: Any
+        if self._whole:
+            rows = [[_nested(output)] for output in outputs]
+            value = rows[0] if len(rows) == 1 else dict(zip(self._names, rows, strict=True))
+        elif self._named:
+            labels, scores = outputs[self._label], outputs[self._scores]  # type: ignore[index]
+            by_class = orjson.loads(dumps(scores))
+            value = {
+                "label": [orjson.loads(text) for text in self._labels(labels)],
+                self._key: {str(c): [row[i] for row in by_class] for i, c in enumerate(self._classes or ())},
+            }
+        elif len(outputs) == 1:
+            value = _plain(outputs[0])
+        else:
+            value = {name: _plain(o) for name, o in zip(self._names, outputs, strict=True)}
+        return b"%b%b}" % (self._head_columns, dumps(value))
+
+    def _labels(self, labels: Array) -> list[bytes]:
+        values = labels.ravel().tolist()
+        if self._indexed:
+            classes = self._classes or ()
+            values = [classes[v] if 0 <= v < len(classes) else v for v in values]
+        texts = self._label_texts
+        return [texts[v] if v in texts else orjson.dumps(v) for v in values]
+
+
+def _template(key: str, classes: tuple[Any, ...]) -> bytes:
+    keys = [orjson.dumps(str(c)).replace(b"%", b"%%") for c in classes]
+    return b'{"label":%b,"' + key.encode() + b'":{' + b",".join(name + b":%b" for name in keys) + b"}}"
+
+
+def _plain(output: Array) -> Any:
+    """Make it writable: a column of shape [batch, 1] is one value a row; strings are lists."""
+    if output.ndim == 0:
+        output = output.reshape(1)
+    if output.ndim == 2 and output.shape[1] == 1:
+        output = output.ravel()
+    if output.dtype == object:
+        return output.tolist()
+    return output if output.flags.c_contiguous else output.copy()
+
+
+def _nested(output: Array) -> Any:
+    """Make an output of any shape writable as nested lists, or as one value."""
+    if output.dtype.hasobject:
+        return output.tolist()
+    if not output.ndim:  # floats stay what they are, or a 32-bit one would be written with 17 digits
+        return output[()] if output.dtype.kind == "f" else output.item()
+    return np.ascontiguousarray(output)
+
+
+def _listed(output: Array) -> list[Any]:
+    plain = _plain(output)
+    return plain if isinstance(plain, list) else list(orjson.loads(dumps(plain)))

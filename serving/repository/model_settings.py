@@ -1,0 +1,187 @@
+"""Settings of one model: `models/<name>/model.toml`, and Triton's `config.pbtxt` beside it.
+
+Where both speak of the same, model.toml has the word. A change is taken like one of traffic. A file that can't be read
+is a problem with its name, and changes nothing that serves.
+"""
+
+from __future__ import annotations
+
+import logging
+import tomllib
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serving.engine.batching import Batching, Independence
+from serving.errors import InvalidRequest, ServingError
+from serving.repository import triton_config
+from serving.repository.traffic import Keep, Traffic
+from serving.repository.triton_config import CONFIG_FILE, TritonConfig
+from serving.settings import LEAST_MODEL_MEMORY
+
+log = logging.getLogger("serving.settings")
+
+SETTINGS_FILE = "model.toml"
+_MOST_BYTES = 1024 * 1024
+
+Facts: TypeAlias = tuple[tuple[int, ...], ...]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class BatchingTable(_Strict):
+    """`[batching]` of model.toml."""
+
+    enabled: bool | None = None
+    """Run requests of different callers together where the model's rows are independent."""
+    allow_dynamic_quantization: bool = False
+    """Do so too where the only thing that rows share is a scale that the model takes over the batch: answers then
+    differ a little with who asks at the same time."""
+
+
+class LimitsTable(_Strict):
+    """`[limits]` of model.toml."""
+
+    memory_bytes: int | None = Field(None, ge=LEAST_MODEL_MEMORY)
+    """Most that runs of this model and their answers may take at a time, beside its weights, in bytes."""
+
+
+class SettingsDocument(_Strict):
+    """The whole of model.toml."""
+
+    batching: BatchingTable = BatchingTable()
+    limits: LimitsTable = LimitsTable()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """What was set for one model. off: who has switched batching off, empty where nobody has. None: not set."""
+
+    off: str = ""
+    allow_dynamic_quantization: bool = False
+    max_rows: int | None = None
+    max_delay_s: float | None = None
+    instances: int | None = None
+    memory_bytes: int | None = None
+    keep: Keep | None = None
+
+    def decide(self, independence: Independence) -> Batching:
+        """Say how the requests of a version run, by what was proved of its rows."""
+        together = independence.proved or (independence.quantised and self.allow_dynamic_quantization)
+        reason = "" if together else independence.reason
+        if self.off:
+            together, reason = False, self.off
+        return Batching(together, reason, self.max_rows, self.max_delay_s, self.instances, self.memory_bytes)
+
+    def traffic(self, asked: Traffic, available: Collection[str]) -> Traffic:
+        """Return what is asked for with the versions to keep of config.pbtxt, where nobody has asked for others.
+
+        Of a list the highest answers, where stable is not named, as in Triton.
+        """
+        if self.keep is None or asked.keep != Traffic().keep:
+            return asked
+        listed = self.keep if isinstance(self.keep, tuple) else ()
+        known = [version for version in listed if version in available] or listed
+        stable = asked.stable or max(known, key=int, default=None)
+        return asked.model_copy(update={"keep": self.keep, "stable": stable})
+
+
+def parse(text: str) -> SettingsDocument:
+    """Read model.toml. Raises InvalidRequest with a sentence for each bad field, by name.
+
+    >>> parse("[batching]\\nenabled = false").batching.enabled
+    False
+    """
+    try:
+        return SettingsDocument.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidRequest(f"{SETTINGS_FILE}: is not TOML: {error}"[:500]) from None
+    except ValidationError as error:
+        said = [_sentence(".".join(map(str, e["loc"])), e["type"], e["msg"]) for e in error.errors(include_url=False)]
+        raise InvalidRequest(f"{SETTINGS_FILE}: {'; '.join(said)}"[:1000]) from None
+
+
+def _sentence(place: str, kind: str, text: str) -> str:
+    if kind == "extra_forbidden":
+        return f"{place}: there is no such setting"
+    return f"{place}: {text.removeprefix('Input ')}"
+
+
+def read(folder: Path) -> ModelSettings:
+    """Read both files of a model. Raises InvalidRequest where one can't be read."""
+    own, triton = _text(folder / SETTINGS_FILE), _text(folder / CONFIG_FILE)
+    document = parse(own) if own is not None else SettingsDocument()
+    batching = document.batching
+    config = triton_config.parse(triton, folder.name) if triton is not None else TritonConfig()
+    off = ""
+    if batching.enabled is False:
+        off = f"switched off in {SETTINGS_FILE}"
+    elif batching.enabled is None and config.max_batch_size == 0:
+        off = f"max_batch_size is 0 in {CONFIG_FILE}"
+    return ModelSettings(
+        off,
+        batching.allow_dynamic_quantization,
+        max_rows=config.max_batch_size or None,
+        max_delay_s=config.delay_s,
+        instances=config.instances,
+        memory_bytes=document.limits.memory_bytes,
+        keep=config.keep,
+    )
+
+
+class SettingsFiles:
+    """Looks at the files of all models in a folder; those that have not changed are not read again."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._seen: dict[str, tuple[Facts, ModelSettings, str]] = {}
+
+    def look(self, names: Collection[str]) -> tuple[dict[str, ModelSettings], list[tuple[str, str]]]:
+        """Return the settings of those that have any, and what is wrong with files, as name and sentence."""
+        self._seen = {name: self._one(name) for name in sorted(names)}
+        settings = {name: found for name, (_, found, _) in self._seen.items() if found != ModelSettings()}
+        return settings, [(name, problem) for name, (_, _, problem) in self._seen.items() if problem]
+
+    def _one(self, name: str) -> tuple[Facts, ModelSettings, str]:
+        folder = self._root / name
+        facts = tuple(_facts(folder / file) for file in (SETTINGS_FILE, CONFIG_FILE))
+        before = self._seen.get(name)
+        if before is not None and before[0] == facts:
+            return before
+        try:
+            settings, problem = (read(folder) if any(facts) else ModelSettings()), ""
+        except ServingError as error:
+            problem = error.message
+            # Nobody knows what it should say: one at a time is never wrong.
+            settings = before[1] if before is not None else ModelSettings(off="its settings can't be read")
+            log.error("%s: %s", name, problem)
+        else:
+            if before is not None:
+                log.info("%s: new settings: %s", name, settings)
+        return facts, settings, problem
+
+
+def _text(path: Path) -> str | None:
+    """Return what a file says; None where there is none. Raises InvalidRequest."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_MOST_BYTES).decode()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InvalidRequest(f"{path.name} can't be read: {why}") from None
+
+
+def _facts(path: Path) -> tuple[int, ...]:
+    """Return what tells one state of a file from another; nothing where there is none."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return ()
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
