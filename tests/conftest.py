@@ -19,6 +19,8 @@ import httpx2 as httpx
 import pytest
 import uvloop
 
+from serving.gate.gate import Gate, Limits
+
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "models"
 
@@ -156,3 +158,10 @@ def faulty(faults: dict[str, object], *flags: str, models: Path = MODELS) -> Ite
         yield server.wait(120)
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def examiner() -> Iterator[Gate]:
+    """One open gate for all tests that ask it, since its libraries take longest to load."""
+    with Gate(Limits(wall_s=60, cpu_s=3, memory_bytes=2 * 2**30)) as gate:
+        yield gate
