@@ -33,6 +33,8 @@ with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, tex
     finally:
         server.send_signal(signal.SIGTERM)
 assert server.wait(40) == 0, server.returncode
-assert not {"sklearn", "lightgbm", "pytest"} & {d.name.lower() for d in metadata.distributions()}
+exporter = subprocess.run([sys.executable, "-c", "import serving.export"], capture_output=True, text=True, check=False)
+assert 'pip install "serving[export]"' in exporter.stderr, exporter.stderr
+assert not {"scikit-learn", "lightgbm", "pytest"} & {d.name.lower() for d in metadata.distributions()}
 assert resources.files("serving").joinpath("py.typed").is_file(), "its types are for callers too"
 print(said.strip(), "installs and serves")

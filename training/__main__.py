@@ -9,12 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from serving.export import CannotExport, ParityError, publish
 from serving.gate.gate import Gate
 from serving.gate.report import GateRefused
 from training.models import TRAINERS, UNSHIPPED
-from training.parity import ParityError
-from training.publish import publish
-from training.refusal import CannotExport
 
 
 def main() -> int:

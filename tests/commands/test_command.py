@@ -243,16 +243,24 @@ def test_help_names_every_setting() -> None:
         assert name in text
 
 
-@pytest.mark.parametrize("module", ["sklearn", "onnx", "skl2onnx", "pandas", "google.protobuf", "rich.traceback"])
-def test_a_worker_imports_nothing_of_training(module: str) -> None:
-    """The server needs no training library: none is imported when the application is made."""
-    code = (
-        "import sys\n"
-        "from serving.http_api.app import create_app\n"
-        "from serving.settings import Settings\n"
-        "from fastapi.testclient import TestClient\n"
-        f"with TestClient(create_app(Settings(models={str(MODELS)!r}))) as c:\n"
-        "    assert c.get('/v2/health/ready').status_code == 200\n"
-        f"assert {module!r} not in sys.modules, {module!r}\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+MAKES_AN_APPLICATION = f"""
+from serving.http_api.app import create_app
+from serving.settings import Settings
+from fastapi.testclient import TestClient
+with TestClient(create_app(Settings(models={str(MODELS)!r}))) as client:
+    assert client.get("/v2/health/ready").status_code == 200
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "more"),
+    [(MAKES_AN_APPLICATION, {"onnx", "google.protobuf", "rich.traceback"}), ("import serving.cli", {"onnxruntime"})],
+    ids=["worker", "command"],
+)
+def test_what_serves_imports_nothing_of_training(code: str, more: set[str]) -> None:
+    """The server needs no training library: neither worker nor command imports one, nor the exporter."""
+    code += "\nimport sys; print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
+    imported = set(said.stdout.split())
+    assert "serving.settings" in imported
+    assert not imported & {"sklearn", "skl2onnx", "onnxmltools", "pandas", "serving.export", *more}

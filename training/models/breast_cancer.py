@@ -4,7 +4,7 @@ from lightgbm import LGBMClassifier
 from sklearn.datasets import load_breast_cancer
 from sklearn.model_selection import train_test_split
 
-from training.export import Exported, export
+from serving.export import Exported, export
 
 
 def train() -> Exported:

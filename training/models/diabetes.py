@@ -4,7 +4,7 @@ from sklearn.datasets import load_diabetes
 from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.model_selection import train_test_split
 
-from training.export import Exported, export
+from serving.export import Exported, export
 
 
 def train() -> Exported:

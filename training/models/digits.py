@@ -7,7 +7,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from training.export import Exported, export
+from serving.export import Exported, export
 
 
 def train() -> Exported:

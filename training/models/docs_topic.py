@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 
-from training.export import Exported, export
+from serving.export import Exported, export
 
 MODULES = {
     "arrays": ("numpy", "numpy.linalg", "numpy.fft", "numpy.random"),

@@ -7,7 +7,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
-from training.export import Exported, export
+from serving.export import Exported, export
 
 
 def logistic() -> Exported:

@@ -22,10 +22,10 @@ from sklearn.svm import LinearSVC
 from serving.engine.session import OnnxSession
 from serving.engine.signature import METADATA_KEY, Signature
 from serving.errors import InvalidRequest
+from serving.export import Exported, ParityError, export, publish
 from serving.http_api.app import create_app
 from serving.settings import Settings
 from tests.conftest import MODELS
-from training import Exported, ParityError, export, publish
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the converters' own deprecations are not ours to mend
 

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 
 from serving.engine.signature import Feature
-from training.adapt import adapted, nameless, options_of
-from training.graph import (
+from serving.export.adapt import adapted, nameless, options_of
+from serving.export.graph import (
     Entrance,
     accept_image,
     cast_output,
@@ -24,8 +24,8 @@ from training.graph import (
     split_targets,
     swap_columns,
 )
-from training.original import Original
-from training.refusal import CannotExport, parts, refused
+from serving.export.original import Original
+from serving.export.refusal import CannotExport, parts, refused
 
 # Isolation forests and some scalers convert only up to the first; KNNImputer wants more. onnxruntime runs them all.
 OPSETS = ({"": 17, "ai.onnx.ml": 3}, {"": 18, "ai.onnx.ml": 3})

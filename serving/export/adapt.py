@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from training.refusal import CannotExport, parts, step_of
+from serving.export.refusal import CannotExport, parts, step_of
 
 VECTORIZERS = ("CountVectorizer", "TfidfVectorizer")
 WORD = r"(?u)\b\w\w+\b"

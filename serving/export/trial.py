@@ -12,15 +12,15 @@ import onnx
 import pandas as pd
 
 from serving.engine.signature import Feature, Parity
+from serving.export import convert
+from serving.export.edges import Edge, edge_rows, typed
+from serving.export.features import features_of, feeds_of
+from serving.export.original import Original
+from serving.export.parity import Gap, ParityError, differences
+from serving.export.progress import Say
+from serving.export.refusal import CannotExport, refused, step_of
+from serving.export.session import Session
 from serving.tensors import Array
-from training import convert
-from training.edges import Edge, edge_rows, typed
-from training.features import features_of, feeds_of
-from training.original import Original
-from training.parity import Gap, ParityError, differences
-from training.progress import Say
-from training.refusal import CannotExport, refused, step_of
-from training.session import Session
 
 FLOAT32_EXACT = 2**24
 

@@ -17,17 +17,17 @@ from serving.engine.batch_independence import prove
 from serving.engine.batching import Independence
 from serving.engine.session import OnnxSession
 from serving.engine.signature import METADATA_KEY, Feature, Golden, Parity, Signature
+from serving.export.features import features_of, feeds_of, plain_row
+from serving.export.graph import plain_outputs
+from serving.export.original import Original
+from serving.export.parity import Gap, ParityError, differences
+from serving.export.progress import progress
+from serving.export.refusal import CannotExport
+from serving.export.session import Session
+from serving.export.table import table_of
+from serving.export.trial import Trial, proven
 from serving.repository.manifest import MODEL_FILE
 from serving.tensors import Array
-from training.features import features_of, feeds_of, plain_row
-from training.graph import plain_outputs
-from training.original import Original
-from training.parity import Gap, ParityError, differences
-from training.progress import progress
-from training.refusal import CannotExport
-from training.session import Session
-from training.table import table_of
-from training.trial import Trial, proven
 
 GOLDEN_ROWS = 5
 UnknownCategory = Literal["accept", "refuse"]

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from training.progress import progress
+from serving.export.progress import progress
 
 
 def test_progress_is_shown_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:

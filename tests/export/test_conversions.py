@@ -1,12 +1,12 @@
-"""What converts, in short: one of each kind of `cases`; `python -m tests.training.conversions` tries all of them."""
+"""What converts, in short: one of each kind of `cases`; `python -m tests.export.conversions` tries all of them."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.training.cases import cases
-from tests.training.conversions import faults, outcomes
-from tests.training.fitted import Case
+from tests.export.cases import cases
+from tests.export.conversions import faults, outcomes
+from tests.export.fitted import Case
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # the converters' own deprecations are not ours to mend

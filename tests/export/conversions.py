@@ -1,7 +1,7 @@
 """Tries every export of `cases`, serves what converts, and asks it what the original is asked.
 
-python -m tests.training.conversions            all of them, and rewrites docs/converts.md
-python -m tests.training.conversions voting     those with "voting" in their name, group or data
+python -m tests.export.conversions            all of them, and rewrites docs/converts.md
+python -m tests.export.conversions voting     those with "voting" in their name, group or data
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import numpy as np
 import pandas as pd
 from fastapi.testclient import TestClient
 
+from serving.export import CannotExport, Exported, ParityError, export
 from serving.http_api.app import create_app
 from serving.settings import Settings
-from tests.training.cases import cases
-from tests.training.fitted import Case, Fitted
-from training import CannotExport, Exported, ParityError, export
+from tests.export.cases import cases
+from tests.export.fitted import Case, Fitted
 
 PAGE = Path(__file__).parents[2] / "docs" / "converts.md"
 
@@ -195,7 +195,7 @@ def page(tried: Sequence[tuple[Case, str, str]]) -> str:
         "# What converts",
         "",
         "Each line was fitted, exported, served and asked for the rows that were held out, and its labels and scores",
-        "were compared with the original's. This page is written by `python -m tests.training.conversions`, with",
+        "were compared with the original's. This page is written by `python -m tests.export.conversions`, with",
         ", ".join(f"{tool} {version(tool)}" for tool in tools) + ".",
         "",
         f"{yes} of {len(tried)} convert. The others are refused with the text shown, and nothing is written.",

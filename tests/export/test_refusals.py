@@ -15,10 +15,10 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from serving.export import CannotExport, Exported, ParityError, export, publish
 from serving.http_api.app import create_app
 from serving.settings import Settings
-from tests.training.fitted import NUMBERS, SUM, THREE, TWO, Doubling, fit, mixed, numbers
-from training import CannotExport, Exported, ParityError, export, publish
+from tests.export.fitted import NUMBERS, SUM, THREE, TWO, Doubling, fit, mixed, numbers
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the converters' own deprecations are not ours to mend
 
@@ -49,7 +49,7 @@ def test_a_remedy_is_named_after_it_helped() -> None:
 
 def test_what_does_not_help_is_not_named_as_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the converter of a step is wrong, that step is named, and double=True is no remedy."""
-    from training import convert
+    from serving.export import convert
 
     def wrong(model: Any, *given: Any, **more: Any) -> Any:
         scaler = model.steps[0][1] if hasattr(model, "steps") else model

@@ -23,7 +23,7 @@ from sklearn import (
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer
 from sklearn.pipeline import make_pipeline, make_union
 
-from tests.training.fitted import (
+from tests.export.fitted import (
     NUMBERS,
     SUM,
     TEXT_TABLE,

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from serving.engine.signature import Feature, TensorSpec
+from serving.export.refusal import CannotExport
 from serving.tensors import NUMPY, Array, Datatype
-from training.refusal import CannotExport
 
 HISTOGRAM_BINS = 10
 MOST_CATEGORIES = 100

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from serving.export.refusal import CannotExport
 from serving.tensors import Array
-from training.refusal import CannotExport
 
 VECTORIZERS = ("CountVectorizer", "TfidfVectorizer", "HashingVectorizer")
 

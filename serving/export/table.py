@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from training.refusal import CannotExport
+from serving.export.refusal import CannotExport
 
 
 def table_of(rows: Any, *, what: str, like: pd.DataFrame | None = None) -> pd.DataFrame:
