@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from serving.heartbeat import Running
-from serving.repository.quarantine import guilty
+from serving.repository.quarantine import select_culprit
 
 RESPAWN_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Waits before a dead worker is replaced, growing while it keeps dying young."""
@@ -54,7 +54,7 @@ class WorkerExits:
         self.restarts[reason] += 1
         versions = sorted({(running.name, running.version) for running in ran})
         self._blamed.update(versions)
-        culprit = guilty(self._blamed, versions)
+        culprit = select_culprit(self._blamed, versions)
         if culprit is not None:
             del self._blamed[culprit]
         return culprit

@@ -38,7 +38,7 @@ def status(
 ) -> None:
     """Show who gets each model's traffic, how trials go, and whether every running server serves it."""
     with explained():
-        live = Observer(models, state_dir).look()
+        live = Observer(models, state_dir).servers()
         found = [state(models, state_dir, n, live) for n in ([name] if name else TrafficStore(models).names())]
     if as_json:
         typer.echo(

@@ -117,15 +117,15 @@ class Link:
 
 
 class WorkerEnd:
-    """A worker's end, on its event loop. hear: takes each message in turn."""
+    """A worker's end, on its event loop. on_message: takes each message in turn."""
 
-    def __init__(self, sock: socket.socket, hear: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, sock: socket.socket, on_message: Callable[[dict[str, Any]], None]) -> None:
         self._sock = sock
-        self._hear = hear
+        self._on_message = on_message
         self._early: list[bytes] = []
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
-        self.heard = time.monotonic()
+        self.last_message_at = time.monotonic()
         """When the coordinator said something last; it does so every few seconds."""
 
     def start(self) -> None:
@@ -157,9 +157,9 @@ class WorkerEnd:
             while True:
                 (size,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
                 text = await reader.readexactly(size)
-                self.heard = time.monotonic()
+                self.last_message_at = time.monotonic()
                 self._writer.write(acknowledged)
-                self._hear(orjson.loads(text))
+                self._on_message(orjson.loads(text))
         except (asyncio.IncompleteReadError, OSError):
             return  # the coordinator has stopped, or its process has gone: what is served stays as it is
         except Exception:

@@ -48,15 +48,15 @@ class Deployment:
         self._moved = threading.Event()
         self._trouble = ""
         self._deciding = threading.Thread(target=self._decide, name="analyses", daemon=True)
-        repository = Repository(root, ledger.adopt)
+        repository = Repository(root, ledger.import_edit)
         self._log = DeploymentLog(repository, ledger)
-        self._judge = GateClient(repository, state_dir=state_dir)
-        self.coordinator = Coordinator(repository, self._judge, report=self._write, loads_at_once=loads_at_once)
+        self._gate = GateClient(repository, state_dir=state_dir)
+        self.coordinator = Coordinator(repository, self._gate, report=self._write, loads_at_once=loads_at_once)
 
     def start(self) -> None:
         """Look at the folder, and watch it from now on."""
         self.coordinator.start()
-        watch(self._root, self.coordinator.look, self._ended)
+        watch(self._root, self.coordinator.rescan, self._ended)
         self._deciding.start()
 
     def _decide(self) -> None:
@@ -71,9 +71,9 @@ class Deployment:
                 self._log.served(self.coordinator.plans)
                 if time.monotonic() - swept > SWEEP_S:
                     swept = time.monotonic()
-                    self._others.look()
+                    self._others.servers()
                 if self._analyses.tick(self.coordinator.plans, time.monotonic()):
-                    self.coordinator.look()
+                    self.coordinator.rescan()
                 self._trouble = ""
             except Exception as error:  # what is served stays as it is, and the next second may go better
                 if self._trouble != repr(error):
@@ -110,5 +110,5 @@ class Deployment:
         self.conclude()
         self._deciding.join(5)
         self.coordinator.stop()
-        self._judge.close()
+        self._gate.close()
         self._presence.remove()

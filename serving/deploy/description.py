@@ -142,10 +142,10 @@ def index(fleet: Fleet, *, ready: bool = False) -> list[dict[str, str]]:
         for model in served.versions.values()
     ]
     if not ready:
-        resting = {name: served.resting for name, served in fleet.models.items()} | fleet.unloaded
+        unloaded = {name: served.unloaded for name, served in fleet.models.items()} | fleet.unloaded
         found += [
             {"name": name, "version": version, "state": "UNAVAILABLE", "reason": "unloaded"}
-            for name, versions in resting.items()
+            for name, versions in unloaded.items()
             for version in versions
         ]
         found += [

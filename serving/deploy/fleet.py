@@ -61,7 +61,7 @@ class Served:
     labels: dict[str, Model]
     traffic: Traffic
     found: dict[ModelVersion, Model]
-    resting: tuple[str, ...]
+    unloaded: tuple[str, ...]
     """Versions that are in the folder, and not loaded."""
     canary: CanarySelection | None = None
     shadow: Shadow | None = None
@@ -111,16 +111,16 @@ class Fleet:
         self.prepare: list[Callable[[Model], None]] = []
         self.changed: list[Callable[[], None]] = []
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=give_way)
-        self.member = WorkerAgent(
-            link, load=self._load, live=self._live, check=_check, swap=self._swap, told=self._told
+        self.agent = WorkerAgent(
+            link, load=self._load, live=self._live, check=_check, swap=self._swap, on_status=self._on_status
         )
-        self.changes = Changes(ledger, self.member, gone=lambda: self.folder_gone)
+        self.changes = Changes(ledger, self.agent, gone=lambda: self.folder_gone)
 
     async def start(self, *, strict: bool = False) -> None:
         """Load all that is to be served. Raises ModelInvalid where `strict` and something can't be."""
         began = time.monotonic()
-        self.member.start()
-        failed = await self.member.joined()
+        self.agent.start()
+        failed = await self.agent.joined()
         self.problems = tuple({*self.problems, *failed})
         if strict and self.problems:
             for problem in self.problems:
@@ -211,10 +211,10 @@ class Fleet:
                 same = shadow is not None and shadow.same(stable, model, percent)
                 copied = shadow if same else Shadow(stable, model, percent, self._metrics)
             models[plan.name] = Served(
-                plan.name, versions, stable, labels, plan.traffic, found, plan.resting, _split(plan, found), copied
+                plan.name, versions, stable, labels, plan.traffic, found, plan.unloaded, _split(plan, found), copied
             )
-        elif plan.traffic.unloaded and plan.resting:
-            self.unloaded[plan.name] = plan.resting
+        elif plan.traffic.unloaded and plan.unloaded:
+            self.unloaded[plan.name] = plan.unloaded
         if shadow is not None and (plan.name not in models or models[plan.name].shadow is not shadow):
             shadow.close()
         self.models = dict(sorted(models.items()))
@@ -226,15 +226,15 @@ class Fleet:
                 self._metrics.model(item.name, item.version).ready(item in found)
             self._metrics.serving(plan.name, plan.traffic.generation)
 
-    def _told(self, told: FleetStatus) -> None:
-        self.problems = told.problems
-        self.folder_gone = next((problem.reason for problem in told.problems if not problem.name), "")
+    def _on_status(self, status: FleetStatus) -> None:
+        self.problems = status.problems
+        self.folder_gone = next((problem.reason for problem in status.problems if not problem.name), "")
         if self._metrics is not None:
-            for name, standing in told.standings.items():
+            for name, standing in status.standings.items():
                 self._metrics.asked(name, standing.asked, refused=bool(standing.error))
             self._metrics.folder(gone=bool(self.folder_gone))
-            self._metrics.passed(told.passed)
-            self._metrics.examined(told.figures, told.stumbles)
+            self._metrics.passed(status.passed)
+            self._metrics.examined(status.figures, status.errors)
 
     def refuse(self) -> None:
         """Answer all that waits or runs with NotReady: the server ends now."""
@@ -248,7 +248,7 @@ class Fleet:
         for timer in (self._tick, self._trim):
             if timer is not None:
                 timer.cancel()
-        self.member.close()
+        self.agent.close()
         self._loader.shutdown(wait=False, cancel_futures=True)
         for served in self.models.values():
             if served.shadow is not None:
@@ -268,7 +268,7 @@ class Fleet:
 
     def _listen(self) -> None:
         """Note whether the coordinator is heard of: while it is not, what is served stays, whatever is asked for."""
-        silent_s = round(self.member.unheard_s, 1)
+        silent_s = round(self.agent.silent_s, 1)
         was, self.coordinator_silent_s = self.coordinator_silent_s, silent_s if silent_s > SILENT_S else 0.0
         if self.coordinator_silent_s and not was:
             log.error("nothing was heard of the coordinator for %.0f s: what is served stays as it is", silent_s)
@@ -280,7 +280,7 @@ class Fleet:
     def generations(self) -> dict[str, dict[str, int | None]]:
         """Say by model which generation of its traffic state is served here, which is asked for, and the lag."""
         found: dict[str, dict[str, int | None]] = {}
-        for name, standing in self.member.standings.items():
+        for name, standing in self.agent.standings.items():
             served = self.models.get(name)
             here = standing.serving if served is None else served.traffic.generation
             found[name] = {"serving": here, "asked": standing.asked, "lag": max(0, standing.asked - (here or 0))}
@@ -316,7 +316,7 @@ class Fleet:
                 raise NotReady(f"model {name!r}{of} is not served: {problem.reason}")
         if name in self.unloaded and (version is None or version in self.unloaded[name]):
             raise NotReady(f"model {name!r} is unloaded")
-        if name in self.models and version in self.models[name].resting:
+        if name in self.models and version in self.models[name].unloaded:
             raise NotReady(f"model {name!r} version {version} is not loaded")
 
     def _reclaim(self, now: float) -> None:

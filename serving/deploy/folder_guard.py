@@ -22,7 +22,7 @@ class FolderGuard:
         self.gone = ""
         """Why what the last look has found is not to be followed; empty where it is."""
 
-    def judge(self, contents: Contents, served: Collection[str]) -> str:
+    def check(self, contents: Contents, served: Collection[str]) -> str:
         """Say why a look is not to be followed, and log that where it is new. served: the models that serve now."""
         reason = self._reason(contents, served)
         if reason and reason != self.gone:

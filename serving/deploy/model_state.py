@@ -1,4 +1,4 @@
-"""What the coordinator knows of one model: what is served, what is asked for, and the change that is on its way."""
+"""What the coordinator knows of one model: what is served, what is asked for, and the change in progress."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serving.deploy.plan import Plan
-from serving.errors import ServingError
 from serving.repository.repository import ModelVersion, Problem
-from serving.repository.traffic import NOTHING, Roles, Traffic, plan
 
 GONE_S = 2.0
 """Seconds for which a model's folder must be missing before it stops being served: a copy may replace it."""
@@ -20,36 +18,43 @@ class Change:
     """A plan on its way to the workers."""
 
     plan: Plan
-    untold: list[int]
-    """Workers that are to prepare it when others have."""
+    queued: list[int]
+    """Workers that prepare it when others have."""
     at_once: int
     """How many may do so at the same time."""
     waiting: set[int] = field(default_factory=set)
+    """Workers that were told to prepare or to commit it, and have yet to say that they have."""
     failed: tuple[str, str] | None = None
     """A version that a worker could not load, and why; no version where the plan does not fit those that it could."""
     committing: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A plan that could not be served, so that it is not tried again and again, and why."""
+
+    plan: Plan
+    reason: str
+    invalid: bool
+    """Whether it asks for what the versions do not have."""
+
+
 @dataclass(slots=True)
-class Known:
+class ModelState:
     """What is known of one model."""
 
     served: Plan | None = None
     change: Change | None = None
+    refusal: Refusal | None = None
     problems: tuple[Problem, ...] = ()
     error: str = ""
     """Why the state that the folder asks for is not served; empty where it is."""
     asked: int = 0
     """Generation of the state that the folder asks for."""
     pending: bool = False
-    """Whether the gate has yet to speak on it."""
-    refused: Plan | None = None
-    """What could not be served, so that it is not tried again and again; `reason` says why."""
-    reason: str = ""
-    unfit: bool = False
-    """Whether it was refused because it asks for what the versions do not have."""
+    """Whether the gate has yet to examine some of it."""
     missing_since: float | None = None
-    uneven: bool = False
+    diverged: bool = False
     """Whether a worker that came could not load what the others serve."""
 
     @property
@@ -68,38 +73,14 @@ class Known:
         return now - self.missing_since < GONE_S
 
     def standing(self) -> dict[str, Any]:
-        """Return where it stands, as `member.Standing` has it."""
+        """Return the fields of `worker_agent.Standing`."""
+        served, refusal = self.served, self.refusal
         return {
             "asked": self.asked,
-            "serving": self.served.traffic.generation if self.served else None,
-            "stable": self.served.roles.stable if self.served else None,
+            "serving": served.traffic.generation if served else None,
+            "stable": served.roles.stable if served else None,
             "error": self.error,
-            "invalid": self.unfit and self.error == self.reason,
+            "invalid": refusal is not None and refusal.invalid and self.error == refusal.reason,
             "busy": self.pending or self.change is not None,
-            "alone": {v: b.reason for v, b in self.served.batching.items() if not b.together} if self.served else {},
+            "alone": {v: b.reason for v, b in served.batching.items() if not b.together} if served else {},
         }
-
-
-def roles_of(
-    asked: Traffic, traffic: Traffic, good: list[ModelVersion], refused: list[Problem], *, stays: bool
-) -> tuple[Roles | None, str]:
-    """Say what each version does, None where that can't be; and what is not as `asked`, where that is not in `refused`.
-
-    traffic: what is to be served in place of `asked`, where that names what is in quarantine. stays: where nothing is
-    good, what serves goes on: its files are there, and damaged or half copied.
-    """
-    if not good:
-        return None if stays else NOTHING, ""
-    try:
-        roles = plan(traffic, [item.version for item in good])
-    except ServingError as error:
-        why = reasons(refused)
-        return None, f"{error.message}{f' ({why})' if why else ''}"
-    if traffic is asked:
-        return roles, ""
-    return roles, f"stable is version {asked.stable}, in quarantine: version {traffic.stable} answers instead"
-
-
-def reasons(refused: list[Problem]) -> str:
-    """Put why versions can't serve into one sentence."""
-    return "; ".join(f"version {p.version}: {p.reason}" for p in refused)

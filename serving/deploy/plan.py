@@ -23,7 +23,7 @@ class Plan:
     revision: int
     traffic: Traffic
     versions: tuple[ModelVersion, ...]
-    resting: tuple[str, ...]
+    unloaded: tuple[str, ...]
     """Versions that are in the folder, and not loaded."""
     batching: dict[str, Batching]
     """How the requests of each version that is held run."""
@@ -44,7 +44,7 @@ class Plan:
             "revision": self.revision,
             "traffic": self.traffic.document(),
             "versions": [found.dump() for found in self.versions],
-            "resting": self.resting,
+            "unloaded": self.unloaded,
             "batching": {version: batching.dump() for version, batching in self.batching.items()},
         }
 
@@ -56,6 +56,6 @@ class Plan:
             given["revision"],
             parse(orjson.dumps(given["traffic"])),
             tuple(ModelVersion.read(found) for found in given["versions"]),
-            tuple(given["resting"]),
+            tuple(given["unloaded"]),
             {version: Batching(**batching) for version, batching in given["batching"].items()},
         )

@@ -105,7 +105,7 @@ def embed(model: Path, signature: bytes) -> Entry:
         where = "/".join(str(part) for part in first["loc"])
         raise InvalidRequest(f"the signature is not valid: /{where}: {first['msg'].lower()}") from None
     try:
-        spans = [span for span in onnx_file.look(model).metadata if span.key == METADATA_KEY]
+        spans = [span for span in onnx_file.inspect(model).metadata if span.key == METADATA_KEY]
     except onnx_file.NotWhole as error:
         raise GateRefused(gate.unreadable(str(error))) from None
     signed = model.with_name(".signed")

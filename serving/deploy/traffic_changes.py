@@ -22,7 +22,7 @@ WAIT_S = 120.0
 class Followers(Protocol):
     """The workers, as one that can be asked where all stand."""
 
-    def look(self, *, retry: str | None = None) -> None:
+    def rescan(self, *, retry: str | None = None) -> None:
         """Have the folder looked at now."""
 
     async def settled(self, name: str, generation: int) -> object:
@@ -81,7 +81,7 @@ class Changes:
             if_generation=if_generation,
             anyway=anyway,
         )
-        self._followers.look(retry=name)
+        self._followers.rescan(retry=name)
         try:
             await asyncio.wait_for(self._followers.settled(name, after.generation), WAIT_S)
             waited = await self._others(name, after.generation)
@@ -96,7 +96,7 @@ class Changes:
             return Made(after, unknown)
         try:
             await asyncio.to_thread(self.ledger.revert, name, after, who=who, why=refusal.message)
-            self._followers.look()
+            self._followers.rescan()
         except GenerationConflict:
             log.info("%s: generation %d is not taken back: there is a later one", name, after.generation)
         raise type(refusal)(f"{refusal.message}; what served before goes on")
@@ -105,7 +105,7 @@ class Changes:
         """Wait for the other servers of the folder. Raises NotReady where one can't serve it."""
         ledger = self.ledger
         waiting = Waiting(ledger.root, name, generation, seconds=WAIT_S, state_dir=ledger.state_dir)
-        while (waited := await asyncio.to_thread(waiting.look)) is None:  # noqa: ASYNC110  it is a file that moves
+        while (waited := await asyncio.to_thread(waiting.poll)) is None:  # noqa: ASYNC110  it is a file that moves
             await asyncio.sleep(POLL_S)
         if waited.problems:
             raise NotReady("; ".join(waited.problems))

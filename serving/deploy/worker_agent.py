@@ -17,7 +17,7 @@ from serving.errors import InvalidRequest, ModelInvalid, NotReady, ServingError
 from serving.gate.results import Figure
 from serving.repository.repository import ModelVersion, Problem
 
-log = logging.getLogger("serving.member")
+log = logging.getLogger("serving.worker_agent")
 
 Load = Callable[[ModelVersion, Batching, Model | None], Awaitable[Model]]
 Live = Callable[[str], dict[ModelVersion, Model]]
@@ -42,7 +42,7 @@ class Standing(NamedTuple):
 class FleetStatus(NamedTuple):
     """What the coordinator says of all models: what is not served and why, where each stands, and what the gate found.
 
-    passed: name, version, and whether the gate let it pass. figures: see `verdicts.Figure`. stumbles: of the
+    passed: name, version, and whether the gate let it pass. figures: see `gate.results.Figure`. errors: of the
     coordinator.
     """
 
@@ -50,7 +50,7 @@ class FleetStatus(NamedTuple):
     standings: dict[str, Standing]
     passed: list[tuple[str, str, bool]]
     figures: list[Figure]
-    stumbles: int
+    errors: int
 
 
 class _Failed(Exception):
@@ -78,15 +78,15 @@ class WorkerAgent:
         live: Live,
         check: Check,
         swap: Swap,
-        told: Callable[[FleetStatus], None],
+        on_status: Callable[[FleetStatus], None],
     ) -> None:
-        self._channel = WorkerEnd(sock, self._hear)
+        self._channel = WorkerEnd(sock, self._on_message)
         self._say = self._channel.send
         self._load = load
         self._live = live
         self._check = check
         self._swap = swap
-        self._told = told
+        self._on_status = on_status
         self._prepared: dict[str, tuple[Plan, dict[ModelVersion, Model]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._joined = asyncio.Event()
@@ -99,9 +99,9 @@ class WorkerAgent:
         self._channel.start()
 
     @property
-    def unheard_s(self) -> float:
+    def silent_s(self) -> float:
         """Seconds since the coordinator has said anything."""
-        return time.monotonic() - self._channel.heard
+        return time.monotonic() - self._channel.last_message_at
 
     async def joined(self) -> list[Problem]:
         """Wait until all that was in force when this worker came is loaded; return what of it could not be."""
@@ -114,9 +114,9 @@ class WorkerAgent:
         for task in self._tasks:
             task.cancel()
 
-    def look(self, *, retry: str | None = None) -> None:
+    def rescan(self, *, retry: str | None = None) -> None:
         """Ask the coordinator to look at the folder now; `retry` names a model whose failures are to be forgotten."""
-        self._say({"kind": "look", "retry": retry})
+        self._say({"kind": "scan", "retry": retry})
 
     async def settled(self, name: str, generation: int) -> Standing:
         """Wait until every worker serves a generation of a model or can't.
@@ -133,17 +133,17 @@ class WorkerAgent:
                     raise InvalidRequest(standing.error) if standing.invalid else NotReady(standing.error)
             await self._moved.wait()
 
-    def _hear(self, message: dict[str, Any]) -> None:
+    def _on_message(self, message: dict[str, Any]) -> None:
         kind = message["kind"]
         if kind == "join":
             self._begin(self._join([Plan.read(given) for given in message["plans"]]))
         elif kind == "prepare":
             self._begin(self._prepare(Plan.read(message["plan"])))
-        elif kind == "told":
+        elif kind == "status":
             self.standings = {name: Standing(**standing) for name, standing in message["models"].items()}
             problems = tuple(Problem(*given) for given in message["problems"])
-            self._told(
-                FleetStatus(problems, self.standings, message["passed"], message["figures"], message["stumbles"])
+            self._on_status(
+                FleetStatus(problems, self.standings, message["passed"], message["figures"], message["errors"])
             )
             self._moved.set()
         elif kind in ("commit", "abort"):

@@ -13,14 +13,14 @@ from serving.linux.thread_scheduling import lowest_priority
 from serving.repository.repository import ModelVersion, Problem
 from serving.repository.traffic import Traffic, plan
 
-log = logging.getLogger("serving.verdicts")
+log = logging.getLogger("serving.gate")
 
 
 Figure: TypeAlias = tuple[str, str, str, str, float]
 """Name and version, of which version (`this`, or the one that was `serving`), what was measured, and the value."""
 
 
-class Judge(Protocol):
+class Gate(Protocol):
     """The gate: says whether a version may be loaded at all."""
 
     def known(self, found: ModelVersion, serving: ModelVersion | None) -> str | None:
@@ -44,18 +44,18 @@ class Parted(NamedTuple):
     pending: bool
 
 
-class Verdicts:
+class GateResults:
     """Kept for the coordinator, on whose thread all methods are called.
 
     call: has something done on that thread; what is done there looks at the folder again.
     """
 
-    def __init__(self, judge: Judge, call: Callable[[Callable[[], None]], None]) -> None:
-        self._judge = judge
+    def __init__(self, gate: Gate, call: Callable[[Callable[[], None]], None]) -> None:
+        self._gate = gate
         self._call = call
         self._said: dict[ModelVersion, str] = {}
         self._examined: set[ModelVersion] = set()
-        self._gate = ThreadPoolExecutor(1, thread_name_prefix="gate", initializer=lowest_priority)
+        self._examiner = ThreadPoolExecutor(1, thread_name_prefix="gate", initializer=lowest_priority)
         self.quarantined: dict[tuple[str, str], str] = {}
         """Reasons, by name and version."""
 
@@ -106,7 +106,7 @@ class Verdicts:
 
     def independence(self, item: ModelVersion) -> Independence:
         """Return whether a version that was let pass has independent rows."""
-        return self._judge.independence(item)
+        return self._gate.independence(item)
 
     def passed(self) -> list[tuple[str, str, bool]]:
         """List, by name and version, which versions were let pass and which were refused."""
@@ -114,29 +114,29 @@ class Verdicts:
 
     def figures(self) -> list[Figure]:
         """List what was measured of the versions that were judged."""
-        return [figure for item in self._said for figure in self._judge.figures(item)]
+        return [figure for item in self._said for figure in self._gate.figures(item)]
 
     def close(self) -> None:
         """Examine nothing any more."""
-        self._gate.shutdown(wait=False, cancel_futures=True)
+        self._examiner.shutdown(wait=False, cancel_futures=True)
 
     def _verdict(self, item: ModelVersion, serving: ModelVersion | None) -> str | None:
         verdict = self._said.get(item)
         if verdict is None:
-            verdict = self._judge.known(item, serving)
+            verdict = self._gate.known(item, serving)
             if verdict is not None:
                 self._said[item] = verdict
             elif item not in self._examined:
                 self._examined.add(item)
-                self._gate.submit(self._examine, item, serving)
+                self._examiner.submit(self._examine, item, serving)
         return verdict
 
     def _examine(self, item: ModelVersion, serving: ModelVersion | None) -> None:
         """Run the gate, on its thread."""
         try:
-            verdict = self._judge.examine(item, serving)
+            verdict = self._gate.examine(item, serving)
         except Exception:
-            log.exception("the gate stumbled over %s %s", item.name, item.version)
+            log.exception("the gate failed on %s %s", item.name, item.version)
             verdict = "it could not be examined: the server's log has the reason"
 
         if verdict:

@@ -169,7 +169,7 @@ def _answer(traffic: Traffic, more: dict[str, Any]) -> Response:
 
 async def _served(fleet: Fleet, metrics: Metrics | None, name: str) -> dict[str, Any]:
     """Say what this server serves of a model, and what was seen of a trial."""
-    standing = fleet.member.standings.get(name)
+    standing = fleet.agent.standings.get(name)
     found: dict[str, Any] = {"serving": None, "problem": standing.error if standing is not None else ""}
     served = fleet.models.get(name)
     if served is None:

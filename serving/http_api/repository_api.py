@@ -110,7 +110,7 @@ def router(root: Path, *, max_model_bytes: int, state_dir: Path | None = None) -
             return json_answer({"error": refused.message, "report": refused.report.model_dump(mode="json")}, 422)
         except ClientLeft:
             return Response(status_code=499)  # nobody reads it
-        request.app.state.fleet.member.look()
+        request.app.state.fleet.agent.rescan()
         return _answer(model, published)
 
     return made

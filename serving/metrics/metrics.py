@@ -119,12 +119,12 @@ class Metrics:
             kept["serving_gate_passed", (name, version)] = float(let)
         self._told = kept
 
-    def examined(self, figures: list[tuple[str, str, str, str, float]], stumbles: int) -> None:
+    def examined(self, figures: list[tuple[str, str, str, str, float]], errors: int) -> None:
         """Take what the gate measured (name, version, of which, what, value), and how often the coordinator failed."""
         kept = {key: value for key, value in self._told.items() if key[0] not in GATE_FIGURES}
         for name, version, of, what, value in sorted(figures, key=self._loaded)[-6 * MOST_SERIES :]:
             kept[f"serving_gate_{what}", (name, version, of)] = value
-        kept["serving_coordinator_failures", ()] = stumbles
+        kept["serving_coordinator_failures", ()] = errors
         self._told = kept
 
     def _loaded(self, row: tuple[Any, ...]) -> bool:

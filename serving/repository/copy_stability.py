@@ -23,15 +23,15 @@ Files: TypeAlias = tuple[tuple[str, int, int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Snapshot:
     """A folder at one time (monotonic seconds)."""
 
     at: float
     files: Files
 
 
-def look(folder: Path, at: float) -> Look:
-    """Look at a folder, temporary names left out; what vanishes meanwhile is not there."""
+def snapshot(folder: Path, at: float) -> Snapshot:
+    """Snapshot at a folder, temporary names left out; what vanishes meanwhile is not there."""
     files = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not TEMPORARY.fullmatch(name)]
@@ -44,22 +44,22 @@ def look(folder: Path, at: float) -> Look:
             except OSError:
                 continue
             files.append((path, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino))
-    return Look(at, tuple(sorted(files)))
+    return Snapshot(at, tuple(sorted(files)))
 
 
-def settled(first: Look, now: Look, settle_s: float = SETTLE_S) -> bool:
+def settled(first: Snapshot, now: Snapshot, settle_s: float = SETTLE_S) -> bool:
     """Tell whether nothing has changed since `first`, for long enough."""
     return first.files == now.files and now.at - first.at >= settle_s
 
 
-class Memory:
+class CopyStability:
     """The first look at each folder as it is now."""
 
     def __init__(self, settle_s: float = SETTLE_S) -> None:
         self._settle_s = settle_s
-        self._first: dict[Path, Look] = {}
+        self._first: dict[Path, Snapshot] = {}
 
-    def settled(self, folder: Path, now: Look) -> bool:
+    def settled(self, folder: Path, now: Snapshot) -> bool:
         """Tell whether a folder has been for long enough as it is `now`."""
         first = self._first.get(folder)
         if first is None or first.files != now.files:

@@ -137,7 +137,7 @@ def parts(folder: Path, model_file: str = MODEL_FILE) -> list[str]:
     if not model.is_file():
         raise ModelInvalid(f"no {model_file} in it")
     try:
-        found = onnx_file.look(model)
+        found = onnx_file.inspect(model)
     except onnx_file.NotWhole as error:
         raise ModelInvalid(str(error)) from None
     except OSError as error:

@@ -68,13 +68,13 @@ class Span(NamedTuple):
 
 @dataclass(slots=True)
 class OnnxFile:
-    """What `look` found."""
+    """What `inspect` found."""
 
     externals: list[External] = field(default_factory=list)
     metadata: list[Span] = field(default_factory=list)
 
 
-def look(path: Path) -> OnnxFile:
+def inspect(path: Path) -> OnnxFile:
     """Walk a file to its end. Raises NotWhole, OSError."""
     with path.open("rb") as file:
         handle = file.fileno()

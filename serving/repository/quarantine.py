@@ -36,12 +36,12 @@ class Case:
     modified_ns: int
 
 
-def guilty(deaths: Counter[tuple[str, str]], last: Iterable[tuple[str, str]]) -> tuple[str, str] | None:
+def select_culprit(deaths: Counter[tuple[str, str]], last: Iterable[tuple[str, str]]) -> tuple[str, str] | None:
     """Choose, of the versions that ran at the last death, the one that is to be quarantined; None while it is unsure.
 
-    >>> guilty(Counter({("iris", "2"): 2, ("digits", "1"): 1}), [("iris", "2"), ("digits", "1")])
+    >>> select_culprit(Counter({("iris", "2"): 2, ("digits", "1"): 1}), [("iris", "2"), ("digits", "1")])
     ('iris', '2')
-    >>> guilty(Counter({("iris", "2"): 2, ("digits", "1"): 2}), [("iris", "2"), ("digits", "1")])
+    >>> select_culprit(Counter({("iris", "2"): 2, ("digits", "1"): 2}), [("iris", "2"), ("digits", "1")])
     """
     ranked = sorted(last, key=lambda version: deaths[version], reverse=True)
     if not ranked or deaths[ranked[0]] < DEATHS:

@@ -85,12 +85,12 @@ class Repository:
         self.root = root
         self._document = document
         self._hashes = Hashes()
-        self._settling = copy_stability.Memory(settle_s)
+        self._stability = copy_stability.CopyStability(settle_s)
         self._started = False
         self._settings = SettingsFiles(root)
         self._seen: dict[Path, tuple[copy_stability.Files, Manifest | str]] = {}
 
-    def look(self) -> Contents:
+    def scan(self) -> Contents:
         """Look at the folder once; never raises for what lies in it. A missing folder is unreadable, and a problem."""
         found: list[ModelVersion] = []
         problems: list[Problem] = []
@@ -114,7 +114,7 @@ class Repository:
                 problems.append(Problem(shown(entry.name), "", reason))
                 continue
             try:
-                self._look_at(entry, found, problems, traffic)
+                self._scan_model(entry, found, problems, traffic)
             except OSError as error:  # it goes while we look
                 problems.append(Problem(entry.name, "", f"can't be read: {error.strerror}"))
         self._forget({item.path.parent for item in found} | {self.root / p.name / p.version for p in problems})
@@ -126,7 +126,7 @@ class Repository:
                 traffic[name] = own.traffic(traffic[name], [item.version for item in found if item.name == name])
         return Contents(tuple(found), tuple(problems), traffic, settings, device=device)
 
-    def _look_at(
+    def _scan_model(
         self, folder: Path, found: list[ModelVersion], problems: list[Problem], traffic: dict[str, Traffic]
     ) -> None:
         name = folder.name
@@ -156,7 +156,7 @@ class Repository:
         except ServingError as error:
             problems.append(Problem(name, "", error.message))
 
-    def doubt(self, found: ModelVersion) -> None:
+    def invalidate(self, found: ModelVersion) -> None:
         """Read a version's files again at the next look: they may have changed since the last one."""
         self._seen.pop(found.path.parent, None)
 
@@ -173,11 +173,11 @@ class Repository:
 
     def _whole(self, version: Path) -> Manifest | str:
         """Return what a version folder consists of, or say why it can't be loaded now."""
-        now = copy_stability.look(version, time.monotonic())
+        now = copy_stability.snapshot(version, time.monotonic())
         seen = self._seen.get(version)
         if seen is not None and seen[0] == now.files:
             return seen[1]
-        settled = self._settling.settled(version, now) or not self._started
+        settled = self._stability.settled(version, now) or not self._started
         try:
             declared = manifest.read(version)
             if declared is not None:
@@ -196,5 +196,5 @@ class Repository:
 
     def _forget(self, but: set[Path]) -> None:
         self._hashes.keep(but)
-        self._settling.keep(but)
+        self._stability.keep(but)
         self._seen = {folder: seen for folder, seen in self._seen.items() if folder in but}

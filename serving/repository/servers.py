@@ -58,7 +58,7 @@ class Observer:
         self._moved: dict[Path, tuple[int, float]] = {}
         """The count in each file, and when it was first seen, in seconds of this machine's monotonic clock."""
 
-    def look(self) -> list[Server]:
+    def servers(self) -> list[Server]:
         """Return the servers that have not ended, and remove the files of those that have."""
         found = []
         now, root = time.monotonic(), presence.place(self._root)
@@ -109,9 +109,9 @@ class Waiting:
         self._seconds = seconds
         self._until = time.monotonic() + seconds
 
-    def look(self) -> Waited | None:
+    def poll(self) -> Waited | None:
         """Look once; None as long as there is something to wait for."""
-        servers = self._observer.look()
+        servers = self._observer.servers()
         states = [(server, server.waits_for(self._name, self._generation)) for server in servers]
         serving = sum(state == "" for _, state in states)
         problems = list(dict.fromkeys(_said(servers, server, state) for server, state in states if state))
@@ -128,7 +128,7 @@ class Waiting:
 def wait(root: Path, name: str, generation: int, *, seconds: float, state_dir: Path | None = None) -> Waited:
     """Wait as `Waiting` says."""
     waiting = Waiting(root, name, generation, seconds=seconds, state_dir=state_dir)
-    while (waited := waiting.look()) is None:
+    while (waited := waiting.poll()) is None:
         time.sleep(POLL_S)
     return waited
 

@@ -81,7 +81,7 @@ class TrafficStore:
         """
         folder = self._folder(name)
         with history.alone(name, folder), history.writing():
-            before = _adopted(folder, anyway=anyway)
+            before = _imported(folder, anyway=anyway)
             if if_generation is not None and before.generation != if_generation:
                 raise GenerationConflict(
                     f"the traffic of {name} is at generation {before.generation}, and the change was made for "
@@ -161,7 +161,7 @@ class TrafficStore:
                 line.append(stable)
         return list(dict.fromkeys(reversed(line[:-1])))
 
-    def adopt(self, name: str) -> Traffic:
+    def import_edit(self, name: str) -> Traffic:
         """Note an edit by hand in the history, finish what a crash left, and return the document as `read` does.
 
         Where the folder can't be written nothing is noted, and that is no error.
@@ -172,7 +172,7 @@ class TrafficStore:
             # A folder that is being removed loses its document too: nothing may be created in it then.
             create = last == Traffic()
             with contextlib.suppress(NotReady), history.alone(name, folder, create=create), history.writing():
-                return _adopted(folder)
+                return _imported(folder)
         return self.read(name)
 
     def history(self, name: str, limit: int = 100) -> list[dict[str, Any]]:
@@ -211,7 +211,7 @@ class TrafficStore:
         return folder
 
 
-def _adopted(folder: Path, *, anyway: bool = False) -> Traffic:
+def _imported(folder: Path, *, anyway: bool = False) -> Traffic:
     """Under the lock: bring the history up to the document, and return the document."""
     _repair(folder)
     last = history.last(folder)

@@ -178,7 +178,7 @@ def test_a_judged_canary_is_promoted_by_itself(live: Server, folder: Path, event
     assert done.exit_code == 0, done.stderr
 
     def told() -> str:
-        seen = Observer(folder, state_dir(folder)).look()
+        seen = Observer(folder, state_dir(folder)).servers()
         return "".join(line for server in seen for line in server.models["iris"].get("trial", ()))
 
     eventually(lambda: "canary 2:" in told())  # before there is anything to judge by

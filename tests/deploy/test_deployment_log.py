@@ -21,7 +21,7 @@ class Kept:
 
     def __init__(self, root: Path, caplog: pytest.LogCaptureFixture) -> None:
         self.ledger = TrafficStore(root)
-        self.document = self.ledger.adopt
+        self.document = self.ledger.import_edit
         self.repository = Repository(root, lambda name: self.document(name), settle_s=0)  # noqa: PLW0108  it is replaced
         self._log = DeploymentLog(self.repository, self.ledger)
         self._caplog = caplog
@@ -30,8 +30,8 @@ class Kept:
     def lines(self, *served: str) -> list[tuple[str, str]]:
         """Look at the folder, serve these versions of iris, and return what was logged."""
         self._caplog.clear()
-        contents = self.repository.look()
-        contents = self.repository.look()  # a version without a manifest is taken at the second look
+        contents = self.repository.scan()
+        contents = self.repository.scan()  # a version without a manifest is taken at the second look
         self._log.looked(contents)
         found = tuple(item for item in contents.found if item.version in served)
         self._log.served({"iris": Plan("iris", 1, self.ledger.read("iris"), found, (), {})})

@@ -41,10 +41,10 @@ UNREADABLE = Contents(
 def test_what_counts_as_gone(served: tuple[str, ...], now: Contents, says: str) -> None:
     """All models at once, or some with another device in the folder's place, are no order; one model less is."""
     guard = FolderGuard()
-    assert guard.judge(seen(*served), served) == ""
-    reason = guard.judge(now, served)
+    assert guard.check(seen(*served), served) == ""
+    reason = guard.check(now, served)
     assert (says in reason) if says else not reason, reason
-    assert guard.judge(seen(*served, device=3), served) == "", (
+    assert guard.check(seen(*served, device=3), served) == "", (
         "the volume is mounted again, and has a number of its own"
     )
 
@@ -53,5 +53,5 @@ def test_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     """A folder that stays away is an error in the log for each reason, and its return another line."""
     guard = FolderGuard()
     for contents in (seen("a"), UNREADABLE, UNREADABLE, seen(), seen(), seen("a"), seen("a")):
-        guard.judge(contents, ("a",))
+        guard.check(contents, ("a",))
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR", "WARNING"]

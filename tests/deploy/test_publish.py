@@ -30,7 +30,7 @@ IRIS_1, IRIS_2 = MODELS / "iris" / "1" / "model.onnx", MODELS / "iris" / "2" / "
 
 
 def scan(root: Path) -> Contents:
-    return Repository(root, TrafficStore(root).read).look()
+    return Repository(root, TrafficStore(root).read).scan()
 
 
 def with_external_data(folder: Path, location: str = "weights/w.bin", rows: int = 4) -> Path:

@@ -66,11 +66,11 @@ class Worker:
     def kinds(self) -> list[str]:
         """Return what it was told of iris so far, news of how all stand left out."""
         self._hear()
-        return [m["kind"] for m in self.heard if m["kind"] not in ("told", "ping")]
+        return [m["kind"] for m in self.heard if m["kind"] not in ("status", "ping")]
 
     def done(self, **failed: Any) -> None:
         """Say that the last that it was told is done."""
-        last = [m for m in self.heard if m["kind"] not in ("told", "ping")][-1]
+        last = [m for m in self.heard if m["kind"] not in ("status", "ping")][-1]
         revision = last["revision"] if "revision" in last else last["plan"]["revision"]
         self._send(orjson.dumps({"kind": "done", "name": "iris", "revision": revision, **failed}))
 
@@ -89,7 +89,9 @@ def ledger(tmp_path: Path) -> TrafficStore:
 @pytest.fixture
 def told(tmp_path: Path, ledger: TrafficStore, eventually: Wait) -> Iterator[tuple[Coordinator, list[Worker]]]:
     """A coordinator with two workers that have joined."""
-    coordinator = Coordinator(Repository(tmp_path, ledger.adopt), Lenient(), report=lambda _: None, loads_at_once=1)
+    coordinator = Coordinator(
+        Repository(tmp_path, ledger.import_edit), Lenient(), report=lambda _: None, loads_at_once=1
+    )
     workers = []
     for _ in range(2):
         ours, theirs = pair()
@@ -110,7 +112,7 @@ def test_one_loads_after_the_other(
     """A second worker begins to load when the first has done so, and both serve the version when both have it."""
     coordinator, (first, second) = told
     ledger.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
-    coordinator.look()
+    coordinator.rescan()
     eventually(lambda: first.kinds() == ["prepare"])
     assert second.kinds() == []
     first.done()
@@ -126,7 +128,7 @@ def test_what_loads_nothing_is_told_to_all(
     """A change among versions that are loaded does not wait for one worker after the other."""
     coordinator, (first, second) = told
     ledger.change("iris", keep(("1", "2")), who="test", what="keep both")
-    coordinator.look()
+    coordinator.rescan()
     for worker in (first, second):
         eventually(lambda worker=worker: worker.kinds() == ["prepare"])
         worker.done()
@@ -137,7 +139,7 @@ def test_what_loads_nothing_is_told_to_all(
         lambda: any(m.get("models", {}).get("iris", {}).get("serving") == 3 for m in first.heard if first.kinds())
     )
     ledger.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
-    coordinator.look()
+    coordinator.rescan()
     eventually(lambda: first.kinds() == second.kinds() == ["prepare", "commit", "prepare"])
 
 
@@ -147,7 +149,7 @@ def test_who_waits_for_its_turn_may_end(
     """A worker that dies before its turn is not waited for."""
     coordinator, (first, second) = told
     ledger.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
-    coordinator.look()
+    coordinator.rescan()
     eventually(lambda: first.kinds() == ["prepare"])
     second.sock.close()
     eventually(lambda: second.link.fileno() == -1)  # its end has been noticed
@@ -161,7 +163,7 @@ def test_what_one_could_not_load_no_other_tries(
     """A version that the first worker can't load is given up, and the others never load it."""
     coordinator, (first, second) = told
     ledger.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
-    coordinator.look()
+    coordinator.rescan()
     eventually(lambda: first.kinds() == ["prepare"])
     first.done(failed=["2", "no memory"])
     eventually(lambda: first.kinds() == ["prepare", "abort"] and second.kinds() == ["abort"])
@@ -173,7 +175,7 @@ def test_a_worker_that_comes_while_others_swap_and_cant_load_is_asked_again(
     """It does not go on without the model beside others that serve it: the plan is tried once more, by all."""
     coordinator, (first, second) = told
     ledger.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
-    coordinator.look()
+    coordinator.rescan()
     for worker in (first, second):
         eventually(lambda worker=worker: worker.kinds() == ["prepare"])
         worker.done()

@@ -177,7 +177,7 @@ def _models(folder: Path) -> list[Path]:
 
 
 def _look(root: Path) -> Contents:
-    return Repository(root, TrafficStore(root).read).look()
+    return Repository(root, TrafficStore(root).read).scan()
 
 
 def _root(folder: Path, before: Path | None) -> Path:

@@ -239,7 +239,7 @@ def test_a_new_version_every_day_has_series_of_its_own(tmp_path: Path) -> None:
 
 
 def test_what_the_gate_said_of_who_serves_is_shown() -> None:
-    """Verdicts and figures are bounded too, and of those that are shown are the loaded versions and the newest."""
+    """GateResults and figures are bounded too, and of those that are shown are the loaded versions and the newest."""
     metrics = Metrics()
     steady = Loaded(metrics, "steady", "1")
     versions = [("steady", "1"), *(("iris", str(day)) for day in range(1, 2 * MOST_SERIES))]

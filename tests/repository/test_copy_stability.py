@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from serving.repository import copy_stability, manifest, onnx_file
-from serving.repository.copy_stability import Look, settled
+from serving.repository.copy_stability import Snapshot, settled
 from serving.repository.repository import Contents, Repository
 from serving.repository.traffic_store import TrafficStore
 from tests.conftest import MODELS
@@ -25,16 +25,16 @@ FILE = ("model.onnx", 10, 1, 1, 1)
 @pytest.mark.parametrize(
     ("first", "now", "so"),
     [
-        (Look(0.0, (FILE,)), Look(1.0, (FILE,)), True),
-        (Look(0.0, (FILE,)), Look(0.9, (FILE,)), False),
-        (Look(0.0, (FILE,)), Look(9.0, (("model.onnx", 11, 1, 1, 1),)), False),
-        (Look(0.0, (FILE,)), Look(9.0, (("model.onnx", 10, 2, 1, 1),)), False),
-        (Look(0.0, (FILE,)), Look(9.0, (("model.onnx", 10, 1, 1, 2),)), False),
-        (Look(0.0, ()), Look(9.0, (FILE,)), False),
-        (Look(0.0, (FILE,)), Look(9.0, (FILE, ("w.bin", 1, 1, 1, 3))), False),
+        (Snapshot(0.0, (FILE,)), Snapshot(1.0, (FILE,)), True),
+        (Snapshot(0.0, (FILE,)), Snapshot(0.9, (FILE,)), False),
+        (Snapshot(0.0, (FILE,)), Snapshot(9.0, (("model.onnx", 11, 1, 1, 1),)), False),
+        (Snapshot(0.0, (FILE,)), Snapshot(9.0, (("model.onnx", 10, 2, 1, 1),)), False),
+        (Snapshot(0.0, (FILE,)), Snapshot(9.0, (("model.onnx", 10, 1, 1, 2),)), False),
+        (Snapshot(0.0, ()), Snapshot(9.0, (FILE,)), False),
+        (Snapshot(0.0, (FILE,)), Snapshot(9.0, (FILE, ("w.bin", 1, 1, 1, 3))), False),
     ],
 )
-def test_settled_is_unchanged_for_long_enough(first: Look, now: Look, so: bool) -> None:
+def test_settled_is_unchanged_for_long_enough(first: Snapshot, now: Snapshot, so: bool) -> None:
     """Size, time, inode and the set of files must be the same over the settling time."""
     assert settled(first, now, 1.0) is so
 
@@ -44,7 +44,7 @@ def test_temporary_names_are_not_looked_at(tmp_path: Path) -> None:
     for name in (".model.onnx.aB3xYz", "model.onnx.part", "model.onnx~", "model.onnx.tmp", ".~tmp~/model.onnx"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    assert copy_stability.look(tmp_path, 0.0).files == ()
+    assert copy_stability.snapshot(tmp_path, 0.0).files == ()
 
 
 def test_no_prefix_of_a_file_is_whole(tmp_path: Path) -> None:
@@ -55,13 +55,13 @@ def test_no_prefix_of_a_file_is_whole(tmp_path: Path) -> None:
     for length in range(0, len(content), 7):
         path.write_bytes(content[:length])
         try:
-            onnx_file.look(path)
+            onnx_file.inspect(path)
             passed += 1
         except onnx_file.NotWhole:
             pass
     assert passed <= 1
     path.write_bytes(content)
-    assert onnx_file.look(path).externals == []
+    assert onnx_file.inspect(path).externals == []
 
 
 def test_the_walk_finds_external_data_wherever_it_is(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_the_walk_finds_external_data_wherever_it_is(tmp_path: Path) -> None:
     )
     path = tmp_path / "model.onnx"
     path.write_bytes(helper.make_model(graph).SerializeToString())
-    found = {(external.location, external.end) for external in onnx_file.look(path).externals}
+    found = {(external.location, external.end) for external in onnx_file.inspect(path).externals}
     assert found == {("inner.bin", 24), ("outer.bin", 16)}
 
 
@@ -94,7 +94,7 @@ def test_a_slow_copy_is_found_once_when_whole(tmp_path: Path) -> None:
     target = tmp_path / "models" / "linear" / "1"
     target.mkdir(parents=True)
     repository = Repository(tmp_path / "models", TrafficStore(tmp_path / "models").read, settle_s=0.2)
-    repository.look()
+    repository.scan()
     done = threading.Event()
 
     def copy() -> None:
@@ -110,15 +110,15 @@ def test_a_slow_copy_is_found_once_when_whole(tmp_path: Path) -> None:
     copying.start()
     early = 0
     while not done.is_set():
-        early += len(repository.look().found) if not done.is_set() else 0
+        early += len(repository.scan().found) if not done.is_set() else 0
         done.wait(0.01)
     copying.join()
     assert early == 0
-    while not (found := repository.look().found):
+    while not (found := repository.scan().found):
         done.clear()
         done.wait(0.05)
     assert [item.content for item in found] == [manifest.of(target, manifest.Hashes()).content]
-    assert repository.look().found == found
+    assert repository.scan().found == found
 
 
 def test_replacing_a_plain_file_keeps_the_old_until_the_new_is_whole(tmp_path: Path) -> None:
@@ -127,21 +127,21 @@ def test_replacing_a_plain_file_keeps_the_old_until_the_new_is_whole(tmp_path: P
     target.mkdir(parents=True)
     shutil.copy(IRIS, target)
     repository = Repository(tmp_path, TrafficStore(tmp_path).read, settle_s=0.2)
-    (before,) = repository.look().found
+    (before,) = repository.scan().found
     new = (MODELS / "iris" / "2" / "model.onnx").read_bytes()
     (target / "model.onnx").write_bytes(new[:100])
-    assert repository.look().found == (before,)
+    assert repository.scan().found == (before,)
     (target / "model.onnx").write_bytes(new)
-    assert repository.look().found == (before,)
+    assert repository.scan().found == (before,)
 
     def contents() -> Contents:
         threading.Event().wait(0.05)
-        return repository.look()
+        return repository.scan()
 
     for _ in range(100):
         if contents().found != (before,):
             break
-    (after,) = repository.look().found
+    (after,) = repository.scan().found
     assert after.content != before.content
 
 

@@ -71,7 +71,7 @@ def test_a_server_that_was_killed_leaves_nothing(tmp_path: Path) -> None:
     """Its lock ends with it, so that it counts no more, and its file is removed by whoever looks next."""
     killed(tmp_path)
     assert len(files(tmp_path)) == 1
-    assert Observer(tmp_path).look() == []
+    assert Observer(tmp_path).servers() == []
     assert files(tmp_path) == []
 
 
@@ -100,13 +100,13 @@ def test_a_server_on_another_machine_is_judged_by_what_moves(tmp_path: Path, clo
     for beat in range(2, 12):
         clock(SILENT_S - 1)
         rewrite(file, beat=beat)
-        (seen,) = observer.look()
+        (seen,) = observer.servers()
         assert not seen.unheard
     clock(SILENT_S + 1)
-    (seen,) = observer.look()
+    (seen,) = observer.servers()
     assert "has said nothing" in seen.unheard
     clock(LEASE_S)
-    assert observer.look() == []
+    assert observer.servers() == []
     assert files(tmp_path) == []
 
 
@@ -117,8 +117,8 @@ def test_a_state_folder_for_two_models_folders(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         Presence(tmp_path / name, state).write(standing())
     (tmp_path / "c").symlink_to(tmp_path / "a")
-    assert len(Observer(tmp_path / "a", state).look()) == 1
-    assert len(Observer(tmp_path / "c", state).look()) == 1
+    assert len(Observer(tmp_path / "a", state).servers()) == 1
+    assert len(Observer(tmp_path / "c", state).servers()) == 1
 
 
 def test_a_silent_server_beside_one_that_serves(tmp_path: Path, eventually: Wait) -> None:

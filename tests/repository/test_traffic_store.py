@@ -168,8 +168,8 @@ def test_an_edit_by_hand_is_a_change(ledger: TrafficStore, tmp_path: Path) -> No
     promote(ledger, "1")
     file.write_text('{"stable": "2"}')
     assert ledger.read("iris").generation == 2
-    assert ledger.adopt("iris").stable == "2"
-    assert ledger.adopt("iris").generation == 2
+    assert ledger.import_edit("iris").stable == "2"
+    assert ledger.import_edit("iris").generation == 2
     assert [e["what"] for e in chain(ledger)] == ["promote 1", "edited"]
     file.write_text('{"stable": "3", "generation": 40}')
     with pytest.raises(GenerationConflict):
@@ -177,7 +177,7 @@ def test_an_edit_by_hand_is_a_change(ledger: TrafficStore, tmp_path: Path) -> No
     assert promote(ledger, "1", if_generation=40).generation == 41
     file.unlink()
     assert ledger.read("iris") == Traffic(generation=42)
-    ledger.adopt("iris")
+    ledger.import_edit("iris")
     assert [e["generation"] for e in chain(ledger)] == [1, 2, 40, 41, 42]
 
 
@@ -185,7 +185,7 @@ def test_a_document_that_cant_be_read(ledger: TrafficStore, tmp_path: Path) -> N
     """A broken traffic.json is named, and is not overwritten by a change that has not seen it."""
     file = tmp_path / "iris" / "traffic.json"
     file.write_text('{"stable": 1}')
-    for act in (lambda: ledger.read("iris"), lambda: ledger.adopt("iris"), lambda: promote(ledger, "1")):
+    for act in (lambda: ledger.read("iris"), lambda: ledger.import_edit("iris"), lambda: promote(ledger, "1")):
         with pytest.raises(InvalidRequest, match="stable: should be a version"):
             act()
     assert file.read_text() == '{"stable": 1}'
@@ -225,7 +225,7 @@ def test_what_is_being_removed_stays_removed(ledger: TrafficStore, monkeypatch: 
         return found
 
     monkeypatch.setattr(history, "last", then_removed)
-    ledger.adopt("iris")
+    ledger.import_edit("iris")
     assert [path.name for path in folder.iterdir() if path.is_file()] == []
 
 
@@ -238,7 +238,7 @@ def test_a_read_only_folder_says_so(ledger: TrafficStore, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(NotReady, match="read-only"):
         promote(ledger, "1")
-    assert ledger.adopt("iris") == Traffic()
+    assert ledger.import_edit("iris") == Traffic()
 
 
 class Crash(BaseException):
@@ -273,7 +273,7 @@ def test_a_fault_at_any_step_leaves_one_truth(
         assert after == before or (after.stable == turn and after.generation == before.generation + 1)
         made += after != before
         assert len(chain(ledger)) == made + 1
-        assert ledger.adopt("iris") == after
+        assert ledger.import_edit("iris") == after
     assert step > 10
     assert made >= 3, "some of the faults came after the change"
 
