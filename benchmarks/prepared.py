@@ -24,7 +24,7 @@ from rich.table import Table
 from serving.engine.session import OnnxSession
 from serving.gate import gate, prepared
 from serving.gate.gate import Gate
-from serving.linux.allocator import bound_free_memory
+from serving.linux.memory import bound_free_memory
 from serving.repository import manifest
 from serving.repository.manifest import MODEL_FILE, Hashes
 

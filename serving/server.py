@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from serving.access.principal import AccessInvalid
+from serving.linux.limits import raise_open_files
 from serving.log_pipe import LogPipe
 from serving.logs import configure, form_of
 from serving.settings import Settings
 from serving.supervisor import Supervisor, check_access
-from serving.worker import allow_descriptors
 
 log = logging.getLogger("serving.server")
 
@@ -97,7 +97,7 @@ def serve(settings: Settings, reread: Callable[[], Settings]) -> int:
 
     reread: gives the settings anew when SIGHUP asks for it; raises CannotReload.
     """
-    allow_descriptors()
+    raise_open_files()
     configure(settings.log_level, form_of(settings.log_format, sys.stderr), LogPipe(sys.stderr.fileno()))
     try:
         check_access(settings)

@@ -19,6 +19,7 @@ from serving.access.principal import AccessInvalid
 from serving.deploy import channel
 from serving.deploy.deployment import Deployment
 from serving.heartbeat import Heartbeat, Running
+from serving.linux.limits import cores
 from serving.metrics.counts import Counts
 from serving.metrics.definitions import Key
 from serving.metrics.totals import leave_word, settle, totals
@@ -26,7 +27,7 @@ from serving.repository.quarantine import Quarantine
 from serving.rolling import Roll
 from serving.settings import Settings
 from serving.signals import DRAIN, UNREADY
-from serving.worker import REFUSED, Assignment, cores, work
+from serving.worker import REFUSED, Assignment, work
 from serving.worker_exits import WorkerExits
 from serving.worker_process import Worker
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
 import os
-import resource
 import signal
 import socket
 import sys
@@ -21,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from serving.heartbeat import Heartbeat
-from serving.linux.allocator import bound_free_memory
+from serving.linux import limits
+from serving.linux.memory import bound_free_memory
 from serving.log_pipe import LogPipe
 from serving.logs import configure, form_of
 from serving.metrics.counts import Counts
@@ -41,55 +39,8 @@ log = logging.getLogger("serving.worker")
 
 _LEAST_SHARE = 1024 * 1024 * 1024
 """Bytes below which no worker is bounded, however many there are."""
-
 REFUSED = 3
 """Exit status of a worker that must not be replaced: it was told to be strict, and a model is bad."""
-
-
-def cores() -> int:
-    """Return how many cores this process may use: affinity and cgroup quota, at least 1."""
-    allowed = len(os.sched_getaffinity(0))
-    for file, read in (
-        ("/sys/fs/cgroup/cpu.max", _quota_v2),
-        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", _quota_v1),
-    ):
-        try:
-            quota = read(Path(file))
-        except (OSError, ValueError):
-            continue
-        if quota is not None:
-            allowed = min(allowed, max(1, math.floor(quota)))
-    return max(1, allowed)
-
-
-def _quota_v2(path: Path) -> float | None:
-    quota, period = path.read_text().split()[:2]
-    return None if quota == "max" else int(quota) / int(period)
-
-
-def _quota_v1(path: Path) -> float | None:
-    quota = int(path.read_text())
-    return None if quota <= 0 else quota / int(path.with_name("cpu.cfs_period_us").read_text())
-
-
-def memory() -> int:
-    """Return how many bytes of memory there are for this server: the machine's, or less where a cgroup says so."""
-    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # there is none, or it says max
-            found = min(found, int(Path(file).read_text()))
-    return found
-
-
-def bound_memory(workers: int) -> None:
-    """Have what would take more than this process's share of all memory fail in it, before the system kills it.
-
-    Some operators take memory beside their arena: for texts, and to sort.
-    """
-    share = max(_LEAST_SHARE, memory() * 7 // 8 // workers)
-    soft, most = resource.getrlimit(resource.RLIMIT_DATA)
-    if soft == resource.RLIM_INFINITY or soft > share:
-        resource.setrlimit(resource.RLIMIT_DATA, (share, most))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +63,6 @@ class Assignment:
     """Whether others serve already: then it waits until the models folder can be read, rather than serve nothing."""
 
 
-def allow_descriptors() -> None:
-    """Raise this process's limit of open files to what it may have: each connection takes one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def keep_the_loop_turning() -> None:
     """Bound how long the interpreter and the allocator may keep the event loop waiting; for the whole process."""
     # A thread that works in Python (a long body, a version being loaded) gives way after it, at each turn of the loop.
@@ -131,7 +75,9 @@ def work(given: Assignment) -> None:
     """Be one worker: build the application and serve it from the shared socket, and gRPC at the address of another."""
     settings = given.settings
     keep_the_loop_turning()
-    bound_memory(settings.workers)
+    # Some operators take memory beside their arena, for texts and to sort: beyond this worker's share of the machine
+    # they fail, before the system kills the process.
+    limits.limit_data(max(_LEAST_SHARE, limits.memory() * 7 // 8 // settings.workers))
     # Until it serves there is nothing to finish; the listener takes these signals when it starts.
     for number in (DRAIN, UNREADY):
         signal.signal(number, lambda *_: os._exit(0))
@@ -172,8 +118,8 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
     app = create_app(
         settings,
         metrics=metrics,
-        threads=max(1, cores() // settings.workers),
-        memory_bytes=max(LEAST_MODEL_MEMORY, memory() // (4 * settings.workers)),
+        threads=max(1, limits.cores() // settings.workers),
+        memory_bytes=max(LEAST_MODEL_MEMORY, limits.memory() // (4 * settings.workers)),
         companion=companion,
         link=given.link,
         box=given.box,

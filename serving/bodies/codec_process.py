@@ -8,16 +8,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import resource
 import signal
 import socket
 import sys
 import traceback
-from pathlib import Path
 from typing import Any
 
 from serving.bodies.exchange import receive, send
 from serving.errors import PayloadTooLarge, ServingError
+from serving.linux.limits import confine
 
 _NICE = 5
 """Below the worker, which answers small requests meanwhile; not last, or nothing long would be read under load."""
@@ -67,13 +66,7 @@ def _confine(memory_bytes: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + _NICE)
-    with contextlib.suppress(OSError):  # where memory ends, this goes before any worker
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    for limit, most in ((resource.RLIMIT_AS, mapped + memory_bytes), (resource.RLIMIT_CORE, 0)):
-        _, hard = resource.getrlimit(limit)
-        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(limit, (soft, soft))
+    confine(memory_bytes)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from serving.engine.session import OnnxSession
 from serving.errors import InvalidRequest, ModelInvalid, ModelNotFound, NotReady, shown
 from serving.gate.prepared import locate
 from serving.heartbeat import Heartbeat, unrecorded
-from serving.linux.allocator import give_back, resident
+from serving.linux.memory import give_back, private_memory
 from serving.linux.thread_scheduling import give_way
 from serving.metrics.metrics import Metrics
 from serving.repository.repository import ModelVersion, Problem
@@ -323,7 +323,7 @@ class Fleet:
         """Have memory given back where this worker has grown by much: arenas keep the most that a run ever took."""
         if now - self._reclaimed < RECLAIM_S:
             return
-        size = resident()
+        size = private_memory()
         self._usual_bytes = min(self._usual_bytes, size) or size
         if size - self._usual_bytes > MUCH_BYTES:
             self._reclaimed = now
@@ -335,7 +335,7 @@ class Fleet:
         for session in sessions:
             session.give_back()
         give_back()
-        size = resident()
+        size = private_memory()
         # What a run has now may stay with its arena afterwards, and be usual no more.
         if idle and not any(session.busy for session in sessions):
             self._usual_bytes = size

@@ -8,7 +8,6 @@ leaves behind is swept later.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import getpass
 import json
@@ -25,13 +24,12 @@ from serving.errors import Conflict, InvalidRequest, ModelInvalid, NotReady, sho
 from serving.gate import gate, prepared
 from serving.gate.gate import Gate
 from serving.gate.report import REPORT_FILE, GateRefused, Report
+from serving.linux.files import rename_to_free
 from serving.repository import manifest, state_directory
 from serving.repository.manifest import MANIFEST_FILE, MODEL_FILE, Hashes, Manifest
 from serving.repository.repository import NAME, VERSION
 from serving.repository.state_directory import sync
 
-_AT_FDCWD = -100
-_RENAME_NOREPLACE = 1
 _NEAR = ".publishing-"
 """Begins the name of a copy that is about to be renamed. Triton and TF Serving take numbers for versions."""
 
@@ -179,7 +177,7 @@ def _into_place(folder: Path, root: Path, name: str, version: str | None) -> str
             folder = folder.rename(folder.with_name(number))
             sync(staged)
             with contextlib.suppress(FileExistsError):  # somebody else's first version was faster
-                _rename(staged, home)
+                rename_to_free(staged, home)
                 sync(root)
                 return number
         return _numbered(folder, home, version)
@@ -195,7 +193,7 @@ def _numbered(folder: Path, home: Path, version: str | None) -> str:
     while True:
         number = version or str(max(_versions(home), default=0) + 1)
         try:
-            _rename(folder, home / number)
+            rename_to_free(folder, home / number)
         except FileExistsError:
             if version is not None:
                 raise _taken(version) from None
@@ -218,25 +216,6 @@ def _near(folder: Path, home: Path) -> Iterator[Path]:
         shutil.rmtree(near, ignore_errors=True)
         with contextlib.suppress(OSError):
             home.rmdir()  # where it was made for this, and nothing came of it
-
-
-def _rename(source: Path, to: Path) -> None:
-    """Rename a folder onto a name that must be free. Raises FileExistsError, OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "renameat2"):
-        old, new = os.fsencode(source), os.fsencode(to)
-        if libc.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_NOREPLACE) == 0:
-            return
-        number = ctypes.get_errno()
-        if number not in (errno.EINVAL, errno.ENOSYS):
-            raise OSError(number, os.strerror(number), str(to))
-    # Some network file systems do not have it. A plain rename spares all but an empty folder.
-    try:
-        source.rename(to)
-    except OSError as error:
-        if error.errno == errno.ENOTEMPTY:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(to)) from None
-        raise
 
 
 def user() -> str:

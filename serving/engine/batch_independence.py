@@ -16,12 +16,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, inliner
 
+from serving.engine import runtime
 from serving.engine.batch_graph import Doubt, Walk
 from serving.engine.batch_operators import RULES
 from serving.engine.batching import Independence
 from serving.engine.every_value import EveryValue
 from serving.engine.probe_rows import MadeUpRows
-from serving.engine.session import ORT_ERRORS, OnnxSession
+from serving.engine.session import OnnxSession
 from serving.errors import InferenceFailed
 from serving.tensors import Array, Tensors
 
@@ -37,7 +38,7 @@ _TAKEN = {
 }
 
 
-_FAILURES: tuple[type[Exception], ...] = (*ORT_ERRORS, InferenceFailed, MemoryError)
+_FAILURES: tuple[type[Exception], ...] = (*runtime.ERRORS, InferenceFailed, MemoryError)
 
 
 class _Effort(NamedTuple):
@@ -68,7 +69,7 @@ def prove(session: OnnxSession, path: Path) -> Independence:
     except Doubt as doubt:
         return Independence(proved=False, reason=str(doubt))
     except _FAILURES as error:
-        what = str(error).strip().split("\n", 1)[0].replace(str(path.parent), "")[:200]
+        what = runtime.first_line(error).replace(str(path.parent), "")[:200]
         return Independence(proved=False, reason=f"its rows can't be tried: {what or type(error).__name__}")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from serving.engine import runtime
 from serving.engine.batch_graph import Observed, without_rows
 from serving.tensors import Array
 
@@ -23,10 +24,8 @@ class EveryValue:
         there = {port.name for port in seen.graph.output}
         made = dict.fromkeys(name for node in seen.graph.node for name in node.output if name)
         seen.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made if name not in there)
-        options = ort.SessionOptions()
+        options = runtime.options(1)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 4
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         self._session = ort.InferenceSession(seen.SerializeToString(), options, providers=["CPUExecutionProvider"])
         self._names = [port.name for port in self._session.get_outputs()]

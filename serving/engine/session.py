@@ -1,4 +1,4 @@
-"""The only owner of onnxruntime: one loaded ONNX file, its signature, and `run`.
+"""One loaded ONNX file: its signature, and `run`.
 
 Sequence-of-map outputs (ZipMap, the default of scikit-learn exporters) come out as one [batch, classes] tensor, so
 that nothing after this file knows of them.
@@ -6,32 +6,26 @@ that nothing after this file knows of them.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import math
-import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from pydantic import ValidationError
 
-from serving.engine import signature_inference
-from serving.engine.signature import METADATA_KEY, Signature
+from serving.engine import runtime, signature_inference
+from serving.engine.rows import Rows
+from serving.engine.signature import METADATA_KEY, Feature, Signature
 from serving.engine.signature_inference import ZIPMAPS, Port, Probe
 from serving.errors import InferenceFailed, ModelInvalid, QueueFull, ServingError
 from serving.linux import memory_maps
-from serving.linux.allocator import resident
-from serving.linux.thread_scheduling import Aside, lowest_priority
-from serving.tensors import DATATYPE_OF, FLOATS, NUMPY, ONNX, Array, Overriding, Tensors
+from serving.linux.thread_scheduling import Aside
+from serving.tensors import DATATYPE_OF, ONNX, Array, Overriding, Tensors
 
 log = logging.getLogger("serving.session")
 
@@ -42,52 +36,11 @@ WARM_S = 0.01
 """Seconds of one run from which larger batches are not tried: what they allocate costs little beside what they compute,
 and others serve meanwhile."""
 
-_GIVE_BACK = ort.RunOptions()
-_GIVE_BACK.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-_GIVE_BACK.log_severity_level = 4
-_GIVE_BACK.terminate = True
-BF16 = "tensor(bfloat16)"
-BF16_ELEMENT = 16
-"""Its number among ONNX element types (TensorProto.DataType)."""
-
 LIGHT_S = 0.0001
 """Seconds of one row up to which a small model gets no threads of its own beside the one that runs it."""
 
 TRIM_BYTES = 1024 * 1024
 """Size of a file from which what reading it took is given back to the system: the allocator would keep nearly all."""
-
-WEIGHTS_FILE = "weights.bin"
-"""Where the prepared form of a model has its weights."""
-
-_MAPPING = threading.Lock()
-_MAKING = threading.Lock()
-_CPU_MEMORY = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-_AS_ASKED = 1
-"""An arena grows by what is asked for; onnxruntime's own way doubles it, which ends at half of a limit."""
-_LIMITED = "is smaller than requested bytes"
-_NO_MEMORY = re.compile(_LIMITED + "|bad_alloc|bad allocation")
-# Its own name and code, the file once more, and the place in its source, with the function as the compiler writes it.
-_NOISE = re.compile(
-    r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:"
-    r"|/\S+\.\w+:\d+ [^()]*\(.*?\)(?: const)?(?:::<lambda\(.*?\)>)?(?: \[with .*?\])? (?=\S)"
-    r"|(?<=[ .:])[\w/]+\.(?:cc|h):\d+ \w+ "
-    r"|/\S+\.(?:cc|h|cpp|hpp|inl):\d+"
-)
-
-ORT_ERRORS: tuple[type[Exception], ...] = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-    ort_errors.EPFail,
-    RuntimeError,
-    ValueError,
-    TypeError,
-)
-ort.set_default_logger_severity(4)  # its messages go to stderr with source paths; errors reach us as exceptions
 
 
 class _TooLarge(InferenceFailed):
@@ -140,22 +93,13 @@ class OnnxSession:
         return best
 
     def _load(self, path: Path, *, threads: int, prepared: bool, quiet: bool, aside: Aside) -> None:
-        options = _options(threads)
-        if prepared:  # the graph is optimised already; another pass could lose the packed weights that belong to it
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        given: dict[str, Any] = {"threads": threads, "aside": aside, "quiet": quiet, "memory_bytes": self.memory_bytes}
         if prepared:
-            self._session, pages = _mapping_session(path, options, aside, self.memory_bytes, quiet=quiet)
-            weakref.finalize(self, memory_maps.part, self._session, pages).atexit = False
+            self._session, pages = runtime.load_prepared(path, **given)
+            weakref.finalize(self, memory_maps.release, self._session, pages).atexit = False
         else:
-            weights = sum(file.stat().st_size for file in path.parent.iterdir()) if self.memory_bytes is not None else 0
-            self._session = aside(_session, path, options, self.memory_bytes, weights_bytes=weights, quiet=quiet)
-        ports = (
-            *self._session.get_inputs(),
-            *self._session.get_overridable_initializers(),
-            *self._session.get_outputs(),
-        )
-        # Functions and not methods: a session that knows itself would keep its memory until the collector came by.
-        self._call = _run_values if any(p.type == BF16 for p in ports) else _run_arrays
+            self._session = runtime.load(path, **given)
+        self._run = runtime.runner(self._session)
         self._input_names = [port.name for port in self._session.get_inputs()]
         self._output_names = [port.name for port in self._session.get_outputs()]
         self._dimension_names = {port.name: _named(port.shape) for port in self._session.get_inputs()}
@@ -191,11 +135,11 @@ class OnnxSession:
         ended = self._ended
         try:
             raw = self._called(feeds)
-        except ORT_ERRORS as error:
+        except runtime.ERRORS as error:
             self._complain(error)
-            if _NO_MEMORY.search(str(error)):
+            if runtime.NO_MEMORY.search(str(error)):
                 alone = self._running == {me} and self._ended == ended
-                raise self._too_large(limited=_LIMITED in str(error), alone=alone) from error
+                raise self._too_large(limited=runtime.LIMITED in str(error), alone=alone) from error
             raise InferenceFailed(
                 "the model could not run on these inputs: a value or shape is one it refuses"
             ) from error
@@ -209,13 +153,13 @@ class OnnxSession:
 
     def _called(self, feeds: dict[str, Array]) -> list[Any]:
         try:
-            return self._call(self._session, feeds, None)
-        except ORT_ERRORS as error:
-            if not _NO_MEMORY.search(str(error)):
+            return self._run(self._session, feeds, None)
+        except runtime.ERRORS as error:
+            if not runtime.NO_MEMORY.search(str(error)):
                 raise
         # What runs of other sizes have left lies in pieces that are too small for this one.
         self.give_back()
-        return self._call(self._session, feeds, None)
+        return self._run(self._session, feeds, None)
 
     def _too_large(self, *, limited: bool, alone: bool) -> ServingError:
         if not alone:
@@ -232,10 +176,7 @@ class OnnxSession:
 
     def give_back(self) -> None:
         """Give the memory that runs have taken, and that none needs now, back to the system."""
-        feeds = dict(zip(self._input_names, self.sample(1), strict=True))
-        # Only the end of a run shrinks an arena. This one ends before its first node.
-        with contextlib.suppress(*ORT_ERRORS):
-            self._call(self._session, feeds, _GIVE_BACK)
+        runtime.give_back(self._session, self._run, dict(zip(self._input_names, self.sample(1), strict=True)))
 
     @property
     def dimension_names(self) -> list[tuple[str | None, ...]]:
@@ -247,7 +188,9 @@ class OnnxSession:
         self._failures += 1
         now = time.monotonic()
         if now - self._complained >= 1:
-            log.warning("inference failed: %s (%d runs since the last such line)", _first_line(error), self._failures)
+            log.warning(
+                "inference failed: %s (%d runs since the last such line)", runtime.first_line(error), self._failures
+            )
             self._complained, self._failures = now, 0
 
     def _own_signature(self) -> Signature | None:
@@ -278,8 +221,8 @@ class OnnxSession:
     def _probe(self, inputs: Tensors) -> Probe:
         """Run on made-up inputs; None where the graph refuses them, which says nothing against it."""
         try:
-            return self._call(self._session, dict(zip(self._input_names, inputs, strict=True)), None)
-        except ORT_ERRORS:
+            return self._run(self._session, dict(zip(self._input_names, inputs, strict=True)), None)
+        except runtime.ERRORS:
             return None
 
     def _check_ports(self) -> None:
@@ -341,165 +284,20 @@ class OnnxSession:
         signature = self.signature
         if self._is_bare:
             return self._made_up(rows, self._values)
-        values = signature.example or {}
-        if signature.layout == "matrix":
-            spec = signature.inputs[0]
-            row = [values.get(f.name, _blank(spec.datatype)) for f in signature.features]
-            row = [_missing(spec.datatype) if v is None else v for v in row]
-            return (np.repeat(np.array([row], dtype=NUMPY[spec.datatype]), rows, axis=0),)
-        return tuple(
-            _filled(spec.datatype, _concrete(spec.shape, rows), values.get(feature.name, _blank(spec.datatype)))
-            for spec, feature in zip(signature.inputs, signature.features, strict=True)
-        )
+        example = signature.example or {}
+        cells = [example.get(feature.name, _blank(feature)) for feature in signature.features]
+        one = Rows(signature, "sample").arrays([cells])
+        return tuple(np.repeat(array, rows, axis=0) for array in one) if signature.batch == "dynamic" else one
 
 
-def _run_arrays(session: ort.InferenceSession, feeds: dict[str, Array], options: Any) -> list[Any]:
-    return list(session.run(None, feeds, options))
-
-
-def _run_values(session: ort.InferenceSession, feeds: dict[str, Array], options: Any) -> list[Any]:
-    """Run where arrays will not do: onnxruntime takes and gives BF16 as its own values only."""
-    values = {name: _value(array) for name, array in feeds.items()}
-    return [_array(value) for value in session.run_with_ort_values(None, values, options)]
-
-
-def write_prepared(path: Path, to: Path) -> None:
-    """Write the optimised graph of `path` to `to`, and its weights, packed for this processor, beside it.
-
-    Processes that load it map the weights, and share one copy. Only for the same onnxruntime and processor. Raises
-    ModelInvalid.
-    """
-    options = _options(1)
-    options.optimized_model_filepath = str(to)
-    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS_FILE)
-    # Below a page nothing is gained by mapping.
-    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "4096")
-    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-    _session(path, options)
-
-
-def _options(threads: int) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # A spinning thread holds a core that another worker could use, for microseconds at most.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4
-    return options
-
-
-class _Lowering:
-    """Names no optimizer to leave out, and puts the thread that asks behind all others.
-
-    onnxruntime asks when it has made the session's threads, which keep the priority of who made them and serve later,
-    and before it does the work of loading.
-    """
-
-    def __iter__(self) -> Iterator[str]:
-        lowest_priority()
-        return iter(())
-
-
-def _session(
-    path: Path,
-    options: ort.SessionOptions,
-    memory_bytes: int | None = None,
-    *,
-    weights_bytes: int = 0,
-    quiet: bool = False,
-) -> ort.InferenceSession:
-    left_out = _Lowering() if quiet else None
-    make = partial(
-        ort.InferenceSession, str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out
-    )
-    try:
-        return make() if memory_bytes is None else _bounded(make, options, memory_bytes, weights_bytes)
-    except ORT_ERRORS as error:
-        raise ModelInvalid(f"not a model that onnxruntime can load: {plain(_first_line(error), path)}") from error
-
-
-def _bounded(
-    make: Callable[[], ort.InferenceSession], options: ort.SessionOptions, memory_bytes: int, weights_bytes: int
-) -> ort.InferenceSession:
-    """Make a session whose arena is bounded: it takes the one that is registered meanwhile, and keeps it."""
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    limit = memory_bytes + weights_bytes
-    with _MAKING:
-        while True:
-            arena = ort.OrtArenaCfg({"max_mem": limit, "arena_extend_strategy": _AS_ASKED})
-            ort.create_and_register_allocator(_CPU_MEMORY, arena)
-            before = resident()
-            session = make()
-            grown = resident() - before
-            if grown <= limit:
-                return session
-            # Weights count too, those that were computed in loading among them. Are they more than the limit, the
-            # arena takes it for none.
-            del session
-            limit = memory_bytes + grown
-
-
-def _mapping_session(
-    path: Path, options: ort.SessionOptions, aside: Aside, memory_bytes: int | None, *, quiet: bool
-) -> tuple[ort.InferenceSession, list[memory_maps.Range]]:
-    """Make a session, and find the pages of its weights; one at a time, so that none gets another's."""
-    weights = path.with_name(WEIGHTS_FILE)
-    with _MAPPING:
-        before = memory_maps.ranges(weights)
-        session = aside(_session, path, options, memory_bytes, quiet=quiet)
-        return session, memory_maps.added(before, memory_maps.ranges(weights))
+def _blank(feature: Feature) -> Any:
+    shape = [1 if dim == -1 else dim for dim in feature.shape]
+    return np.full(shape, "" if feature.datatype == "BYTES" else 0, object).tolist()
 
 
 def _named(shape: list[Any]) -> tuple[str | None, ...]:
     return tuple(dim if isinstance(dim, str) else None for dim in shape)
 
 
-def _concrete(shape: tuple[int, ...], rows: int) -> tuple[int, ...]:
-    return tuple((rows if i == 0 else 1) if dim == -1 else dim for i, dim in enumerate(shape))
-
-
-def _filled(datatype: str, shape: tuple[int, ...], value: Any) -> Array:
-    if value is None:
-        value = _missing(datatype)
-    array = np.array(value, dtype=NUMPY[datatype])
-    if array.ndim and array.size != 1:
-        return np.ascontiguousarray(np.broadcast_to(array, (shape[0], *array.shape)))
-    full: Array = np.full(shape, array.item() if array.ndim == 0 else array.ravel()[0], dtype=NUMPY[datatype])
-    return full
-
-
-def _blank(datatype: str) -> Any:
-    return "" if datatype == "BYTES" else 0
-
-
-def _missing(datatype: str) -> Any:
-    return "" if datatype == "BYTES" else np.nan if datatype in FLOATS else 0
-
-
 def _unzip(maps: list[dict[Any, float]], keys: tuple[Any, ...]) -> Array:
     return np.array([[row[key] for key in keys] for row in maps], dtype=np.float32)
-
-
-def _value(array: Array) -> ort.OrtValue:
-    if array.dtype != NUMPY["BF16"]:
-        return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
-    # Shares the memory of `array`, which the caller holds until the run is over.
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
-        np.asarray(array, order="C").view(np.uint16), onnx_element_type=BF16_ELEMENT
-    )
-
-
-def _array(value: ort.OrtValue) -> Any:
-    if value.data_type() != BF16:
-        return value.numpy()
-    raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
-    return np.frombuffer(raw, NUMPY["BF16"]).reshape(value.shape())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
-
-
-def plain(text: str, path: Path) -> str:
-    """Keep what helps of onnxruntime's words on a file (the reason), and drop folders and where its source says so."""
-    return _NOISE.sub("", text.replace(str(path), path.name)).replace(str(path.parent), ".")[:300]

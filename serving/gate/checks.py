@@ -17,10 +17,12 @@ from serving.engine.batch_independence import prove, same
 from serving.engine.batching import Independence
 from serving.engine.probe_rows import MadeUpRows
 from serving.engine.rows import Rows
-from serving.engine.session import OnnxSession, plain, write_prepared
+from serving.engine.runtime import plain, write_prepared
+from serving.engine.session import OnnxSession
 from serving.engine.signature import Signature
 from serving.errors import InferenceFailed, ServingError
 from serving.gate.report import Check, Figures
+from serving.linux.memory import private_memory
 from serving.repository import manifest
 from serving.repository.manifest import MODEL_FILE, Hashes
 from serving.tensors import INTEGERS, Array, Tensors
@@ -174,10 +176,10 @@ class Examination:
         self._detail = f"custom, and allowed: {', '.join(strange[:5])}" if strange else ""
 
     def _load(self) -> tuple[OnnxSession, Figures]:
-        before, began = resident(), time.monotonic()
+        before, began = private_memory(), time.monotonic()
         session = OnnxSession(self._model, threads=1, warm_rows=self._task.max_batch_rows, warm_s=_WARM_S)
         load_s = time.monotonic() - began
-        return session, Figures(load_s=round(load_s, 4), memory_bytes=max(0, resident() - before))
+        return session, Figures(load_s=round(load_s, 4), memory_bytes=max(0, private_memory() - before))
 
     def _golden(self, session: OnnxSession) -> None:
         golden = session.signature.golden
@@ -322,11 +324,6 @@ def _median(session: OnnxSession, rows: int) -> float:
         session.run(feeds)
         taken.append(time.perf_counter() - began)
     return statistics.median(taken)
-
-
-def resident() -> int:
-    """Return this process's resident memory in bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def examine(task: Task, note: Callable[[str], None], tell: Callable[[Findings], None]) -> Findings:

@@ -6,10 +6,8 @@ Speaks with `gate.Gate` in lines of JSON: a task in, findings out. A child that 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import resource
 import select
 import signal
 import sys
@@ -21,10 +19,10 @@ import onnx
 from serving.engine.batching import Independence
 from serving.gate.checks import ROWS, Findings, Task, examine
 from serving.gate.report import Check
-from serving.linux.sandbox import no_network
+from serving.linux.limits import confine
+from serving.linux.sandbox import die_with, no_network
 
 _MOST_ANSWER = 8 * 1024 * 1024
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -84,29 +82,14 @@ def _confine(task: Task, parent: int, keep: int) -> None:
     """Take from this process all that a model does not need."""
     os.setsid()
     _last_in_line()  # again: a session has a priority of its own
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(71)
+    die_with(parent)
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(null, number)
     os.closerange(3, keep)
     os.closerange(keep + 1, 256)
     os.environ.clear()
-    # Of all processes on the machine, this one goes first when memory ends.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    for limit, value in (
-        (resource.RLIMIT_AS, mapped + task.memory_bytes),
-        (resource.RLIMIT_FSIZE, task.file_bytes),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_CPU, task.cpu_s),
-    ):
-        _, most = resource.getrlimit(limit)
-        soft = value if most == resource.RLIM_INFINITY else min(value, most)
-        # The signal of the soft limit says in the report what has happened; that of the hard one can't be caught.
-        resource.setrlimit(limit, (soft, soft + 2 if limit == resource.RLIMIT_CPU and most < 0 else soft))
+    confine(task.memory_bytes, file_bytes=task.file_bytes, cpu_s=task.cpu_s)
     no_network()
 
 

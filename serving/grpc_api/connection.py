@@ -17,7 +17,7 @@ from serving.http2.events import DataReceived, RequestReceived, StreamReset
 from serving.http2.frames import ErrorCode, ResponseTemplate
 from serving.http2.hpack import Headers, literal
 from serving.http2.limits import Limits
-from serving.linux.tcp import part, reset
+from serving.linux.tcp import close_or_reset, reset
 
 MOST_CALLS = 8192
 """Calls in progress in one worker; further ones are told RESOURCE_EXHAUSTED."""
@@ -286,7 +286,7 @@ class Connection(asyncio.Protocol):
             self._unfinished, self._unfinished_since = unfinished, now
         if self.http2.closed:
             if not self._unread and now > self.since + LINGER_S:
-                part(self.transport)
+                close_or_reset(self.transport)
         elif not self.http2.settled:
             if now > self.since + patience.head_s:
                 self._cut("slow_head", ErrorCode.PROTOCOL_ERROR, "the preface and the settings did not arrive in time")

@@ -19,7 +19,7 @@ from serving.engine.admission import ByteBudget
 from serving.errors import InvalidRequest
 from serving.http_api.answer import error_body, request_id
 from serving.http_api.connection_reaper import ConnectionReaper
-from serving.linux.tcp import part, reset
+from serving.linux.tcp import close_or_reset, reset
 from serving.protocols.headers import Headers, header
 
 LINGER_S = 2.0
@@ -268,14 +268,14 @@ class Connection(HttpToolsProtocol):
         self._unread = unread
         if self._over:
             if self._refusal is None and now > self.since + LINGER_S:
-                part(transport)
+                close_or_reset(transport)
         elif transport.is_closing():
             return
         elif self._midway:
             self._look_midway(now - self.since)
         # Who connects has to send a head: the pause before the first one is as short as a head's time.
         elif now > self.since + (patience.head_s if self.since == self._born else patience.idle_s) and self._is_idle():
-            part(transport)
+            close_or_reset(transport)
 
     def _look_midway(self, seconds: float) -> None:
         patience = self.shared.patience

@@ -1,4 +1,4 @@
-"""The pages of a file that this process maps: to let go of them in small steps, before their owner does it in one."""
+"""The pages of a file that this process maps: to unmap them in small steps, before their owner does it in one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Range: TypeAlias = tuple[int, int]
 """Address of the first byte, and of the first one behind."""
 
 
-def ranges(file: Path) -> set[Range]:
+def mapped_ranges(file: Path) -> set[Range]:
     """Return where a file is mapped now; nothing where the system does not tell."""
     text = _maps()
     # Looked for and not split into its thousand lines: meanwhile the event loop would wait for the interpreter.
@@ -35,8 +35,8 @@ def ranges(file: Path) -> set[Range]:
 def _maps() -> bytes:
     """Read this process's mappings with one call into C; nothing where the system does not tell.
 
-    The system gives a page of them at a time: Python would let go of the interpreter for each, and have it back before
-    the event loop, which waits for it, had woken.
+    The system gives a page of them at a time: Python would release the interpreter's lock for each read, and take it
+    back before the event loop, which waits for it, had woken.
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "fopen"):
@@ -63,7 +63,7 @@ def added(before: set[Range], after: set[Range]) -> list[Range]:
     return sorted(new for new in after - before if all(new[1] <= old[0] or old[1] <= new[0] for old in before))
 
 
-def let_go(pages: Iterable[Range]) -> None:
+def discard(pages: Iterable[Range]) -> None:
     """Give mapped pages back to the system, range by range; the interpreter is free meanwhile.
 
     Whoever touches one later gets it from the file again, without what was written there.
@@ -74,17 +74,17 @@ def let_go(pages: Iterable[Range]) -> None:
             advise(ctypes.c_void_p(first), ctypes.c_size_t(behind - first), mmap.MADV_DONTNEED)
 
 
-def part(owner: object, pages: Iterable[Range]) -> None:
-    """Let an object go that maps `pages` and unmaps them at its end, without holding up others.
+def release(owner: object, pages: Iterable[Range]) -> None:
+    """Drop the last reference to an object that maps `pages`, and unmaps them at its end, without holding up others.
 
     That end would take milliseconds with the interpreter's lock held, nearly all of it for pages that were touched:
     those go first, and on a thread of their own, for this may be called on the event loop.
     """
 
     def end(held: list[object]) -> None:
-        let_go(pages)
+        discard(pages)
         held.clear()
 
     # In a list that is cleared there: a frame here that still knew the object would end it here.
     with contextlib.suppress(RuntimeError):  # the process ends
-        threading.Thread(target=end, args=([owner],), name="part", daemon=True).start()
+        threading.Thread(target=end, args=([owner],), name="unmap", daemon=True).start()

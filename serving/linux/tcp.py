@@ -9,8 +9,7 @@ import struct
 import termios
 
 _RESET = struct.pack("ii", 1, 0)
-
-
+"""SO_LINGER for no time at all."""
 _CLOSED = 7
 """TCP_CLOSE in Linux's netinet/tcp.h."""
 
@@ -24,7 +23,7 @@ def reset(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
-def part(transport: asyncio.Transport) -> None:
+def close_or_reset(transport: asyncio.Transport) -> None:
     """End a connection in the usual way, or with a reset where its client has not taken all that was sent."""
     sock = transport.get_extra_info("socket")
     try:

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from onnx import TensorProto as T
 from onnx import helper
 
-from serving.worker import cores
+from serving.linux.limits import cores
 from tests.conftest import MODELS
 
 DTYPES: dict[str, Any] = {

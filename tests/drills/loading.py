@@ -16,7 +16,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from serving.engine.session import OnnxSession, write_prepared
+from serving.engine.runtime import write_prepared
+from serving.engine.session import OnnxSession
 from serving.linux.thread_scheduling import lowest_priority
 from tests.commands.test_command import children
 from tests.conftest import Server

@@ -19,12 +19,12 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from serving.engine.session import OnnxSession, write_prepared
+from serving.engine.runtime import write_prepared
+from serving.engine.session import OnnxSession
 from serving.errors import InferenceFailed, QueueFull
 from serving.protocols.messages import message
-
-from .conftest import MODELS, Server, running
-from .drills.wire import resident, workers
+from tests.conftest import MODELS, Server, running
+from tests.drills.wire import resident, workers
 
 Wait = Callable[[Callable[[], bool]], None]
 

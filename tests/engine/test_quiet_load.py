@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from serving.engine import session
+from serving.engine import runtime
 from serving.engine.session import OnnxSession
 from tests.conftest import MODELS
 
@@ -41,7 +41,7 @@ def test_only_loading_gives_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
     """The work of loading has the lowest priority; the threads that will serve keep that of the process."""
-    lower = session.lowest_priority
+    lower = runtime.lowest_priority
     before, made, lowered = threads(), [], []
 
     def lowest_priority() -> None:
@@ -49,7 +49,7 @@ def test_only_loading_gives_way(
         lower()
         lowered.append(os.getpriority(os.PRIO_PROCESS, 0))
 
-    monkeypatch.setattr(session, "lowest_priority", lowest_priority)
+    monkeypatch.setattr(runtime, "lowest_priority", lowest_priority)
     loaded = OnnxSession(wide(tmp_path), threads=3, quiet=True)
     assert lowered == [19]
     assert len(made[0]) == 3  # the one that loads, and two that onnxruntime made beside it
@@ -63,7 +63,7 @@ def test_only_loading_gives_way(
 
 def test_a_first_load_does_not_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing serves yet when a process loads what it starts with: it takes all the processor that it can have."""
-    monkeypatch.setattr(session, "lowest_priority", lambda: pytest.fail("it was put behind"))
+    monkeypatch.setattr(runtime, "lowest_priority", lambda: pytest.fail("it was put behind"))
     OnnxSession(MODELS / "iris" / "2" / "model.onnx", threads=2)
 
 

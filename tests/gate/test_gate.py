@@ -16,9 +16,9 @@ from rich.console import Console
 from serving.gate import gate
 from serving.gate.gate import Gate, Limits, judge
 from serving.gate.report_table import table
+from serving.linux.limits import raise_open_files
 from serving.repository import manifest
 from serving.repository.manifest import Hashes
-from serving.worker import allow_descriptors
 from tests.conftest import MODELS
 from tests.drills.drill import Report
 from tests.drills.hostile_models import hostile_models
@@ -96,7 +96,7 @@ def test_the_report_shows_the_cost_beside_the_serving_version(examiner: Gate) ->
 
 def test_the_gate_answers_a_process_with_many_descriptors() -> None:
     """A server with over a thousand connections can have a model examined."""
-    allow_descriptors()
+    raise_open_files()
     with contextlib.ExitStack() as files:
         for _ in range(1100):
             files.enter_context(open(os.devnull))

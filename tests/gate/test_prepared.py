@@ -174,10 +174,10 @@ def test_its_pages_go_with_its_last_user(
     one, other = OnnxSession(path, prepared=True), OnnxSession(path, prepared=True)
     rows = (np.random.default_rng(2).standard_normal((3, WIDTH), np.float32),)
     expected = other.run(rows)[0]
-    both = memory_maps.ranges(weights)
+    both = memory_maps.mapped_ranges(weights)
     del one
-    eventually(lambda: memory_maps.ranges(weights) < both)
-    assert memory_maps.ranges(weights)
+    eventually(lambda: memory_maps.mapped_ranges(weights) < both)
+    assert memory_maps.mapped_ranges(weights)
     assert np.array_equal(other.run(rows)[0], expected)
     del other
-    eventually(lambda: not memory_maps.ranges(weights))
+    eventually(lambda: not memory_maps.mapped_ranges(weights))

@@ -1,4 +1,4 @@
-"""How the C library (glibc) keeps memory that is free: bounded, so that what is large goes when it is done."""
+"""Memory that the C library (glibc) keeps once it is free: little, so that what is large goes back to the system."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ _MOST_FREE_AT_THE_END = 4 * 1024 * 1024
 
 
 def bound_free_memory() -> None:
-    """Have each large block returned to the system as soon as it is free; called before there are threads.
+    """Have each large block returned to the system as soon as it is free; to be called before there are threads.
 
-    Left alone, glibc learns from the first large block that is freed to take the next ones, up to 32 MiB, from the
-    heap, where whatever small thing comes to lie behind one keeps it: a few bodies at the limit cost 40 MiB for ever.
-    And a long body that grows there is copied again and again, 9 ms for 15 MB, where pages of its own are only moved.
-    And with a heap for each thread, every thread that ever loaded a version keeps pieces of it: the top of a heap that
-    is not the first is never given back.
+    Left alone, glibc takes blocks of up to 32 MiB from the heap once it has seen one freed, and any small block behind
+    such a one keeps it there: a few bodies at the limit would cost 40 MiB for good. A body that grows on the heap is
+    copied again and again (9 ms for 15 MB), where pages of its own are only moved. And each thread with a heap of its
+    own, as every thread that loads a version would have, keeps what is below the top of it.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
@@ -34,7 +33,7 @@ def give_back() -> None:
         trim(0)
 
 
-def resident() -> int:
+def private_memory() -> int:
     """Return the bytes of memory that this process has for itself alone; 0 where the system does not say."""
     try:
         pages, shared = Path("/proc/self/statm").read_text().split()[1:3]

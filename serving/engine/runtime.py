@@ -1,0 +1,218 @@
+"""How onnxruntime is used: sessions are made with its options, arenas are bounded, and its errors put in plain words.
+
+Only this file and `every_value` import it; `session` is what the server knows of a loaded model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from serving.errors import ModelInvalid
+from serving.linux import memory_maps
+from serving.linux.memory import private_memory
+from serving.linux.thread_scheduling import Aside, lowest_priority
+from serving.tensors import NUMPY, Array
+
+WEIGHTS_FILE = "weights.bin"
+"""Where the prepared form of a model has its weights."""
+LIMITED = "is smaller than requested bytes"
+NO_MEMORY = re.compile(LIMITED + "|bad_alloc|bad allocation")
+
+_BF16 = "tensor(bfloat16)"
+_BF16_ELEMENT = 16
+"""Its number among ONNX element types (TensorProto.DataType)."""
+_CPU_MEMORY = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+_AS_ASKED = 1
+"""An arena grows by what is asked for; onnxruntime's own way doubles it, which ends at half of a limit."""
+_GIVE_BACK = ort.RunOptions()
+_GIVE_BACK.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+_GIVE_BACK.log_severity_level = 4
+_GIVE_BACK.terminate = True
+_MAPPING = threading.Lock()
+_MAKING = threading.Lock()
+# Its own name and code, the file once more, and the place in its source, with the function as the compiler writes it.
+_NOISE = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:"
+    r"|/\S+\.\w+:\d+ [^()]*\(.*?\)(?: const)?(?:::<lambda\(.*?\)>)?(?: \[with .*?\])? (?=\S)"
+    r"|(?<=[ .:])[\w/]+\.(?:cc|h):\d+ \w+ "
+    r"|/\S+\.(?:cc|h|cpp|hpp|inl):\d+"
+)
+
+ERRORS: tuple[type[Exception], ...] = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    ort_errors.EPFail,
+    RuntimeError,
+    ValueError,
+    TypeError,
+)
+"""What it raises for a model or for inputs."""
+ort.set_default_logger_severity(4)  # its messages go to stderr with source paths; errors reach us as exceptions
+
+Run = Callable[[ort.InferenceSession, dict[str, Array], "ort.RunOptions | None"], list[Any]]
+
+
+def options(threads: int) -> ort.SessionOptions:
+    """Make the options that every session here has; threads: that one run may use, its own among them."""
+    made = ort.SessionOptions()
+    made.intra_op_num_threads = threads
+    made.inter_op_num_threads = 1
+    # A spinning thread holds a core that another worker could use, for microseconds at most.
+    made.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    made.log_severity_level = 4
+    return made
+
+
+def load(
+    path: Path, *, threads: int, aside: Aside, quiet: bool = False, memory_bytes: int | None = None
+) -> ort.InferenceSession:
+    """Load a model that somebody has exported. Raises ModelInvalid."""
+    weights = sum(file.stat().st_size for file in path.parent.iterdir()) if memory_bytes is not None else 0
+    return aside(_make, path, options(threads), memory_bytes, weights_bytes=weights, quiet=quiet)
+
+
+def load_prepared(
+    path: Path, *, threads: int, aside: Aside, quiet: bool = False, memory_bytes: int | None = None
+) -> tuple[ort.InferenceSession, list[memory_maps.Range]]:
+    """Load what `write_prepared` wrote; return the pages of its weights too. Raises ModelInvalid."""
+    chosen = options(threads)
+    # It is optimised already; another pass could lose the packed weights that belong to it.
+    chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    weights = path.with_name(WEIGHTS_FILE)
+    with _MAPPING:  # one at a time, so that none takes another's pages for its own
+        before = memory_maps.mapped_ranges(weights)
+        session = aside(_make, path, chosen, memory_bytes, quiet=quiet)
+        return session, memory_maps.added(before, memory_maps.mapped_ranges(weights))
+
+
+def write_prepared(path: Path, to: Path) -> None:
+    """Write the optimised graph of `path` to `to`, and its weights, packed for this processor, beside it.
+
+    Processes that load it map the weights, and share one copy. Only for the same onnxruntime and processor. Raises
+    ModelInvalid.
+    """
+    chosen = options(1)
+    chosen.optimized_model_filepath = str(to)
+    chosen.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS_FILE)
+    # Below a page nothing is gained by mapping.
+    chosen.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "4096")
+    chosen.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    _make(path, chosen)
+
+
+def _make(
+    path: Path,
+    chosen: ort.SessionOptions,
+    memory_bytes: int | None = None,
+    *,
+    weights_bytes: int = 0,
+    quiet: bool = False,
+) -> ort.InferenceSession:
+    # onnxruntime iterates over `disabled_optimizers` once the session has its threads, which keep the priority of the
+    # thread that made them and serve later, and before the work of loading.
+    make = partial(
+        ort.InferenceSession,
+        str(path),
+        chosen,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=_none_but_lower_priority() if quiet else None,
+    )
+    try:
+        return make() if memory_bytes is None else _bounded(make, chosen, memory_bytes, weights_bytes)
+    except ERRORS as error:
+        raise ModelInvalid(f"not a model that onnxruntime can load: {plain(first_line(error), path)}") from error
+
+
+def _none_but_lower_priority() -> Iterator[str]:
+    """Name no optimizer, and put the thread that loads behind all others."""
+    lowest_priority()
+    yield from ()
+
+
+def _bounded(
+    make: Callable[[], ort.InferenceSession], chosen: ort.SessionOptions, memory_bytes: int, weights_bytes: int
+) -> ort.InferenceSession:
+    """Make a session whose arena is bounded: it takes the one that is registered meanwhile, and keeps it."""
+    chosen.add_session_config_entry("session.use_env_allocators", "1")
+    limit = memory_bytes + weights_bytes
+    with _MAKING:
+        while True:
+            arena = ort.OrtArenaCfg({"max_mem": limit, "arena_extend_strategy": _AS_ASKED})
+            ort.create_and_register_allocator(_CPU_MEMORY, arena)
+            before = private_memory()
+            session = make()
+            grown = private_memory() - before
+            if grown <= limit:
+                return session
+            # Weights count too, those that were computed in loading among them. Where they exceed the limit, the arena
+            # ignores it.
+            del session
+            limit = memory_bytes + grown
+
+
+def runner(session: ort.InferenceSession) -> Run:
+    """Return what runs this session: outputs in the order of its graph, as numpy arrays or lists of maps (ZipMap).
+
+    A function, and no method of an object that has the session: that would keep its memory until the collector came by.
+    """
+    ports = (*session.get_inputs(), *session.get_overridable_initializers(), *session.get_outputs())
+    return _run_values if any(port.type == _BF16 for port in ports) else _run_arrays
+
+
+def give_back(session: ort.InferenceSession, run: Run, feeds: dict[str, Array]) -> None:
+    """Give the memory that runs have taken, and that none needs now, back to the system."""
+    # Only the end of a run shrinks an arena. This one ends before its first node.
+    with contextlib.suppress(*ERRORS):
+        run(session, feeds, _GIVE_BACK)
+
+
+def _run_arrays(session: ort.InferenceSession, feeds: dict[str, Array], chosen: ort.RunOptions | None) -> list[Any]:
+    return list(session.run(None, feeds, chosen))
+
+
+def _run_values(session: ort.InferenceSession, feeds: dict[str, Array], chosen: ort.RunOptions | None) -> list[Any]:
+    """Run where arrays will not do: onnxruntime takes and gives BF16 as its own values only."""
+    values = {name: _value(array) for name, array in feeds.items()}
+    return [_array(value) for value in session.run_with_ort_values(None, values, chosen)]
+
+
+def _value(array: Array) -> ort.OrtValue:
+    if array.dtype != NUMPY["BF16"]:
+        return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
+    # Shares the memory of `array`, which the caller holds until the run is over.
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
+        np.asarray(array, order="C").view(np.uint16), onnx_element_type=_BF16_ELEMENT
+    )
+
+
+def _array(value: ort.OrtValue) -> Any:
+    if value.data_type() != _BF16:
+        return value.numpy()
+    memory = {"version": 3, "shape": tuple(value.shape()), "typestr": "<u2", "data": (value.data_ptr(), True)}
+    return np.array(SimpleNamespace(__array_interface__=memory)).view(NUMPY["BF16"])  # copied: the value goes
+
+
+def first_line(error: Exception) -> str:
+    """Return the line of an error that says something to people."""
+    return str(error).strip().split("\n", 1)[0]
+
+
+def plain(text: str, path: Path) -> str:
+    """Keep what helps of onnxruntime's words on a file (the reason), and drop folders and where its source says so."""
+    return _NOISE.sub("", text.replace(str(path), path.name)).replace(str(path.parent), ".")[:300]
