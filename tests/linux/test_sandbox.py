@@ -11,7 +11,7 @@ import pytest
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86-64 has calls under two numbers")
 def test_no_call_is_free_under_its_x32_number() -> None:
-    """A call of the x32 ABI is refused as a forbidden one is, whichever it is: it is the same call by another number."""
+    """A call of the x32 ABI is refused as a forbidden one is, whichever it is: the same call under another number."""
     code = """
 import ctypes, errno
 from serving.linux.sandbox import no_network
