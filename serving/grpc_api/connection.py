@@ -23,6 +23,8 @@ MOST_CALLS = 8192
 """Calls in progress in one worker; further ones are told RESOURCE_EXHAUSTED."""
 LINGER_S = 1.0
 """Seconds in which a client that was told to go may still send, so that it reads why and not a reset."""
+_GOODBYE_S = 1.0
+"""Seconds that a client has to read that it is to begin no more calls: those that it begins until then are taken."""
 BURST_BYTES = 512 * 1024
 """Bytes after which the loop turns: else the socket is read until it is empty, 8 MB in one go."""
 PIECE_BYTES = 256 * 1024
@@ -71,6 +73,7 @@ class Connection(asyncio.Protocol):
         self._unfinished_since = 0.0
         self._write_by = 0.0  # when the client must have read what is written; 0: nothing waits
         self._unread = 0  # bytes written that the client has not taken
+        self._refuse_by = 0.0  # when no more calls are taken, if the client does not say sooner that it knows
 
     @property
     def is_busy(self) -> bool:
@@ -132,6 +135,8 @@ class Connection(asyncio.Protocol):
                 self.guard.cut[event.error.cause] += 1
                 self._ended()
                 return
+        if self.http2.draining and not calls:
+            self.end(ErrorCode.NO_ERROR)
         self._flush()
 
     def _read_on(self) -> None:
@@ -250,10 +255,9 @@ class Connection(asyncio.Protocol):
                 self.transport.write_eof()
 
     def drain(self) -> None:
-        """Take no more calls; close once those in progress are done."""
-        if not self.calls:
-            self.end(ErrorCode.NO_ERROR)
-        elif not self.http2.closed:
+        """Ask for no more calls; close once those in progress, or under way, are done."""
+        if not self._refuse_by:
+            self._refuse_by = self.guard.now + _GOODBYE_S
             self.http2.drain()
             self._flush_soon()
 
@@ -296,7 +300,12 @@ class Connection(asyncio.Protocol):
             for call in list(self.calls.values()):
                 self._look_at(call, now)
         elif now > self.since + patience.idle_s:
-            self.end(ErrorCode.NO_ERROR, "idle")
+            self.drain()
+        if self._refuse_by and now > self._refuse_by and not self.http2.draining:
+            self.http2.refuse_streams()
+            if not self.calls:
+                self.end(ErrorCode.NO_ERROR)
+            self._flush_soon()
 
     def _is_unread(self, now: float) -> bool:
         """Tell whether what was written has waited too long for the client to take it."""

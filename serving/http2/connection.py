@@ -22,6 +22,7 @@ from serving.http2.streams import Stream, Streams
 _TINY_BYTES = 16
 """A DATA or CONTINUATION frame below it, with more to come, brings nothing: it costs as much as a large one."""
 _MAX_SETTINGS = 32
+_DRAIN_PING = b"draining"
 
 
 class Connection(Generic[R]):
@@ -39,13 +40,12 @@ class Connection(Generic[R]):
         self.settled = False
         """Whether the peer's first settings have come."""
         self.idle = IdleFrames(limits.idle_frames, limits.ping_reason)
-        self._preface = frames.PREFACE  # what of it is still to come
         self._frames = FrameReader(limits.max_frame_size)
         self._requests = RequestReader(read_request)
         self._outbox = Outbox()
         self._events: list[Event[R]] = []
         self._window = limits.connection_window
-        self._promised = frames.LARGEST_WINDOW  # the stream id of the first GOAWAY, which no later one may exceed
+        self._promised = frames.LARGEST_WINDOW  # the stream id of the last GOAWAY, which no later one may exceed
         # The header block that is read: stream, flags, what there is of it, and the number of its first frame.
         self._block: tuple[int, int, bytes, int] | None = None
         self._prefix = b""  # of the next header block that is sent
@@ -69,8 +69,6 @@ class Connection(Generic[R]):
             return []
         events = self._events = []
         try:
-            if self._preface:
-                data = self._after_preface(data)
             for kind, flags, stream_id, payload, flow_length in self._frames.feed(data):
                 if self._block is not None and kind != frames.CONTINUATION:
                     raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "a block of headers was not finished")
@@ -87,13 +85,6 @@ class Connection(Generic[R]):
     def unfinished(self) -> int:
         """A number that stays while the same frame, or block of headers, has begun and is not whole; else 0."""
         return self._block[3] if self._block is not None else self._frames.unfinished
-
-    def _after_preface(self, data: bytes) -> bytes:
-        given = data[: len(self._preface)]
-        if not self._preface.startswith(given):
-            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "this port speaks HTTP/2 without TLS")
-        self._preface = self._preface[len(given) :]
-        return data[len(given) :]
 
     def _stream_error(self, stream_id: int, code: ErrorCode) -> None:
         """Reset a stream for what its peer did, which counts as if the peer had reset it."""
@@ -258,6 +249,8 @@ class Connection(Generic[R]):
             raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "a ping has 8 bytes")
         if not flags & ACK:
             self._write(frame(frames.PING, ACK, 0, payload))
+        elif payload == _DRAIN_PING:
+            self.refuse_streams()
 
     def _on_goaway(self, _: int, stream_id: int, __: bytes, ___: int) -> None:
         if stream_id:
@@ -380,9 +373,15 @@ class Connection(Generic[R]):
             stream.receive_window = whole
 
     def drain(self) -> None:
+        """Ask for no more streams; those are taken that come before the peer has read it. RFC 9113, 6.8."""
+        if not self.closed:  # an id that refuses nothing: not every client sends again what was refused
+            self._write(frames.goaway(frames.LARGEST_WINDOW, ErrorCode.NO_ERROR))
+            self._write(frame(frames.PING, 0, 0, _DRAIN_PING))
+
+    def refuse_streams(self) -> None:
         """Take no more streams."""
-        self.draining = True
-        if not self.closed:
+        if not self.draining and not self.closed:
+            self.draining = True
             self._go_away(ErrorCode.NO_ERROR, "")
 
     def close(self, code: ErrorCode, reason: str = "") -> None:
@@ -396,4 +395,4 @@ class Connection(Generic[R]):
 
     def _go_away(self, code: ErrorCode, reason: str) -> None:
         self._promised = min(self._promised, self.streams.last)
-        self._write(frame(frames.GOAWAY, 0, 0, uint32(self._promised) + uint32(code) + reason.encode()))
+        self._write(frames.goaway(self._promised, code, reason))

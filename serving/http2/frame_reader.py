@@ -1,4 +1,4 @@
-"""Cuts what a socket brings into frames: DATA in the pieces that come, any other frame once it is whole."""
+"""Cuts what follows the preface into frames: DATA in the pieces that come, any other frame once it is whole."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from serving.http2.frames import (
     HEADERS,
     LARGEST_WINDOW,
     PADDED,
+    PREFACE,
     PRIORITIZED,
     ErrorCode,
     ProtocolError,
@@ -36,6 +37,7 @@ class FrameReader:
 
     def __init__(self, max_frame_size: int) -> None:
         self._max_frame_size = max_frame_size
+        self._preface = PREFACE  # what of it is still to come
         self._rest = b""
         self.complete = 0
         """Frames so far."""
@@ -53,9 +55,18 @@ class FrameReader:
         """
         return self.complete + 1 if self._rest else 0
 
+    def _after_preface(self, data: bytes) -> bytes:
+        given = data[: len(self._preface)]
+        if not self._preface.startswith(given):
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "this port speaks HTTP/2 without TLS")
+        self._preface = self._preface[len(given) :]
+        return data[len(given) :]
+
     def feed(self, data: bytes) -> Iterator[Frame]:  # noqa: PLR0912, PLR0915  one turn a frame
         """Give the frames that `data` completes; to be exhausted before the next call. Raises ProtocolError."""
-        if self._rest:
+        if self._preface:
+            data = self._after_preface(data)
+        elif self._rest:
             data = self._rest + data
             self._rest = b""
         place, end = 0, len(data)

@@ -70,6 +70,11 @@ def settings_frame(settings: Mapping[Setting, int]) -> bytes:
     return frame(SETTINGS, 0, 0, b"".join(_pack_setting(*setting) for setting in settings.items()))
 
 
+def goaway(last_stream_id: int, code: ErrorCode, reason: str = "") -> bytes:
+    """Write a GOAWAY frame."""
+    return frame(GOAWAY, 0, 0, uint32(last_stream_id) + uint32(code) + reason.encode())
+
+
 def uint32(value: int) -> bytes:
     """Write four bytes, as windows, error codes and stream ids are."""
     return value.to_bytes(4, "big")

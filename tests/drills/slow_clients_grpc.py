@@ -86,7 +86,7 @@ def run(report: Report, *, sockets: int = 300, patience: float = 5.0, unread: in
         report.exactly(f"slow clients not ended, of {sockets} {dict(left) or ''}".rstrip(), sum(left.values()), 0)
         # Who does not read may stall in the middle of a message, and be idle once that has ended.
         deaf = latest.pop(DEAF)
-        report.at_most("the last was ended after", max(latest.values()), patience + 1.5, "s")
+        report.at_most("the last was ended after", max(latest.values()), patience + 2.5, "s")
         report.at_most("the last of those that do not read was ended after", deaf, 2 * patience + 2.5, "s")
     endless = ("head-s", "body-s", "write-s", "keep-alive-s")
     never = [f for name in endless for f in (f"--{name}", "1000")] + ["--min-bytes-per-s", "1"]

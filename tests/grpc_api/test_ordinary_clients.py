@@ -26,12 +26,15 @@ from serving.protocols.messages import HEALTH, REFLECTION, REFLECTION_ALPHA, SER
 from serving.settings import Settings
 from tests.conftest import MODELS, running
 from tests.grpc_api.wire import (
+    ACK,
     DATA,
     END_HEADERS,
     END_STREAM,
     GOAWAY,
     HEADERS,
     PATH,
+    PING,
+    RST_STREAM,
     Wire,
     call,
     frame,
@@ -234,7 +237,7 @@ def test_the_descriptors_are_those_of_the_proto_files(tmp_path: Path) -> None:
 
 
 def test_the_end_of_a_drain_and_the_next_start(eventually: Callable[..., None]) -> None:
-    """What is in progress when the time to finish is over gets UNAVAILABLE behind a GOAWAY that promised no more.
+    """Calls that a client began before it knew are answered; what goes on too long gets UNAVAILABLE behind a GOAWAY.
 
     The next server has the port at once, though clients are still there.
     """
@@ -246,14 +249,18 @@ def test_the_end_of_a_drain_and_the_next_start(eventually: Callable[..., None]) 
             wire.send(frame(HEADERS, END_HEADERS, 1, headers(path)), frame(DATA, 0, 1, framed(infer())))
             wire.until(DATA)
             server.process.terminate()
-            first = int.from_bytes(wire.until(GOAWAY)[3][:4], "big")
-            wire.send(frame(HEADERS, END_HEADERS, 3, headers()), frame(DATA, END_STREAM, 3, framed(infer())))
-            kind, _, stream, payload = wire.until(3)
-            assert (stream, payload) == (3, b"\0\0\0\x07")  # REFUSED_STREAM: to be tried elsewhere
+            assert int.from_bytes(wire.until(GOAWAY)[3][:4], "big") == 2**31 - 1
+            ping = wire.until(PING)[3]
+            assert call(wire, 3, infer())[0][b"grpc-status"] == b"0"
+            wire.send(frame(PING, ACK, 0, ping))
+            assert int.from_bytes(wire.until(GOAWAY)[3][:4], "big") == 3
+            wire.send(frame(HEADERS, END_HEADERS, 5, headers()), frame(DATA, END_STREAM, 5, framed(infer())))
+            kind, _, stream, payload = wire.until(RST_STREAM)
+            assert (stream, payload) == (5, b"\0\0\0\x07")  # REFUSED_STREAM: to be tried elsewhere
             kind, flags, stream, payload = wire.until(HEADERS)
             trailers = dict(hpack.Decoder().decode(payload, raw=True))
             assert (kind, stream, flags & END_STREAM, trailers[b"grpc-status"]) == (HEADERS, 1, END_STREAM, b"14")
-            assert int.from_bytes(wire.until(GOAWAY)[3][:4], "big") == first == 1
+            assert int.from_bytes(wire.until(GOAWAY)[3][:4], "big") == 3
             assert server.process.wait(20) == 0
             with running("--grpc-port", found[1]) as again, Wire(int(found[1])) as other:
                 assert call(other, 1, infer())[0][b"grpc-status"] == b"0"
