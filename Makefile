@@ -72,7 +72,8 @@ lock: install
 	$(BIN)/$(COMPILE) --extra dev --upgrade --output-file requirements.lock
 	$(BIN)/$(COMPILE) --constraint requirements.lock --output-file requirements-serve.lock
 
-# Starts the server on the shipped models and asks it, as `python -m tests.conformance --http URL` asks any other;
+# Starts the server on the shipped models and asks it, as `python -m tests.conformance --http URL` asks any other, and
+# with gRPC's clients in Go, Java and Rust, where Debian's packages for them are installed;
 # MODELS=onnx serves the ONNX project's own backend suite instead.
 conformance: install
 ifeq ($(MODELS),onnx)
@@ -81,4 +82,5 @@ ifeq ($(MODELS),onnx)
 else
 	$(BIN)/python -m tests.conformance --own --results benchmarks/results/conformance.json
 	$(BIN)/python -m tests.conformance --own --protobuf7 --light --only gRPC --only grpc --quiet
+	$(BIN)/python -m tests.conformance.clients
 endif
