@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 
-from serving.commands import keys, status, traffic, versions
+from serving.commands import keys, predict, status, traffic, versions
 from serving.server import CannotStart, serve
 from serving.settings import Settings, read
 from serving.supervisor import CannotReload
@@ -112,6 +112,7 @@ app.command("run")(run)
 versions.register(app)
 traffic.register(app)
 status.register(app)
+predict.register(app)
 keys.register(app)
 
 

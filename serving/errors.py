@@ -16,7 +16,31 @@ class Detail:
 
     path: str
     message: str
-    feature: str | None = None
+
+    @property
+    def row(self) -> int | None:
+        """Number of the row that it names, from 0.
+
+        >>> Detail("/instances/3/petal_width", "is missing").row, Detail("/inputs/petal_width/3", "is a string").row
+        (3, 3)
+        """
+        number = self._cell[0]
+        return int(number) if number is not None and number.isdigit() else None
+
+    @property
+    def feature(self) -> str | None:
+        """Name of the feature that it names; of rows by position, the position.
+
+        >>> Detail("/instances/3/petal_width", "is missing").feature, Detail("/instances/3", "is null").feature
+        ('petal_width', None)
+        """
+        return self._cell[1]
+
+    @property
+    def _cell(self) -> tuple[str | None, str | None]:
+        root, first, second = [*self.path.split("/")[1:4], None, None, None][:3]
+        row, feature = (first, second) if root == "instances" else (second, first) if root == "inputs" else (None, None)
+        return row, feature.replace("~1", "/").replace("~0", "~") if feature is not None else None
 
 
 class ServingError(Exception):

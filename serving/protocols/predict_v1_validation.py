@@ -242,7 +242,7 @@ class Checked:
                 feature = self.rows.names[place[1] if self.signature.layout == "matrix" else position]
                 row = 0 if self.signature.batch == "none" else int(place[0])
                 path = strict_json.pointer(top, *((row, feature) if by_row else (feature, row)))
-                details.append(Detail(path, f"is too large for {datatype}, which the model takes", feature))
+                details.append(Detail(path, f"is too large for {datatype}, which the model takes"))
             raise listed("the rows do not fit the model's signature", details)
 
     def _explain(self, error: ValidationError, top: tuple[str | int, ...]) -> list[Detail]:
@@ -259,18 +259,9 @@ class Checked:
             loc = tuple(part for part in found["loc"] if not str(part).startswith(("nullable[", "function-")))
             if start:
                 loc = (loc[0], int(loc[1]) + start, *loc[2:])
-            feature = self._feature(loc)
             place = (part[:_LONGEST_NAME] if isinstance(part, str) else part for part in loc)
-            details.append(Detail(strict_json.pointer(*top, *place), _sentence(found, missing, self._names), feature))
+            details.append(Detail(strict_json.pointer(*top, *place), _sentence(found, missing, self._names)))
         return details
-
-    def _feature(self, loc: tuple[str | int, ...]) -> str | None:
-        first = loc[0] if loc else None
-        if isinstance(first, int) and not self._single_only and first < self._width:
-            return self.rows.names[first]
-        if isinstance(first, str) and first in self._names:
-            return first
-        return self.rows.names[0] if self._single_only else None
 
 
 class Findings:

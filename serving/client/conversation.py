@@ -1,0 +1,254 @@
+"""What a client says and hears, without I/O: generators that yield what to send or how long to wait.
+
+`Client` and `AsyncClient` drive the same generators. What they yield is answered with what was received, or by throwing
+`Refused` into them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+from urllib.parse import quote
+
+import orjson
+
+from serving.client import given as rows_given
+from serving.client import open_inference, tensors
+from serving.client.given import Given
+from serving.client.open_inference import Outputs
+from serving.client.refusals import Refused, ServerFailed
+from serving.client.retries import Retries
+from serving.client.tensors import Tensor
+from serving.engine.signature import Signature
+from serving.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge, ServingError
+from serving.protocols.predict_v1_response import Answers
+
+BINARY_CELLS = 2048
+"""Cells of rows given as Python's objects from which they are sent as tensors: below it JSON costs as little."""
+TIMEOUT = "X-Request-Timeout"
+
+
+class Request(NamedTuple):
+    """One HTTP request; the deadline goes along as seconds that are left."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+    seconds: float
+
+
+class Infer(NamedTuple):
+    """One ModelInfer call, for clients of gRPC."""
+
+    model: str
+    version: str | None
+    tensors: Sequence[Tensor]
+    seconds: float
+
+
+class Pause(NamedTuple):
+    """Wait so long."""
+
+    seconds: float
+
+
+class Received(NamedTuple):
+    """A 2xx answer over HTTP; headers by lower-case name."""
+
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Answer(NamedTuple):
+    """A prediction, and who made it."""
+
+    predictions: Any
+    """In the kind of the rows: what `Client.predict` returns."""
+    model: str
+    version: str
+
+
+T = TypeVar("T")
+Conversation: TypeAlias = Generator[Request | Infer | Pause, Any, T]
+
+
+class Conversations:
+    """Makes the conversations of one client, and remembers what models are like.
+
+    timeout: seconds for a whole call, its retries included. grpc: tensors go by ModelInfer.
+    """
+
+    def __init__(self, *, timeout: float, retries: Retries, grpc: bool) -> None:
+        self._timeout = timeout
+        self._retries = retries
+        self._grpc = grpc
+        self._known: dict[tuple[str, str | None], Signature] = {}
+        """Signatures by model and version; None: of the one that answered last."""
+        self._writers: dict[tuple[str, str], Answers] = {}
+
+    def describe(self, model: str, version: str | None = None) -> Conversation[dict[str, Any]]:
+        """Ask what a model is like."""
+        described: dict[str, Any] = yield from self._described(model, version, time.monotonic() + self._timeout)
+        return described
+
+    def predict(
+        self, model: str, data: Any, *, version: str | None, label: str | None, timeout: float | None
+    ) -> Conversation[Answer]:
+        """Ask for a prediction. Raises ServingError."""
+        if version is not None and label is not None:
+            raise InvalidRequest("give a version or a label, not both")
+        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+        asked = rows_given.given(data)
+        many = asked.rows is None or _cells(asked.rows) >= BINARY_CELLS
+        names: Sequence[str] = ()
+        refused: ServingError | None = None
+        if many:
+            signature = yield from self._signature(model, version, deadline)
+            names = [feature.name for feature in signature.features]
+        if many and label is None and (made := tensors.tensors_of(asked, signature)) is not None:
+            try:
+                outputs = yield from self._infer(model, version, made, deadline)
+                answering = yield from self._signature(model, outputs.version, deadline)
+            except InvalidRequest as error:
+                # Nothing has run. Of rows as JSON the server says which cells are bad; and the model may have changed.
+                refused = error
+                self._forget(model)
+            else:
+                if version is None:
+                    self._known[model, None] = answering
+                if _inputs(answering) == _inputs(signature):
+                    return self._answered(asked, model, outputs, answering)
+                # To the version that answered the tensors may have meant something else: again, by name.
+        try:
+            return (yield from self._by_json(model, version, label, asked, names, deadline))
+        except PayloadTooLarge:
+            if refused is not None:
+                raise refused from None
+            raise
+
+    def _answered(self, asked: Given, model: str, outputs: Outputs, signature: Signature) -> Answer:
+        """Give a version's outputs in the kind of what was asked."""
+        if asked.rows is None:
+            columns = tensors.answered(outputs.tensors, signature)
+            return Answer(rows_given.in_kind(asked, columns, signature.classes or ()), model, outputs.version)
+        writer = self._writers.get((model, outputs.version))
+        if writer is None:
+            writer = self._writers[model, outputs.version] = Answers(signature, model, outputs.version)
+        # The server's own writer: the same numbers, digit by digit, as the answer to rows sent as JSON.
+        text = writer.rows(tuple(outputs.tensors[spec.name] for spec in signature.outputs))
+        return Answer(orjson.loads(text)["predictions"], model, outputs.version)
+
+    def _by_json(  # noqa: PLR0917
+        self,
+        model: str,
+        version: str | None,
+        label: str | None,
+        asked: Given,
+        names: Sequence[str],
+        deadline: float,
+    ) -> Conversation[Answer]:
+        path = f"/v1/models/{_quoted(model)}"
+        if version is not None:
+            path += f"/versions/{_quoted(version)}"
+        if label is not None:
+            path += f"/labels/{_quoted(label)}"
+        body = rows_given.body(asked, names)
+        headers = {"content-type": "application/json"}
+        document = yield from self._document("POST", f"{path}:predict", headers, body, deadline)
+        try:
+            answered = str(document["model_version"])
+            if asked.rows is not None:
+                predictions = document["predictions"]
+                return Answer(predictions[0] if asked.kind == "row" else predictions, model, answered)
+            signature = yield from self._signature(model, answered, deadline)
+            columns = tensors.read_columns(document["outputs"], signature)
+            return Answer(rows_given.in_kind(asked, columns, signature.classes or ()), model, answered)
+        except (KeyError, TypeError, IndexError, ValueError):
+            raise _strange() from None
+
+    def _infer(self, model: str, version: str | None, made: Sequence[Tensor], deadline: float) -> Conversation[Outputs]:
+        if self._grpc:
+            outputs: Outputs = yield from self._asked(lambda left: Infer(model, version, made, left), deadline)
+            return outputs
+        headers, body = open_inference.binary(made)
+        path = f"/v2/models/{_quoted(model)}" + (f"/versions/{_quoted(version)}" if version is not None else "")
+        received = yield from self._asked(lambda left: _request("POST", f"{path}/infer", headers, body, left), deadline)
+        try:
+            return open_inference.read_binary(received.headers, received.body)
+        except (ValueError, KeyError, TypeError, ServingError):
+            raise _strange() from None
+
+    def _signature(self, model: str, version: str | None, deadline: float) -> Conversation[Signature]:
+        """Return what a model is like; asked for once a version."""
+        known = self._known.get((model, version))
+        if known is None:
+            document = yield from self._described(model, version, deadline)
+            try:
+                # A server that is newer than this client may say more.
+                known = Signature.model_validate(
+                    {name: document[name] for name in Signature.model_fields if name in document}, extra="ignore"
+                )
+                self._known[model, str(document["version"])] = self._known[model, version] = known
+            except (ValueError, KeyError, TypeError):
+                raise _strange() from None
+        return known
+
+    def _forget(self, model: str) -> None:
+        for key in [key for key in self._known if key[0] == model]:
+            del self._known[key]
+
+    def _described(self, model: str, version: str | None, deadline: float) -> Conversation[Any]:
+        path = f"/v1/models/{_quoted(model)}" + (f"/versions/{_quoted(version)}" if version is not None else "")
+        return (yield from self._document("GET", path, {}, b"", deadline))
+
+    def _document(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, deadline: float
+    ) -> Conversation[Any]:
+        received = yield from self._asked(lambda left: _request(method, path, headers, body, left), deadline)
+        try:
+            return orjson.loads(received.body)
+        except ValueError:
+            raise _strange() from None
+
+    def _asked(self, request: Any, deadline: float) -> Conversation[Any]:
+        """Send what `request` makes of the seconds that are left, until it is answered or given up."""
+        attempt = 0
+        while True:
+            attempt += 1
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise DeadlineExceeded("the time for this call is over")
+            try:
+                return (yield request(left))
+            except Refused as refused:
+                pause = self._retries.pause(refused, attempt, deadline - time.monotonic())
+                if pause is None:
+                    raise refused.error from refused.__cause__
+            yield Pause(pause)
+
+
+def _request(method: str, path: str, headers: Mapping[str, str], body: bytes, left: float) -> Request:
+    return Request(method, path, {**headers, TIMEOUT: f"{left:.6f}"}, body, left)
+
+
+def _quoted(name: str) -> str:
+    """Write a name as one part of a path. Raises InvalidRequest for what can be none."""
+    if not name or name in (".", ".."):
+        raise InvalidRequest(f"{name!r} is no name of a model, version or label")
+    return quote(name, safe="")
+
+
+def _cells(rows: Sequence[Any]) -> int:
+    width = len(rows[0]) if isinstance(rows[0], Mapping | list) else 1
+    return len(rows) * width
+
+
+def _inputs(signature: Signature) -> Any:
+    """Return what decides what a request's tensors mean."""
+    return signature.inputs, signature.layout, [(f.name, f.datatype) for f in signature.features]
+
+
+def _strange() -> ServerFailed:
+    return ServerFailed("the answer is none of this protocol: is this the address of a model server?")

@@ -1,0 +1,46 @@
+"""HTTP, by httpx2: its only owner. Nothing is read from an answer here but whether it is one."""
+
+from __future__ import annotations
+
+import httpx2 as httpx
+
+from serving.client.conversation import Received, Request
+from serving.client.refusals import AnswerLost, ConnectionFailed, Refused, refusal
+from serving.errors import DeadlineExceeded, InvalidRequest
+
+# Shorter than servers and proxies keep theirs: a request that meets a closing connection may be lost.
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=15)
+_UNSENT = (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol)
+
+
+def built(http: httpx.Client | httpx.AsyncClient, request: Request, url: str, api_key: str | None) -> httpx.Request:
+    """Make a request as httpx2 sends it."""
+    # Not compressed: what is large are numbers, which cost more to compress than to send.
+    headers = {"accept-encoding": "identity", **request.headers}
+    if api_key:
+        headers["authorization"] = f"Bearer {api_key}"
+    return http.build_request(
+        request.method,
+        url.rstrip("/") + request.path,
+        headers=headers,
+        content=request.body or None,
+        timeout=request.seconds,
+    )
+
+
+def received(response: httpx.Response) -> Received:
+    """Read an answer. Raises Refused where it is an error."""
+    if response.is_success:
+        return Received(response.headers, response.content)
+    raise refusal(response.status_code, response.headers, response.content)
+
+
+def refused(error: httpx.HTTPError) -> Refused:
+    """Say what has gone wrong without an answer."""
+    if isinstance(error, _UNSENT):
+        return Refused(ConnectionFailed(f"the server can't be reached: {error}"))
+    if isinstance(error, httpx.TimeoutException):
+        return Refused(DeadlineExceeded("no answer came in the time for this call"))
+    if isinstance(error, httpx.LocalProtocolError):
+        return Refused(InvalidRequest(f"the request can't be sent: {error}"))
+    return Refused(AnswerLost(f"the connection broke before the answer was there: {error}"), ran=True)
