@@ -66,7 +66,7 @@ class Changes:
     ) -> Made:
         """Write a change and return once every worker of every server serves it.
 
-        The arguments are those of `Ledger.change`. Raises what that raises, InvalidRequest where it asks for what the
+        The arguments are those of `TrafficStore.change`. Raises what that raises, InvalidRequest where it asks for what the
         versions do not have, and NotReady where a worker can't serve it, with the reason: nothing is changed then, and
         the history says so.
         """

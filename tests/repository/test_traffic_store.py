@@ -307,8 +307,8 @@ def test_a_real_kill_between_document_and_history(ledger: TrafficStore, tmp_path
     script = (
         "import os; from pathlib import Path; from serving.repository import traffic_store, transitions as to\n"
         "traffic_store.history.append = lambda *a: os.kill(os.getpid(), 9)\n"
-        f"books = traffic_store.Ledger(Path({str(tmp_path)!r}))\n"
-        "books.change('iris', to.promote('2', available=['2']), who='bob', what='promote 2')"
+        f"store = traffic_store.TrafficStore(Path({str(tmp_path)!r}))\n"
+        "store.change('iris', to.promote('2', available=['2']), who='bob', what='promote 2')"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
     assert ledger.read("iris").stable == "2"
