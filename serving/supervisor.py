@@ -22,7 +22,7 @@ from serving.heartbeat import Heartbeat, Running
 from serving.linux.limits import cores
 from serving.metrics.counts import Counts
 from serving.metrics.definitions import Key
-from serving.metrics.totals import leave_word, settle, totals
+from serving.metrics.totals import read_totals, settle, write_parent_snapshot
 from serving.repository.quarantine import Quarantine
 from serving.rolling import Roll
 from serving.settings import Settings
@@ -69,7 +69,7 @@ class Supervisor:
         self._metrics_dir = Path(tempfile.mkdtemp(prefix="serving-metrics-"))
         self._deployment = Deployment(
             settings.models,
-            (lambda models: totals(self._metrics_dir, models)) if settings.metrics else None,
+            (lambda versions: read_totals(self._metrics_dir, versions)) if settings.metrics else None,
             state_dir=settings.state_dir,
             loads_at_once=max(1, cores() // 2),
         )
@@ -220,7 +220,7 @@ class Supervisor:
         culprit = self._deaths.blame(ran, reason)
         if culprit is not None:
             self._hold(*culprit, why)
-        self._leave_word()
+        self._write_snapshot()
 
     def _hold(self, name: str, version: str, why: str) -> None:
         """Hold a version back: write it down, and have every worker serve another one."""
@@ -237,7 +237,7 @@ class Supervisor:
             log.info("%s %s is in quarantine no more", name, version)
         self._held = held
         self._deployment.coordinator.quarantine(held)
-        self._leave_word()
+        self._write_snapshot()
 
     def _judge(self, now: float) -> None:
         """Replace workers that hang, once a second: silent ones, and those whose model never comes back."""
@@ -280,11 +280,11 @@ class Supervisor:
             lags["serving_model_refused", (model,)] = float(refused)
         if lags != self._lags:
             self._lags = lags
-            self._leave_word()
+            self._write_snapshot()
 
-    def _leave_word(self) -> None:
+    def _write_snapshot(self) -> None:
         """Put what only the parent knows into the folder that every scrape adds up."""
-        leave_word(
+        write_parent_snapshot(
             self._metrics_dir,
             counters={("serving_worker_restarts", (reason,)): n for reason, n in self._deaths.restarts.items()},
             gauges={("serving_model_quarantined", version): 1.0 for version in self._held} | self._lags,

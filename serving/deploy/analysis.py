@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, replace
 from typing import Literal, TypeAlias
 
 from serving.deploy.sequential_test import at_most, exceeds, within
+from serving.metrics.totals import VersionTotals
 from serving.repository.traffic import Canary, Judge, Shadow, Traffic
 
 LEAST = 20
@@ -18,8 +19,6 @@ DEATHS = 2
 _REFUSED_MORE = 0.01
 """Share of requests that a version may refuse beyond what the other does, where no greater share may fail."""
 
-Totals: TypeAlias = Mapping[str, float]
-"""What one version did since the server started, as `serving.metrics.totals` gives it."""
 Role: TypeAlias = Literal["canary", "shadow", "stable"]
 
 
@@ -94,52 +93,43 @@ def together(seen: Iterable[Figures]) -> Figures:
     return replace(sum(every, NONE), observed=max((one.observed for one in every), default=0.0))
 
 
-def live(before: Totals, now: Totals) -> Figures:
-    """Return what a version that answers did between two totals."""
-    grown = _grown(before, now)
-    refused, gone = grown("invalid"), grown("gone")
+def live(did: VersionTotals) -> Figures:
+    """Return what a version that answers did."""
     return Figures(
-        predictions=grown("ok") + grown("failed") - gone,
-        errors=max(0.0, grown("failed") - refused - gone),
-        refused=refused,
-        rows=grown("rows"),
-        seconds=grown("prediction_sum"),
-        timed=grown("prediction_count"),
+        predictions=did.ok + did.failed - did.gone,
+        errors=max(0.0, did.failed - did.invalid - did.gone),
+        refused=did.invalid,
+        rows=did.rows,
+        seconds=did.prediction_seconds,
+        timed=did.predictions,
     )
 
 
-def _copied(before: Totals, now: Totals) -> Figures:
-    grown = _grown(before, now)
-    errors = grown("shadow_failed") + grown("shadow_incompatible")
+def _copied(did: VersionTotals) -> Figures:
+    errors = did.shadow_failed + did.shadow_incompatible
     return Figures(
-        predictions=grown("shadow_compared") + errors,
+        predictions=did.shadow_compared + errors,
         errors=errors,
-        rows=max(grown("shadow_rows"), grown("shadow_difference_count")),  # the former where there are labels
-        seconds=grown("shadow_sum"),
-        timed=grown("shadow_count"),
+        rows=max(did.shadow_rows, did.differences),  # the former where there are labels
+        seconds=did.shadow_seconds,
+        timed=did.shadow_timed,
     )
 
 
-def _grown(before: Totals, now: Totals) -> Callable[[str], float]:
-    # Never below zero: series that nobody asks for any more are forgotten.
-    return lambda key: max(0.0, now.get(key, 0.0) - before.get(key, 0.0))
-
-
-def seen(analysis: Analysis, before: tuple[Totals, Totals], now: tuple[Totals, Totals]) -> Figures:
-    """Return what was seen between two looks at the totals of the version and of the other one, in this order."""
+def seen(analysis: Analysis, did: VersionTotals, other: VersionTotals) -> Figures:
+    """Return what was seen of the version and of the other one, by what both did in the same time."""
     shadow = analysis.role == "shadow"
-    its, other = (_copied if shadow else live)(before[0], now[0]), live(before[1], now[1])
-    grown, others = _grown(before[0], now[0]), _grown(before[1], now[1])
-    rows, compared = grown("shadow_rows"), grown("shadow_compared")
+    others = live(other)
+    rows, compared = did.shadow_rows, did.shadow_compared
     return replace(
-        its,
-        other_predictions=other.predictions,
-        other_refused=other.refused,
+        _copied(did) if shadow else live(did),
+        other_predictions=others.predictions,
+        other_refused=others.refused,
         # A copy is timed in the model alone.
-        other_seconds=others("inference_sum") if shadow else other.seconds,
-        other_timed=others("inference_count") if shadow else other.timed,
+        other_seconds=other.inference_seconds if shadow else others.seconds,
+        other_timed=other.batches if shadow else others.timed,
         compared=compared if rows else 0.0,
-        differing=compared * (1 - min(1.0, grown("shadow_agreeing_rows") / rows)) if rows else 0.0,
+        differing=compared * (1 - min(1.0, did.shadow_agreeing_rows / rows)) if rows else 0.0,
     )
 
 

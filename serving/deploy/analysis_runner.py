@@ -19,7 +19,6 @@ from serving.deploy.analysis import (
     NONE,
     Analysis,
     Figures,
-    Totals,
     Verdict,
     analyse,
     analysis_of,
@@ -33,6 +32,7 @@ from serving.deploy.plan import Plan
 from serving.deploy.rollout_figures import told
 from serving.deploy.unservable_reason import content_of
 from serving.errors import GenerationConflict, ModelInvalid, ServingError
+from serving.metrics.totals import VersionTotals
 from serving.repository import copy_stability, transitions
 from serving.repository.history import traffic_of
 from serving.repository.traffic_store import TrafficStore
@@ -49,11 +49,13 @@ JUDGE = "judge"
 """Who the history says it was."""
 _DIED = "died"
 
+NOTHING = VersionTotals()
+
 T = TypeVar("T")
 
 Versions: TypeAlias = Iterable[tuple[str, str]]
 """Names and versions."""
-Totalled: TypeAlias = Callable[[Versions], Mapping[tuple[str, str], Totals]]
+Totalled: TypeAlias = Callable[[Versions], Mapping[tuple[str, str], VersionTotals]]
 
 
 class Beginning(NamedTuple):
@@ -76,7 +78,7 @@ class _Running:
     """Of the document that is served."""
     subject: Subject
     began: Beginning
-    before: tuple[Totals, Totals]
+    before: tuple[VersionTotals, VersionTotals]
     figures: Figures = NONE
     usual: float | None = None
     span: Figures = NONE
@@ -174,7 +176,7 @@ class AnalysisRunner:
         return done
 
     def _look(
-        self, name: str, plan: Plan, analysis: Analysis, found: Mapping[tuple[str, str], Totals], now: float
+        self, name: str, plan: Plan, analysis: Analysis, found: Mapping[tuple[str, str], VersionTotals], now: float
     ) -> Verdict:
         """See what was done since the last look, and judge by all that was seen."""
         contents = {item.version: item.content for item in plan.versions}
@@ -183,7 +185,10 @@ class AnalysisRunner:
             if running is not None:
                 running.looked, running.span = None, NONE
             return Verdict("wait", "it is not served now, and nothing counts until it is")
-        totals = found[name, analysis.version], found[name, analysis.against] if analysis.against is not None else {}
+        totals = (
+            found[name, analysis.version],
+            found[name, analysis.against] if analysis.against is not None else NOTHING,
+        )
         began = self._beginning(name, plan.traffic.generation, analysis)
         # What was stable before a promotion need not be loaded, and its figures are those of before.
         against = contents.get(analysis.against or "", "") if analysis.role != "stable" else ""
@@ -197,7 +202,7 @@ class AnalysisRunner:
                 subject,
                 began,
                 # What is promoted has no other beside it: it is compared with all that the one before did.
-                (totals[0], totals[1] if analysis.role != "stable" else {}),
+                (totals[0], totals[1] if analysis.role != "stable" else NOTHING),
                 usual=_usual(totals[1]) if analysis.role == "stable" else None,
             )
         running.generation = plan.traffic.generation
@@ -215,8 +220,9 @@ class AnalysisRunner:
         return verdict
 
     @staticmethod
-    def _count(running: _Running, totals: tuple[Totals, Totals], now: float) -> None:
-        step = seen(running.analysis, running.before, totals)
+    def _count(running: _Running, totals: tuple[VersionTotals, VersionTotals], now: float) -> None:
+        did, other = (after.since(before) for after, before in zip(totals, running.before, strict=True))
+        step = seen(running.analysis, did, other)
         if step.predictions:
             running.asked = now
         if running.looked is not None and running.asked is not None and now - running.asked < QUIET_S:
@@ -342,9 +348,8 @@ def beginning(history: Sequence[Mapping[str, Any]], generation: int, analysis: A
     return Beginning(generation, began or generation, deaths)
 
 
-def _usual(totals: Totals) -> float | None:
-    count = totals.get("prediction_count", 0.0)
-    return totals["prediction_sum"] / count if count >= LEAST else None
+def _usual(did: VersionTotals) -> float | None:
+    return did.prediction_seconds / did.predictions if did.predictions >= LEAST else None
 
 
 def _beside(plan: Plan, analysis: Analysis | None) -> Iterable[str]:

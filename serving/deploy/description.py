@@ -16,6 +16,7 @@ from serving.engine.signature import TensorSpec
 from serving.errors import ModelNotFound, NotReady
 from serving.metrics.definitions import Sizes
 from serving.metrics.metrics import Metrics
+from serving.metrics.totals import VersionTotals
 from serving.repository.manifest import MODEL_FILE
 from serving.repository.traffic import Keep, Latest
 
@@ -176,25 +177,25 @@ async def statistics(
     return [_statistics(model, *found[model.name, model.version]) for model in models]
 
 
-def _statistics(model: Model, total: dict[str, float], sizes: Sizes) -> dict[str, Any]:
+def _statistics(model: Model, total: VersionTotals, sizes: Sizes) -> dict[str, Any]:
     def duration(count: float, seconds: float) -> dict[str, int]:
         return {"count": round(count), "ns": round(seconds * 1e9)}
 
-    queued, batches = total["queue_count"], total["inference_count"]
-    answering = max(0.0, total["prediction_sum"] - total["failing"])
+    queued, batches = total.queued, total.batches
+    answering = max(0.0, total.prediction_seconds - total.failing_seconds)
     # Each request of a batch takes as long as its batch, which is how Triton counts.
-    infer = total["inference_sum"] / batches * queued if batches else 0.0
-    around = max(0.0, answering - total["queue_sum"] - infer) / 2
+    infer = total.inference_seconds / batches * queued if batches else 0.0
+    around = max(0.0, answering - total.queue_seconds - infer) / 2
     return {
         "name": model.name,
         "version": model.version,
-        "last_inference": round(total["last"] * 1000),
-        "inference_count": round(total["rows"]),
+        "last_inference": round(total.last * 1000),
+        "inference_count": round(total.rows),
         "execution_count": round(batches),
         "inference_stats": {
-            "success": duration(total["ok"], answering),
-            "fail": duration(total["failed"], total["failing"]),
-            "queue": duration(queued, total["queue_sum"]),
+            "success": duration(total.ok, answering),
+            "fail": duration(total.failed, total.failing_seconds),
+            "queue": duration(queued, total.queue_seconds),
             "compute_input": duration(queued, around),
             "compute_infer": duration(queued, infer),
             "compute_output": duration(queued, around),

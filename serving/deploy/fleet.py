@@ -230,11 +230,13 @@ class Fleet:
         self.problems = status.problems
         self.folder_gone = next((problem.reason for problem in status.problems if not problem.name), "")
         if self._metrics is not None:
-            for name, standing in status.standings.items():
-                self._metrics.asked(name, standing.asked, refused=bool(standing.error))
-            self._metrics.folder(gone=bool(self.folder_gone))
-            self._metrics.passed(status.passed)
-            self._metrics.examined(status.figures, status.errors)
+            self._metrics.status(
+                asked={name: (its.asked, bool(its.error)) for name, its in status.standings.items()},
+                folder_gone=bool(self.folder_gone),
+                passed=status.passed,
+                figures=status.figures,
+                errors=status.errors,
+            )
 
     def refuse(self) -> None:
         """Answer all that waits or runs with NotReady: the server ends now."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from serving.deploy.analysis import Totals, live, percent
+from serving.deploy.analysis import live, percent
+from serving.metrics.totals import VersionTotals
 from serving.repository.traffic import Traffic
 
 
-def told(traffic: Traffic, totals: Mapping[str, Totals]) -> list[str]:
+def told(traffic: Traffic, totals: Mapping[str, VersionTotals]) -> list[str]:
     """Say in a line each how canary and shadow go, since the server started."""
     said = []
     if traffic.canary is not None:
         for role, version in (("canary", traffic.canary.version), ("stable", traffic.stable or "")):
             if version in totals:
-                its = live({}, totals[version])
+                its = live(totals[version])
                 mean = f", {its.seconds / its.timed * 1e3:.3g} ms each" if its.timed else ""
                 said.append(f"{role} {version}: {its.predictions:,.0f} predictions, {its.errors:,.0f} failed{mean}")
     for copy in (traffic.shadow, traffic.canary):
@@ -35,9 +36,9 @@ def told(traffic: Traffic, totals: Mapping[str, Totals]) -> list[str]:
     return said
 
 
-def figures(totals: Totals) -> dict[str, Any]:
+def figures(did: VersionTotals) -> dict[str, Any]:
     """Put what one version did since the server started in words and units that a person reads."""
-    its = live({}, totals)
+    its = live(did)
     found: dict[str, Any] = {
         "predictions": round(its.predictions),
         "rows": round(its.rows),
@@ -45,18 +46,18 @@ def figures(totals: Totals) -> dict[str, Any]:
         "error_rate": _ratio(its.errors, its.predictions),
         "mean_seconds": _ratio(its.seconds, its.timed),
     }
-    if any(totals.get(f"shadow_{outcome}") for outcome in ("compared", "failed", "busy", "incompatible")):
-        edges = [
-            (key.rsplit("_", 1)[1], count) for key, count in totals.items() if key.startswith("shadow_difference_le")
-        ]
+    if did.shadow_compared or did.shadow_failed or did.shadow_busy or did.shadow_incompatible:
         found["shadow"] = {
-            **{o: round(totals[f"shadow_{o}"]) for o in ("compared", "failed", "busy", "incompatible")},
-            "agreement": _ratio(totals["shadow_agreeing_rows"], totals["shadow_rows"]),
+            "compared": round(did.shadow_compared),
+            "failed": round(did.shadow_failed),
+            "busy": round(did.shadow_busy),
+            "incompatible": round(did.shadow_incompatible),
+            "agreement": _ratio(did.shadow_agreeing_rows, did.shadow_rows),
             "score_difference": {
-                "mean": _ratio(totals["shadow_difference_sum"], totals["shadow_difference_count"]),
-                "rows_up_to": {edge: round(count) for edge, count in edges},
+                "mean": _ratio(did.difference_sum, did.differences),
+                "rows_up_to": {bound: round(count) for bound, count in did.differences_up_to.items()},
             },
-            "mean_seconds": _ratio(totals["shadow_sum"], totals["shadow_count"]),
+            "mean_seconds": _ratio(did.shadow_seconds, did.shadow_timed),
         }
     return found
 

@@ -66,9 +66,9 @@ class Changes:
     ) -> Made:
         """Write a change and return once every worker of every server serves it.
 
-        The arguments are those of `TrafficStore.change`. Raises what that raises, InvalidRequest where it asks for what the
-        versions do not have, and NotReady where a worker can't serve it, with the reason: nothing is changed then, and
-        the history says so.
+        The arguments are those of `TrafficStore.change`. Raises what that raises, InvalidRequest where it asks for what
+        the versions do not have, and NotReady where a worker can't serve it, with the reason: nothing is changed then,
+        and the history says so.
         """
         self.check()
         after = await asyncio.to_thread(

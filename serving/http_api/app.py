@@ -208,7 +208,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             rereading.cancel()
         if folding is not None:
             folding.cancel()
-            app.state.metrics.fold()
+            app.state.metrics.flush()
 
 
 def _build_routes(app: FastAPI) -> None:
@@ -229,7 +229,7 @@ async def _reread(access: Access) -> None:
 async def _fold(metrics: Metrics) -> None:
     while True:
         await asyncio.sleep(1)
-        await asyncio.to_thread(metrics.fold)
+        await asyncio.to_thread(metrics.flush)
 
 
 def _answer(error: ServingError, status: int, headers: dict[str, str] | None = None) -> Response:

@@ -91,7 +91,6 @@ VERSIONED = frozenset(
     if family[1][:2] == _MODEL and not name.startswith("serving_gate_")
 )
 """What is counted of each version; the gate's figures are another matter: they are told anew, all at a time."""
-GATE_FIGURES = frozenset(name for name, family in GAUGES.items() if family[1] == (*_MODEL, "of"))
 LEAST = frozenset({"serving_model_ready", "serving_model_info", "serving_model_generation", "serving_gate_passed"})
 GREATEST = frozenset(
     {

@@ -1,10 +1,10 @@
 """What the server counts, summed over its workers.
 
 Observing several histograms for each request would cost more than a small prediction, so a worker gathers in plain
-lists and folds them in on a tick. After each fold it leaves a snapshot in the shared folder, named by its slot (never
-by pid, so the files stay bounded), and a scrape on any worker adds up all snapshots: the others' lag by a tick at most.
-A slot's next worker goes on from the counters of the one before, so that none goes back. Counters are exact whatever
-becomes of a worker (see `counts`); of histograms a kill loses what the last tick has not seen.
+lists and flushes them into histograms on a tick. After each flush it leaves a snapshot in the shared folder, named by
+its slot (never by pid, so the files stay bounded), and a scrape on any worker adds up all snapshots: the others' lag by
+a tick at most. A slot's next worker goes on from the counters of the one before, so that none goes back. Counters are
+exact whatever becomes of a worker (see `counts`); of histograms a kill loses what the last tick has not seen.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from serving.metrics.counts import Counts
-from serving.metrics.definitions import GATE_FIGURES, Key, Labels, Sizes, Version
+from serving.metrics.definitions import Key, Labels, Sizes, Version
 from serving.metrics.exposition import exposition
 from serving.metrics.recorders import ModelMetrics, RouteMetrics, ShadowMetrics
-from serving.metrics.store import Store, add_file
-from serving.metrics.totals import totals_of
+from serving.metrics.store import Store, read_snapshot, read_snapshots, write_snapshot
+from serving.metrics.totals import VersionTotals, totals_of
 
 log = logging.getLogger("serving.metrics")
 
@@ -41,7 +41,7 @@ class Metrics:
 
     directory: where the workers' snapshots lie; None keeps to this process. slot: this worker's number.
     counts: has this worker's counters where the parent reads them. dropped_lines: says how many lines of the log this
-    process dropped. `fold`, `render`, `totals` and `statistics` take long where there are many models, and may be
+    process dropped. `flush`, `render`, `totals` and `statistics` take long where there are many models, and may be
     called on any thread; all else belongs to the event loop's.
     """
 
@@ -60,8 +60,9 @@ class Metrics:
         self._dropped = 0
         self._slot = slot
         self._store = Store()
-        self._told: dict[Key, float] = {}
-        """What the coordinator says of all models, and what this worker serves of them."""
+        self._status: dict[Key, float] = {}
+        """Gauges of what the coordinator says of all models; replaced and never changed, for other threads."""
+        self._generations: dict[Key, float] = {}
         self._models: dict[Version, ModelMetrics] = {}
         self._routes: dict[Labels, RouteMetrics] = {}
         self._shadows: dict[Version, ShadowMetrics] = {}
@@ -72,8 +73,8 @@ class Metrics:
         self._cut_before: Counter[str] = Counter()
         self._store.gauges["serving_worker_start_time_seconds", (str(slot),)] = time.time()
         if directory is not None:
-            with contextlib.suppress(OSError):
-                add_file(self._store, self._file(), gauges=False)
+            for snapshot in read_snapshots([self._file()]):
+                self._store.add(snapshot._replace(gauges=()))
         self._inherited = dict.fromkeys(self._store.versions())
         """What the worker before has counted, and this one has not loaded (yet), the oldest first."""
 
@@ -110,40 +111,42 @@ class Metrics:
 
     def serving(self, model: str, generation: int) -> None:
         """Say which generation of a model's traffic state this worker serves."""
-        self._told["serving_model_generation", (model,)] = generation
+        self._generations["serving_model_generation", (model,)] = generation
 
-    def passed(self, versions: list[tuple[str, str, bool]]) -> None:
-        """Say which versions, by name and version, the gate let pass, and which not."""
-        kept = {key: value for key, value in self._told.items() if key[0] != "serving_gate_passed"}
-        for name, version, let in sorted(versions, key=self._loaded)[-MOST_SERIES:]:
-            kept["serving_gate_passed", (name, version)] = float(let)
-        self._told = kept
+    def status(
+        self,
+        *,
+        asked: Mapping[str, tuple[int, bool]],
+        folder_gone: bool,
+        passed: list[tuple[str, str, bool]],
+        figures: list[tuple[str, str, str, str, float]],
+        errors: int,
+    ) -> None:
+        """Take what the coordinator says of all models, in place of what it said before.
 
-    def examined(self, figures: list[tuple[str, str, str, str, float]], errors: int) -> None:
-        """Take what the gate measured (name, version, of which, what, value), and how often the coordinator failed."""
-        kept = {key: value for key, value in self._told.items() if key[0] not in GATE_FIGURES}
+        asked: by model, the generation that the folder asks for, and whether it is refused. passed: name, version, and
+        whether the gate let it pass. figures: what the gate measured: name, version, of which, what, value. errors: how
+        often the coordinator failed.
+        """
+        gauges: dict[Key, float] = {("serving_models_folder_gone", ()): float(folder_gone)}
+        gauges["serving_coordinator_failures", ()] = errors
+        for model, (generation, refused) in asked.items():
+            gauges["serving_model_asked_generation", (model,)] = generation
+            gauges["serving_model_refused", (model,)] = float(refused)
+        # Of a long list the last ones are kept: those that are loaded here.
+        for name, version, let in sorted(passed, key=self._loaded)[-MOST_SERIES:]:
+            gauges["serving_gate_passed", (name, version)] = float(let)
         for name, version, of, what, value in sorted(figures, key=self._loaded)[-6 * MOST_SERIES :]:
-            kept[f"serving_gate_{what}", (name, version, of)] = value
-        kept["serving_coordinator_failures", ()] = errors
-        self._told = kept
+            gauges[f"serving_gate_{what}", (name, version, of)] = value
+        self._status = gauges
 
     def _loaded(self, row: tuple[Any, ...]) -> bool:
-        """Tell whether a version that something is told of is loaded here: what is kept of a long list ends with it."""
         model = self._models.get((row[0], row[1]))
         return model is not None and model.in_use
-
-    def asked(self, model: str, generation: int, *, refused: bool) -> None:
-        """Say which generation the folder asks for, and whether it can't be served."""
-        self._told["serving_model_asked_generation", (model,)] = generation
-        self._told["serving_model_refused", (model,)] = float(refused)
 
     def silent(self, seconds: float) -> None:
         """Say for how long this worker has heard nothing of the coordinator, where that is too long."""
         self._store.gauges["serving_coordinator_silent_seconds", ()] = seconds
-
-    def folder(self, *, gone: bool) -> None:
-        """Say whether the models folder is gone."""
-        self._told["serving_models_folder_gone", ()] = float(gone)
 
     def shadow(self, name: str, version: str) -> ShadowMetrics:
         """Return the counters of a version that runs as shadow."""
@@ -160,33 +163,29 @@ class Metrics:
         found = self._routes.get(labels)
         return found if found is not None else self._routes.setdefault(labels, RouteMetrics(labels, self._counts))
 
-    def fold(self) -> None:
-        """Fold what was gathered since the last time, and leave a snapshot for the other workers."""
+    def flush(self) -> None:
+        """Move what was gathered since the last time into the store, and leave a snapshot for the other workers."""
         with self._lock:
-            self._fold()
-            snapshot = self._snapshot()
+            self._flush()
             if self._directory is None:
                 return
-            file = self._file()
-            fresh = file.with_suffix(".new")
             try:
-                fresh.write_bytes(snapshot)
-                fresh.replace(file)  # a reader sees the old snapshot or the new one, never half of one
+                write_snapshot(self._file(), self._snapshot())
             except OSError as error:
                 log.error("metrics of this worker are not shared: %s", error.strerror)
 
-    def _fold(self) -> None:
+    def _flush(self) -> None:
         while self._inherited and len(self._models) + len(self._inherited) > MOST_SERIES:
             self._forget(next(iter(self._inherited)))
         # Copies, since the event loop's thread adds to these meanwhile.
         for model in self._models.copy().values():
-            model.fold(self._store)
+            model.flush(self._store)
         for shadow in self._shadows.copy().values():
-            shadow.fold(self._store)
+            shadow.flush(self._store)
         in_progress = Counter([self.route(*labels).labels for labels in self.in_progress()])
         for labels, route in self._routes.copy().items():
             route.in_flight_by_asgi = in_progress[labels]
-            route.fold(self._store)
+            route.flush(self._store)
         cut = self.cut.copy()
         for reason, number in (cut - self._cut_before).items():
             self._store.counters["serving_connections_cut", (reason,)] += number
@@ -200,40 +199,37 @@ class Metrics:
         """Write down all that this worker knows, with what its cells have counted so far."""
         whole = Store()
         whole.counters.update(self._store.counters)
-        whole.live, whole.identity = self._counts.kept(), self._counts.identity
-        for key, value in (*whole.live.items(), *self._counts.unkept().items()):
+        live = self._counts.kept()
+        for key, value in (*live.items(), *self._counts.unkept().items()):
             whole.counters[key] += value
         whole.histograms, whole.sizes = self._store.histograms, self._store.sizes
-        whole.gauges = self._store.gauges | self._told.copy()
-        return whole.dump()
+        whole.gauges = self._store.gauges | self._status | self._generations.copy()
+        return whole.dump(self._counts.identity, live)
 
-    def totals(self, models: Iterable[Version]) -> dict[Version, dict[str, float]]:
-        """Sum what versions, given as (name, version), did over all workers; see `totals`."""
-        self.fold()
-        return totals_of(self._whole(), models)
+    def totals(self, versions: Iterable[Version]) -> dict[Version, VersionTotals]:
+        """Sum what versions, given as (name, version), did over all workers."""
+        return totals_of(self._whole(), versions)
 
-    def statistics(self, models: Iterable[Version]) -> dict[Version, tuple[dict[str, float], Sizes]]:
+    def statistics(self, versions: Iterable[Version]) -> dict[Version, tuple[VersionTotals, Sizes]]:
         """Return the sums of versions as `totals` does, and what their batches of each size did."""
-        self.fold()
         whole = self._whole(sizes=True)
-        return {version: (total, whole.sizes.get(version, {})) for version, total in totals_of(whole, models).items()}
+        return {version: (total, whole.sizes.get(version, {})) for version, total in totals_of(whole, versions).items()}
 
     def render(self) -> tuple[bytes, str]:
         """Return the exposition of all workers together, and its content type."""
-        self.fold()
         return exposition(self._whole())
 
     def _whole(self, *, sizes: bool = False) -> Store:
-        """Add up the snapshots of all workers."""
-        whole = Store()
+        """Flush, and add up the snapshots of all workers. sizes: with those of batches, which may be most of them."""
+        self.flush()
         with self._lock:
-            snapshot = self._snapshot()
-        whole.add(snapshot, gauges=True, sizes=sizes)
+            snapshots = [read_snapshot(self._snapshot())]
         if self._directory is not None:
-            mine = self._file()
-            for file in sorted(self._directory.glob("worker-*.json")):
-                if file != mine:
-                    add_file(whole, file, gauges=True, sizes=sizes)
+            files = sorted(self._directory.glob("worker-*.json"))
+            snapshots += read_snapshots(file for file in files if file != self._file())
+        whole = Store()
+        for snapshot in snapshots:
+            whole.add(snapshot if sizes else snapshot._replace(sizes=()))
         return whole
 
 

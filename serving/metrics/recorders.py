@@ -1,6 +1,6 @@
-"""What is gathered of a version, a shadow and a route: counters at once, the rest until the next fold.
+"""What is gathered of a version, a shadow and a route: counters at once, the rest until the next flush.
 
-The methods are called on the event loop and only add and append; `fold` may run on another thread meanwhile.
+The methods are called on the event loop and only add and append; `flush` may run on another thread meanwhile.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class ModelMetrics:
         """Describe the version."""
         self._info = (task, sha256)
 
-    def fold(self, store: Store) -> None:
+    def flush(self, store: Store) -> None:
         """Move what was gathered into the store."""
         labels = self.labels
         if self._rows[0] != self._rows_before:
@@ -170,7 +170,7 @@ class ShadowMetrics:
         """Count a request that was not copied: `busy`, or `incompatible` inputs."""
         self._outcomes[reason][0] += 1
 
-    def fold(self, store: Store) -> None:
+    def flush(self, store: Store) -> None:
         """Move what was gathered into the store."""
         store.observe("serving_shadow_score_difference", self.labels, _taken(self._differences))
         store.observe("serving_shadow_seconds", self.labels, _taken(self._seconds))
@@ -192,7 +192,7 @@ class RouteMetrics:
         self._statuses[status // 100][0] += 1
         self._seconds.append(seconds)
 
-    def fold(self, store: Store) -> None:
+    def flush(self, store: Store) -> None:
         """Move what was gathered into the store."""
         store.gauges["serving_http_in_flight", self.labels] = self.in_flight + self.in_flight_by_asgi
         store.observe("serving_http_request_seconds", self.labels, _taken(self._seconds))

@@ -7,10 +7,11 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
+from pydantic import TypeAdapter
 
 from serving.metrics.definitions import (
     COUNTERS,
@@ -27,9 +28,23 @@ from serving.metrics.definitions import (
 
 log = logging.getLogger("serving.metrics")
 
-
 MOST_SIZES = 512
 """Sizes of batches that are told apart of one version: as many as batches have by default. The first ones stay."""
+
+
+class Snapshot(NamedTuple):
+    """A store as a worker writes it for the others; of each table the name, the labels and the value of each series."""
+
+    counters: tuple[tuple[str, Labels, float], ...] = ()
+    histograms: tuple[tuple[str, Labels, list[float]], ...] = ()
+    gauges: tuple[tuple[str, Labels, float], ...] = ()
+    sizes: tuple[tuple[Version, list[tuple[int, float, float]]], ...] = ()
+    identity: float = 0.0
+    """Of the shared memory from which `live`, a part of the counters, was read, and which goes on counting."""
+    live: tuple[tuple[str, Labels, float], ...] = ()
+
+
+_SNAPSHOT = TypeAdapter(Snapshot)
 
 
 class Store:
@@ -37,9 +52,6 @@ class Store:
 
     def __init__(self) -> None:
         self.counters: dict[Key, float] = defaultdict(float)
-        self.live: dict[Key, float] = {}
-        """What of the counters came from the memory of the worker that `identity` names, which goes on counting."""
-        self.identity = 0.0
         self.histograms: dict[Key, list[float]] = {}
         """For each: a count a bucket, one beyond the last, and the sum."""
         self.gauges: dict[Key, float] = {}
@@ -51,9 +63,7 @@ class Store:
         if not values:
             return
         bounds = HISTOGRAMS[name][2]
-        cells = self.histograms.get((name, labels))
-        if cells is None:
-            cells = self.histograms[name, labels] = [0.0] * (len(bounds) + 2)
+        cells = self.histograms.setdefault((name, labels), [0.0] * (len(bounds) + 2))
         places = np.searchsorted(bounds, values)
         for index, number in enumerate(np.bincount(places, minlength=len(bounds) + 1).tolist()):
             cells[index] += number
@@ -87,67 +97,59 @@ class Store:
                 del table[key]
         self.sizes.pop(version, None)
 
-    def dump(self) -> bytes:
-        """Write the snapshot that `add` reads."""
+    def dump(self, identity: float = 0.0, live: dict[Key, float] | None = None) -> bytes:
+        """Write it as JSON; identity, live: see `Snapshot`."""
 
         def rows(table: dict[Key, Any]) -> list[Any]:
             return [[name, labels, value] for (name, labels), value in table.items()]
 
         sizes = [[of, [[size, *did] for size, did in mine.items()]] for of, mine in self.sizes.items()]
-        live = [self.identity, rows(self.live)]
-        return orjson.dumps([rows(self.counters), rows(self.histograms), rows(self.gauges), sizes, live])
+        tables = [rows(table) for table in (self.counters, self.histograms, self.gauges)]
+        return orjson.dumps([*tables, sizes, identity, rows(live or {})])
 
-    def read_live(self, text: bytes) -> None:
-        """Take from a snapshot what of its counters was live, and whose. Raises ValueError where it is not one."""
-        try:
-            identity, live = orjson.loads(text)[4]
-            self.identity, self.live = float(identity), {(str(n), tuple(map(str, ls))): float(v) for n, ls, v in live}
-        except (TypeError, ValueError, IndexError) as error:
-            raise ValueError("not a snapshot") from error
-
-    def add(self, text: bytes, *, gauges: bool, sizes: bool = True) -> None:
-        """Add a snapshot. Raises ValueError, and adds nothing, where it is not one.
-
-        gauges: with these. sizes: with what batches of each size did, which may be most of a snapshot.
-        """
-        try:
-            counters, histograms, found, told, _ = orjson.loads(text)
-            counted = [((str(n), tuple(map(str, ls))), float(v)) for n, ls, v in counters]
-            observed = [((str(n), tuple(map(str, ls))), [float(c) for c in v]) for n, ls, v in histograms]
-            measured = [((str(n), tuple(map(str, ls))), float(v)) for n, ls, v in found]
-            batches = [
-                ((str(name), str(version)), [(int(s), float(n), float(t)) for s, n, t in cells])
-                for (name, version), cells in (told if sizes else ())
-            ]
-        except (TypeError, ValueError) as error:
-            raise ValueError("not a snapshot") from error
-        for key, value in counted:
-            if key[0] in COUNTERS:
-                self.counters[key] += value
-        for key, cells in observed:
-            if key[0] in HISTOGRAMS and len(cells) == len(HISTOGRAMS[key[0]][2]) + 2:
-                mine = self.histograms.setdefault(key, [0.0] * len(cells))
+    def add(self, snapshot: Snapshot) -> None:
+        """Add what a snapshot holds, but series that are not known here: another release wrote it."""
+        for name, labels, value in snapshot.counters:
+            if name in COUNTERS:
+                self.counters[name, labels] += value
+        for name, labels, cells in snapshot.histograms:
+            if name in HISTOGRAMS and len(cells) == len(HISTOGRAMS[name][2]) + 2:
+                mine = self.histograms.setdefault((name, labels), [0.0] * len(cells))
                 for index, cell in enumerate(cells):
                     mine[index] += cell
-        for version, batch in batches:
+        for version, batch in snapshot.sizes:
             self._ran(version, batch)
-        for key, value in measured if gauges else ():
-            if key[0] in LEAST:
-                self.gauges[key] = min(value, self.gauges.get(key, value))
-            elif key[0] in GREATEST:
-                self.gauges[key] = max(value, self.gauges.get(key, value))
-            elif key[0] in GAUGES:
-                self.gauges[key] = self.gauges.get(key, 0.0) + value
+        for name, labels, value in snapshot.gauges:
+            before = self.gauges.get((name, labels))
+            if name in LEAST:
+                self.gauges[name, labels] = value if before is None else min(value, before)
+            elif name in GREATEST:
+                self.gauges[name, labels] = value if before is None else max(value, before)
+            elif name in GAUGES:
+                self.gauges[name, labels] = value + (before or 0.0)
 
 
-def add_file(store: Store, file: Path, *, gauges: bool, sizes: bool = True) -> None:
-    """Add a worker's snapshot; one that can't be read is left out, and the log says so."""
-    try:
-        store.add(file.read_bytes(), gauges=gauges, sizes=sizes)
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError):
-        log.error("%s can't be read and is left out", file.name)
+def read_snapshot(text: bytes) -> Snapshot:
+    """Read what `Store.dump` wrote. Raises ValueError."""
+    return _SNAPSHOT.validate_json(text)
+
+
+def read_snapshots(files: Iterable[Path]) -> Iterator[Snapshot]:
+    """Read workers' snapshots; one that can't be read is left out, and the log says so."""
+    for file in files:
+        try:
+            yield read_snapshot(file.read_bytes())
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError):
+            log.error("%s can't be read and is left out", file.name)
+
+
+def write_snapshot(file: Path, text: bytes, suffix: str = ".new") -> None:
+    """Put a snapshot in a file's place: a reader sees the old one or the new one, never half of one. Raises OSError."""
+    fresh = file.with_suffix(suffix)
+    fresh.write_bytes(text)
+    fresh.replace(file)
 
 
 def cumulative(bounds: tuple[float, ...], cells: list[float]) -> Iterator[tuple[str, float]]:

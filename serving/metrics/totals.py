@@ -1,85 +1,129 @@
-"""What the parent process reads of its workers' metrics, and adds to them."""
+"""What versions did, summed over all workers; and what the parent process adds to their metrics."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from serving.metrics.counts import Counts
 from serving.metrics.definitions import DIFFERENCES, Key, Version
-from serving.metrics.store import Store, add_file, cumulative
+from serving.metrics.store import Snapshot, Store, cumulative, read_snapshots, write_snapshot
 
 
-def totals(directory: Path, models: Iterable[Version]) -> dict[Version, dict[str, float]]:
-    """Sum what versions, given as (name, version), did over the workers that share `directory`. For the parent process.
-
-    Times in seconds, `last` in Unix time. `ok` and `failed` are predictions; of the latter `invalid` were the callers'
-    fault and `gone` were left by them; `failing` is the time of all that failed. `shadow_*` is what a version
-    did as shadow.
-    """
-    whole = Store()
-    for file in sorted(directory.glob("worker-*.json")):
-        add_file(whole, file, gauges=True, sizes=False)
-    return totals_of(whole, models)
+def _counted(name: str, *labels: str) -> Any:
+    """Make a field that a counter of each version fills."""
+    key = f"serving_{name}"
+    return _field(lambda store, version: store.counters.get((key, (*version, *labels)), 0.0))
 
 
-def totals_of(whole: Store, models: Iterable[Version]) -> dict[Version, dict[str, float]]:
-    """Sum what versions did in a store; see `totals`."""
-    found: dict[Version, dict[str, float]] = {}
-    for labels in models:
-        total = found[labels] = dict.fromkeys(("ok", "failed", "invalid", "gone"), 0.0)
-        total["rows"] = whole.counters.get(("serving_rows", labels), 0.0)
-        for short in ("queue", "inference", "prediction", "shadow"):
-            cells = whole.histograms.get((f"serving_{short}_seconds", labels), [0.0])
-            total[f"{short}_count"], total[f"{short}_sum"] = sum(cells[:-1]), cells[-1]
-        total["last"] = whole.gauges.get(("serving_last_prediction_timestamp_seconds", labels), 0.0)
-        total["failing"] = whole.counters.get(("serving_failed_prediction_seconds", labels), 0.0)
-        for short in ("rows", "agreeing_rows"):
-            total[f"shadow_{short}"] = whole.counters.get((f"serving_shadow_{short}", labels), 0.0)
-        for outcome in ("compared", "failed", "busy", "incompatible"):
-            key = ("serving_shadow_requests", (*labels, outcome))
-            total[f"shadow_{outcome}"] = whole.counters.get(key, 0.0)
-        cells = whole.histograms.get(("serving_shadow_score_difference", labels), [0.0])
-        total["shadow_difference_count"], total["shadow_difference_sum"] = sum(cells[:-1]), cells[-1]
-        for bound, count in cumulative(DIFFERENCES, cells) if len(cells) > 1 else ():
-            total[f"shadow_difference_le_{bound}"] = count
-    for (name, of), value in whole.counters.items():
-        if name == "serving_predictions" and (of[0], of[1]) in found:
-            total, outcome = found[of[0], of[1]], of[-1]
-            total["ok" if outcome == "ok" else "failed"] += value
+def _observed(name: str) -> Any:
+    """Make a field for how often a histogram of each version observed something."""
+    return _field(lambda store, version: sum(store.histograms.get((f"serving_{name}", version), [0.0])[:-1]))
+
+
+def _summed(name: str) -> Any:
+    """Make a field for the sum of all that a histogram of each version observed."""
+    return _field(lambda store, version: store.histograms.get((f"serving_{name}", version), [0.0])[-1])
+
+
+def _field(read: Callable[[Store, Version], float]) -> Any:
+    return field(default=0.0, metadata={"read": read})
+
+
+@dataclass(frozen=True, slots=True)
+class VersionTotals:
+    """What one version did since the server started. Times in seconds."""
+
+    ok: float = 0.0
+    failed: float = 0.0
+    invalid: float = 0.0
+    """Of those that failed, by the callers' fault."""
+    gone: float = 0.0
+    """Of those that failed, left by their callers."""
+    failing_seconds: float = _counted("failed_prediction_seconds")
+    rows: float = _counted("rows")
+    last: float = _field(lambda store, of: store.gauges.get(("serving_last_prediction_timestamp_seconds", of), 0.0))
+    """Unix time of the last answered prediction."""
+    predictions: float = _observed("prediction_seconds")
+    prediction_seconds: float = _summed("prediction_seconds")
+    queued: float = _observed("queue_seconds")
+    """Requests that ran, and so had waited."""
+    queue_seconds: float = _summed("queue_seconds")
+    batches: float = _observed("inference_seconds")
+    inference_seconds: float = _summed("inference_seconds")
+    shadow_compared: float = _counted("shadow_requests", "compared")
+    shadow_failed: float = _counted("shadow_requests", "failed")
+    shadow_busy: float = _counted("shadow_requests", "busy")
+    shadow_incompatible: float = _counted("shadow_requests", "incompatible")
+    shadow_rows: float = _counted("shadow_rows")
+    """Rows for which it and the live version gave labels."""
+    shadow_agreeing_rows: float = _counted("shadow_agreeing_rows")
+    shadow_timed: float = _observed("shadow_seconds")
+    shadow_seconds: float = _summed("shadow_seconds")
+    differences: float = _observed("shadow_score_difference")
+    """Rows whose scores were compared with the live version's."""
+    difference_sum: float = _summed("shadow_score_difference")
+    differences_up_to: dict[str, float] = field(default_factory=dict)
+    """By upper bound, as text."""
+
+    def since(self, before: VersionTotals) -> VersionTotals:
+        """Return what was done since `before`; never below zero, for series that nobody asks for are forgotten."""
+        names = [each.name for each in fields(self) if each.name != "differences_up_to"]
+        return replace(self, **{name: max(0.0, getattr(self, name) - getattr(before, name)) for name in names})
+
+
+def totals_of(store: Store, versions: Iterable[Version]) -> dict[Version, VersionTotals]:
+    """Sum what versions, given as (name, version), did in a store."""
+    ended: dict[Version, dict[str, float]] = {version: defaultdict(float) for version in versions}
+    for (name, labels), value in store.counters.items():
+        if name == "serving_predictions" and (labels[0], labels[1]) in ended:
+            mine, outcome = ended[labels[0], labels[1]], labels[-1]
+            mine["ok" if outcome == "ok" else "failed"] += value
             if outcome in ("invalid", "gone"):
-                total[outcome] += value
+                mine[outcome] += value
+    read = {each.name: each.metadata["read"] for each in fields(VersionTotals) if each.metadata}
+    found = {}
+    for version, outcomes in ended.items():
+        cells = store.histograms.get(("serving_shadow_score_difference", version))
+        up_to = dict(cumulative(DIFFERENCES, cells)) if cells else {}
+        values = {name: of(store, version) for name, of in read.items()}
+        found[version] = VersionTotals(**outcomes, **values, differences_up_to=up_to)
     return found
 
 
-def settle(directory: Path, slot: int, counts: Counts) -> None:
-    """Close the account of a worker that ended: what it counted to the last, without its gauges, which went with it.
+# The parent process, in the folder that its workers share.
 
-    For the parent process.
-    """
+
+def read_totals(directory: Path, versions: Iterable[Version]) -> dict[Version, VersionTotals]:
+    """Sum what versions, given as (name, version), did over all workers."""
+    whole = Store()
+    for snapshot in read_snapshots(directory.glob("worker-*.json")):
+        whole.add(snapshot._replace(sizes=()))
+    return totals_of(whole, versions)
+
+
+def settle(directory: Path, slot: int, counts: Counts) -> None:
+    """Close the account of a worker that ended: what it counted to the last, without its gauges, which went with it."""
     file = directory / f"worker-{slot}.json"
-    whole, snapshot = Store(), Store()
-    with contextlib.suppress(OSError, ValueError):
-        text = file.read_bytes()
-        whole.add(text, gauges=False)
-        snapshot.read_live(text)
+    snapshot = next(read_snapshots([file]), Snapshot())
+    whole = Store()
+    whole.add(snapshot._replace(gauges=()))
     # A worker that ended before its first snapshot finds that of the one before, which has been settled.
-    before = snapshot.live if snapshot.identity == counts.identity else {}
+    before = {(name, labels): value for name, labels, value in snapshot.live if snapshot.identity == counts.identity}
     for key, value in counts.read().items():
         whole.counters[key] += value - before.get(key, 0.0)
     with contextlib.suppress(OSError):
-        fresh = file.with_suffix(".dead")
-        fresh.write_bytes(whole.dump())
-        fresh.replace(file)
+        write_snapshot(file, whole.dump(), ".dead")  # the slot's next worker may be writing its own ".new"
 
 
-def leave_word(directory: Path, *, counters: dict[Key, float], gauges: dict[Key, float]) -> None:
+def write_parent_snapshot(directory: Path, *, counters: dict[Key, float], gauges: dict[Key, float]) -> None:
     """Leave what only the parent process knows where scrapes add it up."""
     store = Store()
     store.counters.update(counters)
     store.gauges.update(gauges)
-    with contextlib.suppress(OSError):  # a full disk: the next word says it again
-        fresh = directory / "worker-parent.new"
-        fresh.write_bytes(store.dump())
-        fresh.replace(directory / "worker-parent.json")
+    with contextlib.suppress(OSError):  # a full disk: the next one says it again
+        write_snapshot(directory / "worker-parent.json", store.dump())

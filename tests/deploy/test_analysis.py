@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.deploy.analysis import Analysis, Figures, Totals, analyse, seen, together, window
+from serving.deploy.analysis import Analysis, Figures, analyse, seen, together, window
 from serving.deploy.sequential_test import LEVEL, exceeds, within
+from serving.metrics.totals import VersionTotals
 from serving.repository.traffic import Judge
 
 FULL = Figures(observed=60, predictions=500, rows=500, seconds=0.5, timed=500, other_predictions=5000)
@@ -122,32 +123,26 @@ def test_evidence_is_consistent(of: int, failed: int, rate: float) -> None:
         assert within(failed, of + 1, rate)
 
 
-def did(ok: float = 0, failed: float = 0, seconds: float = 0.001, **more: float) -> Totals:
+def did(ok: float = 0, failed: float = 0, seconds: float = 0.001, **more: float) -> VersionTotals:
     count = ok + failed
-    return {
-        "ok": ok,
-        "failed": failed,
-        "rows": ok,
-        "prediction_count": count,
-        "prediction_sum": count * seconds,
-        **more,
-    }
+    return VersionTotals(ok=ok, failed=failed, rows=ok, predictions=count, prediction_seconds=count * seconds, **more)
 
 
 def test_only_what_is_seen_counts() -> None:
     """Figures are of the time between two looks, and a caller's fault, or leaving, is no failure."""
     analysis = Analysis("canary", "2", "1", Judge(rows=1))
-    found = seen(analysis, (did(0, 500), did(9)), (did(480, 540, invalid=20, gone=20), did(99)))
+    its, other = did(480, 540, invalid=20, gone=20).since(did(0, 500)), did(99).since(did(9))
+    found = seen(analysis, its, other)
     assert (found.predictions, found.errors, found.refused, found.rows) == (500, 0, 20, 480)
     assert (found.other_predictions, found.other_timed) == (90, 90)
-    assert seen(analysis, (did(500), did(9)), (did(2), did(9))).predictions == 0
+    assert seen(analysis, did(2).since(did(500)), other).predictions == 0
 
 
 def test_a_shadow_is_seen_by_its_copies() -> None:
     """What a version fails on, or can't take, as shadow failed; rows are those compared, by answer and not by row."""
     analysis = Analysis("shadow", "2", "1", Judge(rows=50, agreement=0.99))
-    now = {"shadow_compared": 60.0, "shadow_rows": 6000.0, "shadow_agreeing_rows": 3000.0, "shadow_incompatible": 3.0}
-    found = seen(analysis, ({}, {}), (now, did(900)))
+    its = did(shadow_compared=60, shadow_rows=6000, shadow_agreeing_rows=3000, shadow_incompatible=3)
+    found = seen(analysis, its, did(900))
     assert (found.predictions, found.errors, found.rows, found.compared, found.differing) == (63, 3, 6000, 60, 30)
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from serving.deploy.analysis import Totals, analysis_of
+from serving.deploy.analysis import analysis_of
 from serving.deploy.analysis_runner import AnalysisRunner
 from serving.deploy.plan import Plan
 from serving.deploy.unservable_reason import content_of
+from serving.metrics.totals import VersionTotals
 from serving.repository import transitions as to
 from serving.repository.repository import ModelVersion
 from serving.repository.state_directory import state_folder
@@ -31,7 +32,7 @@ class Server:
 
     def __init__(self, root: Path) -> None:
         self.ledger = TrafficStore(root)
-        self.did: dict[tuple[str, str], Totals] = {}
+        self.did: dict[tuple[str, str], VersionTotals] = {}
         self.runner = AnalysisRunner(self.ledger, lambda wanted: {w: self.did.get(w, did()) for w in wanted})
         self.root, self.now = root, 100.0
         self.killed = False
@@ -49,8 +50,8 @@ class Server:
 
     def tick(self, later: float = 0, *, two: float = 0, failed: float = 0, plan: Plan | None = None) -> bool:
         """Look, after version 2 did `two` more predictions, and `failed` more."""
-        before = self.did.get(("iris", "2"), {})
-        self.did["iris", "2"] = did(before.get("ok", 0) + two, before.get("failed", 0) + failed)
+        before = self.did.get(("iris", "2"), did())
+        self.did["iris", "2"] = did(before.ok + two, before.failed + failed)
         self.now += later
         return self.runner.tick({"iris": plan or self.plan()}, self.now) == ["iris"]
 
@@ -352,7 +353,7 @@ def test_what_cant_be_done_is_logged_once(root: Path, caplog: pytest.LogCaptureF
             server.did = {("iris", "1"): did(0, len(server.did) * 20 + 20)}
             server.now += 1
             server.runner.tick({"iris": server.plan()}, server.now)
-            server.did["again", ""] = {}
+            server.did["again", ""] = did()
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["iris"], caplog.text
     assert "there is no earlier version" in caplog.text
 

@@ -32,7 +32,7 @@ async def test_what_is_refused_is_not_run(fast: bool) -> None:
         assert statuses[:4] == [[200, 200, 200]] * 4
         assert statuses[4:68] == [[503]] * 64
         assert statuses[68:] == [[]] * 52
-        assert fast_path.app.state.metrics.totals([("iris", "2")])["iris", "2"]["ok"] == 8
+        assert fast_path.app.state.metrics.totals([("iris", "2")])["iris", "2"].ok == 8
 
 
 async def test_who_is_beyond_the_limit_may_ask_for_health() -> None:

@@ -19,7 +19,7 @@ from serving.heartbeat import Heartbeat
 from serving.metrics.counts import Counts
 from serving.metrics.metrics import MOST_SERIES, Metrics
 from serving.metrics.store import MOST_SIZES
-from serving.metrics.totals import settle, totals
+from serving.metrics.totals import read_totals, settle
 from tests.conftest import Server, running
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -120,7 +120,7 @@ def test_the_sum_is_of_all_workers_and_survives_a_restart(tmp_path: Path) -> Non
     for worker in (one, two):
         worker.model("m", "1").answered("v1", 5, 0.001)
         worker.model("m", "1").queued(3)
-        worker.fold()
+        worker.flush()
     assert of(scraped(one), "serving_rows_total", model="m") == 10
     assert of(scraped(two), "serving_queued_rows", model="m") == 6
     settle(tmp_path, 0, Counts())
@@ -129,7 +129,7 @@ def test_the_sum_is_of_all_workers_and_survives_a_restart(tmp_path: Path) -> Non
     assert of(scraped(again), "serving_rows_total", model="m") == 10
     again.model("m", "1").answered("v1", 1, 0.001)
     assert of(scraped(again), "serving_rows_total", model="m") == 11
-    assert totals(tmp_path, [("m", "1")])["m", "1"]["ok"] == 3, "what versions that are tried are judged by"
+    assert read_totals(tmp_path, [("m", "1")])["m", "1"].ok == 3, "what versions that are tried are judged by"
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -143,12 +143,12 @@ def test_a_worker_that_is_killed_loses_no_counter(tmp_path: Path) -> None:
         worker.model("m", "1").failed("grpc", "failed", 0.5)
         worker.route("/r", "GET").finished(200, 0.001)
         if life % 2:
-            worker.fold()
-            worker.fold()
+            worker.flush()
+            worker.flush()
         worker.model("m", "1").answered("v1", 2, 0.001)
         worker.model("n" * 300, "1").answered("v1", 1, 0.001)  # too long for a cell
         if life % 2:
-            worker.fold()
+            worker.flush()
         due += 8 if life % 2 else 7
         settle(tmp_path, 0, counts)
     samples = scraped(Metrics(directory=tmp_path, slot=1))
@@ -220,7 +220,7 @@ def test_a_new_version_every_day_has_series_of_its_own(tmp_path: Path) -> None:
     for day in range(1, 2 * MOST_SERIES):
         latest = Loaded(metrics, "iris", str(day))
         if day % 100 == 0:
-            metrics.fold()
+            metrics.flush()
     samples = scraped(metrics)
     seen = [int(dict(labels)["version"]) for name, labels in samples if name == "serving_rows_total"]
     assert len(seen) == MOST_SERIES
@@ -243,8 +243,13 @@ def test_what_the_gate_said_of_who_serves_is_shown() -> None:
     metrics = Metrics()
     steady = Loaded(metrics, "steady", "1")
     versions = [("steady", "1"), *(("iris", str(day)) for day in range(1, 2 * MOST_SERIES))]
-    metrics.passed([(*version, True) for version in versions])
-    metrics.examined([(*version, "this", what, 1.0) for version in versions for what in FIGURES for _ in range(2)], 0)
+    metrics.status(
+        asked={},
+        folder_gone=False,
+        passed=[(*version, True) for version in versions],
+        figures=[(*version, "this", what, 1.0) for version in versions for what in FIGURES for _ in range(2)],
+        errors=0,
+    )
     samples = scraped(metrics)
     for name in ("serving_gate_passed", *(f"serving_gate_{what}" for what in FIGURES)):
         assert of(samples, name, model="steady") == of(samples, name, version=str(2 * MOST_SERIES - 1)) == 1
@@ -302,4 +307,4 @@ def test_sizes_of_batches_are_bounded(tmp_path: Path) -> None:
             counts.ran(rows, [0.0], 0.25)
         ((total, sizes),) = metrics.statistics([("m", "1")]).values()
     assert sizes == dict.fromkeys(range(1, MOST_SIZES + 1), (2.0, 0.5))
-    assert total["inference_count"] == 2 * (2 * MOST_SIZES - 1)
+    assert total.batches == 2 * (2 * MOST_SIZES - 1)
