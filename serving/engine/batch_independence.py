@@ -17,8 +17,8 @@ import onnx
 from onnx import TensorProto, inliner
 
 from serving.engine import runtime
-from serving.engine.batch_graph import Doubt, Walk
-from serving.engine.batch_operators import RULES
+from serving.engine.batch_graph import Walk
+from serving.engine.batch_node import Doubt
 from serving.engine.batching import Independence
 from serving.engine.every_value import EveryValue
 from serving.engine.probe_rows import MadeUpRows
@@ -125,7 +125,7 @@ class _Proof:
                 seen.run(dict(zip(names, self._made.make(rows, seed=0, inner=inner), strict=True)), rows)
                 for rows in numbers
             ]
-            walk = Walk(self._model, runs, RULES)
+            walk = Walk(self._model, runs)
             walk.run()
             quantised = quantised or walk.quantised
         return quantised

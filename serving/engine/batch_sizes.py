@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from onnx import TensorProto
 
-from serving.engine.batch_graph import FREE, Node
+from serving.engine.batch_node import FREE, Node
 from serving.tensors import Array, count
 
 _WHOLE = (TensorProto.INT32, TensorProto.INT64)
