@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -12,15 +12,17 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import pandas as pd
+from rich.console import Group
 
 from serving.engine.batch_independence import prove
 from serving.engine.batching import Independence
 from serving.engine.session import OnnxSession
-from serving.engine.signature import METADATA_KEY, Feature, Golden, Parity, Signature
+from serving.engine.signature import METADATA_KEY, Feature, Golden, Signature
+from serving.export import summary
 from serving.export.features import features_of, feeds_of, plain_row
 from serving.export.graph import plain_outputs
 from serving.export.original import Original
-from serving.export.parity import Gap, ParityError, differences
+from serving.export.parity import Compared, Gap, ParityError, Worst, differences
 from serving.export.progress import progress
 from serving.export.refusal import CannotExport
 from serving.export.session import Session
@@ -33,14 +35,31 @@ GOLDEN_ROWS = 5
 UnknownCategory = Literal["accept", "refuse"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Exported:
-    """An ONNX file's bytes, the signature that is embedded in them, and what was proved of its rows."""
+    """An ONNX file's bytes, the signature that is embedded in them, and what was proved of its rows.
+
+    A notebook and a terminal show its features, outputs, parity, worst row and metrics.
+    """
 
     content: bytes
     signature: Signature
     independence: Independence
     """Whether requests of different callers can run together: each server's gate proves it again."""
+    worst: Worst | None = None
+    """The held-out row whose numbers differ most from the original's; None where nothing was compared."""
+
+    def _tables(self) -> list[summary.Table]:
+        return summary.tables(self.signature, self.independence, self.worst, len(self.content))
+
+    def __repr__(self) -> str:
+        return summary.text(self._tables())
+
+    def __rich__(self) -> Group:
+        return summary.renderable(self._tables())
+
+    def _repr_html_(self) -> str:
+        return summary.html(self._tables())
 
 
 def export(
@@ -82,13 +101,13 @@ def export(
     with progress() as say:
         if isinstance(model_or_path, str | Path):
             made = _of_path(str(model_or_path), rows, unseen, descriptions=told, unknown=unknown_category, image=image)
-            parity = _referred(reference, made, unseen, tolerance)
+            compared = _referred(reference, made, unseen, tolerance)
             names: Sequence[Any] | None = classes or made.keys
             label, scores = made.session.signature.label, made.session.signature.scores
         else:
             original = Original(model_or_path)
             names = _class_names(original, classes)
-            made, parity = proven(
+            made, compared = proven(
                 model_or_path,
                 original,
                 rows,
@@ -101,13 +120,13 @@ def export(
                 say=say,
             )
             if reference is not None:
-                parity = _referred(reference, made, unseen, tolerance)
+                compared = _referred(reference, made, unseen, tolerance)
             label, scores = _roles(original, made)
         say("writing the signature")
         return _written(
             made,
             unseen,
-            parity,
+            compared,
             label=label,
             scores=scores,
             classes=names if label else None,
@@ -143,7 +162,7 @@ def _of_path(
 
 def _referred(
     reference: Callable[[pd.DataFrame], Array] | None, made: Trial, held_out: pd.DataFrame, tolerance: float
-) -> Parity | None:
+) -> Compared | None:
     """Compare scores, or the only output, with what somebody else's code says of the rows."""
     if reference is None:
         return None
@@ -153,13 +172,13 @@ def _referred(
     )
     expected = {name: np.asarray(reference(held_out))}
     try:
-        worst, _ = differences(expected, made.outputs, rows=held_out, tolerance=tolerance)
+        compared = differences(expected, made.outputs, rows=held_out, tolerance=tolerance)
     except Gap as gap:
         raise ParityError(f"{gap}. The file answers otherwise than `reference` says: one of them is wrong.") from gap
     agreement = None
     if signature.scores:
         agreement = float((expected[name].argmax(axis=1) == made.outputs[name].argmax(axis=1)).mean())
-    return Parity(rows=len(held_out), label_agreement=agreement, max_difference=worst)
+    return replace(compared, parity=compared.parity.model_copy(update={"label_agreement": agreement}))
 
 
 def _roles(original: Original, made: Trial) -> tuple[str | None, str | None]:
@@ -198,7 +217,7 @@ def _class_names(original: Original, classes: Sequence[str] | None) -> Sequence[
 def _written(
     made: Trial,
     held_out: pd.DataFrame,
-    parity: Parity | None,
+    compared: Compared | None,
     *,
     label: str | None,
     scores: str | None,
@@ -214,7 +233,7 @@ def _written(
         rows = [{image[0]: made.feeds[0][i].tolist()} for i in range(count)]
     else:
         rows = [plain_row(held_out, i, made.features) for i in range(count)]
-    classifies = bool(label) and (classes is not None or parity is None or bool(scores))
+    classifies = bool(label) and (classes is not None or compared is None or bool(scores))
     tools = ("scikit-learn", "skl2onnx", "onnxmltools", "xgboost", "lightgbm", "catboost", "onnx", "onnxruntime")
     signature = Signature(
         task="classification" if classifies else "regression" if len(base.outputs) == 1 else "other",
@@ -227,7 +246,7 @@ def _written(
         scores=scores,
         classes=tuple(classes) if classes else None,
         metrics={name: round(float(value), 4) for name, value in metrics.items()},
-        parity=parity,
+        parity=compared.parity if compared else None,
         example=rows[0],
         golden=Golden(
             rows=tuple(rows),
@@ -242,7 +261,8 @@ def _written(
     with tempfile.TemporaryDirectory(prefix="export-") as folder:
         path = Path(folder) / MODEL_FILE
         path.write_bytes(content)
-        return Exported(content, signature, prove(OnnxSession(path, warm_rows=2), path))
+        independence = prove(OnnxSession(path, warm_rows=2), path)
+    return Exported(content, signature, independence, compared.worst if compared else None)
 
 
 def _version(name: str) -> str | None:

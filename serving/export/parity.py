@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from serving.engine.signature import Parity
 from serving.tensors import Array
 
 
@@ -23,15 +26,34 @@ class Gap(Exception):
         """Which rows differ."""
 
 
+@dataclass(frozen=True, slots=True)
+class Worst:
+    """The row whose numbers differ most, within what is allowed: its place, its values, and what both say of it."""
+
+    index: int
+    row: dict[str, Any]
+    output: str
+    expected: list[float]
+    actual: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """How a file compared with its original: what its signature tells of that, and the worst row of numbers."""
+
+    parity: Parity
+    worst: Worst | None = None
+
+
 def differences(
     expected: Mapping[str, Array], actual: Mapping[str, Array], *, rows: pd.DataFrame, tolerance: float
-) -> tuple[float, float | None]:
-    """Compare every output that the original has; return the largest difference, and the share of equal labels.
+) -> Compared:
+    """Compare every output that the original has.
 
     Numbers differ relatively where they are above 1. A label may differ only where the original's best two scores are
     as close as `tolerance`. Raises Gap.
     """
-    worst, agreement = 0.0, None
+    largest, agreement, worst = -1.0, None, None
     for name, due in expected.items():
         if name not in actual:
             raise Gap(f"the original answers {name}, and the file does not", np.ones(len(rows), dtype=bool))
@@ -46,8 +68,12 @@ def differences(
             by_row = difference(wanted, given)
             what = f"differ by more than {tolerance:g} in {name}"
             _check(by_row > tolerance, wanted, given, rows, what=what, by_row=by_row)
-            worst = max(worst, float(by_row.max()))
-    return worst, agreement
+            index = int(by_row.argmax())
+            if by_row[index] > largest:
+                largest = float(by_row[index])
+                row = {str(column): _plain(value) for column, value in rows.iloc[index].items()}
+                worst = Worst(index, row, name, wanted[index].tolist(), given[index].tolist())
+    return Compared(Parity(rows=len(rows), label_agreement=agreement, max_difference=max(0.0, largest)), worst)
 
 
 def numbers(due: Array, got: Array, rows: int) -> tuple[Array, Array]:

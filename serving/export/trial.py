@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 import pandas as pd
 
-from serving.engine.signature import Feature, Parity
+from serving.engine.signature import Feature
 from serving.export import convert
 from serving.export.edges import Edge, edge_rows, typed
 from serving.export.features import features_of, feeds_of
 from serving.export.original import Original
-from serving.export.parity import Gap, ParityError, differences
+from serving.export.parity import Compared, Gap, ParityError, differences
 from serving.export.progress import Say
 from serving.export.refusal import CannotExport, refused, step_of
 from serving.export.session import Session
@@ -50,12 +50,12 @@ def proven(
     double: bool,
     image: tuple[str, tuple[int, ...]] | None,
     say: Say,
-) -> tuple[Trial, Parity]:
+) -> tuple[Trial, Compared]:
     """Convert, and compare on held-out rows and at the edges. Raises CannotExport or ParityError."""
 
     def attempt(
         model: Any, original: Original, rows: pd.DataFrame, double: bool, train: pd.DataFrame = train
-    ) -> tuple[Trial, Parity]:
+    ) -> tuple[Trial, Compared]:
         described = partial(
             features_of, train, rows, descriptions=descriptions, unknown_category=unknown, double=double
         )
@@ -67,12 +67,12 @@ def proven(
         proto = convert.to_onnx(model, original, features, layout=layout, codes=codes, double=double, image=image)
         say("comparing")
         made = _run(model, proto, features, layout=layout, rows=rows, image=image)
-        worst, agreement = differences(expected, made.outputs, rows=rows, tolerance=tolerance)
+        compared = differences(expected, made.outputs, rows=rows, tolerance=tolerance)
         if image is None:
             closed = _closed(original, made, train, rows, tolerance)
             if closed:
                 made = replace(made, features=described(closed=closed))
-        return made, Parity(rows=len(rows), label_agreement=agreement, max_difference=worst)
+        return made, compared
 
     try:
         return attempt(model, original, held_out, double)
@@ -178,17 +178,17 @@ def _remedy(
     held_out: pd.DataFrame,
     *,
     double: bool,
-    attempt: Callable[..., tuple[Trial, Parity]],
+    attempt: Callable[..., tuple[Trial, Compared]],
 ) -> str:
     """Try what may help, and say what came out."""
     tried = []
     if not double:
         try:
-            _, parity = attempt(model, original, held_out, True)
+            _, got = attempt(model, original, held_out, True)
         except (Gap, CannotExport) as error:
             tried.append("double=True " + ("does not convert" if isinstance(error, CannotExport) else "differs too"))
         else:
-            found = f"Tried: with double=True the file agrees to {parity.max_difference:.1g} on the held-out rows."
+            found = f"Tried: with double=True the file agrees to {got.parity.max_difference:.1g} on the held-out rows."
             large = _too_large(held_out)
             return f"{found} Export it so" + (
                 f", or subtract an offset from column {large!r} before fit." if large else "."
@@ -214,13 +214,13 @@ def _remedy(
     if rounded.equals(held_out):
         return f"{_culprit(model, held_out, attempt)} No remedy is known{': ' + tried[0] if tried else ''}."
     try:
-        _, parity = attempt(model, original, rounded, double)
+        _, got = attempt(model, original, rounded, double)
     except (Gap, CannotExport):
         tried.append("rows rounded to float32 differ too")
     else:
         return (
-            f"Tried: for the same rows rounded to float32 the original agrees to {parity.max_difference:.1g}, so the "
-            f"difference is in what float32 can't hold. Round to float32 before fit (X.astype('float32')), "
+            f"Tried: for the same rows rounded to float32 the original agrees to {got.parity.max_difference:.1g}, so "
+            f"the difference is in what float32 can't hold. Round to float32 before fit (X.astype('float32')), "
             f"{'' if double else 'for double=True does not help here, '}or allow it with tolerance=."
         )
     return f"{_culprit(model, held_out, attempt)} No remedy is known: {', and '.join(tried)}."
@@ -244,7 +244,7 @@ def _rounded(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.astype(dict.fromkeys(floats, np.float32)).astype(dict.fromkeys(floats, np.float64))
 
 
-def _culprit(model: Any, held_out: pd.DataFrame, attempt: Callable[..., tuple[Trial, Parity]]) -> str:
+def _culprit(model: Any, held_out: pd.DataFrame, attempt: Callable[..., tuple[Trial, Compared]]) -> str:
     """Name the first step of a pipeline whose file answers otherwise."""
     steps = getattr(model, "steps", [])
     for count in range(1, len(steps)):
