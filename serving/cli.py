@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 
-from serving.commands import keys, predict, status, traffic, versions
+from serving.commands import export, keys, predict, status, traffic, versions
 from serving.server import CannotStart, serve
 from serving.settings import Settings, read
 from serving.supervisor import CannotReload
@@ -110,6 +110,7 @@ _config = inspect.Parameter(
 run.__signature__ = inspect.Signature([_config, *_flags()])  # type: ignore[attr-defined]
 app.command("run")(run)
 versions.register(app)
+export.register(app)
 traffic.register(app)
 status.register(app)
 predict.register(app)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from serving.commands.export import instead_of_pickle, is_pickle
 from serving.commands.traffic import Models, StateDir, carry_out, made
 from serving.deploy import commands
 from serving.deploy.publish import check_name, serving_now
@@ -50,6 +51,9 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
     It gets traffic with --promote; or where nobody has ever said which version does, since then the highest one does.
     """
     console = Console(stderr=True, highlight=False)
+    if is_pickle(model):
+        console.print(instead_of_pickle(model), markup=False, soft_wrap=True)
+        raise typer.Exit(2)
     lowest_priority()  # a large file is read, hashed and written beside workers that answer
     try:
         published = publish_version(

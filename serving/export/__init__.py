@@ -8,7 +8,9 @@ Nothing of the server imports this package: what it needs comes with `pip instal
 """
 
 try:
-    from serving.export.exporter import Exported, export
+    from serving.export.compose import compose
+    from serving.export.exported import Exported
+    from serving.export.exporter import export
     from serving.export.parity import ParityError
     from serving.export.publish import publish
     from serving.export.refusal import CannotExport
@@ -19,4 +21,4 @@ except ModuleNotFoundError as error:
         f'serving.export needs {error.name}: pip install "serving[export]"', name=error.name
     ) from error
 
-__all__ = ["CannotExport", "Exported", "ParityError", "export", "publish"]
+__all__ = ["CannotExport", "Exported", "ParityError", "compose", "export", "publish"]

@@ -4,69 +4,39 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 import pandas as pd
-from rich.console import Group
 
-from serving.engine.batch_independence import prove
-from serving.engine.batching import Independence
-from serving.engine.session import OnnxSession
-from serving.engine.signature import METADATA_KEY, Feature, Golden, Signature
-from serving.export import summary
+from serving.engine.rows import Rows
+from serving.engine.signature import Feature, Golden, Signature
+from serving.export import mlflow_folder, networks
+from serving.export.exported import Exported, sealed
 from serving.export.features import features_of, feeds_of, plain_row
-from serving.export.graph import plain_outputs
+from serving.export.graph import add_label, plain_outputs, rename
+from serving.export.mlflow_folder import MLflowFolder
 from serving.export.original import Original
-from serving.export.parity import Compared, Gap, ParityError, Worst, differences
+from serving.export.parity import Compared, Gap, ParityError, differences
 from serving.export.progress import progress
 from serving.export.refusal import CannotExport
 from serving.export.session import Session
 from serving.export.table import table_of
 from serving.export.trial import Trial, proven
-from serving.repository.manifest import MODEL_FILE
 from serving.tensors import Array
 
 GOLDEN_ROWS = 5
 UnknownCategory = Literal["accept", "refuse"]
 
 
-@dataclass(frozen=True, repr=False)
-class Exported:
-    """An ONNX file's bytes, the signature that is embedded in them, and what was proved of its rows.
-
-    A notebook and a terminal show its features, outputs, parity, worst row and metrics.
-    """
-
-    content: bytes
-    signature: Signature
-    independence: Independence
-    """Whether requests of different callers can run together: each server's gate proves it again."""
-    worst: Worst | None = None
-    """The held-out row whose numbers differ most from the original's; None where nothing was compared."""
-
-    def _tables(self) -> list[summary.Table]:
-        return summary.tables(self.signature, self.independence, self.worst, len(self.content))
-
-    def __repr__(self) -> str:
-        return summary.text(self._tables())
-
-    def __rich__(self) -> Group:
-        return summary.renderable(self._tables())
-
-    def _repr_html_(self) -> str:
-        return summary.html(self._tables())
-
-
 def export(
     model_or_path: Any,
     *,
-    train: Any,
-    held_out: Any,
+    train: Any = None,
+    held_out: Any = None,
     classes: Sequence[str] | None = None,
     metrics: Mapping[str, float] | None = None,
     description: str = "",
@@ -80,12 +50,14 @@ def export(
     """Convert, describe, and compare with the original on held-out rows and on rows at the edge of their ranges.
 
     model_or_path: a fitted scikit-learn estimator or pipeline, a model or booster of XGBoost, LightGBM or CatBoost,
-        or the path of an ONNX file made elsewhere (for instance by torch.onnx.export).
+        a network of PyTorch or Keras that takes one tensor, the path of an ONNX file made elsewhere, or that of an
+        MLflow model folder with the onnx flavour, whose signature and example do where `train` is left out.
     train: the rows it was fitted on, for types, ranges, categories and histograms: a DataFrame of pandas or polars, an
         array, or a Series of texts. held_out: rows that it has not seen, for parity, the example and the golden rows;
         its columns may be in another order. Columns are features; missing values are NaN, None or pandas' NA. Whole
         numbers and booleans are asked for as such.
-    classes: names of the classes where the model's own are 0, 1, 2 and so on, or false and true.
+    classes: names of the classes where the model's own are 0, 1, 2 and so on, or false and true. A file or network
+        that answers with one score for each gets a label: the class of the highest.
     unknown_category: whether callers may send categories that training did not see. Where the model itself refuses
         them, or its file would answer otherwise for them, they are refused in any case.
     tolerance: largest difference of a score or a prediction, relative where values are above 1.
@@ -95,12 +67,37 @@ def export(
     Raises CannotExport, with the step, the reason and what to write instead, where there is no ONNX form, and
     ParityError, with the worst row and a remedy that was tried, where the file answers otherwise than the original.
     """
+    path = Path(model_or_path) if isinstance(model_or_path, str | Path) else None
+    if path is not None and mlflow_folder.is_one(path):
+        folder = mlflow_folder.read(path)
+        if train is None:
+            return _of_mlflow(folder, description=description, metrics=metrics or {}, tolerance=tolerance)
+        path = folder.model
+    for what, given in (("train", train), ("held_out", held_out)):
+        if given is None:
+            raise CannotExport(what, "is left out", f"give `{what}=`, rows for its features and to compare with")
     rows = table_of(train, what="train")
     unseen = table_of(held_out, what="held_out", like=rows)
     told = descriptions or {}
-    with progress() as say:
-        if isinstance(model_or_path, str | Path):
-            made = _of_path(str(model_or_path), rows, unseen, descriptions=told, unknown=unknown_category, image=image)
+    with progress() as say, tempfile.TemporaryDirectory(prefix="export-") as scratch:
+        family = networks.family_of(model_or_path)
+        if family:
+            say("converting")
+            path = Path(scratch) / "network.onnx"
+            own = networks.write(model_or_path, unseen, path, image=image[1] if image else None)
+            reference = reference or own
+        if path is not None:
+            output = ("scores" if classes else "prediction") if family else None
+            made = _of_path(
+                path,
+                rows,
+                unseen,
+                descriptions=told,
+                unknown=unknown_category,
+                image=image,
+                classes=classes,
+                output=output,
+            )
             compared = _referred(reference, made, unseen, tolerance)
             names: Sequence[Any] | None = classes or made.keys
             label, scores = made.session.signature.label, made.session.signature.scores
@@ -137,25 +134,66 @@ def export(
         )
 
 
+def _of_mlflow(folder: MLflowFolder, *, description: str, metrics: Mapping[str, float], tolerance: float) -> Exported:
+    """Take over what an MLflow folder says: nothing is compared, since its original is not there."""
+    proto = onnx.load(str(folder.model))
+    keys = plain_outputs(proto)
+    session = Session(proto)
+    base = session.signature
+    signature = folder.describe(
+        base.model_copy(
+            update={
+                "task": "classification" if base.label and (keys or base.scores) else base.task,
+                "classes": keys if base.label else None,
+                "description": description,
+                "metrics": _rounded(metrics),
+            }
+        )
+    )
+    rows = folder.rows(signature)[:GOLDEN_ROWS]
+    if rows:
+        try:
+            cells = [[row[name] for name in row] for row in rows]
+            outputs = session.run(Rows(signature, "example").arrays(cells))
+        except Exception as error:
+            raise CannotExport("the input example", f"is not taken by the file: {error}", "log it anew") from error
+        golden = Golden(
+            rows=tuple(rows), outputs={name: array.tolist() for name, array in outputs.items()}, tolerance=tolerance
+        )
+        signature = signature.model_copy(update={"example": rows[0], "golden": golden})
+    return sealed(proto, Signature.model_validate(signature.model_dump()))
+
+
 def _of_path(
-    path: str,
+    path: Path,
     train: pd.DataFrame,
     held_out: pd.DataFrame,
     *,
     descriptions: Mapping[str, str],
     unknown: UnknownCategory,
     image: tuple[str, tuple[int, ...]] | None,
+    classes: Sequence[str] | None,
+    output: str | None,
 ) -> Trial:
-    proto = onnx.load(path)
+    """Load a file made elsewhere. output: the name that its only output gets."""
+    proto = onnx.load(str(path))
     keys = plain_outputs(proto)
+    if output is not None and len(proto.graph.output) == 1:
+        rename(proto, {proto.graph.output[0].name: output})
     session = Session(proto)
+    if classes and session.signature.label is None:
+        add_label(proto, len(classes))
+        session = Session(proto)
     inputs = session.signature.inputs
     double = inputs[0].datatype == "FP64"
     features = features_of(train, held_out, descriptions=descriptions, unknown_category=unknown, double=double)
-    layout: Literal["matrix", "columns"] = "matrix" if len(inputs) == 1 and len(features) > 1 else "columns"
+    matrix = image is None and len(inputs) == 1 and len(features) > 1
+    layout: Literal["matrix", "columns"] = "matrix" if matrix else "columns"
     if layout == "columns" and len(features) != len(inputs) and not image:
         names = ", ".join(spec.name for spec in inputs)
-        raise CannotExport(path, f"takes the inputs {names}", f"give a table of {len(inputs)} columns, in this order")
+        raise CannotExport(
+            path.name, f"takes the inputs {names}", f"give a table of {len(inputs)} columns, in this order"
+        )
     feeds = feeds_of(held_out, inputs, layout=layout, image=image[1] if image else None)
     return Trial(proto, session, features, layout, feeds, session.run(feeds), keys)
 
@@ -234,7 +272,6 @@ def _written(
     else:
         rows = [plain_row(held_out, i, made.features) for i in range(count)]
     classifies = bool(label) and (classes is not None or compared is None or bool(scores))
-    tools = ("scikit-learn", "skl2onnx", "onnxmltools", "xgboost", "lightgbm", "catboost", "onnx", "onnxruntime")
     signature = Signature(
         task="classification" if classifies else "regression" if len(base.outputs) == 1 else "other",
         description=description,
@@ -245,7 +282,7 @@ def _written(
         label=label,
         scores=scores,
         classes=tuple(classes) if classes else None,
-        metrics={name: round(float(value), 4) for name, value in metrics.items()},
+        metrics=_rounded(metrics),
         parity=compared.parity if compared else None,
         example=rows[0],
         golden=Golden(
@@ -253,23 +290,12 @@ def _written(
             outputs={name: array[:count].tolist() for name, array in made.outputs.items()},
             tolerance=tolerance,
         ),
-        tools={name: found for name in tools if (found := _version(name))},
     )
-    del proto.metadata_props[:]
-    onnx.helper.set_model_props(proto, {METADATA_KEY: signature.model_dump_json(exclude_defaults=True)})
-    content = proto.SerializeToString(deterministic=True)
-    with tempfile.TemporaryDirectory(prefix="export-") as folder:
-        path = Path(folder) / MODEL_FILE
-        path.write_bytes(content)
-        independence = prove(OnnxSession(path, warm_rows=2), path)
-    return Exported(content, signature, independence, compared.worst if compared else None)
+    return sealed(proto, signature, compared.worst if compared else None)
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+def _rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(float(value), 4) for name, value in metrics.items()}
 
 
 def _tensor_feature(found: tuple[Feature, ...], image: tuple[str, tuple[int, ...]]) -> Feature:

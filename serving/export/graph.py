@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from serving.export.refusal import CannotExport
+
 LABELS = ("classlabels_int64s", "classlabels_strings")
 ELEMENT = {
     "FP32": TensorProto.FLOAT,
@@ -117,6 +119,23 @@ def cast_output(proto: onnx.ModelProto, name: str, datatype: str) -> None:
             helper.make_tensor_value_info(name, ELEMENT[datatype], shape) if port.name == inner else port
         )
     graph.node.append(helper.make_node("Cast", [inner], [name], to=ELEMENT[datatype]))
+
+
+def add_label(proto: onnx.ModelProto, classes: int) -> None:
+    """Answer with the place of the highest score too, where the only output is one score for each class.
+
+    Raises CannotExport where it is not.
+    """
+    graph = proto.graph
+    found = [[d.dim_value for d in port.type.tensor_type.shape.dim] for port in graph.output]
+    if len(found) != 1 or len(found[0]) != 2 or found[0][1] != classes:
+        raise CannotExport(
+            "classes", f"has {classes} names, and the file does not answer with one score for each", "leave it out"
+        )
+    scores = _copy(graph.output[0])
+    graph.node.append(helper.make_node("ArgMax", [scores.name], ["label"], axis=1, keepdims=0))
+    del graph.output[:]
+    graph.output.extend([helper.make_tensor_value_info("label", TensorProto.INT64, ["batch"]), scores])
 
 
 def reshape_label(proto: onnx.ModelProto) -> None:

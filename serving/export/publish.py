@@ -7,7 +7,7 @@ from pathlib import Path
 
 from serving.deploy.publish import publish as publish_version
 from serving.deploy.staging import Writing
-from serving.export.exporter import Exported
+from serving.export.exported import Exported
 from serving.gate.gate import Gate
 from serving.repository.manifest import MODEL_FILE, Entry
 

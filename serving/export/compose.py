@@ -1,0 +1,164 @@
+"""Joins two graphs into one file, so that preprocessing travels with its model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import compose as joining
+from onnx import version_converter
+
+from serving.engine.rows import Rows
+from serving.engine.signature import METADATA_KEY, Feature, Golden, Signature
+from serving.export.exported import Exported, sealed
+from serving.export.graph import plain_outputs
+from serving.export.refusal import CannotExport
+from serving.export.session import Session
+
+_SAY = "say which output feeds which input: --map OUTPUT=INPUT"
+
+
+def compose(first: Path | str, then: Path | str, *, joins: Mapping[str, str] | None = None) -> Exported:
+    """Join two ONNX files: outputs of `first` become inputs of `then`, whose other inputs callers send themselves.
+
+    joins: by output of `first`, the input of `then` that it feeds. Left out, equal names are joined, or the only output
+    and the only input. The file answers as `then` does. Callers send what the first file's signature says, and what the
+    second's says of its other inputs; class names, task, description and metrics are the second's; the golden rows are
+    the first's, with the answers of the joined file. Raises CannotExport.
+    """
+    before, after = (onnx.load(str(path)) for path in (first, then))
+    told = [_signature(proto) for proto in (before, after)]
+    del before.metadata_props[:], after.metadata_props[:]
+    plain_outputs(before)
+    classes = plain_outputs(after)
+    pairs = _pairs(before, after, joins or {})
+    _alike(before, after)
+    before = joining.add_prefix(before, "first/", rename_inputs=False)
+    fed = {name: f"then/{name}" for name in pairs.values()}
+    joining.add_prefix_graph(
+        after.graph, "then/", rename_inputs=False, rename_outputs=False, inplace=True, name_map=fed
+    )
+    try:
+        proto = joining.merge_models(
+            before,
+            after,
+            io_map=[(f"first/{output}", f"then/{name}") for output, name in pairs.items()],
+            outputs=[port.name for port in after.graph.output],
+        )
+        session = Session(proto)
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise CannotExport(
+            "the files", f"do not join: {text}", "say with joins= which output feeds which input"
+        ) from error
+    return sealed(proto, _described(session, *told, classes=classes))
+
+
+def _pairs(before: onnx.ModelProto, after: onnx.ModelProto, joins: Mapping[str, str]) -> dict[str, str]:
+    outputs = [port.name for port in before.graph.output]
+    weights = {tensor.name for tensor in after.graph.initializer}
+    inputs = [port.name for port in after.graph.input if port.name not in weights]
+    alone = {outputs[0]: inputs[0]} if len(outputs) == len(inputs) == 1 else {}
+    pairs = dict(joins) or {name: name for name in outputs if name in inputs} or alone
+    for what, names, known in (("output", pairs, outputs), ("input", pairs.values(), inputs)):
+        for name in names:
+            if name not in known:
+                which = "first" if what == "output" else "second"
+                raise CannotExport(f"{what} {name!r}", f"is not in the {which} file", f"name one of {', '.join(known)}")
+    if not pairs:
+        raise CannotExport(
+            "the files",
+            f"have no name in common: the first answers {', '.join(outputs)}, the second takes {', '.join(inputs)}",
+            _SAY,
+        )
+    return pairs
+
+
+def _alike(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+    """Bring both to the higher of their operator sets. Raises CannotExport where an operator means something else."""
+    versions = [{o.domain: o.version for o in proto.opset_import} for proto in (before, after)]
+    for domain in versions[0].keys() & versions[1].keys():
+        low, high = sorted(found[domain] for found in versions)
+        older = before if versions[0][domain] == low else after
+        changed = [] if low == high else _changed(older.graph, domain, low, high)
+        try:
+            if changed and domain:
+                raise ValueError(", ".join(changed))
+            if changed:
+                older.CopyFrom(version_converter.convert_version(older, high))
+        except Exception as error:
+            why = f"use opset {low} and {high} of {domain or 'ONNX'}, and the older can't be raised: {error}"
+            raise CannotExport("the files", why[:300], "export both with the same target_opset") from error
+        for opset in older.opset_import:
+            if opset.domain == domain:
+                opset.version = high
+    before.ir_version = after.ir_version = max(before.ir_version, after.ir_version)
+
+
+def _changed(graph: onnx.GraphProto, domain: str, low: int, high: int) -> list[str]:
+    """Name the operators of a domain in a graph that are not the same in two versions of it, as far as is known."""
+    found = set()
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                found.update(_changed(inner, domain, low, high))
+        if node.domain == domain:
+            try:
+                since = {onnx.defs.get_schema(node.op_type, version, domain).since_version for version in (low, high)}
+            except onnx.defs.SchemaError:
+                since = set()
+            if len(since) != 1:
+                found.add(node.op_type)
+    return sorted(found)
+
+
+def _signature(proto: onnx.ModelProto) -> Signature | None:
+    """Return a file's own signature; None where it has none."""
+    text = next((entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY), None)
+    return None if text is None else Signature.model_validate_json(text)
+
+
+def _described(
+    session: Session, first: Signature | None, then: Signature | None, *, classes: tuple[Any, ...] | None
+) -> Signature:
+    base = session.signature
+    changed: dict[str, Any] = {}
+    if first is not None and first.layout == "matrix" and base.inputs == first.inputs:
+        changed |= {"layout": "matrix", "features": first.features}
+    else:
+        changed["features"] = tuple(_feature(feature, then, first) for feature in base.features)
+    if then is not None:
+        changed |= {
+            "task": then.task,
+            "description": then.description,
+            "label": then.label,
+            "scores": then.scores,
+            "classes": then.classes,
+            "metrics": then.metrics,
+        }
+    signature = Signature.model_validate(base.model_copy(update=changed).model_dump())
+    if signature.label and signature.classes is None:
+        signature = signature.model_copy(update={"classes": classes})
+    names = {feature.name for feature in signature.features}
+    rows = [row for row in first.golden.rows if row.keys() == names] if first and first.golden else []
+    if not rows:
+        return signature
+    feeds = Rows(signature, "golden").arrays([[row[f.name] for f in signature.features] for row in rows])
+    try:
+        outputs = session.run(feeds)
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise CannotExport("the files", f"join, and do not run on the first one's example: {text}", _SAY) from error
+    golden = Golden(rows=tuple(rows), outputs={name: array.tolist() for name, array in outputs.items()})
+    return signature.model_copy(update={"example": rows[0], "golden": golden})
+
+
+def _feature(bare: Feature, *told: Signature | None) -> Feature:
+    """Describe an input of the joined graph as one of the files does, where it has it."""
+    for signature in told:
+        for feature in signature.features if signature is not None and signature.layout == "columns" else ():
+            if (feature.name, feature.shape) == (bare.name, bare.shape):
+                return feature
+    return bare
