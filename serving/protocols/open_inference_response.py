@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
 from serving.engine.signature import Described
 from serving.engine.tensor_binder import TensorBinder
-from serving.protocols import strict_json
 from serving.protocols.codec import INLINE_BYTES, LENGTH, Blobs, Mixed
 from serving.protocols.headers import HeaderList
 from serving.protocols.open_inference_request import Context
+from serving.protocols.strict_json import dumps
 from serving.tensor_bytes import as_it_lies, write
 from serving.tensors import Array, Tensors
 
@@ -24,10 +22,10 @@ class Writer:
     def __init__(self, model: Described, ports: TensorBinder) -> None:
         self._ports = ports
         self._head = b'"model_name":%b,"model_version":%b,"outputs":[' % (
-            orjson.dumps(model.name),
-            orjson.dumps(model.version),
+            dumps(model.name),
+            dumps(model.version),
         )
-        self._names = [orjson.dumps(spec.name) for spec in ports.outputs]
+        self._names = [dumps(spec.name) for spec in ports.outputs]
         self._datatypes = [spec.datatype.encode() for spec in ports.outputs]
         self._heads: list[dict[tuple[int, ...], bytes]] = [{} for _ in ports.outputs]
         # By what is asked for and the shapes: the JSON of small answers that are raw altogether, and their header.
@@ -36,7 +34,7 @@ class Writer:
     def write(self, outputs: Tensors, context: Context) -> bytes | Mixed:
         """Write the answer; in JSON, numbers that are not finite become null, as in every JSON answer here."""
         identity, wanted = context
-        opening = b"{" if identity is None else b'{"id":%b,' % orjson.dumps(identity)
+        opening = b"{" if identity is None else b'{"id":%b,' % dumps(identity)
         if wanted is not None:
             return self._chosen(opening, outputs, context)
         parts = [self._as_json(position, array) for position, array in enumerate(outputs)]
@@ -79,7 +77,7 @@ class Writer:
         if not classes:
             return array, self._heads[position].get(array.shape) or self._output_head(position, array.shape)
         array = self._ports.classified(position, array, classes)
-        return array, b'{"name":%b,"datatype":"BYTES","shape":%b' % (self._names[position], orjson.dumps(array.shape))
+        return array, b'{"name":%b,"datatype":"BYTES","shape":%b' % (self._names[position], dumps(array.shape))
 
     def _remember(self, key: tuple[Any, ...], outputs: Tensors, head: bytes, headers: HeaderList) -> None:
         """Keep the JSON of an answer that is all raw, unless it has strings: their bytes don't follow from a shape."""
@@ -96,12 +94,11 @@ class Writer:
         made = heads[shape] = b'{"name":%b,"datatype":"%b","shape":%b' % (
             self._names[position],
             self._datatypes[position],
-            orjson.dumps(shape),
+            dumps(shape),
         )
         return made
 
 
 def _data(array: Array) -> bytes:
     flat = array.ravel()
-    data = flat.tolist() if array.dtype.hasobject else flat
-    return orjson.dumps(data, strict_json.listed, orjson.OPT_SERIALIZE_NUMPY)
+    return dumps(flat.tolist() if array.dtype.hasobject else flat)

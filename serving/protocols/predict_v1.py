@@ -14,7 +14,6 @@ import struct
 from typing import Any
 
 import numpy as np
-import orjson
 from pydantic import ValidationError
 
 from serving.engine.rows import Rows
@@ -104,7 +103,7 @@ class Codec:
     def _decode_numbers(self, numbers: NumberRows, body: bytes) -> Decoded | None:
         """Read rows of plain numbers; None for anything else, wrong or right."""
         try:
-            matrix = numbers.matrix(orjson.loads(body)["instances"], body.count(b":") - 1)
+            matrix = numbers.matrix(strict_json.lenient(body)["instances"], body.count(b":") - 1)
         except (ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error):
             return None
         return None if matrix is None else Decoded((matrix,), len(matrix))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import orjson
 
 from serving.engine.signature import Signature
-from serving.protocols.strict_json import dumps
+from serving.protocols.strict_json import dumps, lenient
 from serving.tensors import INTEGERS, Array, Tensors
 
 
@@ -19,7 +18,7 @@ class Answers:
         # One example is one row, whatever its outputs' shapes: they have no dimension for rows.
         self._whole = signature.batch == "none"
         self._names = [output.name for output in signature.outputs]
-        head = orjson.dumps({"model_name": name, "model_version": version})[:-1]
+        head = dumps({"model_name": name, "model_version": version})[:-1]
         self._head_rows = head + b',"predictions":['
         self._head_columns = head + b',"outputs":'
         self._classes = signature.classes
@@ -36,7 +35,7 @@ class Answers:
             # Margins are no probabilities, and are not called so.
             self._key = "scores" if signature.scores == "scores" else "probabilities"
             self._template = _template(self._key, signature.classes or ())
-        self._label_texts = {c: orjson.dumps(c) for c in (signature.classes or ())}
+        self._label_texts = {c: dumps(c) for c in (signature.classes or ())}
 
     def rows(self, outputs: Tensors) -> bytes:
         """Write `{"predictions": [one a row]}`."""
@@ -72,9 +71,9 @@ class Answers:
             value = rows[0] if len(rows) == 1 else dict(zip(self._names, rows, strict=True))
         elif self._named:
             labels, scores = outputs[self._label], outputs[self._scores]  # type: ignore[index]
-            by_class = orjson.loads(dumps(scores))
+            by_class = lenient(dumps(scores))
             value = {
-                "label": [orjson.loads(text) for text in self._labels(labels)],
+                "label": [lenient(text) for text in self._labels(labels)],
                 self._key: {str(c): [row[i] for row in by_class] for i, c in enumerate(self._classes or ())},
             }
         elif len(outputs) == 1:
@@ -89,11 +88,11 @@ class Answers:
             classes = self._classes or ()
             values = [classes[v] if 0 <= v < len(classes) else v for v in values]
         texts = self._label_texts
-        return [texts[v] if v in texts else orjson.dumps(v) for v in values]
+        return [texts[v] if v in texts else dumps(v) for v in values]
 
 
 def _template(key: str, classes: tuple[Any, ...]) -> bytes:
-    keys = [orjson.dumps(str(c)).replace(b"%", b"%%") for c in classes]
+    keys = [dumps(str(c)).replace(b"%", b"%%") for c in classes]
     return b'{"label":%b,"' + key.encode() + b'":{' + b",".join(name + b":%b" for name in keys) + b"}}"
 
 
@@ -119,4 +118,4 @@ def _nested(output: Array) -> Any:
 
 def _listed(output: Array) -> list[Any]:
     plain = _plain(output)
-    return plain if isinstance(plain, list) else list(orjson.loads(dumps(plain)))
+    return plain if isinstance(plain, list) else list(lenient(dumps(plain)))

@@ -18,6 +18,10 @@ from serving.tensor_bytes import Buffer
 _BEYOND_64_BITS = re.compile(rb"\d{19}")
 _CONTAINERS = frozenset({dict, list})
 
+lenient = orjson.loads
+"""Parses fast: of two equal keys it keeps the last, and whole numbers beyond 64 bits become floats. For callers that
+rule both out by other means, and take a ValueError as a reason to ask `loads`."""
+
 
 def loads(body: Buffer) -> Any:
     """Parse, refusing what two parsers could read in two ways.
@@ -27,11 +31,10 @@ def loads(body: Buffer) -> Any:
     if not body:
         raise InvalidRequest("the body is empty: send a JSON object, as /docs shows")
     body = bytes(body)
-    # orjson is ten times as fast, but makes floats of whole numbers beyond 64 bits, and of two equal keys it keeps the
-    # last: where there are as many members as colons, no key occurs twice.
+    # Ten times as fast as `parse`. Where there are as many members as colons, no key occurs twice.
     with contextlib.suppress(ValueError):
         if not _BEYOND_64_BITS.search(body):
-            document = orjson.loads(body)
+            document = lenient(body)
             if body.count(b":") == _members(document):
                 return document
     return parse(body)
@@ -70,10 +73,10 @@ def _members(document: Any) -> int:
 
 def dumps(value: Any) -> bytes:
     """Write JSON; numpy arrays are written as they are, and non-finite numbers as null."""
-    return orjson.dumps(value, listed, orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(value, _listed, orjson.OPT_SERIALIZE_NUMPY)
 
 
-def listed(value: Any) -> list[Any]:
+def _listed(value: Any) -> list[Any]:
     """Give orjson an array of a type that it does not know (BF16) as a list; its `default`."""
     if isinstance(value, np.ndarray):
         return list(value.tolist())
