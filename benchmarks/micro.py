@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import timeit
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from benchmarks.decoding import loaded
 from serving.deploy.fleet import Fleet
 from serving.engine.request import Outcome, Request
 from serving.http_api.docs import example_row
-from serving.protocols import open_inference, predict_v1
+from serving.protocols import open_inference, predict_v1, strict_json
 
 MODELS = Path(__file__).parent.parent / "models"
 SECONDS = 0.2
@@ -76,7 +75,7 @@ async def measure(fleet: Fleet) -> None:
                 open_inference.Codec(model): {"inputs": tensors},
             }
             for codec, document in bodies.items():
-                body = json.dumps(document, separators=(",", ":")).encode()
+                body = strict_json.dumps(document)
                 inputs, count, context, *_ = codec.decode([], body)
                 outputs = model.session.run(inputs)
                 figures = (

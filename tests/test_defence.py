@@ -24,7 +24,7 @@ from serving.logs import JsonLines, TextLines, configure
 from tests.conftest import MODELS, Server, running
 from tests.drills import fairness, hostile, hostile_grpc, limits, overload, slow_clients, slow_clients_grpc
 from tests.drills.drill import Report
-from tests.http_api.test_lane import BODY, PATH, connected, labels, post
+from tests.http_api.test_fast_path import BODY, PATH, connected, labels, post
 
 
 def test_slow_clients_are_cut() -> None:

@@ -110,7 +110,7 @@ class OnnxSession:
         self.threads = threads
         own = self._own_signature()
         self._is_bare = own is None
-        self._values = signature_inference.TYPICAL
+        self._likely = list(signature_inference.LIKELY)
         self._made_up: Callable[[int, dict[str, Any]], Tensors]
         self.example: Tensors | None = None
         """One row that it has answered."""
@@ -249,8 +249,9 @@ class OnnxSession:
             try:
                 outputs = aside(self.run, sample)
             except InferenceFailed as error:
-                if self._is_bare and self.example is None and self._values is signature_inference.TYPICAL:
-                    self._values, rows = signature_inference.ZEROS, 0
+                if self._is_bare and self.example is None and len(self._likely) > 1:
+                    del self._likely[0]
+                    rows = 0
                     continue
                 if self.signature.example is None or (isinstance(error, _TooLarge) and rows > least):
                     break  # a bare graph may well refuse made-up inputs, and many rows take more memory than few
@@ -283,7 +284,7 @@ class OnnxSession:
         """Make `rows` rows of valid input: the signature's example, or what a bare graph is likely to take."""
         signature = self.signature
         if self._is_bare:
-            return self._made_up(rows, self._values)
+            return self._made_up(rows, self._likely[0])
         example = signature.example or {}
         cells = [example.get(feature.name, _blank(feature)) for feature in signature.features]
         one = Rows(signature, "sample").arrays([cells])

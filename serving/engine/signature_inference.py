@@ -15,8 +15,9 @@ from serving.tensors import DATATYPE_OF, FLOATS, NUMPY, ONNX, Tensors
 ZIPMAPS = {"seq(map(string,tensor(float)))": "BYTES", "seq(map(int64,tensor(float)))": "INT64"}
 PROBE_ROWS = (3, 5)
 ZEROS: dict[str, Any] = {**dict.fromkeys(NUMPY, 0), "BYTES": ""}
-TYPICAL: dict[str, Any] = {**dict.fromkeys(NUMPY, 1), **dict.fromkeys(FLOATS, 0.5), "BYTES": "a"}
-"""What an input is likely to take: no zero, which is no size and divides nothing."""
+_ONES: dict[str, Any] = {**dict.fromkeys(NUMPY, 1), "BYTES": "a"}
+LIKELY = ({**_ONES, **dict.fromkeys(FLOATS, 0.5)}, _ONES, ZEROS)
+"""What inputs may take, the likeliest first: zero is no size and divides nothing, and scales and depths are whole."""
 
 Probe: TypeAlias = list[Any] | None
 Run: TypeAlias = tuple[int, list[Any]]

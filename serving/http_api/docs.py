@@ -19,6 +19,7 @@ from serving.engine.rows import Rows
 from serving.engine.signature import Signature
 from serving.http_api.compression import compressed
 from serving.http_api.public_url import Prefix
+from serving.http_api.readable import example, readable
 from serving.http_api.security import BEARER, may
 from serving.protocols.strict_json import dumps
 from serving.tensors import HALVES
@@ -279,13 +280,18 @@ def _answers_booleans(signature: Signature) -> bool:
 def _v2(model: Model, summary: str) -> dict[str, Any]:
     signature = model.signature
     answered = model.session.example
-    example = None
+    asked = None
     if answered is not None and HALVES.isdisjoint(spec.datatype for spec in signature.inputs):
         tensors = [
-            {"name": spec.name, "datatype": spec.datatype, "shape": list(array.shape), "data": array.ravel().tolist()}
+            {
+                "name": spec.name,
+                "datatype": spec.datatype,
+                "shape": list(array.shape),
+                "data": readable(array.ravel().tolist(), spec.datatype),
+            }
             for spec, array in zip(signature.inputs, answered, strict=True)
         ]
-        example = {"inputs": tensors}
+        asked = {"inputs": tensors}
     tensor = {
         "type": "object",
         "required": ["name", "datatype", "shape", "data"],
@@ -302,26 +308,27 @@ def _v2(model: Model, summary: str) -> dict[str, Any]:
         "properties": {"id": {"type": "string"}, "inputs": {"type": "array", "items": tensor}},
     }
     answer = {"$ref": "#/components/schemas/InferResponse"}
-    return _operation(model, summary, request, example, answer)
+    return _operation(model, summary, request, asked, answer)
 
 
 def example_row(model: Model) -> dict[str, Any] | None:
     """Return a row that the model has answered: the signature's own, or one that was made up; None without any."""
     signature = model.signature
     if signature.example is not None:
-        return signature.example
+        return example(signature)
     sample = model.session.example
     if sample is None:
         return None
     if signature.layout == "matrix":
-        return dict(zip((f.name for f in signature.features), sample[0][0].tolist(), strict=True))
-    row = {}
-    for feature, array in zip(signature.features, sample, strict=True):
-        if not feature.shape:
-            row[feature.name] = array.ravel().tolist()[0]
-        else:
-            row[feature.name] = (array if signature.batch == "none" else array[0]).tolist()
-    return row
+        cells = sample[0][0].tolist()
+    else:
+        cells = [
+            array.ravel().tolist()[0]
+            if not feature.shape
+            else (array if signature.batch == "none" else array[0]).tolist()
+            for feature, array in zip(signature.features, sample, strict=True)
+        ]
+    return {f.name: readable(cell, f.datatype) for f, cell in zip(signature.features, cells, strict=True)}
 
 
 def _schema(kind: Any) -> dict[str, Any]:

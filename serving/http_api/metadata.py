@@ -11,6 +11,7 @@ from serving.deploy import description
 from serving.deploy.fleet import Fleet
 from serving.engine.model import Model
 from serving.errors import NotReady
+from serving.http_api import readable
 from serving.http_api.compression import compressed
 from serving.http_api.security import may, requires
 from serving.metrics.metrics import Metrics
@@ -108,11 +109,11 @@ def _described(model: Model, statuses: list[dict[str, Any]]) -> dict[str, Any]:
         "batch": signature.batch,
         "label": signature.label,
         "scores": signature.scores,
-        "features": [feature.model_dump(exclude={"histogram"}, exclude_none=True) for feature in signature.features],
+        "features": [readable.described(feature) for feature in signature.features],
         "classes": signature.classes,
         "metrics": signature.metrics,
         "parity": signature.parity.model_dump() if signature.parity else None,
-        "example": signature.example,
+        "example": readable.example(signature),
     }
 
 

@@ -104,6 +104,13 @@ KINDS: dict[str, tuple[list[Any], list[Port], list[Port], dict[str, Any], dict[s
         {"x": X, "axes": np.zeros(0, np.int64)},
         {"y": X.sum()},
     ),
+    "scales that are whole": (
+        [NODE("Resize", ["x", "", "scales"], ["y"], mode="nearest")],
+        [("x", FLOAT, [1, 1, 2, 2]), ("scales", FLOAT, [4])],
+        [("y", FLOAT, [1, 1, "h", "w"])],
+        {"x": X.reshape(1, 1, 2, 2), "scales": np.array([1, 1, 1, 2], np.float32)},
+        {"y": np.repeat(X.reshape(1, 1, 2, 2), 2, axis=3)},
+    ),
     "missing values": (
         [NODE("IsNaN", ["x"], ["nan"]), NODE("Cast", ["nan"], ["y"], to=INT64)],
         [("x", FLOAT, ["n", 2])],

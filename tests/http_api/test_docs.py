@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
@@ -34,6 +35,20 @@ def test_every_example_is_answered(client: httpx.Client) -> None:
             assert answer.status_code == 200, (path, answer.text)
             tried += 1
     assert tried >= 12
+
+
+def test_examples_have_no_digits_that_nobody_wrote(live: TestClient) -> None:
+    """A 32-bit float is shown with the fewest digits that read back as it: 5.1, and not 5.099999904632568."""
+    app: Any = live.app
+    body = live.get("/openapi.json")
+    assert not re.findall(r"\d\.\d{9,}", body.text)
+    request = body.json()["paths"]["/v2/models/iris/infer"]["post"]["requestBody"]
+    shown = request["content"]["application/json"]["example"]["inputs"][0]["data"]
+    answered = app.state.fleet.models["iris"].default.session.example[0]
+    assert [np.float32(value) for value in shown] == answered.ravel().tolist()
+    iris = live.get("/v1/models/iris").json()
+    ranges = [feature[end] for feature in iris["features"] for end in ("minimum", "maximum")]
+    assert all(len(str(value)) < 5 for value in [*iris["example"].values(), *ranges])
 
 
 def test_an_odd_model_leaves_the_others_documented(live: TestClient, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx2 as httpx
 
 from tests.conftest import Server
-from tests.http_api.test_lane import connected
+from tests.http_api.test_fast_path import connected
 
 
 def test_models_are_listed_and_described(client: httpx.Client) -> None:

@@ -11,7 +11,7 @@ import httpx2 as httpx
 import pytest
 
 from tests.conftest import Server, running
-from tests.http_api.test_lane import BODY, PATH, connected, post
+from tests.http_api.test_fast_path import BODY, PATH, connected, post
 
 ROW = [5.1, 3.5, 1.4, 0.2]
 MANY = json.dumps({"instances": [ROW] * 80_000}).encode()
