@@ -189,7 +189,6 @@ def grpc_beside(
         bodies=bodies,
         pool=pool,
         address=where,
-        deadline=settings.deadline_s,
         grace=settings.drain_s,
         max_bytes=settings.max_body_bytes,
         patience=patience,

@@ -97,13 +97,21 @@ class Access:
         """The scopes that need a credential now."""
         return self._state.closed
 
-    def decide(self, authorization: bytes | str | None, scope: Scope, *, quiet: bool = False) -> Principal:
+    def decide(
+        self,
+        authorization: bytes | str | None,
+        scope: Scope,
+        *,
+        among: frozenset[str] | None = None,
+        quiet: bool = False,
+    ) -> Principal:
         """Return who asks. Raises Unauthenticated without a good credential, Forbidden where it lacks the scope.
 
-        quiet: whether a refusal is kept out of the log, since nothing is refused by it.
+        among: names of the only ones who may, also where the scope is open; None: all who have it. quiet: whether a
+        refusal is kept out of the log, since nothing is refused by it.
         """
         try:
-            return self._decide(authorization, scope)
+            return self._decide(authorization, scope, among)
         except (Unauthenticated, Forbidden) as error:
             if not quiet:
                 self._complain(scope, error)
@@ -119,9 +127,9 @@ class Access:
             )
             self._complained, self._refusals = now, 0
 
-    def _decide(self, authorization: bytes | str | None, scope: Scope) -> Principal:
+    def _decide(self, authorization: bytes | str | None, scope: Scope, among: frozenset[str] | None) -> Principal:
         state = self._state
-        if scope not in state.closed:
+        if scope not in state.closed and among is None:
             return ANYONE
         if isinstance(authorization, str):
             authorization = authorization.encode("utf-8", "replace")
@@ -130,10 +138,12 @@ class Access:
             if scope == "deploy" and not state.deployable:
                 raise Forbidden(HOW)
             verified = _verify(state, authorization)
-        if scope not in verified.caller.scopes:
+        if scope not in verified.caller.scopes and scope in state.closed:
             if scope == "deploy" and not state.deployable:
                 raise Forbidden(HOW)
             raise Forbidden(f"this credential does not have the scope {scope}", scope=scope)
+        if among is not None and verified.caller.name not in among:
+            raise Forbidden("this model's settings name others who may: ask who runs it")
         return verified.caller
 
     def refresh(self) -> None:

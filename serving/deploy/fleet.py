@@ -20,7 +20,8 @@ from serving.deploy.traffic_changes import Changes
 from serving.deploy.worker_agent import FleetStatus, WorkerAgent
 from serving.engine.batcher import Observer, Unobserved
 from serving.engine.batching import Batching
-from serving.engine.model import Limits, Model, load
+from serving.engine.limits import Limits
+from serving.engine.model import Model, load
 from serving.engine.session import OnnxSession
 from serving.errors import InvalidRequest, ModelInvalid, ModelNotFound, NotReady, shown
 from serving.gate.prepared import locate
@@ -137,7 +138,7 @@ class Fleet:
     async def _load(self, item: ModelVersion, batching: Batching, there: Model | None) -> Model:
         """Make a version that can serve; `there` is the same one as it serves now, whose session does."""
         loop = asyncio.get_running_loop()
-        if there is not None and there.session.memory_bytes == self.limits.of(batching).memory_bytes:
+        if there is not None and there.limits.same_session(self.limits.of(batching.own)):
             session = there.session
         else:
             session = await loop.run_in_executor(self._loader, self._read, item, batching)
@@ -186,7 +187,7 @@ class Fleet:
         try:
             with contextlib.suppress(OSError):
                 prepared = locate(state_folder(self._root, self._state_dir), item.content)
-            limits = self.limits.of(batching)
+            limits = self.limits.of(batching.own)
             return load(item.path, limits=limits, prepared=prepared, quiet=self.started)
         finally:
             record.close()
@@ -346,7 +347,7 @@ class Fleet:
         now = time.monotonic()
         for served in self.models.values():
             for model in served.versions.values():
-                model.batcher.expire(now)
+                model.expire(now)
         self._listen()
         self._reclaim(now)
         self._tick = asyncio.get_running_loop().call_later(0.1, self._expire)

@@ -57,5 +57,5 @@ class Plan:
             parse(orjson.dumps(given["traffic"])),
             tuple(ModelVersion.read(found) for found in given["versions"]),
             tuple(given["unloaded"]),
-            {version: Batching(**batching) for version, batching in given["batching"].items()},
+            {version: Batching.read(batching) for version, batching in given["batching"].items()},
         )

@@ -120,7 +120,14 @@ class Shadow:
         if self.model.session.threads == 1:
             return self.model.session
         made = self.model.session
-        return OnnxSession(made.path, threads=1, warm_rows=1, prepared=made.prepared, memory_bytes=made.memory_bytes)
+        return OnnxSession(
+            made.path,
+            threads=1,
+            warm_rows=1,
+            prepared=made.prepared,
+            memory_bytes=made.memory_bytes,
+            providers=made.providers,
+        )
 
     def _run(self, session: OnnxSession, inputs: Tensors, live: Tensors) -> None:
         assert self._adapt is not None  # noqa: S101  nothing is queued without it

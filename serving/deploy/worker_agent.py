@@ -15,6 +15,7 @@ from serving.engine.batching import Batching
 from serving.engine.model import Model
 from serving.errors import InvalidRequest, ModelInvalid, NotReady, ServingError
 from serving.gate.results import Figure
+from serving.repository.model_settings import SETTINGS_FILE
 from serving.repository.repository import ModelVersion, Problem
 
 log = logging.getLogger("serving.worker_agent")
@@ -183,6 +184,8 @@ class WorkerAgent:
                 models[item] = there if there is not None and same else await self._load(item, batching, there)
             except ModelInvalid as error:
                 raise _Failed(item.version, error.message) from None
+            except InvalidRequest as error:  # its settings are at fault
+                raise _Failed("", f"{SETTINGS_FILE}: {error.message}") from None
             except Exception:
                 log.exception("%s %s could not be loaded", item.name, item.version)
                 raise _Failed(item.version, "it could not be loaded: the server's log has the reason") from None

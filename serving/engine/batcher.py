@@ -37,6 +37,9 @@ class Observer(Protocol):
     def queued(self, rows: int) -> None:
         """Take how many rows wait now."""
 
+    def cached(self, outcome: str) -> None:
+        """Take what a response cache made of a request: `hit`, `joined` (it waits for an equal one) or `miss`."""
+
 
 class Unobserved:
     """An observer that looks away, for servers with metrics off."""
@@ -45,6 +48,9 @@ class Unobserved:
         """Do nothing."""
 
     def queued(self, rows: int) -> None:
+        """Do nothing."""
+
+    def cached(self, outcome: str) -> None:
         """Do nothing."""
 
 
@@ -171,6 +177,10 @@ class Batcher:
     def queued_rows(self) -> int:
         """Rows that wait, not counting those that run."""
         return self._queued_rows
+
+    def waits(self, request: Request) -> bool:
+        """Tell whether a request has not begun to run."""
+        return any(request in line for line in self._lines)
 
     def expire(self, now: float) -> None:
         """Answer those whose deadline passed while they wait, though the model is still busy with others.

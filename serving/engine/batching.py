@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from serving.engine.limits import Overrides
+
 RULES = 3
 """Counts the rules by which independence is proved: a proof by others is made anew."""
+
+NOTHING_OF_ITS_OWN = Overrides()
 
 
 class Independence(BaseModel):
@@ -26,18 +30,22 @@ class Independence(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """How the requests of one version run. None: as the server's settings say.
+    """How the requests of one version run.
 
-    together: requests of different callers may be rows of one batch. reason: why not.
+    together: requests of different callers may be rows of one batch. reason: why not. own: what its model's settings
+    say beside that.
     """
 
     together: bool
     reason: str = ""
-    max_rows: int | None = None
-    max_delay_s: float | None = None
-    instances: int | None = None
-    memory_bytes: int | None = None
+    own: Overrides = NOTHING_OF_ITS_OWN
 
     def dump(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return asdict(self)
+        own = self.own.model_dump(mode="json", exclude_none=True)
+        return {"together": self.together, "reason": self.reason, "own": own}
+
+    @classmethod
+    def read(cls, given: dict[str, Any]) -> Batching:
+        """Return what `dump` wrote."""
+        return cls(given["together"], given["reason"], Overrides.model_validate(given["own"]))

@@ -4,46 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import weakref
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from serving.engine.batcher import Batcher, Observer
 from serving.engine.batching import Batching
+from serving.engine.limits import Limits
 from serving.engine.request import Request
-from serving.engine.session import OnnxSession
+from serving.engine.response_cache import ResponseCache
+from serving.engine.session import WARM_S, OnnxSession
 from serving.engine.signature import Described, Signature
-from serving.errors import ModelInvalid
+from serving.errors import InvalidRequest, ModelInvalid
 from serving.heartbeat import Heartbeat, unrecorded
 
 log = logging.getLogger("serving.model")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much one model may take; rows, seconds, threads and bytes.
-
-    memory_bytes: see `OnnxSession`.
-    """
-
-    max_batch_rows: int = 512
-    max_queued_rows: int = 4096
-    max_delay: float = 0.0
-    instances: int = 1
-    threads: int = 1
-    memory_bytes: int | None = None
-
-    def of(self, batching: Batching) -> Limits:
-        """Return those of a version with settings of its own."""
-        return replace(
-            self,
-            max_batch_rows=batching.max_rows or self.max_batch_rows,
-            max_delay=self.max_delay if batching.max_delay_s is None else batching.max_delay_s,
-            instances=batching.instances or self.instances,
-            memory_bytes=batching.memory_bytes or self.memory_bytes,
-        )
 
 
 class Model:
@@ -73,7 +50,7 @@ class Model:
         self.codecs: dict[str, Any] = {}
         """What each dialect prepared for this version, by protocol; must hold no reference to it."""
         self.batching = batching
-        self.limits = limits.of(batching)
+        self.limits = limits.of(batching.own)
         self.batched = batching.together and self.signature.batch == "dynamic"
         """Whether requests of different callers run together."""
         self.batcher = Batcher(
@@ -90,6 +67,9 @@ class Model:
             observer=observer,
             open_record=unrecorded if box is None else lambda: box.open(name, version),
         )
+        cache = self.limits.cache
+        self.cache = None if cache is None else ResponseCache(self.batcher, cache, loop=loop, observer=observer)
+        """Has answers that are given again, where its settings ask for that."""
         # Nothing on the way to or from this model is counted: whoever may still give it a request holds a reference,
         # and with the last one its threads end and its memory goes.
         weakref.finalize(self, self.batcher.abandon).atexit = False
@@ -101,11 +81,20 @@ class Model:
 
     def submit(self, request: Request) -> None:
         """Queue a request for this version. Raises QueueFull, PayloadTooLarge or NotReady."""
-        self.batcher.submit(request)
+        if self.cache is None:
+            self.batcher.submit(request)
+        else:
+            self.cache.submit(request)
+
+    def expire(self, now: float) -> None:
+        """Answer those whose deadline passed while they wait; `now` in monotonic seconds."""
+        if self.cache is not None:
+            self.cache.expire(now)
+        self.batcher.expire(now)
 
 
 def load(path: Path, *, limits: Limits, prepared: Path | None = None, quiet: bool = False) -> OnnxSession:
-    """Read, check and warm one ONNX file. Raises ModelInvalid.
+    """Read, check and warm one ONNX file. Raises ModelInvalid; InvalidRequest where a provider can't run it.
 
     prepared: the same model as `write_prepared` wrote it, which is loaded instead where it can be. quiet: others serve
     meanwhile, and have the processor first.
@@ -113,13 +102,22 @@ def load(path: Path, *, limits: Limits, prepared: Path | None = None, quiet: boo
     made = partial(
         OnnxSession,
         threads=limits.threads,
-        warm_rows=limits.max_batch_rows,
+        exact_threads=limits.exact_threads,
+        warm_rows=limits.warm_rows or limits.max_batch_rows,
+        warm_s=WARM_S if limits.warm_rows is None else math.inf,
         quiet=quiet,
         memory_bytes=limits.memory_bytes,
+        providers=limits.providers,
     )
-    if prepared is not None:
+    if prepared is not None and not limits.providers:  # its weights are packed for the processor
         try:
             return made(prepared, prepared=True)
         except ModelInvalid as error:  # it saves memory and time, and is never needed
             log.warning("a prepared form is not used: %s", error.message)
-    return made(path)
+    try:
+        return made(path)
+    except ModelInvalid as error:
+        if not limits.providers:
+            raise
+        names = ", ".join(provider.name for provider in limits.providers)
+        raise InvalidRequest(f"execution.providers: with {names} this model can't run: {error.message}") from None

@@ -50,6 +50,14 @@ class Request(ABC):
         """Who sent it, as far as that is known: its connection. None is nobody in particular."""
         return None
 
+    @property
+    def caller(self) -> Hashable:
+        """Whose credential it came with, ANYONE's where none was asked for. None: nobody knows, so nothing is shared.
+
+        No answer of one caller is given to another.
+        """
+        return None
+
     @abstractmethod
     def reply(self, outcome: Outcome) -> None:
         """Take the outputs or the error; called exactly once, on the event loop."""

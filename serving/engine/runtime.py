@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from serving.engine.providers import CPU, Provider
 from serving.errors import ModelInvalid
 from serving.linux import memory_maps
 from serving.linux.memory import private_memory
@@ -80,11 +81,24 @@ def options(threads: int) -> ort.SessionOptions:
 
 
 def load(
-    path: Path, *, threads: int, aside: Aside, quiet: bool = False, memory_bytes: int | None = None
+    path: Path,
+    *,
+    threads: int,
+    aside: Aside,
+    quiet: bool = False,
+    memory_bytes: int | None = None,
+    providers: Sequence[Provider] = (),
 ) -> ort.InferenceSession:
-    """Load a model that somebody has exported. Raises ModelInvalid."""
+    """Load a model that somebody has exported. Raises ModelInvalid, also where a provider does not start."""
     weights = sum(file.stat().st_size for file in path.parent.iterdir()) if memory_bytes is not None else 0
-    return aside(_make, path, options(threads), memory_bytes, weights_bytes=weights, quiet=quiet)
+    session = aside(
+        _make, path, options(threads), memory_bytes, weights_bytes=weights, quiet=quiet, providers=providers
+    )
+    # onnxruntime goes on without a provider that does not start, and says nothing.
+    absent = [provider.name for provider in providers if provider.name not in session.get_providers()]
+    if absent:
+        raise ModelInvalid(f"{', '.join(absent)} does not start on this machine: see to its driver and libraries")
+    return session
 
 
 def load_prepared(
@@ -123,6 +137,7 @@ def _make(
     *,
     weights_bytes: int = 0,
     quiet: bool = False,
+    providers: Sequence[Provider] = (),
 ) -> ort.InferenceSession:
     # onnxruntime iterates over `disabled_optimizers` once the session has its threads, which keep the priority of the
     # thread that made them and serve later, and before the work of loading.
@@ -130,7 +145,7 @@ def _make(
         ort.InferenceSession,
         str(path),
         chosen,
-        providers=["CPUExecutionProvider"],
+        providers=[*((provider.name, provider.options) for provider in providers), CPU],
         disabled_optimizers=_none_but_lower_priority() if quiet else None,
     )
     try:

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from serving.engine import runtime, signature_inference
+from serving.engine.providers import Provider
 from serving.engine.rows import Rows
 from serving.engine.signature import METADATA_KEY, Feature, Signature
 from serving.engine.signature_inference import ZIPMAPS, Port, Probe
@@ -51,9 +52,11 @@ class OnnxSession:
     """One ONNX file, ready to run.
 
     `run` takes arrays in the order of `signature.inputs` and gives arrays in the order of `signature.outputs`.
-    prepared: the file is one that `write_prepared` wrote. warm_rows: the largest batch that is tried, in steps that end
-    where a run takes `warm_s` seconds. quiet: others serve meanwhile, and have the processor first. memory_bytes: most
-    that its runs and their answers may take at a time, beside the weights; None bounds them by nothing.
+    exact_threads: a small model gets all of `threads` too, though they seldom help one. prepared: the file is one that
+    `write_prepared` wrote. warm_rows: the largest batch that is tried, in steps that end where a run takes `warm_s`
+    seconds; where that is infinite, all are. quiet: others serve meanwhile, and have the processor first. memory_bytes:
+    most that its runs and their answers may take at a time, beside the weights; None bounds them by nothing. providers:
+    run what they can of it, in order, and the processor the rest.
     Raises ModelInvalid where the file is no ONNX, is truncated, or is not what its own signature says.
     """
 
@@ -62,18 +65,21 @@ class OnnxSession:
         path: Path,
         *,
         threads: int = 1,
+        exact_threads: bool = False,
         warm_rows: int = 2,
         warm_s: float = WARM_S,
         prepared: bool = False,
         quiet: bool = False,
         memory_bytes: int | None = None,
+        providers: Sequence[Provider] = (),
     ) -> None:
         self.memory_bytes = memory_bytes
+        self.providers = tuple(providers)
         self._running: set[int] = set()
         self._ended = 0
         with Aside(apart=quiet) as aside:
             # Where there are hundreds of small models, threads that help none of them would be thousands.
-            small = threads > 1 and not prepared and path.stat().st_size < TRIM_BYTES
+            small = threads > 1 and not exact_threads and not prepared and path.stat().st_size < TRIM_BYTES
             self._load(path, threads=1 if small else threads, prepared=prepared, quiet=quiet, aside=aside)
             self._warm(warm_rows, warm_s, aside)
             if small and self._row_seconds(aside) > LIGHT_S:
@@ -98,7 +104,7 @@ class OnnxSession:
             self._session, pages = runtime.load_prepared(path, **given)
             weakref.finalize(self, memory_maps.release, self._session, pages).atexit = False
         else:
-            self._session = runtime.load(path, **given)
+            self._session = runtime.load(path, **given, providers=self.providers)
         self._run = runtime.runner(self._session)
         self._input_names = [port.name for port in self._session.get_inputs()]
         self._output_names = [port.name for port in self._session.get_outputs()]
@@ -238,7 +244,8 @@ class OnnxSession:
     def _warm(self, warm_rows: int, warm_s: float, aside: Aside) -> None:
         """Run at growing batch sizes: the first run of a size allocates, and a client would wait for it."""
         size = sum(array.nbytes for array in self.sample(1))
-        most = min(warm_rows, max(1, WARM_BYTES // max(1, size))) if self.signature.batch == "dynamic" else 1
+        fitting = max(1, WARM_BYTES // max(1, size)) if warm_s < math.inf else warm_rows
+        most = min(warm_rows, fitting) if self.signature.batch == "dynamic" else 1
         rows, spent = 0, 0.0
         # One row does not show whether rows come out one by one; for a bare graph that is known already.
         least = 1 if self._is_bare else 2

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
+from serving.access.access import Access
 from serving.bodies.codec_pool import CodecPool, Job
 from serving.deploy.canary_selection import CanarySelection
 from serving.deploy.fleet import Fleet
@@ -18,6 +19,7 @@ from serving.engine.model import Model
 from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed, ServingError
 from serving.grpc_api.call import Call
+from serving.grpc_api.security import caller_of
 from serving.grpc_api.status import FAULT
 from serving.http2.hpack import Headers
 from serving.metrics.metrics import Metrics
@@ -58,13 +60,16 @@ class Prepared(NamedTuple):
 class Prediction(Request):
     """Rows on their way; `finish` gets the response or the error, once, unless `cancel` came before.
 
-    call: what it came by. seconds: how long it may take, from `began`. feature: decides, from the rows as `model` reads
+    call: what it came by. allowed: seconds that its caller gives it; None: as many as its model does. seconds: how long
+    it may take, from `began`. feature: decides, from the rows as `model` reads
     them, whether the candidate of a canary answers instead. shadow: gets a copy of what is answered.
     """
 
     __slots__ = (
+        "allowed",
         "began",
         "call",
+        "caller",
         "decoded",
         "feature",
         "finish",
@@ -82,11 +87,13 @@ class Prediction(Request):
     decoded: Decoded
     model: Model
     wire: InferCodec
+    seconds: float
 
-    def __init__(self, finish: Finish, call: Call, seconds: float, pool: CodecPool) -> None:
+    def __init__(self, finish: Finish, call: Call, allowed: float | None, pool: CodecPool) -> None:
         self.began = time.monotonic()
         self.call = call
-        self.seconds = seconds
+        self.caller: Hashable = None
+        self.allowed = allowed
         self.finish = finish
         self.finished = False
         self.gone = False
@@ -104,6 +111,8 @@ class Prediction(Request):
     def by(self, model: Model) -> None:
         """Let a version answer."""
         self.model = model
+        seconds = model.limits.deadline_s
+        self.seconds = seconds if self.allowed is None else min(seconds, self.allowed)
         self.wire, self.metrics = model.codecs[PROTOCOL]
 
     def read(self, reading: Callable[[InferCodec], Decoded]) -> Decoded:
@@ -194,12 +203,12 @@ class Prediction(Request):
 
 
 class Predictor:
-    """Answers ModelInfer for all models of a fleet; deadline in seconds. Made before the fleet starts."""
+    """Answers ModelInfer for all models of a fleet. Made before the fleet starts."""
 
-    def __init__(self, fleet: Fleet, metrics: Metrics | None, pool: CodecPool, *, deadline: float) -> None:
+    def __init__(self, fleet: Fleet, metrics: Metrics | None, pool: CodecPool, access: Access) -> None:
         self._fleet = fleet
+        self._access = access
         self._metrics = metrics
-        self._deadline = deadline
         self._pool = pool
         self._names: dict[bytes, tuple[str, str | None]] = {}
         fleet.prepare.append(self._prepare)
@@ -210,9 +219,7 @@ class Predictor:
 
     def start(self, request: Buffer, call: Call, finish: Finish) -> Prediction:
         """Begin a prediction; a bad request is finished before this returns."""
-        remaining = call.time_remaining()
-        seconds = self._deadline if remaining is None else min(self._deadline, remaining)
-        prediction = Prediction(finish, call, seconds, self._pool)
+        prediction = Prediction(finish, call, call.time_remaining(), self._pool)
         prediction.step(self._start, request)
         return prediction
 
@@ -285,6 +292,9 @@ class Predictor:
     def _choose(self, prediction: Prediction, name: str, version: str | None) -> None:
         """Find the version that answers; a canary by feature is decided when the rows are read."""
         model = self._fleet.get(name, version)
+        limits = model.limits
+        if limits.callers is not None or limits.cache is not None:
+            prediction.caller = caller_of(self._access, prediction.call.head.headers, limits.callers)
         if version is None:
             served = self._fleet.models[name]
             split = served.canary

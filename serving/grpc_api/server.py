@@ -28,7 +28,7 @@ _SWEEP_S = 0.25
 class GrpcServer:
     """`start` once models are loaded, `stop` to drain; both on the event loop.
 
-    address: "host:port", shared by all workers with SO_REUSEPORT. deadline, grace (for calls in progress when it
+    address: "host:port", shared by all workers with SO_REUSEPORT. grace (for calls in progress when it
     stops): seconds. max_bytes: of one message. patience: with clients.
     """
 
@@ -41,13 +41,12 @@ class GrpcServer:
         bodies: ByteBudget,
         pool: CodecPool,
         address: str,
-        deadline: float,
         grace: float,
         max_bytes: int,
         patience: Timeouts | None = None,
     ) -> None:
         self._fleet = fleet
-        self._service = Service(fleet, metrics, access, pool, deadline=deadline)
+        self._service = Service(fleet, metrics, access, pool)
         self._address = address
         self._grace = grace
         self._max_bytes = max_bytes

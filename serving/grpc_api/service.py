@@ -35,13 +35,11 @@ _FINAL = field(0x22, field(0x0A, b"triton_final_response"), field(0x12, b"\x08\x
 class Service:
     """The calls; each takes a request message and returns a response message, or raises ServingError."""
 
-    def __init__(
-        self, fleet: Fleet, metrics: Metrics | None, access: Access, codecs: CodecPool, *, deadline: float
-    ) -> None:
+    def __init__(self, fleet: Fleet, metrics: Metrics | None, access: Access, codecs: CodecPool) -> None:
         self._access = access
         self._fleet = fleet
         self._metrics = metrics
-        self._predictor = Predictor(fleet, metrics, codecs, deadline=deadline)
+        self._predictor = Predictor(fleet, metrics, codecs, access)
         self._responses = {method: message(f"{method}Response") for method in UNARY}
         self._stream_response = message(f"{STREAM}Response")
 

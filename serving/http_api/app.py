@@ -22,7 +22,7 @@ from serving.deploy import channel
 from serving.deploy.deployment import Deployment
 from serving.deploy.fleet import Fleet
 from serving.engine.admission import ByteBudget
-from serving.engine.model import Limits
+from serving.engine.limits import Limits
 from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError, shown
 from serving.heartbeat import Heartbeat
 from serving.http_api import admin, docs, metadata, repository_api, triton
@@ -80,6 +80,7 @@ def create_app(
         max_batch_rows=settings.max_batch_rows,
         max_queued_rows=settings.max_queued_rows,
         max_delay=settings.max_delay_ms / 1000,
+        deadline_s=settings.deadline_s,
         instances=settings.instances,
         threads=threads,
         memory_bytes=settings.model_memory_bytes or memory_bytes,
@@ -121,7 +122,6 @@ def create_app(
     app.state.targets = EndpointTable(
         metrics,
         access,
-        deadline=settings.deadline_s,
         pool=pool,
         max_json_bytes=min(settings.max_json_bytes, settings.max_body_bytes),
         max_body_bytes=settings.max_body_bytes,

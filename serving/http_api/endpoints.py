@@ -33,14 +33,12 @@ class EndpointTable:
         metrics: Metrics | None,
         access: Access,
         *,
-        deadline: float,
         pool: CodecPool,
         max_json_bytes: int,
         max_body_bytes: int,
     ) -> None:
         self._metrics = metrics
-        self._access = access if access.configured else None
-        self._deadline = deadline
+        self._access = access
         self._pool = pool
         self._max_json_bytes = max_json_bytes
         self._max_body_bytes = max_body_bytes
@@ -82,8 +80,8 @@ class EndpointTable:
             codec(model, "v1" if path.startswith("/v1") else "v2"),
             template=template,
             metrics=self._metrics.model(model.name, model.version) if self._metrics else None,
-            access=self._access,
-            deadline=self._deadline,
+            access=self._access if self._access.configured or model.limits.callers is not None else None,
+            deadline=model.limits.deadline_s,
             loop=loop,
             pool=self._pool,
             max_json_bytes=self._max_json_bytes,

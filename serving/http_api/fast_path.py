@@ -215,7 +215,7 @@ class FastPath(Connection):
         """Tell whether a body from this caller is worth reading; uvicorn's way refuses the others before theirs."""
         try:
             if target.access is not None:
-                admit(target.access, self.headers, "predict")
+                admit(target.access, self.headers, "predict", target.model.limits.callers)
         except ServingError:
             return False
         return True

@@ -11,11 +11,12 @@ import logging
 import pickle
 import time
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from serving.access.access import Access
+from serving.access.principal import ANYONE
 from serving.bodies.codec_pool import CodecPool, Job
 from serving.deploy.canary_selection import CanarySelection
 from serving.deploy.shadow import Shadow
@@ -124,7 +125,7 @@ class Endpoint:
 class Call(Request):
     """One prediction from body to answer: the request itself, so that it costs one object."""
 
-    __slots__ = ("asks", "began", "context", "headers", "job", "target")
+    __slots__ = ("asks", "began", "caller", "context", "headers", "job", "target")
 
     asks: RequestOptions
     target: Endpoint
@@ -142,6 +143,7 @@ class Call(Request):
         """Decode and submit. A bad request, or a stranger's, is answered before this returns."""
         self.asks = asks
         self.headers = headers
+        self.caller: Hashable = ANYONE
         self.gone = False
         self.job = None
         self.began = time.monotonic()
@@ -152,7 +154,7 @@ class Call(Request):
         headers = self.headers
         if target.access is not None:
             try:
-                admit(target.access, headers, "predict")
+                self.caller = admit(target.access, headers, "predict", target.model.limits.callers)
             except ServingError as error:  # a stranger's: no count of the model's moves
                 self.finish(status_of(error, target.protocol), error_headers(error), error_body(error))
                 return

@@ -88,7 +88,8 @@ async def _answer(target: Endpoint, scope: Scope, receive: Receive, send: Send, 
     headers = scope["headers"]
     try:
         if target.access is not None:
-            admit(target.access, headers, "predict")  # before a stranger's body takes memory
+            # Before a stranger's body takes memory.
+            admit(target.access, headers, "predict", target.model.limits.callers)
         asks = request_options(headers)
         if target.codec.raw_tensors and header(headers, LENGTH) is not None:
             body = await read_body(headers, receive, target.max_body_bytes, lease)

@@ -29,9 +29,12 @@ def authorization(headers: Headers) -> bytes | None:
     return given
 
 
-def admit(access: Access, headers: Headers, scope: Scope) -> Principal:
-    """Return who sent a request. Raises Unauthenticated or Forbidden where they may not do what `scope` names."""
-    return access.decide(authorization(headers), scope)
+def admit(access: Access, headers: Headers, scope: Scope, among: frozenset[str] | None = None) -> Principal:
+    """Return who sent a request. Raises Unauthenticated or Forbidden where they may not do what `scope` names.
+
+    among: see `Access.decide`.
+    """
+    return access.decide(authorization(headers), scope, among=among)
 
 
 def may(request: Request, scope: Scope) -> bool:

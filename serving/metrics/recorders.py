@@ -61,6 +61,7 @@ class ModelMetrics:
         self._other: Cells[tuple[str, str]] = Cells(lambda ended: cell("serving_predictions", *ended))
         self._rejected: Cells[str] = Cells(lambda reason: cell("serving_rejected", reason))
         self._invalid: Cells[str] = Cells(lambda feature: cell("serving_invalid_features", feature))
+        self._looked_up: Cells[str] = Cells(lambda outcome: cell("serving_cache_requests", outcome))
         self._rows = cell("serving_rows")
         self._failing = cell("serving_failed_prediction_seconds")
         self._rows_before = 0.0
@@ -103,6 +104,10 @@ class ModelMetrics:
             for detail in error.details:
                 if detail.feature:
                     self._invalid[detail.feature][0] += 1
+
+    def cached(self, outcome: str) -> None:
+        """Count what a response cache made of a request."""
+        self._looked_up[outcome][0] += 1
 
     def ran(self, rows: int, queue_seconds: list[float], inference_seconds: float) -> None:
         """Count a batch that ran, and how long each of its requests had waited."""

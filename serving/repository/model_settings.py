@@ -11,11 +11,13 @@ import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from serving.engine.batching import Batching, Independence
+from serving.engine.batching import NOTHING_OF_ITS_OWN, Batching, Independence
+from serving.engine.limits import CacheSize, Overrides
+from serving.engine.providers import Provider, fault
 from serving.errors import InvalidRequest, ServingError
 from serving.repository import triton_config
 from serving.repository.traffic import Keep, Traffic
@@ -39,6 +41,10 @@ class BatchingTable(_Strict):
 
     enabled: bool | None = None
     """Run requests of different callers together where the model's rows are independent."""
+    max_batch_rows: int | None = Field(None, ge=1)
+    """Rows that run together; a larger request runs alone."""
+    max_delay_ms: float | None = Field(None, ge=0, le=1000)
+    """Milliseconds that the model waits for company when it is idle; 0 never waits."""
     allow_dynamic_quantization: bool = False
     """Do so too where the only thing that rows share is a scale that the model takes over the batch: answers then
     differ a little with who asks at the same time."""
@@ -47,8 +53,49 @@ class BatchingTable(_Strict):
 class LimitsTable(_Strict):
     """`[limits]` of model.toml."""
 
+    max_queued_rows: int | None = Field(None, ge=1)
+    """Rows that may wait; beyond it the answer is 429."""
+    deadline_s: float | None = Field(None, gt=0, le=86400)
+    """Seconds after which a request that still waits is answered 504, where its caller asks for no less."""
     memory_bytes: int | None = Field(None, ge=LEAST_MODEL_MEMORY)
     """Most that runs of this model and their answers may take at a time, beside its weights, in bytes."""
+
+
+class ExecutionTable(_Strict):
+    """`[execution]` of model.toml."""
+
+    instances: int | None = Field(None, ge=1, le=64)
+    """Batches that run at the same time, in each worker."""
+    threads: int | None = Field(None, ge=1, le=1024)
+    """Threads of one run."""
+    warm_rows: int | None = Field(None, ge=1, le=1_000_000)
+    """The largest batch that is tried before the model serves, whatever it takes."""
+    providers: tuple[Provider, ...] | None = Field(None, strict=False, max_length=8)
+    """What runs the model beside the processor, in order."""
+
+
+class CacheTable(_Strict):
+    """`[cache]` of model.toml: one of both says how much each version holds in each worker; without them, nothing."""
+
+    entries: int | None = Field(None, ge=1)
+    """So many answers."""
+    bytes: int | None = Field(None, ge=64 * 1024)
+    """So many bytes of requests and answers."""
+
+    @model_validator(mode="after")
+    def _one(self) -> CacheTable:
+        if (self.entries is None) == (self.bytes is None):
+            raise ValueError("exactly one of entries and bytes")
+        return self
+
+
+class AccessTable(_Strict):
+    """`[access]` of model.toml."""
+
+    predict: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] | None = Field(
+        None, strict=False, min_length=1, max_length=1000
+    )
+    """Names of the keys, and of tokens as `jwt:<subject>`, that may predict; without it, all with the scope."""
 
 
 class SettingsDocument(_Strict):
@@ -56,19 +103,30 @@ class SettingsDocument(_Strict):
 
     batching: BatchingTable = BatchingTable()
     limits: LimitsTable = LimitsTable()
+    execution: ExecutionTable = ExecutionTable()
+    cache: CacheTable | None = None
+    access: AccessTable = AccessTable()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """What was set for one model. off: who has switched batching off, empty where nobody has. None: not set."""
+    """What was set for one model. off: who has switched batching off, empty where nobody has. own: all that a worker
+    goes by.
+    """
 
     off: str = ""
     allow_dynamic_quantization: bool = False
-    max_rows: int | None = None
-    max_delay_s: float | None = None
-    instances: int | None = None
-    memory_bytes: int | None = None
+    own: Overrides = NOTHING_OF_ITS_OWN
     keep: Keep | None = None
+
+    def shown(self) -> dict[str, Any]:
+        """Return what was set, for people, by name."""
+        named = {
+            "batching": self.off,
+            "allow_dynamic_quantization": self.allow_dynamic_quantization,
+            **self.own.model_dump(mode="json", exclude_none=True),
+        }
+        return {name: value for name, value in named.items() if value not in ("", False)}
 
     def decide(self, independence: Independence) -> Batching:
         """Say how the requests of a version run, by what was proved of its rows."""
@@ -76,7 +134,7 @@ class ModelSettings:
         reason = "" if together else independence.reason
         if self.off:
             together, reason = False, self.off
-        return Batching(together, reason, self.max_rows, self.max_delay_s, self.instances, self.memory_bytes)
+        return Batching(together, reason, self.own)
 
     def traffic(self, asked: Traffic, available: Collection[str]) -> Traffic:
         """Return what is asked for with the versions to keep of config.pbtxt, where nobody has asked for others.
@@ -109,29 +167,36 @@ def parse(text: str) -> SettingsDocument:
 def _sentence(place: str, kind: str, text: str) -> str:
     if kind == "extra_forbidden":
         return f"{place}: there is no such setting"
-    return f"{place}: {text.removeprefix('Input ')}"
+    return f"{place}: {text.removeprefix('Input ').removeprefix('Value error, ')}"
 
 
 def read(folder: Path) -> ModelSettings:
     """Read both files of a model. Raises InvalidRequest where one can't be read."""
-    own, triton = _text(folder / SETTINGS_FILE), _text(folder / CONFIG_FILE)
-    document = parse(own) if own is not None else SettingsDocument()
-    batching = document.batching
+    toml, triton = _text(folder / SETTINGS_FILE), _text(folder / CONFIG_FILE)
+    document = parse(toml) if toml is not None else SettingsDocument()
     config = triton_config.parse(triton, folder.name) if triton is not None else TritonConfig()
+    batching, limits, execution = document.batching, document.limits, document.execution
+    if wrong := fault(execution.providers or ()):
+        raise InvalidRequest(f"{SETTINGS_FILE}: execution.providers: {wrong}")
     off = ""
     if batching.enabled is False:
         off = f"switched off in {SETTINGS_FILE}"
-    elif batching.enabled is None and config.max_batch_size == 0:
+    elif batching.enabled is None and batching.max_batch_rows is None and config.max_batch_size == 0:
         off = f"max_batch_size is 0 in {CONFIG_FILE}"
-    return ModelSettings(
-        off,
-        batching.allow_dynamic_quantization,
-        max_rows=config.max_batch_size or None,
-        max_delay_s=config.delay_s,
-        instances=config.instances,
-        memory_bytes=document.limits.memory_bytes,
-        keep=config.keep,
+    own = Overrides(
+        max_batch_rows=batching.max_batch_rows or config.max_batch_size or None,
+        max_queued_rows=limits.max_queued_rows or config.max_queued_rows,
+        max_delay=config.delay_s if batching.max_delay_ms is None else batching.max_delay_ms / 1000,
+        deadline_s=limits.deadline_s or config.timeout_s,
+        instances=execution.instances or config.instances,
+        threads=execution.threads or config.threads,
+        memory_bytes=limits.memory_bytes,
+        warm_rows=execution.warm_rows,
+        providers=execution.providers,
+        cache=CacheSize(entries=document.cache.entries, bytes=document.cache.bytes) if document.cache else None,
+        callers=frozenset(document.access.predict) if document.access.predict is not None else None,
     )
+    return ModelSettings(off, batching.allow_dynamic_quantization, own, config.keep)
 
 
 class SettingsFiles:
@@ -156,14 +221,29 @@ class SettingsFiles:
         try:
             settings, problem = (read(folder) if any(facts) else ModelSettings()), ""
         except ServingError as error:
-            problem = error.message
-            # Nobody knows what it should say: one at a time is never wrong.
-            settings = before[1] if before is not None else ModelSettings(off="its settings can't be read")
+            if before is not None:
+                settings, meanwhile = before[1], "what was set before goes on"
+            else:  # nobody knows what it should say: one at a time is never wrong
+                own = Overrides(callers=_callers(folder))
+                settings, meanwhile = ModelSettings(off="its settings can't be read", own=own), "requests run alone"
+            problem = f"{error.message} (until that is mended {meanwhile})"
             log.error("%s: %s", name, problem)
         else:
             if before is not None:
                 log.info("%s: new settings: %s", name, settings)
         return facts, settings, problem
+
+
+def _callers(folder: Path) -> frozenset[str] | None:
+    """Return who may predict by settings that can't be read as a whole; nobody where they may say it, unreadably."""
+    try:
+        text = _text(folder / SETTINGS_FILE) or ""
+        if "access" not in text:
+            return None
+        predict = AccessTable.model_validate(tomllib.loads(text).get("access", {})).predict
+    except (ServingError, ValueError):
+        return frozenset()
+    return None if predict is None else frozenset(predict)
 
 
 def _text(path: Path) -> str | None:

@@ -32,10 +32,18 @@ _MESSAGES = {
     "Specific": "versions 1 *int64",
     "VersionPolicy": "latest 1 Latest, all 2 All, specific 3 Specific",
     "InstanceGroup": "count 2 int32",
-    "DynamicBatching": "preferred_batch_size 1 *int32, max_queue_delay_microseconds 2 uint64",
+    "QueuePolicy": "timeout_action 1 TimeoutAction, default_timeout_microseconds 2 uint64, max_queue_size 4 uint32",
+    "DynamicBatching": "preferred_batch_size 1 *int32, max_queue_delay_microseconds 2 uint64, "
+    "default_queue_policy 6 QueuePolicy",
+    "Text": "string_value 1 string",
+    "Parameter": "key 1 string, value 2 Text",
     "ModelConfig": "version_policy 3 VersionPolicy, max_batch_size 4 int32, instance_group 7 *InstanceGroup, "
-    "dynamic_batching 11 DynamicBatching",
+    "dynamic_batching 11 DynamicBatching, parameters 14 *Parameter",
 }
+_ENUMS = {"TimeoutAction": ("REJECT", "DELAY")}
+_THREADS = "intra_op_thread_count"
+"""A parameter of Triton's onnxruntime backend: https://github.com/triton-inference-server/onnxruntime_backend."""
+_MOST_THREADS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,9 @@ class TritonConfig:
 
     max_batch_size: int | None = None
     delay_s: float | None = None
+    max_queued_rows: int | None = None
+    timeout_s: float | None = None
+    threads: int | None = None
     instances: int | None = None
     keep: Keep | None = None
 
@@ -75,7 +86,25 @@ def parse(text: str, name: str) -> TritonConfig:
         raise InvalidRequest(
             f"{CONFIG_FILE}: instance_group: asks for {instances} instances: {_MOST_INSTANCES} at most"
         )
-    return TritonConfig(size, delay_s, instances or None, _keep(message))
+    queue = message.dynamic_batching.default_queue_policy
+    return TritonConfig(
+        max_batch_size=size,
+        delay_s=delay_s,
+        # Triton counts requests, each of up to max_batch_size rows.
+        max_queued_rows=queue.max_queue_size * max(1, size or 1) or None,
+        timeout_s=queue.default_timeout_microseconds / 1e6 or None if queue.timeout_action == 0 else None,
+        threads=_threads(message),
+        instances=instances or None,
+        keep=_keep(message),
+    )
+
+
+def _threads(message: Any) -> int | None:
+    """Return the threads of one run; None where they are left to the server, which Triton writes as 0."""
+    text = next((parameter.value.string_value for parameter in message.parameters if parameter.key == _THREADS), "0")
+    if not text.isdecimal() or not text.isascii() or len(text) > 4 or int(text) > _MOST_THREADS:
+        raise InvalidRequest(f"{CONFIG_FILE}: parameters.{_THREADS}: should be a whole number up to {_MOST_THREADS}")
+    return int(text) or None
 
 
 def _keep(message: Any) -> Keep | None:
@@ -102,6 +131,10 @@ def _message_class() -> Any:
 
     fields = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="config.proto", package="triton", syntax="proto2")
+    for name, values in _ENUMS.items():
+        enum = file.enum_type.add(name=name)
+        for place, value in enumerate(values):
+            enum.value.add(name=value, number=place)
     for name, text in _MESSAGES.items():
         message = file.message_type.add(name=name)
         for field in filter(None, text.split(", ")):
@@ -111,6 +144,8 @@ def _message_class() -> Any:
             made.label = fields.LABEL_REPEATED if repeated else fields.LABEL_OPTIONAL
             if kind in _MESSAGES:
                 made.type, made.type_name = fields.TYPE_MESSAGE, f".triton.{kind}"
+            elif kind in _ENUMS:
+                made.type, made.type_name = fields.TYPE_ENUM, f".triton.{kind}"
             else:
                 made.type = fields.Type.Value(f"TYPE_{kind.upper()}")
     pool = descriptor_pool.DescriptorPool()

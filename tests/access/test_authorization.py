@@ -161,7 +161,6 @@ def application(folder: Path, **settings: Any) -> FastAPI:
             bodies=bodies,
             pool=pool,
             address="127.0.0.1:0",
-            deadline=10,
             grace=0.2,
             max_bytes=1 << 20,
         ),

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from serving.engine.batch_independence import prove
 from serving.engine.batcher import Unobserved
-from serving.engine.model import Limits, Model
+from serving.engine.limits import Limits
+from serving.engine.model import Model
 from serving.engine.request import NORMAL, Outcome, Request
 from serving.engine.session import OnnxSession
 from serving.errors import ServingError

@@ -49,7 +49,6 @@ def channel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpc.Channel]:
             bodies=bodies,
             pool=pool,
             address="127.0.0.1:0",
-            deadline=10,
             grace=1,
             max_bytes=1 << 25,
         ),

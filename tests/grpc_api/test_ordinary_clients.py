@@ -58,7 +58,6 @@ def app() -> Iterator[Any]:
             bodies=bodies,
             pool=pool,
             address="127.0.0.1:0",
-            deadline=10,
             grace=1,
             max_bytes=1 << 22,
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,10 +13,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.commands.status import state
-from serving.engine.batching import Independence
+from serving.engine import providers
+from serving.engine.batching import Batching, Independence
+from serving.engine.limits import CacheSize, Limits, Overrides
+from serving.engine.providers import Provider
 from serving.errors import InvalidRequest
 from serving.http_api.app import create_app
-from serving.repository.model_settings import ModelSettings, read
+from serving.repository.model_settings import ModelSettings, SettingsFiles, read
 from serving.repository.servers import Observer
 from serving.repository.traffic import Latest, Traffic
 from serving.settings import Settings
@@ -32,6 +36,56 @@ optimization { execution_accelerators { gpu_execution_accelerator : [ { name : "
 """
 
 
+def own(**given: Any) -> ModelSettings:
+    return ModelSettings(own=Overrides(**given))
+
+
+WHOLE = """
+[batching]
+max_batch_rows = 32
+max_delay_ms = 2.5
+
+[limits]
+max_queued_rows = 100
+deadline_s = 2
+memory_bytes = 268435456
+
+[execution]
+instances = 2
+threads = 3
+warm_rows = 16
+
+[[execution.providers]]
+name = "CPUExecutionProvider"
+options = { arena = 1, "exact" = true }
+
+[cache]
+entries = 1000
+
+[access]
+predict = ["ci", "jwt:alice"]
+"""
+ALL_OF_IT = own(
+    max_batch_rows=32,
+    max_delay=0.0025,
+    max_queued_rows=100,
+    deadline_s=2.0,
+    memory_bytes=268435456,
+    instances=2,
+    threads=3,
+    warm_rows=16,
+    providers=(Provider(name="CPUExecutionProvider", options={"arena": 1, "exact": True}),),
+    cache=CacheSize(entries=1000),
+    callers=frozenset({"ci", "jwt:alice"}),
+)
+QUEUED = """
+max_batch_size: 8
+dynamic_batching { default_queue_policy { max_queue_size: 10 default_timeout_microseconds: 1500000 } }
+parameters { key: "intra_op_thread_count" value: { string_value: "2" } }
+parameters [ { key: "other" value: { string_value: "x" } } ]
+"""
+
+
 @pytest.mark.parametrize(
     ("toml", "pbtxt", "due"),
     [
@@ -41,13 +95,23 @@ optimization { execution_accelerators { gpu_execution_accelerator : [ { name : "
         ("[batching]\nallow_dynamic_quantization = true", None, ModelSettings(allow_dynamic_quantization=True)),
         (None, TRITON + "max_batch_size: 0", ModelSettings(off="max_batch_size is 0 in config.pbtxt")),
         ("[batching]\nenabled = true", "max_batch_size: 0", ModelSettings()),
-        (None, TRITON + "max_batch_size: 8", ModelSettings(max_rows=8)),
+        (None, TRITON + "max_batch_size: 8", own(max_batch_rows=8)),
         (
             None,
             "max_batch_size: 8 dynamic_batching { preferred_batch_size: [4, 8] max_queue_delay_microseconds: 500 }",
-            ModelSettings(max_rows=8, max_delay_s=0.0005),
+            own(max_batch_rows=8, max_delay=0.0005),
         ),
-        (None, "instance_group [ { count: 2 kind: KIND_CPU }, { kind: KIND_CPU } ]", ModelSettings(instances=3)),
+        (None, "instance_group [ { count: 2 kind: KIND_CPU }, { kind: KIND_CPU } ]", own(instances=3)),
+        (WHOLE, None, ALL_OF_IT),
+        (WHOLE, QUEUED + "instance_group { count: 9 }", ALL_OF_IT),
+        (None, QUEUED, own(max_batch_rows=8, max_delay=0.0, max_queued_rows=80, deadline_s=1.5, threads=2)),
+        (
+            None,
+            "dynamic_batching { default_queue_policy { timeout_action: DELAY default_timeout_microseconds: 5 } }",
+            own(max_delay=0.0),
+        ),
+        ("[batching]\nmax_batch_rows = 4", "max_batch_size: 0", own(max_batch_rows=4)),
+        ("[cache]\nbytes = 1000000", None, own(cache=CacheSize(bytes=1000000))),
         (None, "version_policy: { all {} }", ModelSettings(keep="all")),
         (None, "version_policy: { latest { num_versions: 3 } }", ModelSettings(keep=Latest(latest=3))),
         (None, "version_policy: { specific { versions: [1, 3] } }", ModelSettings(keep=("1", "3"))),
@@ -71,6 +135,16 @@ def write(folder: Path, toml: str | None = None, pbtxt: str | None = None) -> No
         ("[batching", None, "model.toml: is not TOML"),
         ("[batching]\nenable = true", None, "model.toml: batching.enable: there is no such setting"),
         ("[batching]\nenabled = 1", None, "model.toml: batching.enabled: should be a valid boolean"),
+        ("[limits]\ndeadline_s = 0", None, "model.toml: limits.deadline_s: should be greater than 0"),
+        ("[limits]\ndeadline_s = '2'", None, "model.toml: limits.deadline_s: should be a valid number"),
+        ("[execution]\nthreads = 1.5", None, "model.toml: execution.threads"),
+        ("[execution]\ninstances = 65", None, "model.toml: execution.instances: should be less than or equal to 64"),
+        ("[cache]", None, "model.toml: cache: exactly one of entries and bytes"),
+        ("[cache]\nentries = 1\nbytes = 100000", None, "model.toml: cache: exactly one of entries and bytes"),
+        ("[access]\npredict = []", None, "model.toml: access.predict"),
+        ("keep = 2", None, "model.toml: keep: there is no such setting"),
+        ("[[execution.providers]]\nname = 1", None, "model.toml: execution.providers.0.name"),
+        (None, 'parameters { key: "intra_op_thread_count" value: { string_value: "all" } }', "intra_op_thread_count"),
         (None, "max_batch_size: many", "config.pbtxt: 1:17"),
         (None, "max_batch_size: -1", "config.pbtxt: max_batch_size: should be 0 or more"),
         (None, "dynamic_batching { max_queue_delay_microseconds: 9000000 }", "max_queue_delay_microseconds"),
@@ -83,6 +157,59 @@ def test_what_is_wrong_is_named(tmp_path: Path, toml: str | None, pbtxt: str | N
     write(tmp_path, toml, pbtxt)
     with pytest.raises(InvalidRequest, match=said.replace(".", r"\.")):
         read(tmp_path)
+
+
+CUDA = '[[execution.providers]]\nname = "CUDAExecutionProvider"\n'
+
+
+@pytest.mark.parametrize(
+    ("toml", "there", "said"),
+    [
+        (CUDA, ["CPUExecutionProvider"], "CUDAExecutionProvider is not installed: it comes with onnxruntime-gpu"),
+        (CUDA.replace("CUDA", "OpenVINO"), [], "OpenVINO.* it comes with onnxruntime-openvino"),
+        (CUDA.replace("CUDA", "Cuda"), ["CPUExecutionProvider"], "Cuda.* installed has CPUExecutionProvider, and not"),
+        (CUDA + "options = { trt_extra_plugin_lib_paths = 'x.so' }", ["CUDAExecutionProvider"], "trt_extra_plugin_lib"),
+        (CUDA + "options = { device_id = 0 }", ["CUDAExecutionProvider"], None),
+    ],
+)
+def test_a_provider_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toml: str, there: list[str], said: str | None
+) -> None:
+    """One that is not installed is refused with the package that brings it; so is an option that would load a file."""
+    monkeypatch.setattr(providers, "installed", lambda: frozenset(there))
+    write(tmp_path, toml)
+    if said is None:
+        (found,) = read(tmp_path).own.providers or ()
+        assert found == Provider(name="CUDAExecutionProvider", options={"device_id": 0})
+    else:
+        with pytest.raises(InvalidRequest, match="execution.providers: .*" + said):
+            read(tmp_path)
+
+
+def test_workers_are_told_all_of_it() -> None:
+    """What was set reaches the workers as it was set."""
+    batching = ALL_OF_IT.decide(Independence(proved=True))
+    assert Batching.read(json.loads(json.dumps(batching.dump()))) == batching
+    assert Limits().of(batching.own).callers == {"ci", "jwt:alice"}
+
+
+@pytest.mark.parametrize(
+    ("text", "due"),
+    [
+        ("[batching]\nenable = 1", None),
+        ("[batching", None),
+        ("[batching]\nenable = 1\n[access]\npredict = ['ci']", {"ci"}),
+        ("[access]\npredict = ['ci'", set()),
+        ("[access]\nkeys = ['ci']", set()),
+    ],
+)
+def test_who_may_predict_is_not_lost_with_the_rest(tmp_path: Path, text: str, due: set[str] | None) -> None:
+    """Where a server starts with a file that can't be read, it opens no model that the file may close."""
+    (tmp_path / "m").mkdir()
+    write(tmp_path / "m", text)
+    found, problems = SettingsFiles(tmp_path).look(["m"])
+    assert found["m"].own.callers == due
+    assert problems
 
 
 def test_only_a_shared_scale_may_be_allowed() -> None:

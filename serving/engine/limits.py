@@ -1,0 +1,74 @@
+"""How much one model may take, and how it runs: what the server's settings say, and what one model has of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pydantic import BaseModel, ConfigDict
+
+from serving.engine.providers import Provider
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class CacheSize(_Frozen):
+    """How much a response cache of one version holds in one worker: so many answers, or so many bytes."""
+
+    entries: int | None = None
+    bytes: int | None = None
+
+
+class Overrides(_Frozen):
+    """What one model has of its own of `Limits`, by the same names. None: as the server's settings say."""
+
+    max_batch_rows: int | None = None
+    max_queued_rows: int | None = None
+    max_delay: float | None = None
+    deadline_s: float | None = None
+    instances: int | None = None
+    threads: int | None = None
+    memory_bytes: int | None = None
+    warm_rows: int | None = None
+    providers: tuple[Provider, ...] | None = None
+    cache: CacheSize | None = None
+    callers: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one model may take, and how it runs; rows, seconds, threads and bytes.
+
+    deadline_s: of its predictions, where their callers ask for none that is shorter. memory_bytes: see `OnnxSession`.
+    exact_threads: whether a small model gets all of `threads` too. warm_rows: the largest batch that warming up tries;
+    None tries up to max_batch_rows, for as long as that is quick. providers: beside the processor, in order. cache:
+    None answers each request anew. callers: names of those who may predict; None: whoever the server lets.
+    """
+
+    max_batch_rows: int = 512
+    max_queued_rows: int = 4096
+    max_delay: float = 0.0
+    deadline_s: float = 30.0
+    instances: int = 1
+    threads: int = 1
+    exact_threads: bool = False
+    memory_bytes: int | None = None
+    warm_rows: int | None = None
+    providers: tuple[Provider, ...] = ()
+    cache: CacheSize | None = None
+    callers: frozenset[str] | None = None
+
+    def of(self, own: Overrides) -> Limits:
+        """Return those of a model with settings of its own."""
+        given = {name: value for name, value in own if value is not None}
+        return replace(self, **given, exact_threads=own.threads is not None)
+
+    def same_session(self, other: Limits) -> bool:
+        """Tell whether a session that was loaded with these does for others too."""
+        return (self.threads, self.exact_threads, self.memory_bytes, self.providers) == (
+            other.threads,
+            other.exact_threads,
+            other.memory_bytes,
+            other.providers,
+        )
