@@ -124,8 +124,15 @@ def config(fleet: Fleet, name: str, version: str | None = None) -> dict[str, Any
             "priority_levels": LOW + 1,  # the protocol counts from 1
             "default_priority_level": NORMAL + 1,
         }
-    else:
-        made["parameters"] = {"batching": {"string_value": f"off: {model.batching.reason}"}}
+    parameters = {
+        "intra_op_thread_count": str(model.session.threads),
+        "deadline_s": f"{limits.deadline_s:g}",
+        "max_queued_rows": str(limits.max_queued_rows),
+        **({} if batched else {"batching": f"off: {model.batching.reason}"}),
+        **({"execution_providers": ", ".join(p.name for p in limits.providers)} if limits.providers else {}),
+        **({"response_cache": str(limits.cache)} if limits.cache else {}),
+    }
+    made["parameters"] = {name: {"string_value": value} for name, value in parameters.items()}
     return made
 
 

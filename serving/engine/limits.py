@@ -19,6 +19,9 @@ class CacheSize(_Frozen):
     entries: int | None = None
     bytes: int | None = None
 
+    def __str__(self) -> str:
+        return f"{self.entries} entries" if self.bytes is None else f"{self.bytes} bytes"
+
 
 class Overrides(_Frozen):
     """What one model has of its own of `Limits`, by the same names. None: as the server's settings say."""

@@ -21,7 +21,7 @@ PACKAGES = {
     "ROCMExecutionProvider": "onnxruntime-rocm",
     "QNNExecutionProvider": "onnxruntime-qnn",
     "DmlExecutionProvider": "onnxruntime-directml",
-    "CoreMLExecutionProvider": "onnxruntime for macOS",
+    "CoreMLExecutionProvider": "onnxruntime",
 }
 """Source: https://onnxruntime.ai/docs/install, and the packages on PyPI."""
 
@@ -63,7 +63,8 @@ def fault(providers: Iterable[Provider]) -> str:
         if name not in there:
             if name not in PACKAGES:
                 return f"{name}: the onnxruntime that is installed has {', '.join(sorted(there))}, and not this"
-            return f"{name} is not installed: it comes with {PACKAGES[name]}, in place of the package onnxruntime"
+            where = " on macOS" if PACKAGES[name] == "onnxruntime" else ", in place of the package onnxruntime"
+            return f"{name} is not installed: it comes with {PACKAGES[name]}{where}"
         files = sorted(option for option in provider.options if _FILES.search(option))
         if files:
             return (

@@ -14,6 +14,8 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from serving.engine.batching import RULES, Independence
+from serving.engine.providers import PACKAGES
 from serving.engine.signature import Signature
 from serving.errors import ModelInvalid
 from serving.gate.compatibility import breaking
@@ -49,9 +52,16 @@ class Limits:
     max_batch_rows: int = 512
 
 
+@cache
 def runtime() -> str:
-    """Return the version of onnxruntime, without loading it."""
-    return package_version("onnxruntime")
+    """Return the version of onnxruntime, without loading it; of each package that brings it, where others do."""
+    found = {}
+    for package in ("onnxruntime", *PACKAGES.values()):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = package_version(package)
+    return ", ".join(
+        version if package == "onnxruntime" else f"{package} {version}" for package, version in found.items()
+    )
 
 
 class Gate:
