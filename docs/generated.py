@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic_core import PydanticUndefined
 
 from serving.metrics.definitions import COUNTERS, GAUGES, HISTOGRAMS
+from serving.repository.model_settings import SettingsDocument
 from serving.settings import Settings
 
 
@@ -20,7 +21,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = list(head)
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in line) + " |" for line in lines
+    )
 
 
 def settings() -> str:
@@ -32,6 +35,17 @@ def settings() -> str:
         none = field.default in (None, (), PydanticUndefined)
         rows.append([flag, f"`SERVING_{name.upper()}`", "" if none else f"`{field.default}`", field.description or ""])
     return _table(("flag", "environment", "default", "meaning"), rows)
+
+
+def model_settings() -> str:
+    """List what model.toml may hold: each key with its table, and its meaning."""
+    rows = []
+    for table, tables in SettingsDocument.model_fields.items():
+        for kind in (
+            kind for kind in (tables.annotation, *get_args(tables.annotation)) if hasattr(kind, "model_fields")
+        ):
+            rows += [[f"`{table}.{name}`", field.description or ""] for name, field in kind.model_fields.items()]
+    return _table(("key", "meaning"), rows)
 
 
 def metrics() -> str:
@@ -46,4 +60,4 @@ def _labels(labels: tuple[str, ...]) -> str:
     return ", ".join(f"`{label}`" for label in labels)
 
 
-TABLES: dict[str, Callable[[], str]] = {"settings": settings, "metrics": metrics}
+TABLES: dict[str, Callable[[], str]] = {"settings": settings, "model_settings": model_settings, "metrics": metrics}

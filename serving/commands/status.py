@@ -16,6 +16,7 @@ from serving.commands.traffic import Models, Name, StateDir, explained
 from serving.errors import ServingError
 from serving.logs import visible
 from serving.repository import model_settings
+from serving.repository.model_settings import ModelSettings, in_words
 from serving.repository.servers import Observer, Server
 from serving.repository.traffic import Traffic, current
 from serving.repository.traffic_store import TrafficStore
@@ -66,6 +67,8 @@ def status(
             console.print(visible(f"{one['name']}: {trial}"), soft_wrap=True)
         for version, reason in one["alone"].items():
             console.print(visible(f"{one['name']} {version}: requests run alone: {reason}"), soft_wrap=True)
+        if one["settings"]:
+            console.print(visible(f"{one['name']}: settings: {in_words(one['settings'])}"), soft_wrap=True)
         for problem in one["problems"]:
             console.print(visible(f"{one['name']}: {problem}"), soft_wrap=True)
     for server in live:
@@ -86,6 +89,7 @@ def state(root: Path, state_dir: Path | None, name: str, live: list[Server]) -> 
     except ServingError as error:
         traffic = None
         problems.insert(0, error.message)
+    own = ModelSettings()
     try:
         own = model_settings.read(root / name)
         traffic = own.traffic(traffic, versions) if traffic is not None else None
@@ -102,6 +106,7 @@ def state(root: Path, state_dir: Path | None, name: str, live: list[Server]) -> 
         "serving": generations,
         "trials": list(dict.fromkeys(str(line) for _, s in standings for line in s.get("trial", ()))),
         "alone": {version: reason for _, s in standings for version, reason in s.get("alone", {}).items()},
+        "settings": own.shown(),
         "problems": problems,
     }
 

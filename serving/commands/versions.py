@@ -19,6 +19,7 @@ from serving.errors import ServingError
 from serving.gate.gate import Gate
 from serving.gate.report import GateRefused
 from serving.gate.report_table import table
+from serving.gate.settings_check import with_settings
 from serving.linux.thread_scheduling import lowest_priority
 
 
@@ -67,7 +68,7 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
             allow_custom_ops=allow_custom_ops,
             state_dir=state_dir,
         )
-        console.print(table(published.report, f"{name} {published.version}"))
+        console.print(table(with_settings(published.report, models / name), f"{name} {published.version}"))
         if promote:
             order = made(commands.Promote, version=published.version, why=note, judge=None)
             carry_out(models, state_dir, name, order, no_wait=False)
@@ -104,7 +105,8 @@ def check(
     except (ServingError, OSError) as error:
         console.print(f"serving: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(2) from None
-    console.print(table(report, str(path)))
+    home = models / name if name is not None else path.absolute().parent if path.is_dir() else None
+    console.print(table(report if home is None else with_settings(report, home), str(path)))
     raise typer.Exit(0 if report.ok else 1)
 
 

@@ -21,6 +21,7 @@ from serving.deploy.fleet import Fleet
 from serving.deploy.rollout_figures import figures
 from serving.errors import InvalidRequest, ModelNotFound, shown
 from serving.gate import gate
+from serving.gate.settings_check import with_settings
 from serving.http_api.metadata import LiveFleet, json_answer
 from serving.http_api.parameters import NoParameters, Parameters
 from serving.http_api.route import read_body
@@ -197,4 +198,4 @@ def _report(root: Path, state_dir: Path | None, model: str, version: str) -> Any
         report = None
     if report is None:
         raise ModelNotFound("there is no report for this version")
-    return report.model_dump(mode="json")
+    return with_settings(report, root / model).model_dump(mode="json")

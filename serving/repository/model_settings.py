@@ -40,13 +40,13 @@ class BatchingTable(_Strict):
     """`[batching]` of model.toml."""
 
     enabled: bool | None = None
-    """Run requests of different callers together where the model's rows are independent."""
+    """Run requests of different callers together where the model's rows are independent; false runs each alone."""
     max_batch_rows: int | None = Field(None, ge=1)
     """Rows that run together; a larger request runs alone."""
     max_delay_ms: float | None = Field(None, ge=0, le=1000)
     """Milliseconds that the model waits for company when it is idle; 0 never waits."""
     allow_dynamic_quantization: bool = False
-    """Do so too where the only thing that rows share is a scale that the model takes over the batch: answers then
+    """Run them together too where all that rows share is a scale that the model takes over the batch: answers then
     differ a little with who asks at the same time."""
 
 
@@ -75,12 +75,12 @@ class ExecutionTable(_Strict):
 
 
 class CacheTable(_Strict):
-    """`[cache]` of model.toml: one of both says how much each version holds in each worker; without them, nothing."""
+    """`[cache]` of model.toml."""
 
     entries: int | None = Field(None, ge=1)
-    """So many answers."""
+    """Answers that each version keeps in each worker; exactly one of both keys switches the cache on."""
     bytes: int | None = Field(None, ge=64 * 1024)
-    """So many bytes of requests and answers."""
+    """Bytes of requests and answers that it keeps instead."""
 
     @model_validator(mode="after")
     def _one(self) -> CacheTable:
@@ -120,13 +120,18 @@ class ModelSettings:
     keep: Keep | None = None
 
     def shown(self) -> dict[str, Any]:
-        """Return what was set, for people, by name."""
-        named = {
+        """Return what was set, by name, as JSON values that people understand."""
+        own = self.own
+        named: dict[str, Any] = {
             "batching": self.off,
             "allow_dynamic_quantization": self.allow_dynamic_quantization,
-            **self.own.model_dump(mode="json", exclude_none=True),
+            **own.model_dump(exclude_none=True, exclude={"providers", "cache", "callers"}),
+            "providers": [provider.name for provider in own.providers or ()],
+            "cache": str(own.cache or ""),
         }
-        return {name: value for name, value in named.items() if value not in ("", False)}
+        return {name: value for name, value in named.items() if value not in ("", False, [])} | (
+            {} if own.callers is None else {"predict": sorted(own.callers)}
+        )
 
     def decide(self, independence: Independence) -> Batching:
         """Say how the requests of a version run, by what was proved of its rows."""
@@ -147,6 +152,18 @@ class ModelSettings:
         known = [version for version in listed if version in available] or listed
         stable = asked.stable or max(known, key=int, default=None)
         return asked.model_copy(update={"keep": self.keep, "stable": stable})
+
+
+def in_words(shown: dict[str, Any]) -> str:
+    """Put what `ModelSettings.shown` returned in a line.
+
+    >>> in_words({"threads": 2, "predict": ["ci", "web"]})
+    'threads 2, predict ci and web'
+    """
+    said = {
+        name: " and ".join(value) or "nobody" if isinstance(value, list) else value for name, value in shown.items()
+    }
+    return ", ".join(f"{name} {value}" for name, value in said.items())
 
 
 def parse(text: str) -> SettingsDocument:

@@ -18,6 +18,8 @@ from serving.engine.batching import Batching, Independence
 from serving.engine.limits import CacheSize, Limits, Overrides
 from serving.engine.providers import Provider
 from serving.errors import InvalidRequest
+from serving.gate.report import Report
+from serving.gate.settings_check import with_settings
 from serving.http_api.app import create_app
 from serving.repository.model_settings import ModelSettings, SettingsFiles, read
 from serving.repository.servers import Observer
@@ -212,6 +214,20 @@ def test_who_may_predict_is_not_lost_with_the_rest(tmp_path: Path, text: str, du
     assert problems
 
 
+def test_settings_are_shown_with_a_version(tmp_path: Path) -> None:
+    """The gate's report says what a model's settings are, or what is wrong with them, and refuses nothing for it."""
+    report = Report(ok=True, content="", runtime="", time=0.0)
+    write(tmp_path, WHOLE)
+    (check,) = with_settings(report, tmp_path).checks
+    assert check.outcome == "passed"
+    for said in ("max_batch_rows 32", "deadline_s 2", "predict ci and jwt:alice", "cache 1000 entries", "threads 3"):
+        assert said in check.detail
+    write(tmp_path, "[batch]")
+    found = with_settings(report, tmp_path)
+    assert (found.ok, found.checks[0].outcome) == (True, "warned")
+    assert "model.toml: batch: there is no such setting" in found.checks[0].detail
+
+
 def test_only_a_shared_scale_may_be_allowed() -> None:
     """An owner may allow dynamic quantisation, nothing else that mixes rows; off is off."""
     allowing = ModelSettings(allow_dynamic_quantization=True)
@@ -271,6 +287,8 @@ def test_settings_change_while_the_model_serves(
     replace(folder / "iris", "config.pbtxt", "max_batch_size: 16 instance_group { count: 2 }")
     eventually(lambda: config(client, "iris")["max_batch_size"] == 16)
     assert config(client, "iris")["instance_group"][0]["count"] == 2
+    shown = state(folder, state_dir, "iris", Observer(folder, state_dir).servers())["settings"]
+    assert shown == {"max_batch_rows": 16, "instances": 2}
     replace(folder / "iris", "model.toml", "[batching]\nenabled = false")
     eventually(lambda: config(client, "iris")["max_batch_size"] == 0)
     eventually(
