@@ -17,7 +17,7 @@ from serving.errors import ServingError
 from serving.logs import visible
 from serving.repository import model_settings
 from serving.repository.model_settings import ModelSettings, in_words
-from serving.repository.servers import Observer, Server
+from serving.repository.servers import Server, ServerMonitor
 from serving.repository.traffic import Traffic, current
 from serving.repository.traffic_store import TrafficStore
 
@@ -39,7 +39,7 @@ def status(
 ) -> None:
     """Show who gets each model's traffic, how trials go, and whether every running server serves it."""
     with explained():
-        live = Observer(models, state_dir).servers()
+        live = ServerMonitor(models, state_dir).servers()
         found = [state(models, state_dir, n, live) for n in ([name] if name else TrafficStore(models).names())]
     if as_json:
         typer.echo(

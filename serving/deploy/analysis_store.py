@@ -8,10 +8,7 @@ the file says `closed`, or by an unclean one.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import secrets
-import socket
 import stat
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +16,8 @@ from pathlib import Path
 import orjson
 
 from serving.deploy.analysis import Figures
-from serving.repository.state_directory import state_folder, subfolder
+from serving.repository.file_lock import is_at, try_lock
+from serving.repository.state_directory import state_folder, subfolder, unique_id
 
 _BYTES = 4096
 """Of each file: it is written in place, for a lock is the file's and not the name's, and in one call, so that it is
@@ -66,7 +64,7 @@ class AnalysisStore:
     def __init__(self, root: Path, state_dir: Path | None = None) -> None:
         self._root = root
         self._state_dir = state_dir
-        self._id = f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._id = unique_id()
         self._files: dict[str, tuple[int, Record]] = {}
 
     def save(self, name: str, record: Record) -> None:
@@ -88,11 +86,11 @@ class AnalysisStore:
             with contextlib.suppress(FileNotFoundError):
                 opened = os.open(path, os.O_RDWR | os.O_CLOEXEC)
                 try:
-                    alive = not _lock(opened)
+                    alive = not try_lock(opened)
                     record = _read(opened)
                     if alive:
                         living += [record] if record is not None else []
-                    elif _is(path, opened):  # else another server was faster, and has taken it over
+                    elif is_at(path, opened):  # else another server was faster, and has taken it over
                         path.unlink()
                         gone += [record] if record is not None else []
                 finally:
@@ -122,7 +120,7 @@ class AnalysisStore:
         opened = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             os.fchmod(opened, stat.S_IMODE(file.parent.stat().st_mode) & 0o666)  # open to whom the folder is
-            fcntl.flock(opened, fcntl.LOCK_EX)
+            try_lock(opened)  # nobody else knows of it yet
             _write(opened, record)
             fresh.replace(file)
         except OSError:
@@ -145,19 +143,3 @@ def _read(opened: int) -> Record | None:
         return Record(Subject(**said["subject"]), Figures(**said["figures"]), said["usual"], said["closed"])
     except (ValueError, TypeError, KeyError):
         return None
-
-
-def _lock(opened: int) -> bool:
-    """Lock a file, if nobody else has."""
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is(path: Path, opened: int) -> bool:
-    """Tell whether a file still has this name."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(path.stat(), os.fstat(opened))
-    return False

@@ -16,9 +16,8 @@ from serving.deploy.coordinator import Coordinator
 from serving.deploy.deployment_log import DeploymentLog
 from serving.deploy.watch import watch
 from serving.gate.client import GateClient
-from serving.repository.presence import Presence
 from serving.repository.repository import Repository
-from serving.repository.servers import Observer
+from serving.repository.servers import ServerFile, ServerMonitor
 from serving.repository.traffic_store import TrafficStore
 
 log = logging.getLogger("serving.deployment")
@@ -39,8 +38,8 @@ class Deployment:
         self, root: Path, totals: Totalled | None, *, state_dir: Path | None = None, loads_at_once: int = 1
     ) -> None:
         self._root = root
-        self._presence = Presence(root, state_dir)
-        self._others = Observer(root, state_dir)
+        self._file = ServerFile(root, state_dir)
+        self._others = ServerMonitor(root, state_dir)
         self._ended = threading.Event()
         self._concluded = threading.Event()
         ledger = TrafficStore(root, state_dir)
@@ -63,7 +62,7 @@ class Deployment:
         """See how the versions do that are tried: once a second, and at each change, before one that kills does."""
         swept = float("-inf")
         while not self._concluded.is_set():
-            self._presence.beat()
+            self._file.beat()
             try:
                 # Here, for it reads the disk, and workers wait for the coordinator's thread.
                 if self.coordinator.contents is not None:
@@ -98,7 +97,7 @@ class Deployment:
         for name, said in self._analyses.said.items():
             if name in summary["models"]:
                 summary["models"][name]["trial"] = said
-        self._presence.write(summary)
+        self._file.write(summary)
 
     def attach(self, sock: socket.socket) -> Link:
         """Take a worker, by our end of its channel."""
@@ -111,4 +110,4 @@ class Deployment:
         self._deciding.join(5)
         self.coordinator.stop()
         self._gate.close()
-        self._presence.remove()
+        self._file.remove()

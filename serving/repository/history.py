@@ -7,7 +7,6 @@ line that a crash has torn is passed over, and the next one begins on a line of 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import NotReady, ServingError
+from serving.repository.file_lock import is_at, try_lock
 from serving.repository.state_directory import sync
 from serving.repository.traffic import Traffic, parse
 
@@ -28,18 +28,15 @@ _BLOCK = 64 * 1024
 
 @contextmanager
 def alone(name: str, folder: Path, *, create: bool = True) -> Iterator[None]:
-    """Hold the model's lock. Raises NotReady where it can't be had, or the history is missing and not to be created.
-
-    By flock: the system lets go of it when its holder dies. A record lock (fcntl) would end as soon as its holder reads
-    or appends to the history, for that closes another descriptor of the file.
-    """
+    """Hold the model's lock. Raises NotReady where it can't be had, or the history is missing and not to be created."""
     until = time.monotonic() + LOCK_WAIT_S
     path = folder / HISTORY_FILE
     while True:
         with writing():
             lock = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o644)
         try:
-            if _locked(lock, path):
+            # Two could each hold a lock, where somebody has put another history in place since it was opened.
+            if try_lock(lock) and is_at(path, lock):
                 yield
                 return
         finally:
@@ -141,16 +138,3 @@ def writing() -> Iterator[None]:
             raise NotReady("the models folder is read-only here: change traffic.json where it comes from") from error
         reason = (error.strerror or "input/output error").lower()
         raise NotReady(f"the change could not be written, and nothing is changed: {reason}") from error
-
-
-def _locked(lock: int, path: Path) -> bool:
-    """Lock an open file, unless somebody has it, or the path has come to name another one meanwhile."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    try:
-        # Two could each hold a lock, where somebody has put another history in place since it was opened.
-        return os.path.samestat(os.fstat(lock), path.stat())
-    except FileNotFoundError:
-        return False

@@ -1,22 +1,105 @@
-"""The running servers of a models folder, by the files in which each says what it serves, and waiting for them."""
+"""The running servers of a models folder: the file in which each says what it serves, and waiting for all of them.
+
+No clocks are compared between machines. A server holds a lock on its file for as long as it lives, so that whoever can
+have the lock knows that it ended, however it did; and it counts on in it, so that whoever looks twice knows that it
+lives. The file is replaced by rename, each new one locked before anybody can see it.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
+import os
+import socket
+import threading
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from serving.repository import presence
-from serving.repository.state_directory import state_folders
+import orjson
 
+from serving.repository.file_lock import is_at, try_lock
+from serving.repository.state_directory import state_folder, state_folders, subfolder, unique_id
+
+log = logging.getLogger("serving.deployment")
+
+BEAT_S = 2.0
+"""Seconds between two words of a server."""
 POLL_S = 0.05
 SILENT_S = 10.0
-"""Seconds without a word after which it is unknown what a server does; each says something every 2 s."""
+"""Seconds without a word after which it is unknown what a server does; see BEAT_S."""
 LEASE_S = 60.0
 """Seconds without a word after which a server on another machine, whose lock nobody holds, has ended."""
+
+
+class ServerFile:
+    """One server's file, from the first `write` to `remove`. root, state_dir: see `state_folder`. For any thread."""
+
+    def __init__(self, root: Path, state_dir: Path | None) -> None:
+        self._root = root
+        self._state_dir = state_dir
+        self._id = unique_id()
+        self._lock = threading.Lock()
+        self._summary: dict[str, Any] | None = None
+        self._written = 0.0
+        self._beat = 0
+        self._held: int | None = None
+        self._failed = False
+
+    def write(self, summary: dict[str, Any]) -> None:
+        """Say what is served, and that this server lives."""
+        with self._lock:
+            self._summary = summary
+            self._write(summary)
+
+    def beat(self) -> None:
+        """Say that this server lives, whatever keeps it from looking at its folder: a large version takes a while."""
+        with self._lock:
+            if self._summary is not None and time.monotonic() - self._written >= BEAT_S:
+                self._write(self._summary)
+
+    def _write(self, summary: dict[str, Any]) -> None:
+        self._written = time.monotonic()
+        self._beat += 1
+        said: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "boot": _boot(), "beat": self._beat}
+        try:
+            file = self._file()
+            fresh = file.with_suffix(".new")
+            held = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            try:
+                said["locked"] = False
+                with contextlib.suppress(OSError):  # its file system has no locks
+                    said["locked"] = try_lock(held)
+                os.write(held, orjson.dumps({**said, "at": time.monotonic(), "root": _place(self._root), **summary}))
+                fresh.replace(file)
+            except BaseException:
+                os.close(held)
+                raise
+            self._release()
+            self._held = held
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                log.warning("what this server serves is not written down, and nobody waits for it: %s", error.strerror)
+            self._failed = True
+
+    def remove(self) -> None:
+        """Say that this server ends."""
+        with self._lock:
+            self._summary = None
+            with contextlib.suppress(OSError):
+                self._file().unlink(missing_ok=True)
+            self._release()
+
+    def _file(self) -> Path:
+        return subfolder(state_folder(self._root, self._state_dir), "servers") / f"{self._id}.json"
+
+    def _release(self) -> None:
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +132,8 @@ class Server:
         return str(standing["error"]) if standing.get("error") else None
 
 
-class Observer:
-    """Looks again and again at the servers of a models folder. root, state_dir: see `state_folder`."""
+class ServerMonitor:
+    """Reads again and again what the servers of a models folder say. root, state_dir: see `state_folder`."""
 
     def __init__(self, root: Path, state_dir: Path | None = None) -> None:
         self._root = root
@@ -61,12 +144,12 @@ class Observer:
     def servers(self) -> list[Server]:
         """Return the servers that have not ended, and remove the files of those that have."""
         found = []
-        now, root = time.monotonic(), presence.place(self._root)
+        now, root = time.monotonic(), _place(self._root)
         for folder in state_folders(self._root, self._state_dir):
-            for file in sorted(folder.glob(f"{presence.FOLDER}/*.json")):
+            for file in sorted(folder.glob("servers/*.json")):
                 try:
-                    said = json.loads(file.read_bytes())
-                    beat, here = int(said["beat"]), said["boot"] == presence.boot()
+                    said = orjson.loads(file.read_bytes())
+                    beat, here = int(said["beat"]), said["boot"] == _boot()
                     elsewhere = here and said["root"] not in (root, [])
                     if beat != self._moved.get(file, (-1, 0.0))[0]:
                         self._moved[file] = beat, now
@@ -78,7 +161,7 @@ class Observer:
                 except (OSError, ValueError, TypeError, KeyError):
                     continue  # it has just gone, or is not one
                 # Locks of another machine may be invisible here: that nobody holds one proves nothing by itself.
-                if presence.ended(file) and (alone or server.silent_s > LEASE_S):
+                if _ended(file) and (alone or server.silent_s > LEASE_S):
                     with contextlib.suppress(OSError):
                         file.unlink()
                 elif not elsewhere:  # two models folders have been given one state folder
@@ -103,7 +186,7 @@ class Waiting:
     def __init__(
         self, root: Path, name: str, generation: int, *, seconds: float, state_dir: Path | None = None
     ) -> None:
-        self._observer = Observer(root, state_dir)
+        self._monitor = ServerMonitor(root, state_dir)
         self._name = name
         self._generation = generation
         self._seconds = seconds
@@ -111,7 +194,7 @@ class Waiting:
 
     def poll(self) -> Waited | None:
         """Look once; None as long as there is something to wait for."""
-        servers = self._observer.servers()
+        servers = self._monitor.servers()
         states = [(server, server.waits_for(self._name, self._generation)) for server in servers]
         serving = sum(state == "" for _, state in states)
         problems = list(dict.fromkeys(_said(servers, server, state) for server, state in states if state))
@@ -135,3 +218,35 @@ def wait(root: Path, name: str, generation: int, *, seconds: float, state_dir: P
 
 def _said(servers: list[Server], server: Server, problem: str) -> str:
     return problem if len(servers) == 1 else f"{server.host}: {problem}"
+
+
+def _ended(file: Path) -> bool:
+    """Tell whether nobody holds the lock on a file any more; False where that can't be known."""
+    try:
+        opened = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return try_lock(opened, shared=True) and is_at(file, opened)  # else it has just been replaced by a new one
+    except OSError:
+        return False
+    finally:
+        os.close(opened)
+
+
+@cache
+def _boot() -> str:
+    """Name this run of this machine's kernel, all of whose processes share locks and the monotonic clock."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def _place(root: Path) -> list[int]:
+    """Name a models folder among those of this machine, by whatever path it is reached; empty where it is away."""
+    try:
+        facts = root.stat()
+    except OSError:
+        return []
+    return [facts.st_dev, facts.st_ino]

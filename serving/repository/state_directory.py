@@ -10,6 +10,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import socket
 import stat
 import tempfile
 import time
@@ -64,6 +65,11 @@ def subfolder(state: Path, name: str) -> Path:
         return folder
     folder.chmod(stat.S_IMODE(state.stat().st_mode))
     return folder
+
+
+def unique_id() -> str:
+    """Return a name for a file of this process, in a folder that several machines share."""
+    return f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _base() -> Path:

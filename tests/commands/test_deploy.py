@@ -16,7 +16,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from serving.cli import app
-from serving.repository.servers import Observer
+from serving.repository.servers import ServerMonitor
 from serving.repository.state_directory import state_folders
 from tests.conftest import MODELS, Server, running
 
@@ -178,7 +178,7 @@ def test_a_judged_canary_is_promoted_by_itself(live: Server, folder: Path, event
     assert done.exit_code == 0, done.stderr
 
     def told() -> str:
-        seen = Observer(folder, state_dir(folder)).servers()
+        seen = ServerMonitor(folder, state_dir(folder)).servers()
         return "".join(line for server in seen for line in server.models["iris"].get("trial", ()))
 
     eventually(lambda: "canary 2:" in told())  # before there is anything to judge by

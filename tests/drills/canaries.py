@@ -38,7 +38,9 @@ def noted(models: Path) -> list[tuple[str, str]]:
 
 def judged(models: Path, least: int = 1) -> bool:
     """Tell whether the judge has seen so many predictions of the version that it tries."""
-    told = [line for server in servers.Observer(models).servers() for line in server.models["iris"].get("trial", ())]
+    told = [
+        line for server in servers.ServerMonitor(models).servers() for line in server.models["iris"].get("trial", ())
+    ]
     found = re.search(r"of version 2: .*?(\d+) predictions in", " ".join(told).replace(",", ""))
     return found is not None and int(found[1]) >= least
 

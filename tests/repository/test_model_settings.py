@@ -22,7 +22,7 @@ from serving.gate.report import Report
 from serving.gate.settings_check import with_settings
 from serving.http_api.app import create_app
 from serving.repository.model_settings import ModelSettings, SettingsFiles, read
-from serving.repository.servers import Observer
+from serving.repository.servers import ServerMonitor
 from serving.repository.traffic import Latest, Traffic
 from serving.settings import Settings
 from tests.conftest import MODELS
@@ -287,12 +287,14 @@ def test_settings_change_while_the_model_serves(
     replace(folder / "iris", "config.pbtxt", "max_batch_size: 16 instance_group { count: 2 }")
     eventually(lambda: config(client, "iris")["max_batch_size"] == 16)
     assert config(client, "iris")["instance_group"][0]["count"] == 2
-    shown = state(folder, state_dir, "iris", Observer(folder, state_dir).servers())["settings"]
+    shown = state(folder, state_dir, "iris", ServerMonitor(folder, state_dir).servers())["settings"]
     assert shown == {"max_batch_rows": 16, "instances": 2}
     replace(folder / "iris", "model.toml", "[batching]\nenabled = false")
     eventually(lambda: config(client, "iris")["max_batch_size"] == 0)
     eventually(
-        lambda: "model.toml" in str(state(folder, state_dir, "iris", Observer(folder, state_dir).servers())["alone"])
+        lambda: (
+            "model.toml" in str(state(folder, state_dir, "iris", ServerMonitor(folder, state_dir).servers())["alone"])
+        )
     )
     assert client.post("/v1/models/iris:predict", json=row).status_code == 200
     replace(folder / "iris", "model.toml", "enabled")

@@ -22,8 +22,7 @@ from typer.testing import CliRunner
 from serving.access.key_store import KeyStore
 from serving.cli import app
 from serving.repository import servers
-from serving.repository.presence import Presence
-from serving.repository.servers import LEASE_S, SILENT_S, Observer
+from serving.repository.servers import LEASE_S, SILENT_S, ServerFile, ServerMonitor
 from serving.repository.state_directory import state_folder
 from serving.repository.traffic_store import TrafficStore
 from tests.conftest import MODELS, running
@@ -60,8 +59,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 def killed(root: Path) -> None:
     """Have a server that is killed leave its file."""
     script = (
-        "import os; from pathlib import Path; from serving.repository.presence import Presence\n"
-        f"Presence(Path({str(root)!r}), None).write({standing()!r})\n"
+        "import os; from pathlib import Path; from serving.repository.servers import ServerFile\n"
+        f"ServerFile(Path({str(root)!r}), None).write({standing()!r})\n"
         "os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", script], check=False)
@@ -71,13 +70,13 @@ def test_a_server_that_was_killed_leaves_nothing(tmp_path: Path) -> None:
     """Its lock ends with it, so that it counts no more, and its file is removed by whoever looks next."""
     killed(tmp_path)
     assert len(files(tmp_path)) == 1
-    assert Observer(tmp_path).servers() == []
+    assert ServerMonitor(tmp_path).servers() == []
     assert files(tmp_path) == []
 
 
 def test_a_server_that_is_silent_is_not_known(tmp_path: Path, clock: Callable[[float], None]) -> None:
     """One that lives and says nothing is neither waited for for ever nor counted out: it is named."""
-    one, other = Presence(tmp_path, None), Presence(tmp_path, None)
+    one, other = ServerFile(tmp_path, None), ServerFile(tmp_path, None)
     one.write(standing())
     other.write(standing())
     clock(SILENT_S + 1)
@@ -91,12 +90,12 @@ def test_a_server_that_is_silent_is_not_known(tmp_path: Path, clock: Callable[[f
 
 def test_a_server_on_another_machine_is_judged_by_what_moves(tmp_path: Path, clock: Callable[[float], None]) -> None:
     """Its clock says nothing here, nor need its lock be seen: it lives while it counts on, and else a lease ends."""
-    there = Presence(tmp_path, None)
+    there = ServerFile(tmp_path, None)
     there.write(standing())
     (file,) = files(tmp_path)
     rewrite(file, boot="another", at=1e12, beat=1)
     there._release()  # as where a mount does not carry locks
-    observer = Observer(tmp_path)
+    observer = ServerMonitor(tmp_path)
     for beat in range(2, 12):
         clock(SILENT_S - 1)
         rewrite(file, beat=beat)
@@ -115,10 +114,10 @@ def test_a_state_folder_for_two_models_folders(tmp_path: Path) -> None:
     state = tmp_path / "state"
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        Presence(tmp_path / name, state).write(standing())
+        ServerFile(tmp_path / name, state).write(standing())
     (tmp_path / "c").symlink_to(tmp_path / "a")
-    assert len(Observer(tmp_path / "a", state).servers()) == 1
-    assert len(Observer(tmp_path / "c", state).servers()) == 1
+    assert len(ServerMonitor(tmp_path / "a", state).servers()) == 1
+    assert len(ServerMonitor(tmp_path / "c", state).servers()) == 1
 
 
 def test_a_silent_server_beside_one_that_serves(tmp_path: Path, eventually: Wait) -> None:
