@@ -5,23 +5,20 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from pydantic import BaseModel
 
 from serving.engine.batch_independence import prove, same
-from serving.engine.batching import Independence
 from serving.engine.probe_rows import MadeUpRows
 from serving.engine.rows import Rows
 from serving.engine.runtime import plain, write_prepared
 from serving.engine.session import OnnxSession
-from serving.engine.signature import Signature
 from serving.errors import InferenceFailed, ServingError
-from serving.gate.report import Check, Figures
+from serving.gate.findings import ROWS, Findings, Task
+from serving.gate.report import Check, Figures, Outcome
 from serving.linux.memory import private_memory
 from serving.repository import manifest
 from serving.repository.manifest import MODEL_FILE, Hashes
@@ -29,9 +26,6 @@ from serving.tensors import INTEGERS, Array, Tensors
 
 BUILT_IN = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"})
 """Domains of operators that onnxruntime brings along."""
-
-ROWS = "independent rows"
-"""The check that refuses nothing: in doubt, requests run alone."""
 
 _WARM_S = 1.0
 """Seconds of one run from which larger batches are not tried: a slow model on a busy machine is none that hangs."""
@@ -44,39 +38,16 @@ _MOST_RUNS = 50
 _LEAST_RUNS = 3
 
 
-class Task(BaseModel):
-    """One version to look at, with all that the gate's process is told."""
-
-    folder: Path
-    allow_custom_ops: bool = False
-    measure_only: bool = False
-    """Only load and measure it: it serves already."""
-    max_batch_rows: int = 512
-    prepare_in: Path | None = None
-    """An empty folder that gets the prepared form."""
-    memory_bytes: int
-    file_bytes: int
-    cpu_s: int
-    wall_s: float
-
-
-class Findings(BaseModel):
-    """What came of it."""
-
-    checks: list[Check] = []
-    reasons: list[str] = []
-    signature: Signature | None = None
-    figures: Figures | None = None
-    prepared: bool = False
-    independence: Independence | None = None
-
-
 class Refused(Exception):
     """A check says no; the text is the reason."""
 
 
+class Skipped(Exception):
+    """A check does not apply; the text says why."""
+
+
 class Examination:
-    """One run over one version.
+    """One run over one version. Raises nothing that the version can cause.
 
     note: told each check's name before it begins, so that a death has a place. tell: told what was found before rows
     are tried, which may end this process and refuses nothing.
@@ -87,67 +58,63 @@ class Examination:
         self._note = note
         self._tell = tell
         self._model = task.folder / MODEL_FILE
+        self._session: OnnxSession
         self.findings = Findings()
 
     def run(self) -> Findings:
         """Look at everything until something refuses."""
-        try:
-            if not self._task.measure_only:
-                with self._check("files"):
-                    self._files()
-                with self._check("ONNX"):
-                    self._valid()
-                with self._check("operators"):
-                    self._operators()
-            with self._check("session and warm-up"):
-                session, figures = self._load()
-            self.findings.signature = session.signature
-            with self._check("golden rows"):
-                self._golden(session)
-            with self._check("measured"):
-                self.findings.figures = self._measured(session, figures)
-            if self._task.prepare_in is not None:
-                with self._check("prepared form"):
-                    self._prepare(session, self._task.prepare_in)
-            if not self._task.measure_only:
-                self._tell(self.findings)
-                self._rows_apart(session)
-        except Refused as refusal:
-            self.findings.reasons.append(str(refusal))
+        checks: list[tuple[str, Callable[[], str]]] = [
+            ("files", self._files),
+            ("ONNX", self._valid),
+            ("operators", self._operators),
+            ("session and warm-up", self._load),
+            ("golden rows", self._golden),
+            ("measured", self._measure),
+        ]
+        if self._task.measure_only:
+            del checks[:3]
+        if self._task.prepare_in is not None:
+            checks.append(("prepared form", self._prepare))
+        for name, check in checks:
+            if not self._passes(name, check):
+                return self.findings
+        if not self._task.measure_only:
+            self._tell(self.findings)
+            self._prove_rows()
         return self.findings
 
-    @contextmanager
-    def _check(self, name: str) -> Iterator[None]:
+    def _passes(self, name: str, check: Callable[[], str]) -> bool:
+        """Run one check, which returns what is worth saying of it, and note what came of it."""
         self._note(name)
         began = time.monotonic()
-        self._detail = ""
+        outcome: Outcome = "passed"
         try:
-            yield
+            detail = check()
+        except Skipped as skipped:
+            outcome, detail = "skipped", str(skipped)
         except Exception as error:
-            reason = _reason(error, self._task.folder)
-            self._done(name, "refused", reason, began)
-            raise Refused(reason) from None
-        self._done(name, "skipped" if self._detail.startswith("skipped: ") else "passed", self._detail, began)
+            outcome, detail = "refused", _reason(error, self._task.folder)
+            self.findings.reasons.append(detail)
+        self._done(name, outcome, detail, began)
+        return outcome != "refused"
 
-    def _done(self, name: str, outcome: Any, detail: str, began: float) -> None:
-        detail = detail.removeprefix("skipped: ")
+    def _done(self, name: str, outcome: Outcome, detail: str, began: float) -> None:
         seconds = round(time.monotonic() - began, 4)
         self.findings.checks.append(Check(name=name, outcome=outcome, detail=detail, seconds=seconds))
 
-    def _files(self) -> None:
+    def _files(self) -> str:
         hashes = Hashes()
         declared = manifest.read(self._task.folder)
         names = manifest.parts(self._task.folder)
         if declared is None:
-            self._detail = f"no manifest; {', '.join(names)}"
-            return
+            return f"no manifest; {', '.join(names)}"
         manifest.check(self._task.folder, declared, hashes)
         unlisted = [name for name in names if name not in declared.files]
         if unlisted:
             raise Refused(f"the graph names {', '.join(unlisted)}, which manifest.json does not")
-        self._detail = f"{len(names)} as manifest.json says"
+        return f"{len(names)} as manifest.json says"
 
-    def _valid(self) -> None:
+    def _valid(self) -> str:
         try:
             onnx.checker.check_model(str(self._model))
         except onnx.checker.ValidationError as error:
@@ -159,9 +126,10 @@ class Examination:
                 if port.type.HasField("tensor_type"):
                     port.type.tensor_type.shape.SetInParent()
             onnx.checker.check_model(proto)
-            self._detail = "an input or output has no shape"
+            return "an input or output has no shape"
+        return ""
 
-    def _operators(self) -> None:
+    def _operators(self) -> str:
         proto = onnx.load(str(self._model), load_external_data=False)
         own = {(function.domain, function.name) for function in proto.functions}
         strange = sorted(
@@ -173,19 +141,21 @@ class Examination:
         )
         if strange and not self._task.allow_custom_ops:
             raise Refused(f"custom operators are not allowed here: {', '.join(strange[:5])}")
-        self._detail = f"custom, and allowed: {', '.join(strange[:5])}" if strange else ""
+        return f"custom, and allowed: {', '.join(strange[:5])}" if strange else ""
 
-    def _load(self) -> tuple[OnnxSession, Figures]:
+    def _load(self) -> str:
         before, began = private_memory(), time.monotonic()
-        session = OnnxSession(self._model, threads=1, warm_rows=self._task.max_batch_rows, warm_s=_WARM_S)
-        load_s = time.monotonic() - began
-        return session, Figures(load_s=round(load_s, 4), memory_bytes=max(0, private_memory() - before))
+        self._session = OnnxSession(self._model, threads=1, warm_rows=self._task.max_batch_rows, warm_s=_WARM_S)
+        load_s = round(time.monotonic() - began, 4)
+        self._loaded = Figures(load_s=load_s, memory_bytes=max(0, private_memory() - before))
+        self.findings.signature = self._session.signature
+        return ""
 
-    def _golden(self, session: OnnxSession) -> None:
+    def _golden(self) -> str:
+        session = self._session
         golden = session.signature.golden
         if golden is None or not golden.rows:
-            self._detail = "skipped: its signature has none"
-            return
+            raise Skipped("its signature has none")
         signature = session.signature
         rows = Rows(signature, "golden")
         cells = [[row.get(name) for name in rows.names] for row in golden.rows]
@@ -199,9 +169,11 @@ class Examination:
         for spec, actual in zip(signature.outputs, outputs, strict=True):
             if spec.name in golden.outputs:
                 worst = max(worst, difference(golden.outputs[spec.name], actual, golden.tolerance, spec.name))
-        self._detail = f"{len(golden.rows)}, largest difference {worst:.1e}"
+        return f"{len(golden.rows)}, largest difference {worst:.1e}"
 
-    def _measured(self, session: OnnxSession, figures: Figures) -> Figures:
+    def _measure(self) -> str:
+        session, figures = self._session, self._loaded
+        self.findings.figures = figures
         try:
             session.run(session.sample(1))
         except InferenceFailed as error:
@@ -209,34 +181,34 @@ class Examination:
             ours = any(spec.datatype in INTEGERS for spec in session.signature.inputs)
             if "alloc" in str(error.__cause__) and not ours:
                 raise Refused("it asks for more memory than the gate gives a model") from None
-            self._detail = "skipped: it does not take made-up rows"
-            return figures
+            raise Skipped("it does not take made-up rows") from None
         rows, row_s = 1, _median(session, 1)
         if session.signature.batch == "dynamic":
             rows = max(1, min(64, self._task.max_batch_rows, int(_BATCH_S / row_s)))
         batch_s = _median(session, rows)
-        self._detail = f"1 row {row_s * 1e6:,.0f} µs, {rows} rows {batch_s * 1e6:,.0f} µs"
-        return figures.model_copy(update={"row_s": row_s, "batch_rows": rows, "batch_s": batch_s})
+        self.findings.figures = figures.model_copy(update={"row_s": row_s, "batch_rows": rows, "batch_s": batch_s})
+        return f"1 row {row_s * 1e6:,.0f} µs, {rows} rows {batch_s * 1e6:,.0f} µs"
 
-    def _rows_apart(self, session: OnnxSession) -> None:
-        self._note(ROWS)
-        began = time.monotonic()
-        found = self.findings.independence = prove(session, self._model)
-        detail = "" if found.proved else f"{found.reason}: requests run alone"
-        self._done(ROWS, "passed" if found.proved else "warned", detail, began)
-
-    def _prepare(self, session: OnnxSession, folder: Path) -> None:
-        path = folder / MODEL_FILE
+    def _prepare(self) -> str:
+        """Write the prepared form. It only saves memory: a model that can't be written so serves as it is."""
+        assert self._task.prepare_in is not None  # noqa: S101  told to mypy
+        path = self._task.prepare_in / MODEL_FILE
         try:
             write_prepared(self._model, path)
             prepared = OnnxSession(path, threads=1, warm_rows=1, prepared=True)
-            proved = prepared.signature == session.signature and _same(session, prepared)
+            if prepared.signature != self._session.signature or not _same(self._session, prepared):
+                raise Skipped("its answers were not seen to be equal")
         except ServingError as error:
-            # It only saves memory: a model that can't be written so serves as it is.
-            self._detail = f"skipped: {error.message}"
-            return
-        self.findings.prepared = proved
-        self._detail = "its answers are the model's" if proved else "skipped: its answers were not seen to be equal"
+            raise Skipped(error.message) from None
+        self.findings.prepared = True
+        return "its answers are the model's"
+
+    def _prove_rows(self) -> None:
+        self._note(ROWS)
+        began = time.monotonic()
+        found = self.findings.independence = prove(self._session, self._model)
+        detail = "" if found.proved else f"{found.reason}: requests run alone"
+        self._done(ROWS, "passed" if found.proved else "warned", detail, began)
 
 
 def _reason(error: Exception, folder: Path) -> str:
@@ -324,8 +296,3 @@ def _median(session: OnnxSession, rows: int) -> float:
         session.run(feeds)
         taken.append(time.perf_counter() - began)
     return statistics.median(taken)
-
-
-def examine(task: Task, note: Callable[[str], None], tell: Callable[[Findings], None]) -> Findings:
-    """Look at one version; see `Examination`. Raises nothing that the version can cause."""
-    return Examination(task, note, tell).run()

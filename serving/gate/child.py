@@ -17,7 +17,8 @@ from pathlib import Path
 import onnx
 
 from serving.engine.batching import Independence
-from serving.gate.checks import ROWS, Findings, Task, examine
+from serving.gate.checks import Examination
+from serving.gate.findings import ROWS, Findings, Task
 from serving.gate.report import Check
 from serving.linux.limits import confine
 from serving.linux.sandbox import die_with, no_network
@@ -104,7 +105,7 @@ def _examine(task: Task, write: int) -> None:
             pipe.write(findings.model_dump_json().encode() + b"\n")
             pipe.flush()
 
-        tell(examine(task, note, tell))
+        tell(Examination(task, note, tell).run())
     os._exit(0)
 
 

@@ -1,13 +1,12 @@
 """The gate: every version passes it before a worker loads it.
 
-Looking at a model means running it, so all of that happens in a disposable process with limits (`gate_child`); here
-are the rules: what is asked, what the answer means, and which verdicts are kept.
+Looking at a model means running it, so all of that happens in a disposable process with limits (`child`); here are the
+rules: what is asked, what the answer means, and which verdicts are kept.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import subprocess
@@ -23,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from serving.engine.batching import RULES, Independence
+from serving.engine.batching import RULES
 from serving.engine.providers import PACKAGES
-from serving.engine.signature import Signature
 from serving.errors import ModelInvalid
 from serving.gate.compatibility import breaking
-from serving.gate.report import Check, Figures, Report
+from serving.gate.findings import Findings, Task
+from serving.gate.report import Check, Report
 from serving.repository import manifest
-from serving.repository.manifest import Hashes, Manifest
+from serving.repository.manifest import MODEL_FILE, Hashes, Manifest
 from serving.repository.state_directory import subfolder, write
 
 if TYPE_CHECKING:
@@ -108,32 +107,28 @@ class Gate:
             found = manifest.read(folder) or manifest.of(folder, Hashes())
         except ModelInvalid as error:
             return unreadable(error.message)
-        task = self._task(folder, found.size)
-        task["allow_custom_ops"] = allow_custom_ops or found.allow_custom_ops
-        task["prepare_in"] = str(prepare_in) if prepare_in else None
+        allow_custom_ops = allow_custom_ops or found.allow_custom_ops
+        task = self._task(folder, found.size, allow_custom_ops=allow_custom_ops, prepare_in=prepare_in)
         findings = self._ask(task)
-        now = self._ask({**self._task(serving, _size(serving)), "measure_only": True}) if serving else {}
-        return judge(
-            found,
-            findings,
-            now,
-            runtime=runtime(),
-            at=began,
-            allow_breaking=allow_breaking or found.allow_breaking,
+        if prepare_in is not None and not findings.prepared:
+            # What lies there would be kept, and serve: not where its answers were not seen to be the model's.
+            (prepare_in / MODEL_FILE).unlink(missing_ok=True)
+        now = self._ask(self._task(serving, _size(serving), measure_only=True)) if serving else Findings()
+        return judge(found, findings, now, at=began, allow_breaking=allow_breaking or found.allow_breaking)
+
+    def _task(self, folder: Path, size: int, **more: Any) -> Task:
+        limits = self._limits
+        return Task(
+            folder=folder.resolve(),
+            memory_bytes=limits.memory_bytes or _memory(size),
+            file_bytes=4 * size + 64 * 2**20,
+            cpu_s=limits.cpu_s,
+            wall_s=limits.wall_s,
+            max_batch_rows=limits.max_batch_rows,
+            **more,
         )
 
-    def _task(self, folder: Path, size: int) -> dict[str, Any]:
-        limits = self._limits
-        return {
-            "folder": str(folder.resolve()),
-            "memory_bytes": limits.memory_bytes or _memory(size),
-            "file_bytes": 4 * size + 64 * 2**20,
-            "cpu_s": limits.cpu_s,
-            "wall_s": limits.wall_s,
-            "max_batch_rows": limits.max_batch_rows,
-        }
-
-    def _ask(self, task: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, task: Task) -> Findings:
         """Send one task and return its findings; a process that fails is replaced next time."""
         wait = self._limits.wall_s + _GRACE_S
         if self._process is None:
@@ -142,18 +137,32 @@ class Gate:
         asks, answers = self._process.stdin, self._process.stdout
         if asks is None or answers is None:
             raise RuntimeError("the gate's process has no pipes")
-        try:
-            asks.write(json.dumps(task).encode() + b"\n")
+        line = b""
+        with contextlib.suppress(OSError):
+            asks.write(task.model_dump_json().encode() + b"\n")
             asks.flush()
             poll = select.poll()  # select() takes no descriptor above 1023, and a busy server has those
             poll.register(answers, select.POLLIN)
-            ready = poll.poll(1000 * wait)
-            line = answers.readline() if ready else b""
-            findings: dict[str, Any] = json.loads(line)
-        except (OSError, ValueError):
+            if poll.poll(1000 * wait):
+                line = answers.readline()
+        if not line:
             self.close()
-            return {"reasons": ["the gate's own process ended or did not answer; try again"]}
-        return findings
+            return Findings(reasons=["the gate's own process ended or did not answer; try again"])
+        return read(line)
+
+
+def read(line: bytes) -> Findings:
+    """Read findings, and check them as everything from outside: the process that wrote them ran a stranger's model."""
+    try:
+        found = Findings.model_validate_json(line)
+    except ValidationError:
+        return Findings(reasons=["the gate's process gave no sensible answer"])
+    if found.signature is None and not found.reasons:
+        found.reasons = ["the gate's process gave no answer"]
+    found.reasons = [_shown(reason) for reason in found.reasons]
+    if found.independence is not None:
+        found.independence = found.independence.model_copy(update={"rules": RULES})
+    return found
 
 
 def unreadable(reason: str) -> Report:
@@ -162,33 +171,12 @@ def unreadable(reason: str) -> Report:
     return Report(ok=False, content="", runtime=runtime(), time=time.time(), reasons=(reason,), checks=(check,))
 
 
-def judge(
-    found: Manifest,
-    findings: dict[str, Any],
-    now: dict[str, Any],
-    *,
-    runtime: str,
-    at: float,
-    allow_breaking: bool,
-) -> Report:
+def judge(found: Manifest, findings: Findings, now: Findings, *, at: float, allow_breaking: bool) -> Report:
     """Make the verdict on a version from what was found of it and of the version that serves now."""
-    try:
-        checks = [Check.model_validate(check) for check in findings.get("checks", ())]
-        reasons = [_shown(str(reason)) for reason in findings.get("reasons", ())]
-        signature = _signature(findings)
-        figures = Figures.model_validate(findings["figures"]) if findings.get("figures") else None
-        given = findings.get("independence")
-        independence = None if given is None else Independence.model_validate({**given, "rules": RULES})
-        if signature is None and not reasons:
-            reasons.append("the gate's process gave no answer")
-    except ValidationError:
-        # The process ran a stranger's model: what it says is checked like everything from outside.
-        checks, reasons = [], ["the gate's process gave no sensible answer"]
-        signature = figures = independence = None
+    checks, reasons = [*findings.checks], [*findings.reasons]
     broken: list[str] = []
-    old = _signature(now)
-    if signature is not None and old is not None:
-        broken = [_shown(reason) for reason in breaking(old, signature)]
+    if findings.signature is not None and now.signature is not None:
+        broken = [_shown(reason) for reason in breaking(now.signature, findings.signature)]
         detail = "; ".join(broken)
         refused = bool(broken) and not allow_breaking
         checks.append(Check(name="signature", outcome="refused" if refused else "passed", detail=detail))
@@ -197,15 +185,15 @@ def judge(
     return Report(
         ok=not reasons,
         content=found.content,
-        runtime=runtime,
+        runtime=runtime(),
         time=at,
         reasons=tuple(reasons),
         breaking=tuple(broken),
         checks=tuple(checks),
-        independence=independence,
+        independence=findings.independence,
         size_bytes=found.size,
-        figures=figures,
-        beside=Figures.model_validate(now["figures"]) if now.get("figures") else None,
+        figures=findings.figures,
+        beside=now.figures,
     )
 
 
@@ -244,11 +232,6 @@ def keep(state_dir: Path, made: Report) -> None:
 
 def _place(state_dir: Path, content: str) -> Path:
     return state_dir / "reports" / f"{content}.json"
-
-
-def _signature(findings: dict[str, Any]) -> Signature | None:
-    given = findings.get("signature")
-    return None if given is None else Signature.model_validate(given)
 
 
 def _start() -> subprocess.Popen[bytes]:

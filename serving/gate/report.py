@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -10,6 +10,8 @@ from serving.engine.batching import Independence
 from serving.errors import ServingError
 
 REPORT_FILE = "gate.json"
+
+Outcome: TypeAlias = Literal["passed", "warned", "refused", "skipped"]
 
 
 class _Frozen(BaseModel):
@@ -20,7 +22,7 @@ class Check(_Frozen):
     """One thing that was looked at, in the order of looking."""
 
     name: str
-    outcome: Literal["passed", "warned", "refused", "skipped"]
+    outcome: Outcome
     detail: str = ""
     seconds: float = 0.0
 

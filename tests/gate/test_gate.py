@@ -14,7 +14,8 @@ from onnx import TensorProto, helper
 from rich.console import Console
 
 from serving.gate import gate
-from serving.gate.gate import Gate, Limits, judge
+from serving.gate.findings import Findings
+from serving.gate.gate import Gate, Limits, judge, read
 from serving.gate.report_table import table
 from serving.linux.limits import raise_open_files
 from serving.repository import manifest
@@ -112,12 +113,17 @@ def patched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "early" / "sitecustomize.py"
 
 
-def act(patched: Path, code: str, limits: Limits | None = None) -> list[str]:
-    """Have the examination of a good model run some code; return the reasons."""
+def begin(patched: Path, code: str) -> None:
+    """Have the next gate run some code in each examination, before it looks at the model."""
     lines = "\n    ".join(code.splitlines())
     # The parent calls it too, to load the libraries, and not with a path.
     early = f"import os, onnx.checker\ndef check(what):\n    if type(what) is not str: return\n    {lines}\n"
     patched.write_text(f"{early}onnx.checker.check_model = check\n")
+
+
+def act(patched: Path, code: str, limits: Limits | None = None) -> list[str]:
+    """Have the examination of a good model run some code; return the reasons."""
+    begin(patched, code)
     with Gate(limits) as examiner:
         return list(examiner.examine(IRIS / "1").reasons)
 
@@ -157,6 +163,19 @@ def test_a_trial_of_rows_that_ends_its_process_refuses_nothing(patched: Path, en
     assert "requests run alone" in report.checks[-1].detail
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_prepared_form_is_kept_only_where_its_answers_are_the_models(
+    patched: Path, tmp_path: Path, same: bool
+) -> None:
+    """Where other answers come out of the prepared form, it is gone after the examination, and the model passes."""
+    begin(patched, "pass" if same else "import serving.gate.checks as checks\nchecks._same = lambda *given: False")
+    form = tmp_path / "form"
+    form.mkdir()
+    with Gate() as examiner:
+        assert examiner.examine(IRIS / "1", prepare_in=form).ok
+    assert (form / "model.onnx").exists() == same
+
+
 @pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="the kernel does not group by session")
 def test_the_gate_is_last_in_line_of_all_sessions(patched: Path) -> None:
     """Where the processor is shared out between sessions first, the gate counts least: live traffic goes first."""
@@ -173,8 +192,14 @@ def test_what_overstays_is_ended(patched: Path) -> None:
 def test_an_answer_from_inside_is_not_believed_blindly() -> None:
     """What the process says is checked like everything from outside: no verdict without a sensible one."""
     found = manifest.of(IRIS / "1", Hashes())
-    for findings in ({}, {"signature": {"inputs": 1}}, {"checks": [{"name": 1}]}, {"reasons": ["\x1b[31m red"]}):
-        report = judge(found, findings, {}, runtime="1", at=0.0, allow_breaking=False)
+    for said in (
+        "{}",
+        '{"signature": {"inputs": 1}}',
+        '{"checks": [{"name": 1}]}',
+        "{",
+        '{"reasons": ["\\u001b[31m red"]}',
+    ):
+        report = judge(found, read(said.encode()), Findings(), at=0.0, allow_breaking=False)
         assert not report.ok
         assert "\x1b" not in report.reasons[0]
 

@@ -20,6 +20,7 @@ import pytest
 from serving.deploy.commands import Rollback
 from serving.errors import GenerationConflict, InvalidRequest, ModelNotFound, NotReady
 from serving.gate import gate
+from serving.gate.findings import Findings
 from serving.repository import history, manifest
 from serving.repository import transitions as to
 from serving.repository.quarantine import Quarantine
@@ -94,7 +95,7 @@ def test_rollback_passes_over_what_is_damaged(
         file.unlink()
     else:
         found = manifest.of(folder, manifest.Hashes())
-        gate.keep(state_folder(tmp_path), gate.judge(found, {}, {}, runtime=gate.runtime(), at=0, allow_breaking=False))
+        gate.keep(state_folder(tmp_path), gate.judge(found, gate.read(b"{}"), Findings(), at=0, allow_breaking=False))
         file_one = tmp_path / "iris" / "1" / "model.onnx"
         shutil.copy(MODELS / "iris" / "2" / "model.onnx", file_one)
         (tmp_path / "iris" / "1" / "manifest.json").unlink()
