@@ -14,8 +14,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-LEAST_MODEL_MEMORY = 1024 * 1024
-"""Least that a model may be given to run in, in bytes."""
+from serving.engine.limits import LEAST_MODEL_MEMORY
 
 
 class Settings(BaseSettings):

@@ -17,13 +17,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from serving.engine.limits import LEAST_MODEL_MEMORY
 from serving.heartbeat import Heartbeat
 from serving.linux import limits
 from serving.linux.memory import bound_free_memory
 from serving.log_pipe import LogPipe
 from serving.logs import configure, form_of
 from serving.metrics.counts import Counts
-from serving.settings import LEAST_MODEL_MEMORY, Settings
+from serving.settings import Settings
 from serving.signals import DRAIN, UNREADY
 
 if TYPE_CHECKING:  # the parent imports this module, and must not load onnxruntime

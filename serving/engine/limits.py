@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from serving.engine.providers import Provider
 
+LEAST_MODEL_MEMORY = 1024 * 1024
+"""Least that a model may be given to run in, in bytes."""
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

@@ -16,13 +16,12 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving.engine.batching import NOTHING_OF_ITS_OWN, Batching, Independence
-from serving.engine.limits import CacheSize, Overrides
+from serving.engine.limits import LEAST_MODEL_MEMORY, CacheSize, Overrides
 from serving.engine.providers import Provider, fault
 from serving.errors import InvalidRequest, ServingError
 from serving.repository import triton_config
 from serving.repository.traffic import Keep, Traffic
 from serving.repository.triton_config import CONFIG_FILE, TritonConfig
-from serving.settings import LEAST_MODEL_MEMORY
 
 log = logging.getLogger("serving.settings")
 
