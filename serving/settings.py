@@ -34,6 +34,9 @@ class Settings(BaseSettings):
     """Port to answer gRPC on too; 0 takes a free one; leave it out for none."""
     workers: int = Field(1, ge=1, le=256)
     """Server processes; cores are shared out between them."""
+    extension_ops: bool = False
+    """Load models with operators of the package onnxruntime-extensions (tokenizers, image decoding): its native code
+    then reads what callers send."""
     strict: bool = False
     """Refuse to start if any model can't be loaded."""
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)

@@ -72,6 +72,7 @@ class Supervisor:
             (lambda versions: read_totals(self._metrics_dir, versions)) if settings.metrics else None,
             state_dir=settings.state_dir,
             loads_at_once=max(1, cores() // 2),
+            extension_ops=settings.extension_ops,
         )
         self._quarantine = Quarantine(settings.models, settings.state_dir)
         self._deaths = WorkerExits()

@@ -16,11 +16,18 @@ from serving.deploy.publish import check_name, serving_now
 from serving.deploy.publish import publish as publish_version
 from serving.deploy.staging import ModelFile
 from serving.errors import ServingError
-from serving.gate.gate import Gate
+from serving.gate.gate import Gate, Limits
 from serving.gate.report import GateRefused
 from serving.gate.report_table import table
 from serving.gate.settings_check import with_settings
 from serving.linux.thread_scheduling import lowest_priority
+
+ExtensionOps = Annotated[
+    bool,
+    typer.Option(
+        "--extension-ops", envvar="SERVING_EXTENSION_OPS", help="Allow operators of the package onnxruntime-extensions."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -40,9 +47,7 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
     allow_breaking: Annotated[
         bool, typer.Option("--allow-breaking", help="Callers of the version that serves may break.")
     ] = False,
-    allow_custom_ops: Annotated[
-        bool, typer.Option("--allow-custom-ops", help="It may have operators that ONNX does not define.")
-    ] = False,
+    extension_ops: ExtensionOps = False,
     promote: Annotated[bool, typer.Option("--promote", help="Make it the stable version.")] = False,
     models: Models = Path("models"),
     state_dir: StateDir = None,
@@ -65,7 +70,7 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
             signature=None if signature is None else _read(signature),
             note=note,
             allow_breaking=allow_breaking,
-            allow_custom_ops=allow_custom_ops,
+            extension_ops=extension_ops,
             state_dir=state_dir,
         )
         console.print(table(with_settings(published.report, models / name), f"{name} {published.version}"))
@@ -87,6 +92,7 @@ def check(
     name: Annotated[
         str | None, typer.Option(help="Compare with the version of this model that serves.", show_default=False)
     ] = None,
+    extension_ops: ExtensionOps = False,
     models: Models = Path("models"),
 ) -> None:
     """Examine a model as the server would before it serves it, and change nothing."""
@@ -94,7 +100,10 @@ def check(
     try:
         if name is not None:
             check_name(name)
-        with Gate() as gate, tempfile.TemporaryDirectory(prefix="serving-check-") as temporary:
+        with (
+            Gate(Limits(extension_ops=extension_ops)) as gate,
+            tempfile.TemporaryDirectory(prefix="serving-check-") as temporary,
+        ):
             folder = path
             if not path.is_dir():
                 folder = Path(temporary)

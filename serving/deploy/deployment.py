@@ -16,6 +16,7 @@ from serving.deploy.coordinator import Coordinator
 from serving.deploy.deployment_log import DeploymentLog
 from serving.deploy.watch import watch
 from serving.gate.client import GateClient
+from serving.gate.gate import Limits
 from serving.repository.repository import Repository
 from serving.repository.servers import ServerFile, ServerMonitor
 from serving.repository.traffic_store import TrafficStore
@@ -31,11 +32,17 @@ class Deployment:
 
     root: the models folder. totals: sums what versions, given as (name, version), did in all workers; called on a
     thread of this object's own; None where nothing is counted. state_dir: see `state_folder`. loads_at_once: see
-    `Coordinator`.
+    `Coordinator`. extension_ops: operators of onnxruntime-extensions are allowed.
     """
 
     def __init__(
-        self, root: Path, totals: Totalled | None, *, state_dir: Path | None = None, loads_at_once: int = 1
+        self,
+        root: Path,
+        totals: Totalled | None,
+        *,
+        state_dir: Path | None = None,
+        loads_at_once: int = 1,
+        extension_ops: bool = False,
     ) -> None:
         self._root = root
         self._file = ServerFile(root, state_dir)
@@ -49,7 +56,7 @@ class Deployment:
         self._deciding = threading.Thread(target=self._decide, name="analyses", daemon=True)
         repository = Repository(root, ledger.import_edit)
         self._log = DeploymentLog(repository, ledger)
-        self._gate = GateClient(repository, state_dir=state_dir)
+        self._gate = GateClient(repository, state_dir=state_dir, limits=Limits(extension_ops=extension_ops))
         self.coordinator = Coordinator(repository, self._gate, report=self._write, loads_at_once=loads_at_once)
 
     def start(self) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from serving.deploy.staging import ModelFile, Source, copied, embed, write
 from serving.errors import Conflict, InvalidRequest, ModelInvalid, NotReady, shown
 from serving.gate import gate, prepared
-from serving.gate.gate import Gate
+from serving.gate.gate import Gate, Limits
 from serving.gate.report import REPORT_FILE, GateRefused, Report
 from serving.linux.files import rename_to_free
 from serving.repository import manifest, state_directory
@@ -53,7 +53,7 @@ def publish(
     note: str = "",
     who: str = "",
     allow_breaking: bool = False,
-    allow_custom_ops: bool = False,
+    extension_ops: bool = False,
     serving: Path | None = None,
     examiner: Gate | None = None,
     state_dir: Path | None = None,
@@ -63,13 +63,14 @@ def publish(
     source: an ONNX file, whose external data must lie in its own folder, or what writes one. version: None takes the
     next number. signature: JSON that is embedded in place of the file's own. serving: the folder of the version that
     callers use now, which the new one must be compatible with; None finds it. examiner: a gate that is open already.
-    state_dir: see `state_folder`. Raises InvalidRequest, Conflict where the version is there with other bytes,
-    GateRefused, and NotReady where the disk is full or can't be written to.
+    extension_ops: operators of onnxruntime-extensions are allowed. state_dir: see `state_folder`. Raises
+    InvalidRequest, Conflict where the version is there with other bytes, GateRefused, and NotReady where the disk is
+    full or can't be written to.
     """
     check_name(name)
     if version is not None and not VERSION.fullmatch(version):
         raise InvalidRequest(f"'{shown(version)}' is no version: a whole number from 1, or next")
-    staged = None
+    staged, limits = None, Limits(extension_ops=extension_ops)
     try:
         root.mkdir(parents=True, exist_ok=True)
         place = state_directory.state_folder(root, state_dir)
@@ -87,13 +88,12 @@ def publish(
             who=who or user(),
             time=round(time.time(), 3),
             allow_breaking=allow_breaking,
-            allow_custom_ops=allow_custom_ops,
         )
         there = _same(root / name, found, version)
         if there is not None:
-            return Published(there, _judged(place, root / name / there, found, None, examiner), new=False)
+            return Published(there, _judged(place, root / name / there, found, None, examiner or limits), new=False)
         write(folder / MANIFEST_FILE, found.text())
-        report = _judged(place, folder, found, serving or serving_now(root / name), examiner)
+        report = _judged(place, folder, found, serving or serving_now(root / name), examiner or limits)
         if not report.ok:
             raise GateRefused(report)
         write(folder / REPORT_FILE, report.text())
@@ -154,12 +154,13 @@ def _taken(version: str) -> Conflict:
     return Conflict(f"version {version} is there with other content, and a version never changes: publish the next one")
 
 
-def _judged(place: Path, folder: Path, found: Manifest, serving: Path | None, examiner: Gate | None) -> Report:
+def _judged(place: Path, folder: Path, found: Manifest, serving: Path | None, examiner: Gate | Limits) -> Report:
     """Examine a version, and keep the verdict and the prepared form where it passed."""
     if serving is None and (known := gate.verdict(place, found.content)) is not None:
         return known
     with prepared.written(place, found) as prepare_in, contextlib.ExitStack() as stack:
-        examiner = examiner or stack.enter_context(Gate())
+        if isinstance(examiner, Limits):
+            examiner = stack.enter_context(Gate(examiner))
         report = examiner.examine(folder, serving=serving, prepare_in=prepare_in)
     if report.ok:
         with contextlib.suppress(OSError):  # a verdict that is not kept is made once more

@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,8 @@ from serving.tensors import NUMPY, Array
 
 WEIGHTS_FILE = "weights.bin"
 """Where the prepared form of a model has its weights."""
+EXTENSIONS = "ai.onnx.contrib"
+"""Domain of the operators of onnxruntime-extensions: tokenizers, image decoding."""
 LIMITED = "is smaller than requested bytes"
 NO_MEMORY = re.compile(LIMITED + "|bad_alloc|bad allocation")
 
@@ -148,10 +151,33 @@ def _make(
         providers=[*((provider.name, provider.options) for provider in providers), CPU],
         disabled_optimizers=_none_but_lower_priority() if quiet else None,
     )
+    made = make if memory_bytes is None else partial(_bounded, make, chosen, memory_bytes, weights_bytes)
     try:
-        return make() if memory_bytes is None else _bounded(make, chosen, memory_bytes, weights_bytes)
+        return extended(made, chosen)
     except ERRORS as error:
         raise ModelInvalid(f"not a model that onnxruntime can load: {plain(first_line(error), path)}") from error
+
+
+def extended(make: Callable[[], ort.InferenceSession], chosen: ort.SessionOptions) -> ort.InferenceSession:
+    """Make a session; of a model with operators of onnxruntime-extensions with the library of these.
+
+    Whether such a model may be loaded at all is the gate's to say, before anything here.
+    """
+    try:
+        return make()
+    except ERRORS as error:
+        library = extensions_library()
+        if EXTENSIONS not in str(error) or library is None:
+            raise
+    chosen.register_custom_ops_library(str(library))
+    return make()
+
+
+def extensions_library() -> Path | None:
+    """Return the library of onnxruntime-extensions, without importing that; None where it is not installed."""
+    found = find_spec("onnxruntime_extensions")
+    folders = (found.submodule_search_locations if found else None) or ()
+    return next((path for folder in folders for path in Path(folder).glob("_extensions_pydll*.so")), None)
 
 
 def _none_but_lower_priority() -> Iterator[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import onnx
 import onnxruntime as ort
 
+from serving.engine.runtime import extended
 from serving.engine.signature import Signature
 from serving.engine.signature_inference import Port, describe
 from serving.tensors import Array
@@ -19,7 +21,8 @@ class Session:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         content = proto.SerializeToString()
-        self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        make = partial(ort.InferenceSession, content, options, providers=["CPUExecutionProvider"])
+        self._session = extended(make, options)
         inputs = [Port(p.name, p.type, tuple(p.shape)) for p in self._session.get_inputs()]
         outputs = [Port(p.name, p.type, tuple(p.shape)) for p in self._session.get_outputs()]
         self._inputs = [port.name for port in inputs]

@@ -14,7 +14,7 @@ import onnx
 from serving.engine.batch_independence import prove, same
 from serving.engine.probe_rows import MadeUpRows
 from serving.engine.rows import Rows
-from serving.engine.runtime import plain, write_prepared
+from serving.engine.runtime import EXTENSIONS, extensions_library, plain, write_prepared
 from serving.engine.session import OnnxSession
 from serving.errors import InferenceFailed, ServingError
 from serving.gate.findings import ROWS, Findings, Task
@@ -27,6 +27,8 @@ from serving.tensors import INTEGERS, Array, Tensors
 BUILT_IN = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"})
 """Domains of operators that onnxruntime brings along."""
 
+_INSTALL = "pip install onnxruntime-extensions"
+_ALLOW = "allow them with --extension-ops"
 _WARM_S = 1.0
 """Seconds of one run from which larger batches are not tried: a slow model on a busy machine is none that hangs."""
 _BATCH_S = 0.5
@@ -139,9 +141,19 @@ class Examination:
                 if node.domain not in BUILT_IN and (node.domain, node.op_type) not in own
             }
         )
-        if strange and not self._task.allow_custom_ops:
-            raise Refused(f"custom operators are not allowed here: {', '.join(strange[:5])}")
-        return f"custom, and allowed: {', '.join(strange[:5])}" if strange else ""
+        extensions = [name for name in strange if name.startswith(f"{EXTENSIONS}::")]
+        others = [name for name in strange if name not in extensions]
+        if others:
+            raise Refused(f"no library here has its operators {', '.join(others[:5])}")
+        if not extensions:
+            return ""
+        self.findings.extensions = extensions
+        named = ", ".join(extensions[:5])
+        if extensions_library() is None:
+            raise Refused(f"it has operators of a package that is not here ({named}): {_INSTALL}, and {_ALLOW}")
+        if not self._task.extension_ops:
+            raise Refused(f"operators of onnxruntime-extensions are not allowed here ({named}): {_ALLOW}")
+        return f"of onnxruntime-extensions, and allowed: {named}"
 
     def _load(self) -> str:
         before, began = private_memory(), time.monotonic()

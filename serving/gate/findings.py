@@ -18,7 +18,8 @@ class Task(BaseModel):
     """One version to look at, with all that the gate's process is told; bytes and seconds."""
 
     folder: Path
-    allow_custom_ops: bool = False
+    extension_ops: bool = False
+    """Operators of onnxruntime-extensions are allowed."""
     measure_only: bool = False
     """Only load and measure it: it serves already."""
     max_batch_rows: int = 512
@@ -40,3 +41,5 @@ class Findings(BaseModel):
     prepared: bool = False
     """Whether the prepared form was seen to give the model's answers."""
     independence: Independence | None = None
+    extensions: list[str] = []
+    """Its operators of onnxruntime-extensions."""

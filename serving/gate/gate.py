@@ -49,6 +49,8 @@ class Limits:
     cpu_s: int = 300
     wall_s: float = 120.0
     max_batch_rows: int = 512
+    extension_ops: bool = False
+    """Whether operators of onnxruntime-extensions are allowed."""
 
 
 @cache
@@ -95,7 +97,6 @@ class Gate:
         *,
         serving: Path | None = None,
         allow_breaking: bool = False,
-        allow_custom_ops: bool = False,
         prepare_in: Path | None = None,
     ) -> Report:
         """Examine the version in a folder; `serving` is the folder of the one that callers use now.
@@ -107,8 +108,7 @@ class Gate:
             found = manifest.read(folder) or manifest.of(folder, Hashes())
         except ModelInvalid as error:
             return unreadable(error.message)
-        allow_custom_ops = allow_custom_ops or found.allow_custom_ops
-        task = self._task(folder, found.size, allow_custom_ops=allow_custom_ops, prepare_in=prepare_in)
+        task = self._task(folder, found.size, prepare_in=prepare_in)
         findings = self._ask(task)
         if prepare_in is not None and not findings.prepared:
             # What lies there would be kept, and serve: not where its answers were not seen to be the model's.
@@ -125,6 +125,7 @@ class Gate:
             cpu_s=limits.cpu_s,
             wall_s=limits.wall_s,
             max_batch_rows=limits.max_batch_rows,
+            extension_ops=limits.extension_ops,
             **more,
         )
 
@@ -194,6 +195,7 @@ def judge(found: Manifest, findings: Findings, now: Findings, *, at: float, allo
         size_bytes=found.size,
         figures=findings.figures,
         beside=now.figures,
+        extensions=tuple(_shown(name) for name in findings.extensions),
     )
 
 
@@ -224,8 +226,8 @@ def report(state_dir: Path, folder: Path) -> Report | None:
 
 
 def keep(state_dir: Path, made: Report) -> None:
-    """Keep a verdict where `verdict` finds it. Raises OSError."""
-    if made.content:
+    """Keep a verdict where `verdict` finds it, unless it depends on what this server allows. Raises OSError."""
+    if made.content and not made.extensions:
         subfolder(state_dir, "reports")
         write(_place(state_dir, made.content), made.text())
 

@@ -61,6 +61,8 @@ class Report(_Frozen):
     figures: Figures | None = None
     beside: Figures | None = None
     """The same of the version that serves now, measured in the same minute."""
+    extensions: tuple[str, ...] = ()
+    """Its operators of onnxruntime-extensions: whether they are allowed is for each server to say."""
 
     def text(self) -> bytes:
         """Write it as JSON."""

@@ -105,6 +105,7 @@ def create_app(
             settings.models,
             metrics.totals if metrics is not None else None,
             state_dir=settings.state_dir,
+            extension_ops=settings.extension_ops,
         )
         app.state.deployment.attach(ours)
     app.state.fleet = Fleet(
@@ -148,7 +149,12 @@ def create_app(
     app.include_router(triton.changes_router)
     app.include_router(admin.router(settings.models, metrics, settings.state_dir))
     app.include_router(
-        repository_api.router(settings.models, max_model_bytes=settings.max_model_bytes, state_dir=settings.state_dir)
+        repository_api.router(
+            settings.models,
+            max_model_bytes=settings.max_model_bytes,
+            state_dir=settings.state_dir,
+            extension_ops=settings.extension_ops,
+        )
     )
     if metrics is not None:
         app.include_router(metadata.metrics_router)

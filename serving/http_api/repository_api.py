@@ -65,8 +65,10 @@ class _Upload:
         return {MODEL_FILE: self.entry}
 
 
-def router(root: Path, *, max_model_bytes: int, state_dir: Path | None = None) -> APIRouter:
-    """Make the route that publishes into the models folder `root`. state_dir: see `state_folder`."""
+def router(
+    root: Path, *, max_model_bytes: int, state_dir: Path | None = None, extension_ops: bool = False
+) -> APIRouter:
+    """Make the routes that publish into the models folder `root`. state_dir: see `state_folder`."""
     made = APIRouter(tags=["deploy"])
     at_once = asyncio.Semaphore(_AT_ONCE)
     one_gate = asyncio.Semaphore(1)
@@ -104,6 +106,7 @@ def router(root: Path, *, max_model_bytes: int, state_dir: Path | None = None) -
                     who=caller.name,
                     allow_breaking=asked.allow_breaking,
                     state_dir=state_dir,
+                    extension_ops=extension_ops,
                 )
         except GateRefused as refused:
             log.warning("%s by %s is not published: %s", model, shown(caller.name), refused.message)

@@ -43,8 +43,6 @@ class Manifest(BaseModel):
     """When it was published, in seconds since 1970."""
     allow_breaking: bool = False
     """Its publisher accepts that callers of the version before may break."""
-    allow_custom_ops: bool = False
-    """Its publisher accepts operators that ONNX does not define."""
 
     @property
     def content(self) -> str:

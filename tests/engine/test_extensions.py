@@ -1,0 +1,98 @@
+"""Models with operators of onnxruntime-extensions: texts and images go in as they are, where that is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from fastapi.testclient import TestClient
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+from serving.cli import app
+from serving.engine import runtime
+from serving.gate import checks
+from serving.gate.findings import Task
+from serving.http_api.app import create_app
+from serving.settings import Settings
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "morning", "night", "moon"]
+VECTORS = np.random.default_rng(0).normal(size=(len(WORDS), 6)).astype("float32")
+
+
+def embedding(at: Path) -> Path:
+    """A sentence embedding: the mean of its words' vectors, behind a tokenizer inside the graph."""
+    tokenizer = helper.make_node(
+        "BertTokenizer",
+        ["text"],
+        ["ids", "types", "mask"],
+        domain="ai.onnx.contrib",
+        vocab_file="\n".join(WORDS),
+        do_lower_case=1,
+    )
+    graph = helper.make_graph(
+        [
+            tokenizer,
+            helper.make_node("Gather", ["words", "ids"], ["vectors"]),
+            helper.make_node("ReduceMean", ["vectors"], ["embedding"], axes=[0], keepdims=1),
+        ],
+        "sentence",
+        [helper.make_tensor_value_info("text", TensorProto.STRING, [1])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [1, 6])],
+        [numpy_helper.from_array(VECTORS, "words")],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.contrib", 1)]
+    at.parent.mkdir(parents=True)
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), at)
+    return at
+
+
+def expected(*words: str) -> Any:
+    return VECTORS[[WORDS.index(word) for word in ("[CLS]", *words, "[SEP]")]].mean(axis=0)
+
+
+def test_strings_in_vectors_out(tmp_path: Path) -> None:
+    """A sentence embedding is served where its operators are allowed: each text gets its own vector."""
+    embedding(tmp_path / "sentence" / "1" / "model.onnx")
+    with TestClient(create_app(Settings(models=tmp_path, strict=True, extension_ops=True))) as client:
+        body = {"instances": ["Good morning", "moon", "good NIGHT moon"]}
+        answer = client.post("/v1/models/sentence:predict", json=body)
+        assert answer.status_code == 200, answer.text
+        wanted = [expected("good", "morning"), expected("moon"), expected("good", "night", "moon")]
+        np.testing.assert_allclose(answer.json()["predictions"], wanted, rtol=1e-5)
+        tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["moon"]}
+        said = client.post("/v2/models/sentence/infer", json={"inputs": [tensor]}).json()
+        np.testing.assert_allclose(said["outputs"][0]["data"], expected("moon"), rtol=1e-5)
+
+
+def test_it_is_for_each_server_to_allow(tmp_path: Path) -> None:
+    """Off by default: what another server has allowed, or has refused, says nothing to this one."""
+    path = embedding(tmp_path / "sentence" / "1" / "model.onnx")
+    for allowed in (True, False, True):
+        with TestClient(create_app(Settings(models=tmp_path, extension_ops=allowed))) as client:
+            assert client.get("/v2/models/sentence/ready").status_code == (200 if allowed else 503)
+    refused = CliRunner().invoke(app, ["check", str(path)])
+    assert refused.exit_code == 1
+    assert "not allowed here (ai.onnx.contrib::BertTokenizer): allow them with --extension-ops" in " ".join(
+        refused.output.split()
+    )
+    assert CliRunner().invoke(app, ["check", str(path), "--extension-ops"]).exit_code == 0
+
+
+def test_the_gate_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the package a model is refused with the command that brings it; nothing of it is loaded."""
+    folder = embedding(tmp_path / "version" / "model.onnx").parent
+    monkeypatch.setattr(checks, "extensions_library", lambda: None)
+    task = Task(folder=folder, extension_ops=True, memory_bytes=2**30, file_bytes=2**20, cpu_s=60, wall_s=60)
+    found = checks.examine(task, lambda name: None, lambda findings: None)
+    (reason,) = found.reasons
+    assert "BertTokenizer" in reason
+    assert "pip install onnxruntime-extensions" in reason
+
+
+def test_the_library_is_found_without_importing_the_package() -> None:
+    """A worker that has no such model imports nothing of it."""
+    assert runtime.extensions_library() is not None
