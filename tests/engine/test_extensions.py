@@ -87,7 +87,7 @@ def test_the_gate_says_what_to_install(tmp_path: Path, monkeypatch: pytest.Monke
     folder = embedding(tmp_path / "version" / "model.onnx").parent
     monkeypatch.setattr(checks, "extensions_library", lambda: None)
     task = Task(folder=folder, extension_ops=True, memory_bytes=2**30, file_bytes=2**20, cpu_s=60, wall_s=60)
-    found = checks.examine(task, lambda name: None, lambda findings: None)
+    found = checks.Examination(task, lambda name: None, lambda findings: None).run()
     (reason,) = found.reasons
     assert "BertTokenizer" in reason
     assert "pip install onnxruntime-extensions" in reason
