@@ -1,7 +1,8 @@
 """What a worker notes in memory that outlives it: signs of life, and which version each of its threads runs.
 
 The parent reads it: of a worker that is silent, to know that it hangs; of one that died, to know which model ran. It
-is anonymous memory (no file that a full disk could refuse), and a note is one store of eight bytes.
+is anonymous memory (no file that a full disk could refuse), and a note is one store of eight bytes, which the other
+process sees whole or not at all.
 """
 
 from __future__ import annotations
@@ -14,16 +15,29 @@ import re
 import threading
 import time
 from dataclasses import dataclass
+from enum import IntEnum
 from multiprocessing import reduction
 from typing import Any
 
 RECORDS = 1024
 """Threads of models that can be told apart; those beyond run unrecorded."""
 _CELLS = 24  # of eight bytes each: since when, which thread, then the text
-_HEAD = 3  # the last sign of life, how far the worker has come, and how far it lags behind the coordinator
+_HEAD = 3  # the last sign of life, the phase, and how far the worker lags behind the coordinator
 _TEXT = (_CELLS - 2) * 8
-_STARTING, _LOADED, _READY, _ENDING = 0.0, 1.0, 2.0, 3.0
 _CRASHED = re.compile(r"Current thread 0x([0-9a-f]+)")
+
+
+class Phase(IntEnum):
+    """How far a worker has come."""
+
+    STARTING = 0
+    """It takes no connections yet."""
+    LOADED = 1
+    """Its models are loaded, and taking connections is next."""
+    READY = 2
+    """From now on silence means that it hangs."""
+    ENDING = 3
+    """It finishes what it has: the parent bounds that by the drain time, not by silence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +52,7 @@ class Running:
 
 
 class Record:
-    """One thread's line in the box.
+    """One thread's notes.
 
     `since[0]` is set to monotonic seconds before a run, to minus as much before a load, which may take long without
     being stuck, and to 0 after it.
@@ -51,19 +65,19 @@ class Record:
         self._close = close
 
     def close(self) -> None:
-        """Give the line back, once the thread runs nothing any more."""
+        """Free the record, once the thread runs nothing any more."""
         self.since[0] = 0.0
         if self._close is not None:
             self._close()
 
 
 def unrecorded() -> Record:
-    """Make a line that nobody reads."""
+    """Make a record that nobody reads."""
     return Record(memoryview(bytearray(8)).cast("d"))
 
 
 class Heartbeat:
-    """One worker's box. It can be given to a spawned process, and both then see the same memory."""
+    """The notes of one worker. It can be given to a spawned process, and both then see the same memory."""
 
     def __init__(self, notes: int | None = None, crash: int | None = None) -> None:
         self._notes = os.memfd_create("serving-notes") if notes is None else notes
@@ -80,7 +94,7 @@ class Heartbeat:
         return _opened, (reduction.DupFd(self._notes), reduction.DupFd(self._crash))
 
     def close(self) -> None:
-        """Let the memory go, on the parent's side."""
+        """Free the memory, on the parent's side."""
         self._cells.release()
         self._memory.close()
         for descriptor in (self._notes, self._crash):
@@ -96,21 +110,13 @@ class Heartbeat:
         """Give a sign of life; the event loop does so ten times a second."""
         self._cells[0] = time.monotonic()
 
-    def loaded(self) -> None:
-        """Say that models are loaded: the next step is to take connections."""
-        self._cells[1] = _LOADED
-
-    def ready(self) -> None:
-        """Say that models are loaded and connections taken: from now on silence means that the worker hangs."""
-        self.beat()
-        self._cells[1] = _READY
-
-    def ending(self) -> None:
-        """Say that the worker finishes what it has: the parent bounds that by the drain time, not by silence."""
-        self._cells[1] = _ENDING
+    def enter(self, phase: Phase) -> None:
+        """Say that the worker has come to a phase."""
+        self.beat()  # first: the parent measures the silence of one that is ready
+        self._cells[1] = phase
 
     def open(self, name: str, version: str) -> Record:
-        """Take a line for the calling thread, which will run this version."""
+        """Take a record for the calling thread, which will run this version."""
         with self._lock:
             if not self._free:
                 return unrecorded()
@@ -126,31 +132,29 @@ class Heartbeat:
         with self._lock:
             self._free.append(number)
 
-    @property
-    def lag(self) -> float:
-        """Seconds for which the worker has left something unacknowledged that the coordinator told it."""
-        return self._cells[2]
-
     # The parent's side.
 
-    @lag.setter
-    def lag(self, seconds: float) -> None:
-        self._cells[2] = seconds
-
     @property
-    def is_starting(self) -> bool:
-        """Whether the worker has taken no connection yet."""
-        return self._cells[1] == _STARTING
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the worker has said that it is ready, and not yet that it is ending."""
-        return self._cells[1] == _READY
+    def phase(self) -> Phase:
+        """How far the worker has come."""
+        return Phase(int(self._cells[1]))
 
     @property
     def last_sign(self) -> float:
         """Monotonic seconds of the last sign of life; one clock for all processes of a machine."""
         return self._cells[0]
+
+    @property
+    def lag(self) -> float:
+        """Seconds for which the worker has left something unacknowledged that the coordinator told it.
+
+        The parent measures it, and the worker, which can't, reports it.
+        """
+        return self._cells[2]
+
+    @lag.setter
+    def lag(self, seconds: float) -> None:
+        self._cells[2] = seconds
 
     def running(self) -> list[Running]:
         """Return what was being run when the worker died, or is now; the one whose thread crashed alone, if known."""
@@ -162,10 +166,10 @@ class Heartbeat:
                 name, _, version = text.rpartition("/")
                 found.append(Running(name, version, abs(since), since < 0, self._cells[at + 1]))
         crashed = _CRASHED.search(self._written())
-        if crashed is not None:
-            thread = _thread_number(int(crashed[1], 16))
-            return [r for r in found if r.thread == thread] or found
-        return found
+        if crashed is None:
+            return found
+        thread = _thread_number(int(crashed[1], 16))
+        return [running for running in found if running.thread == thread] or found
 
     def crash(self) -> str:
         """Return what the interpreter wrote down of the thread that crashed, in one line; empty where none did."""

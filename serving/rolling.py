@@ -36,7 +36,7 @@ class Roll:
         if self.leaving is not None and self.leaving in workers:
             return False
         self.old = [worker for worker in self.old if worker in workers and worker.kill_at is None]
-        if self.fresh is not None and not self.fresh.box.is_ready:
+        if self.fresh is not None and not self.fresh.is_ready:
             return False
         if self.old and (self.fresh is not None or crowded):
             self.leaving, self.fresh = self.old.pop(0), None

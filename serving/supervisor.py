@@ -18,7 +18,7 @@ from serving.access.access import Access
 from serving.access.principal import AccessInvalid
 from serving.deploy import channel
 from serving.deploy.deployment import Deployment
-from serving.heartbeat import Heartbeat, Running
+from serving.heartbeat import Heartbeat, Phase, Running
 from serving.linux.limits import cores
 from serving.metrics.counts import Counts
 from serving.metrics.definitions import Key
@@ -29,7 +29,7 @@ from serving.settings import Settings
 from serving.signals import DRAIN, UNREADY
 from serving.worker import REFUSED, Assignment, work
 from serving.worker_exits import WorkerExits
-from serving.worker_process import Worker
+from serving.worker_process import Worker, listed
 
 log = logging.getLogger("serving.server")
 
@@ -75,27 +75,27 @@ class Supervisor:
             extension_ops=settings.extension_ops,
         )
         self._quarantine = Quarantine(settings.models, settings.state_dir)
-        self._deaths = WorkerExits()
+        self._exits = WorkerExits()
         self._roll: Roll | None = None
         self._served = False
         self._ends_asked = 0
         self._held: dict[tuple[str, str], str] = {}
         self._lags: dict[Key, float] = {}
         self._reload_asked = False
-        self._looked = self._awake_since = time.monotonic()
+        self._watched_at = self._awake_since = time.monotonic()
 
     def run(self) -> int:
         """Run until told to end; return the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
         signal.signal(signal.SIGHUP, self._ask_reload)
-        self._hold_back()
+        self._apply_quarantine()
         self._deployment.start()
         try:
             for _ in range(self._settings.workers):
                 self._spawn(self._free_slot(), replacement=False)
             while not self._ends_asked:
-                if not self._turn():
+                if not self._tick():
                     return REFUSED
             self._deployment.conclude()
             self._await_unready()
@@ -119,9 +119,8 @@ class Supervisor:
 
     def _spawn(self, slot: int, *, replacement: bool = True) -> Worker | None:
         """Start a worker; None, and another try later, where the system gives no process."""
-        now = time.monotonic()
         try:
-            box, counts = Heartbeat(), Counts.shared()
+            heartbeat, counts = Heartbeat(), Counts.shared()
             ours, theirs = channel.pair()
             assignment = Assignment(
                 settings=self._settings,
@@ -130,7 +129,7 @@ class Supervisor:
                 slot=slot,
                 metrics_dir=self._metrics_dir,
                 parent=os.getpid(),
-                box=box,
+                heartbeat=heartbeat,
                 counts=counts,
                 link=theirs,
                 replacement=replacement,
@@ -141,9 +140,9 @@ class Supervisor:
             link = self._deployment.attach(ours)
         except OSError as error:
             log.error("worker %d can't be started: %s", slot, error.strerror)
-            self._due.append(now + RETRY_S)
+            self._due.append(time.monotonic() + RETRY_S)
             return None
-        worker = Worker(slot, process, box, link, counts, now)
+        worker = Worker(slot, process, heartbeat, link, counts)
         self._workers.append(worker)
         return worker
 
@@ -163,7 +162,7 @@ class Supervisor:
 
     # While serving.
 
-    def _turn(self) -> bool:
+    def _tick(self) -> bool:
         """Wait a moment for a death, and do what is due. False where a worker refused to start at all."""
         multiprocessing.connection.wait([worker.process.sentinel for worker in self._workers], timeout=0.1)
         for worker, code in self._reap():
@@ -172,17 +171,15 @@ class Supervisor:
                 return False
             if worker.kill_at is None and not self._ends_asked:
                 self._died(worker, code)
-            worker.process.close()
-            worker.box.close()
-            worker.counts.close()
+            worker.close()
         now = time.monotonic()
         for worker in self._workers:
-            if worker.ready_at is None and worker.box.is_ready:
+            if worker.ready_at is None and worker.is_ready:
                 worker.ready_at = now
                 self._served = True
             if worker.kill_at is not None and now > worker.kill_at:
                 worker.kill()
-        self._judge(now)
+        self._watch(now)
         for due in [due for due in self._due if due <= now and not self._ends_asked]:
             self._due.remove(due)
             self._spawn(self._free_slot())
@@ -195,19 +192,19 @@ class Supervisor:
     def _died(self, worker: Worker, code: int | None) -> None:
         """Say why a worker died by itself, blame the model that it ran, and have it replaced."""
         now = time.monotonic()
-        why, reason = self._deaths.cause(code)
-        ran = worker.box.running() if reason in ("crash", "memory") else []
-        doing = f" while it ran {_listed(ran)}" if ran else ""
+        why, reason = self._exits.cause(code)
+        ran = worker.heartbeat.running() if reason in ("crash", "memory") else []
+        doing = f" while it ran {listed(ran)}" if ran else ""
         early = worker.ready_at is None or now - worker.ready_at < YOUNG_S
         # A kill from outside says nothing of the next worker.
         wait = 0.0
         if reason != "killed" or worker.ready_at is None:
-            wait = self._deaths.wait(worker.slot, early=early)
+            wait = self._exits.wait(worker.slot, early=early)
         log.error("worker %d %s%s; its replacement starts in %.1f s", worker.slot, why, doing, wait)
-        if wait and (row := self._deaths.in_a_row(worker.slot)):
+        if wait and (row := self._exits.in_a_row(worker.slot)):
             log.error("worker %d is in a crash loop: %d deaths in a row, each within %.0f s of its start or before it "
                       "was ready", worker.slot, row, YOUNG_S)  # fmt: skip
-        if crash := worker.box.crash():
+        if crash := worker.heartbeat.crash():
             log.error("what worker %d was doing: %s", worker.slot, crash)
         if self._roll is not None and worker is self._roll.fresh:
             self._give_up_reload("the new worker ended before it was ready")
@@ -218,18 +215,14 @@ class Supervisor:
     def _restarted(self, reason: str, ran: list[Running], why: str) -> None:
         """Count a restart, and the death against the versions that ran; the second one quarantines."""
         self._deployment.died({(running.name, running.version) for running in ran})
-        culprit = self._deaths.blame(ran, reason)
+        culprit = self._exits.blame(ran, reason)
         if culprit is not None:
-            self._hold(*culprit, why)
+            log.error("%s %s is quarantined: it ended two workers (the last %s)", *culprit, why)
+            self._quarantine.add(*culprit, f"it ended two workers; the last {why}")
+            self._apply_quarantine()
         self._write_snapshot()
 
-    def _hold(self, name: str, version: str, why: str) -> None:
-        """Hold a version back: write it down, and have every worker serve another one."""
-        log.error("%s %s is quarantined: it ended two workers (the last %s)", name, version, why)
-        self._quarantine.add(name, version, f"it ended two workers; the last {why}")
-        self._hold_back()
-
-    def _hold_back(self) -> None:
+    def _apply_quarantine(self) -> None:
         """Have the coordinator serve what is in quarantine no more, and all else again, where that has changed."""
         held = {(case.name, case.version): case.reason for case in self._quarantine.cases()}
         if held == self._held:
@@ -240,42 +233,36 @@ class Supervisor:
         self._deployment.coordinator.quarantine(held)
         self._write_snapshot()
 
-    def _judge(self, now: float) -> None:
+    def _watch(self, now: float) -> None:
         """Replace workers that hang, once a second: silent ones, and those whose model never comes back."""
-        if now - self._looked < 1:
+        if now - self._watched_at < 1:
             return
-        if now - self._looked > 3:
+        if now - self._watched_at > 3:
             self._awake_since = now  # this process did not run either: the whole machine stood still
-        self._looked = now
-        self._deaths.look()
-        self._hold_back()  # the file changes by hand, and other servers of the folder write to it
+        self._watched_at = now
+        self._exits.note_oom_kills()
+        self._apply_quarantine()  # the file changes by hand, and other servers of the folder write to it
         self._measure_lag(now)
-        limit = self._settings.hang_s
-        for worker in [w for w in self._workers if w.kill_at is None and w.box.is_ready]:
-            silent = now - max(worker.box.last_sign, self._awake_since)
-            deaf = min(worker.link.behind(now), now - self._awake_since)
-            ran = [r for r in worker.box.running() if now - max(r.since, self._awake_since) > limit]
-            stuck = [r for r in ran if not r.loading and now - r.since > limit + self._settings.deadline_s]
-            if silent > limit:
-                why = f"gave no sign of life for {silent:.0f} s"
-            elif deaf > limit:
-                why = f"is deaf: it has acknowledged nothing that it was told for {deaf:.0f} s"
-            elif stuck:
-                why = f"is stuck in {_listed(stuck)}"
-            else:
-                continue
-            log.error("worker %d %s; it is replaced", worker.slot, why)
-            self._retire(worker, HUNG_GRACE_S)
-            self._due.append(now)
-            self._restarted("hang", ran if silent > limit else stuck, "hung")
+        for worker in [worker for worker in self._workers if worker.kill_at is None and worker.is_ready]:
+            why, ran = worker.hangs(
+                now,
+                awake_since=self._awake_since,
+                hang_s=self._settings.hang_s,
+                deadline_s=self._settings.deadline_s,
+            )
+            if why:
+                log.error("worker %d %s; it is replaced", worker.slot, why)
+                self._retire(worker, HUNG_GRACE_S)
+                self._due.append(now)
+                self._restarted("hang", ran, "hung")
 
     def _measure_lag(self, now: float) -> None:
         """Tell each worker, and who scrapes any of them, how far it is behind; a worker that is deaf can't know."""
         lags: dict[Key, float] = {}
         for worker in self._workers:
             seconds = min(worker.link.behind(now), now - self._awake_since)
-            worker.box.lag = round(seconds, 1) if seconds > 1 else 0.0
-            lags["serving_worker_lag_seconds", (str(worker.slot),)] = worker.box.lag
+            worker.heartbeat.lag = round(seconds, 1) if seconds > 1 else 0.0
+            lags["serving_worker_lag_seconds", (str(worker.slot),)] = worker.heartbeat.lag
         for model, (generation, refused) in self._deployment.coordinator.asked.items():
             lags["serving_model_asked_generation", (model,)] = generation
             lags["serving_model_refused", (model,)] = float(refused)
@@ -287,7 +274,7 @@ class Supervisor:
         """Put what only the parent knows into the folder that every scrape adds up."""
         write_parent_snapshot(
             self._metrics_dir,
-            counters={("serving_worker_restarts", (reason,)): n for reason, n in self._deaths.restarts.items()},
+            counters={("serving_worker_restarts", (reason,)): n for reason, n in self._exits.restarts.items()},
             gauges={("serving_model_quarantined", version): 1.0 for version in self._held} | self._lags,
         )
 
@@ -353,7 +340,7 @@ class Supervisor:
     def _drain(self) -> int:
         """Let every worker finish what it accepted; return 0 where all did. A second signal cuts it short."""
         self._sock.close()
-        for worker in [worker for worker in self._workers if worker.box.is_starting]:
+        for worker in [worker for worker in self._workers if worker.heartbeat.phase is Phase.STARTING]:
             # It holds the socket open, and would take what connects meanwhile with it.
             worker.process.kill()
             worker.process.join()
@@ -389,7 +376,3 @@ class Supervisor:
 def check_access(settings: Settings) -> None:
     """Read the keys, as every worker will. Raises AccessInvalid."""
     Access(keys=settings.keys, jwks=settings.jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
-
-
-def _listed(ran: list[Running]) -> str:
-    return " and ".join(sorted({f"{running.name} {running.version}" for running in ran}))

@@ -56,7 +56,7 @@ class Assignment:
     slot: int
     metrics_dir: Path
     parent: int
-    box: Heartbeat
+    heartbeat: Heartbeat
     counts: Counts
     link: socket.socket
     """To the coordinator, which says what to load."""
@@ -85,7 +85,7 @@ def work(given: Assignment) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None if os.getppid() == given.parent else os._exit(0))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    given.box.catch_crashes()
+    given.heartbeat.catch_crashes()
     pipe = LogPipe(sys.stderr.fileno())
     form = form_of(settings.log_format, sys.stderr)
     configure(settings.log_level, form, pipe)
@@ -123,7 +123,7 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
         memory_bytes=max(LEAST_MODEL_MEMORY, limits.memory() // (4 * settings.workers)),
         companion=companion,
         link=given.link,
-        box=given.box,
+        heartbeat=given.heartbeat,
     )
     url = f"http://{address(given.sock)}"
     beside = f"   gRPC: {address(given.grpc)}" if given.grpc is not None else ""
@@ -133,7 +133,7 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
         drain_s=settings.drain_s,
         keep_alive_s=settings.keep_alive_s,
         parent=given.parent,
-        box=given.box,
+        heartbeat=given.heartbeat,
         announce=(lambda fleet: announce(fleet, url, beside, voice)) if first else None,
     )
     try:

@@ -23,9 +23,9 @@ class WorkerExits:
         """Replaced workers by reason."""
         self._young: Counter[int] = Counter()
         self._blamed: Counter[tuple[str, str]] = Counter()
-        self._oom_kills = (_oom_kills(),) * 2  # a second ago or more, and at the last look
+        self._oom_kills = (_oom_kills(),) * 2  # a second ago or more, and when it was last noted
 
-    def look(self) -> None:
+    def note_oom_kills(self) -> None:
         """Note how often memory ran out by now; once a second."""
         self._oom_kills = (self._oom_kills[1], _oom_kills())
 

@@ -46,7 +46,7 @@ class BodyBuffer:
         self._view[self._place : end] = piece
         self._place = end
 
-    def whole(self) -> memoryview:
+    def received(self) -> memoryview:
         """Return what has come."""
         return self._view[: self._place]
 

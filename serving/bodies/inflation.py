@@ -43,7 +43,7 @@ class Inflation:
             self.size = min(limit, most)
         self._limit = limit
 
-    def begin(self) -> bytes | None:
+    def at_once(self) -> bytes | None:
         """Return the whole body where it is small enough to be inflated at once; None where it may not be."""
         if len(self._body) > INLINE_BYTES or (self._coding == "gzip" and self.size > INLINE_BYTES):
             return None
@@ -54,10 +54,10 @@ class Inflation:
             if self._coding == "gzip" or most == self._limit:
                 raise self._too_much()
             return None
-        self._judge(inflater)
+        self._check_end(inflater)
         return made
 
-    def whole(self) -> memoryview:
+    def inflate(self) -> memoryview:
         """Return the whole body, however long it is; for a thread."""
         store = BodyBuffer(self.size if self._coding == "gzip" else self._counted())
         for piece in self._pieces():
@@ -66,7 +66,7 @@ class Inflation:
             store.add(piece)
         if self._coding == "gzip" and len(store) != self.size:
             raise self._broken()
-        return store.whole()
+        return store.received()
 
     def _counted(self) -> int:
         """Count how long it will be, so that no memory is taken for a bomb: deflate says it nowhere."""
@@ -92,7 +92,7 @@ class Inflation:
                     break
         if place < len(view):
             raise self._broken()
-        self._judge(inflater)
+        self._check_end(inflater)
 
     def _inflater(self) -> zlib._Decompress:
         return zlib.decompressobj(wbits=31 if self._coding == "gzip" else 15)
@@ -103,7 +103,7 @@ class Inflation:
         except zlib.error:
             raise InvalidRequest(f"this is not {self._coding}, as its encoding says") from None
 
-    def _judge(self, inflater: zlib._Decompress) -> None:
+    def _check_end(self, inflater: zlib._Decompress) -> None:
         if not inflater.eof or inflater.unused_data:
             raise self._broken()
 

@@ -25,7 +25,7 @@ from serving.engine.model import Model, load
 from serving.engine.session import OnnxSession
 from serving.errors import InvalidRequest, ModelInvalid, ModelNotFound, NotReady, shown
 from serving.gate.prepared import locate
-from serving.heartbeat import Heartbeat, unrecorded
+from serving.heartbeat import Heartbeat, Phase, unrecorded
 from serving.linux.memory import give_back, private_memory
 from serving.linux.thread_scheduling import give_way
 from serving.metrics.metrics import Metrics
@@ -74,7 +74,7 @@ class Fleet:
     root: the models folder. state_dir: see `state_folder`.
 
     `prepare` are called with each new model, on a thread, before it can get requests; `changed` on the event loop,
-    right after `models` was replaced. box: where to note which model runs.
+    right after `models` was replaced. heartbeat: where to note which model runs.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class Fleet:
         state_dir: Path | None = None,
         limits: Limits,
         metrics: Metrics | None,
-        box: Heartbeat | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self._root = root
         self._state_dir = state_dir
         self.limits = limits
-        self._box = box
+        self._heartbeat = heartbeat
         self._metrics = metrics
         self._tick: asyncio.TimerHandle | None = None
         self._trim: asyncio.TimerHandle | None = None
@@ -129,8 +129,8 @@ class Fleet:
             first = self.problems[0]
             raise ModelInvalid(f"{' '.join(filter(None, (first.name, first.version)))}: {first.reason}")
         self.started = True
-        if self._box is not None:
-            self._box.loaded()
+        if self._heartbeat is not None:
+            self._heartbeat.enter(Phase.LOADED)
         versions = sum(len(served.versions) for served in self.models.values())
         log.info("%d models, %d versions in %.2f s", len(self.models), versions, time.monotonic() - began)
         self._expire()
@@ -153,7 +153,7 @@ class Fleet:
             batching=batching,
             loop=loop,
             observer=observer,
-            box=self._box,
+            heartbeat=self._heartbeat,
         )
         if metrics is not None:
             metrics.info(task=session.signature.task, sha256=item.sha256)
@@ -181,7 +181,7 @@ class Fleet:
 
     def _read(self, item: ModelVersion, batching: Batching) -> OnnxSession:
         """Load a file, and note that: a file that kills whoever loads it is found out so."""
-        record = self._box.open(item.name, item.version) if self._box is not None else unrecorded()
+        record = self._heartbeat.open(item.name, item.version) if self._heartbeat is not None else unrecorded()
         record.since[0] = -time.monotonic()
         prepared = None
         try:
@@ -267,7 +267,7 @@ class Fleet:
     @property
     def lag(self) -> float:
         """Seconds for which this worker has left unacknowledged what it was told, as its parent measures it."""
-        return self._box.lag if self._box is not None else 0.0
+        return self._heartbeat.lag if self._heartbeat is not None else 0.0
 
     def _listen(self) -> None:
         """Note whether the coordinator is heard of: while it is not, what is served stays, whatever is asked for."""

@@ -40,7 +40,7 @@ class Model:
         batching: Batching,
         loop: asyncio.AbstractEventLoop,
         observer: Observer,
-        box: Heartbeat | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self.name = name
         self.version = version
@@ -65,7 +65,7 @@ class Model:
             instances=self.limits.instances,
             loop=loop,
             observer=observer,
-            open_record=unrecorded if box is None else lambda: box.open(name, version),
+            open_record=unrecorded if heartbeat is None else lambda: heartbeat.open(name, version),
         )
         cache = self.limits.cache
         self.cache = None if cache is None else ResponseCache(self.batcher, cache, loop=loop, observer=observer)

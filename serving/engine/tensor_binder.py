@@ -58,7 +58,7 @@ class TensorBinder:
         self._all = tuple(RequestedOutput(i) for i in range(len(self.outputs)))
         self._all_binary = tuple(RequestedOutput(i, True) for i in range(len(self.outputs)))
 
-    def every(self, *, binary: bool) -> tuple[RequestedOutput, ...]:
+    def all_outputs(self, *, binary: bool) -> tuple[RequestedOutput, ...]:
         """Return all outputs, for a request that lists none."""
         return self._all_binary if binary else self._all
 
@@ -136,7 +136,7 @@ class TensorBinder:
             what = "missing: NaN or null" if np.isnan(array.flat[index]) else "infinite"
             raise SignatureMismatch(f"{at}: element {index} is not finite ({what}), which this model does not take")
 
-    def whole(self, arrays: Iterable[Array | None]) -> tuple[Tensors, int]:
+    def assemble(self, arrays: Iterable[Array | None]) -> tuple[Tensors, int]:
         """Return the inputs in order and the number of rows; all must be there, with as many rows each in batches."""
         given = list(arrays)
         columns = given[len(self.inputs) : len(self.inputs) + len(self._columns)]
@@ -186,7 +186,7 @@ class TensorBinder:
                 raise SignatureMismatch(f"column {feature.name!r} has a number that does not fit {feature.datatype}")
         return matrix
 
-    def wanted(self, asked: Iterable[tuple[Any, bool, int]]) -> tuple[RequestedOutput, ...]:
+    def requested(self, asked: Iterable[tuple[Any, bool, int]]) -> tuple[RequestedOutput, ...]:
         """Read the outputs that a request lists as (name, binary, classes); each once, in its order."""
         chosen: list[RequestedOutput] = []
         seen: set[int] = set()
@@ -197,7 +197,7 @@ class TensorBinder:
                 known = ", ".join(self._output_positions)
                 raise InvalidRequest(f"{at}/name: the model has no such output; outputs: {known}"[:600])
             if position in seen:
-                raise InvalidRequest(f"{at}/name: output {name!r} stands twice")
+                raise InvalidRequest(f"{at}/name: output {name!r} is listed twice")
             if classes < 0:
                 raise InvalidRequest(f"{at}/parameters/classification: should be a whole number, 1 or more")
             if classes and self.outputs[position].datatype in ("BYTES", "BOOL"):

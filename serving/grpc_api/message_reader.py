@@ -96,7 +96,7 @@ class MessageReader:
             if len(store) < store.length:
                 return
             self._store = None
-            self._take(self._flag, store.whole())
+            self._take(self._flag, store.received())
 
     def _take(self, flag: int, message: Buffer) -> None:
         if self._inflating is not None:
@@ -116,12 +116,12 @@ class MessageReader:
         if flag != 1 or head.encoding == b"identity":
             raise Aborted(Status.INTERNAL, "a message is flagged as compressed, and no grpc-encoding says how")
         inflation = Inflation(message, head.encoding.decode(), head.most_bytes)
-        made = inflation.begin()
+        made = inflation.at_once()
         if made is not None:
             self._inflated(len(message), made)
             return
         self._call.hold(inflation.size)
-        self._inflating = head.loop.run_in_executor(inflaters, inflation.whole)
+        self._inflating = head.loop.run_in_executor(inflaters, inflation.inflate)
         self._inflating.add_done_callback(lambda done: self._go_on(len(message), inflation.size, done))
 
     def _inflated(self, packed: int, made: Buffer) -> None:

@@ -63,14 +63,14 @@ def create_app(
     memory_bytes: int | None = None,
     companion: Callable[[Fleet, Metrics | None, Access, ByteBudget, CodecPool], Companion] | None = None,
     link: socket.socket | None = None,
-    box: Heartbeat | None = None,
+    heartbeat: Heartbeat | None = None,
 ) -> FastAPI:
     """Make the application that serves `settings.models`.
 
     metrics: where to count; None makes a registry of this application's own, unless settings turn metrics off. threads:
     onnxruntime threads for each model. memory_bytes: what its runs may take where settings do not say. companion: makes
     what serves beside HTTP. link: to the coordinator of this worker's server; without one the application coordinates
-    itself. box: where to note which model runs. The lifespan loads the models and raises ModelInvalid where
+    itself. heartbeat: where to note which model runs. The lifespan loads the models and raises ModelInvalid where
     `settings.strict` and one can't be. Raises AccessInvalid for bad keys.
     """
     access = Access(keys=settings.keys, jwks=settings.jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
@@ -115,7 +115,7 @@ def create_app(
         state_dir=settings.state_dir,
         limits=limits,
         metrics=metrics,
-        box=box,
+        heartbeat=heartbeat,
     )
     app.state.fleet.prepare.append(prepare)
     app.state.access = access

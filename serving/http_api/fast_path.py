@@ -257,7 +257,7 @@ class FastPath(Connection):
         body, self._body = self._body, b""
         if self._id is None and chunk:
             self._known = parsed_head(chunk, self.url, self.headers, len(body), self._asks)
-        self._begin(target, self.headers, body.whole() if isinstance(body, BodyBuffer) else body, self._asks)
+        self._begin(target, self.headers, body.received() if isinstance(body, BodyBuffer) else body, self._asks)
 
     def _begin(self, target: Endpoint, headers: Headers, body: Buffer, asks: RequestOptions) -> None:
         turn = self._turn = _Turn(self, request_id(self._id), self.shared.routes.get(target.template))

@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from serving.deploy.fleet import Fleet
-from serving.heartbeat import Heartbeat
+from serving.heartbeat import Heartbeat, Phase
 from serving.http_api.fast_path import fast_path_for
 from serving.http_api.fast_path_state import FastPathState
 from serving.signals import DRAIN, UNREADY
@@ -31,8 +31,8 @@ class Listener(uvicorn.Server):
     """Serves one application from a socket that is bound already.
 
     parent: pid of the process that started this one; when it is no longer our parent, this server drains and ends.
-    drain_s, keep_alive_s: seconds. box: where signs of life are left. announce: called once models are loaded and the
-    socket answers.
+    drain_s, keep_alive_s: seconds. heartbeat: where signs of life are left. announce: called once models are loaded
+    and the socket answers.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class Listener(uvicorn.Server):
         drain_s: float,
         keep_alive_s: float,
         parent: int | None = None,
-        box: Heartbeat | None = None,
+        heartbeat: Heartbeat | None = None,
         announce: Callable[[Fleet], None] | None = None,
     ) -> None:
         self._announce = announce
         self._app = app
         self._shared: FastPathState = app.state.shared
         self._parent = parent
-        self._box = box
+        self._heartbeat = heartbeat
         self._drain_s = drain_s
         self.cut_short = False
         """Whether the drain ended before every request had its own answer."""
@@ -74,15 +74,15 @@ class Listener(uvicorn.Server):
         # A full collection looks at every object, which took 50 ms of the loop's time: those of today are here to stay.
         gc.collect()
         gc.freeze()
-        if self._box is not None and not self.should_exit:
-            self._box.ready()
+        if self._heartbeat is not None and not self.should_exit:
+            self._heartbeat.enter(Phase.READY)
         if self._announce is not None and self.started:
             self._announce(self._app.state.fleet)
 
     async def on_tick(self, counter: int) -> bool:
         """Do what is due ten times a second; return whether to end."""
-        if self._box is not None:
-            self._box.beat()
+        if self._heartbeat is not None:
+            self._heartbeat.beat()
         if counter % 5 == 0:
             self._shared.sweep(self.server_state.connections)
             if self._parent is not None and os.getppid() != self._parent:
@@ -108,8 +108,8 @@ class Listener(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, answer what was accepted, close; refuse what is left when the time is over."""
-        if self._box is not None:
-            self._box.ending()
+        if self._heartbeat is not None:
+            self._heartbeat.enter(Phase.ENDING)
         self._app.state.fleet.draining = True
         self._take_the_last(sockets or [])
         for server in self.servers:

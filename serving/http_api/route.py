@@ -222,11 +222,11 @@ async def read_body(headers: Headers, receive: Receive, limit: int, lease: Reser
     if coding == b"identity":
         return body
     inflation = Inflation(body, coding.decode().removeprefix("x-"), limit)
-    made: Buffer | None = inflation.begin()
+    made: Buffer | None = inflation.at_once()
     if made is None:
         if lease is not None:
             lease.grow_to(len(body) + inflation.size)
-        made = await asyncio.get_running_loop().run_in_executor(inflaters, inflation.whole)
+        made = await asyncio.get_running_loop().run_in_executor(inflaters, inflation.inflate)
     return made
 
 
@@ -247,5 +247,5 @@ async def _gather(message: Message, receive: Receive, most: int, lease: Reservat
         if lease is not None:
             lease.grow_to(size)
         if not message.get("more_body"):
-            return gathered if isinstance(gathered, bytearray) else gathered.whole()
+            return gathered if isinstance(gathered, bytearray) else gathered.received()
         message = await receive()

@@ -122,12 +122,12 @@ class InferCodec:
     def __init__(self, model: Described) -> None:
         self._made_of = model
         self._codec = Codec(model)
-        self._ports = TensorBinder(model.signature, together=model.together)
+        self._binder = TensorBinder(model.signature, together=model.together)
         self._plans: dict[bytes, Plan] = {}
         self._opening = field(_NAME, model.name.encode()) + field(_VERSION, model.version.encode())
         self._outputs: dict[tuple[Any, ...], bytes] = {}
         self.slow_bytes = any(spec.datatype == "BYTES" for spec in model.signature.inputs)
-        self._texts = frozenset(i for i, spec in enumerate(self._ports.outputs) if spec.datatype == "BYTES")
+        self._texts = frozenset(i for i, spec in enumerate(self._binder.outputs) if spec.datatype == "BYTES")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return InferCodec, (self._made_of,)
@@ -153,7 +153,7 @@ class InferCodec:
     ) -> Array:
         position, datatype, shape, _ = due
         array = read(view[place[0] : place[1]], datatype, shape, f"/raw_input_contents/{index}")
-        self._ports.check(position, array, f"/inputs/{index}")
+        self._binder.check(position, array, f"/inputs/{index}")
         return array
 
     def read(self, request: Buffer, cut: RawRequest | None) -> Decoded:
@@ -170,7 +170,7 @@ class InferCodec:
         """
         view = memoryview(request)
         decoded = self._codec.decode(message, [view[start:end] for start, end in cut.raws] if cut is not None else ())
-        positions = {spec.name: i for i, spec in enumerate(self._ports.inputs)}
+        positions = {spec.name: i for i, spec in enumerate(self._binder.inputs)}
         usual = decoded.raw and decoded.timeout is None and all(t.name in positions for t in message.inputs)
         if cut is not None and usual and len(cut.head) <= _LONGEST_PLAN:
             inputs = tuple(
@@ -198,7 +198,7 @@ class InferCodec:
         for position, _, classes in decoded.wanted:
             array = outputs[position]
             if classes:
-                array = self._ports.classified(position, array, classes)
+                array = self._binder.classified(position, array, classes)
             shapes.append(array.shape)
             blob = write(array)
             blobs += (field_head(_RAW_OUTPUT, len(blob)), blob)
@@ -220,7 +220,7 @@ class InferCodec:
         return described
 
     def _output(self, one: RequestedOutput, shape: tuple[int, ...]) -> bytes:
-        spec = self._ports.outputs[one.position]
+        spec = self._binder.outputs[one.position]
         described: bytes = Output(
             name=spec.name, datatype="BYTES" if one.classes else spec.datatype, shape=shape
         ).SerializeToString()

@@ -49,53 +49,53 @@ class Codec:
 
     def __init__(self, model: Described) -> None:
         self._name, self._version = model.name, model.version
-        self._ports = TensorBinder(model.signature, together=model.together)
+        self._binder = TensorBinder(model.signature, together=model.together)
 
     def decode(self, request: Any, raws: Sequence[Buffer] = ()) -> Decoded:
         """Read a request; `raws` are the raw contents that were taken out of it. Raises as `TensorBinder` does."""
         raws = raws or list(request.raw_input_contents)
         timeout, priority = _options(request.parameters)
-        arrays: list[Array | None] = [None] * len(self._ports.slots)
+        arrays: list[Array | None] = [None] * len(self._binder.slots)
         if raws and len(raws) != len(request.inputs):
             raise InvalidRequest(f"raw_input_contents: has {len(raws)} tensors, and inputs has {len(request.inputs)}")
         for index, tensor in enumerate(request.inputs):
             at = f"/inputs/{index}"
             _refuse_shared(tensor.parameters, at)
-            position = self._ports.input(tensor.name, tensor.datatype, at)
+            position = self._binder.input(tensor.name, tensor.datatype, at)
             if arrays[position] is not None:
-                raise InvalidRequest(f"{at}/name: input {tensor.name!r} stands twice")
-            shape = self._ports.shape(position, list(tensor.shape), at)
+                raise InvalidRequest(f"{at}/name: input {tensor.name!r} occurs twice")
+            shape = self._binder.shape(position, list(tensor.shape), at)
             if raws:
                 if tensor.HasField("contents"):
                     raise InvalidRequest(f"{at}/contents: raw_input_contents is there too: send one of them")
                 array = read(raws[index], tensor.datatype, shape, f"/raw_input_contents/{index}")
             else:
                 array = _typed(tensor.contents, tensor.datatype, shape, f"{at}/contents")
-            self._ports.check(position, array, at)
+            self._binder.check(position, array, at)
             arrays[position] = array
-        inputs, rows = self._ports.whole(arrays)
-        wanted = self._wanted(request.outputs) if request.outputs else self._ports.every(binary=True)
+        inputs, rows = self._binder.assemble(arrays)
+        wanted = self._wanted(request.outputs) if request.outputs else self._binder.all_outputs(binary=True)
         # Of a graph without inputs nothing tells: raw is what clients read.
         return Decoded(inputs, rows, wanted, bool(raws) or not inputs, timeout, priority)
 
     def _wanted(self, outputs: Any) -> tuple[RequestedOutput, ...]:
         asked = []
         # One more than the model has is one too many already, whatever it is.
-        for index, output in enumerate(outputs[: len(self._ports.outputs) + 1]):
+        for index, output in enumerate(outputs[: len(self._binder.outputs) + 1]):
             _refuse_shared(output.parameters, f"/outputs/{index}")
             asked.append((output.name, True, _whole(output.parameters, "classification", f"/outputs/{index}")))
-        return self._ports.wanted(asked)
+        return self._binder.requested(asked)
 
     def encode(self, outputs: Tensors, identity: str, decoded: Decoded) -> Any:
         """Write the answer."""
         response = Response(model_name=self._name, model_version=self._version, id=identity)
-        specs = self._ports.outputs
+        specs = self._binder.outputs
         raw = decoded.raw or self.only_raw(decoded.wanted)
         for position, _, classes in decoded.wanted:
             array = outputs[position]
             datatype: str = specs[position].datatype
             if classes:
-                array, datatype = self._ports.classified(position, array, classes), "BYTES"
+                array, datatype = self._binder.classified(position, array, classes), "BYTES"
             tensor = response.outputs.add(name=specs[position].name, datatype=datatype, shape=array.shape)
             if raw:
                 response.raw_output_contents.append(write(array))
@@ -105,7 +105,7 @@ class Codec:
 
     def only_raw(self, wanted: tuple[RequestedOutput, ...]) -> bool:
         """Tell whether an answer can't be typed: halves have no typed contents, and the two kinds are never mixed."""
-        return any(self._ports.outputs[w.position].datatype in HALVES and not w.classes for w in wanted)
+        return any(self._binder.outputs[w.position].datatype in HALVES and not w.classes for w in wanted)
 
 
 def contents_of(array: Array, datatype: str) -> Any:

@@ -39,9 +39,9 @@ class Codec:
     def __init__(self, model: Described) -> None:
         signature = model.signature
         self._made_of = model
-        ports = TensorBinder(signature, together=model.together)
-        self._reader = Reader(ports)
-        self._writer = Writer(model, ports)
+        binder = TensorBinder(signature, together=model.together)
+        self._reader = Reader(binder)
+        self._writer = Writer(model, binder)
         self._batch = signature.batch
         self.slow_bytes = any(spec.datatype == "BYTES" for spec in signature.inputs)
         self._texts = frozenset(i for i, spec in enumerate(signature.outputs) if spec.datatype == "BYTES")
@@ -82,7 +82,7 @@ class Codec:
             (tensor,) = document["inputs"]
             data, shape = tensor["data"], tensor["shape"]
             members = len(document)
-            # As many colons as members: no key stands twice.
+            # As many colons as members: no key occurs twice.
             if body.count(b":") != members + 4 or len(tensor) != 4 or members > 2:
                 return None
             if tensor["name"] != self._fast_name or tensor["datatype"] != self._fast_datatype:
@@ -122,7 +122,7 @@ class Codec:
             document = self._parser.parse(body)
             tensor = document["inputs"][0]
             members = len(document)
-            # Counting the marks tells, without a walk, that no key stands twice and that no array is nested.
+            # Counting the marks tells, without a walk, that no key occurs twice and that no array is nested.
             if body.count(b":") != members + 4 or body.count(b"[") != 3 or len(tensor) != 4:
                 return None
             identity = document["id"] if members == 2 else None

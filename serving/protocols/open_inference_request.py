@@ -60,8 +60,8 @@ class _Plan(NamedTuple):
 class Reader:
     """Reads requests for one signature. Raises InvalidRequest or SignatureMismatch; both are 400 in this protocol."""
 
-    def __init__(self, ports: TensorBinder) -> None:
-        self._ports = ports
+    def __init__(self, binder: TensorBinder) -> None:
+        self._binder = binder
         self._plans: dict[bytes, _Plan] = {}
 
     def json(self, body: Buffer) -> Decoded:
@@ -96,16 +96,16 @@ class Reader:
 
     def _read(self, raw: memoryview, position: int, datatype: str, shape: tuple[int, ...], at: str) -> Array:
         array = read(raw, datatype, shape, at)
-        self._ports.check(position, array, at)
+        self._binder.check(position, array, at)
         return array
 
     def _raw(self, body: memoryview) -> Decoded:
-        spec = self._ports.inputs[0]
-        shape = self._ports.raw_shape(len(body))
+        spec = self._binder.inputs[0]
+        shape = self._binder.raw_shape(len(body))
         if spec.datatype == "BYTES":
             body = memoryview(len(body).to_bytes(4, "little") + bytes(body))
-        inputs, rows = self._ports.whole([self._read(body, 0, spec.datatype, shape, "the body")])
-        return Decoded(inputs, rows, Context(None, self._ports.every(binary=True)))
+        inputs, rows = self._binder.assemble([self._read(body, 0, spec.datatype, shape, "the body")])
+        return Decoded(inputs, rows, Context(None, self._binder.all_outputs(binary=True)))
 
     def _document(self, document: Any, blobs: memoryview, head: bytes) -> Decoded:
         if not isinstance(document, dict):
@@ -117,13 +117,13 @@ class Reader:
         given = document.get("inputs")
         if not isinstance(given, list):
             raise InvalidRequest('"inputs" is missing or no array: send one object for each input tensor')
-        arrays: list[Array | None] = [None] * len(self._ports.slots)
+        arrays: list[Array | None] = [None] * len(self._binder.slots)
         planned: list[tuple[int, str, tuple[int, ...], int]] = []
         place = 0
         for index, tensor in enumerate(given):
             position, shape, size = self._tensor(tensor, f"/inputs/{index}", len(blobs) - place)
             if arrays[position] is not None:
-                raise InvalidRequest(f"/inputs/{index}/name: input {tensor['name']!r} stands twice")
+                raise InvalidRequest(f"/inputs/{index}/name: input {tensor['name']!r} occurs twice")
             if size is None:
                 arrays[position] = self._data(tensor, position, shape, f"/inputs/{index}/data")
                 continue
@@ -133,7 +133,7 @@ class Reader:
             place += size
         if place != len(blobs):
             raise InvalidRequest(f"the body has {len(blobs)} bytes behind its JSON, and the inputs take {place}")
-        inputs, rows = self._ports.whole(arrays)
+        inputs, rows = self._binder.assemble(arrays)
         context = Context(identity, self._wanted(document.get("outputs"), binary=binary))
         # A head with an id will hardly come again, and would push out one that does.
         usual = len(planned) == len(inputs) and planned and all(one[0] < len(inputs) for one in planned)
@@ -150,17 +150,17 @@ class Reader:
         if datatype not in _LONE or elements > _LARGEST_LONE:
             return None
         dtype = NUMPY[datatype]
-        return _Lone(head + size, dtype, shape, np.zeros(elements, dtype) if self._ports.finite[0] else None)
+        return _Lone(head + size, dtype, shape, np.zeros(elements, dtype) if self._binder.finite[0] else None)
 
     def _tensor(self, tensor: Any, at: str, left: int) -> tuple[int, tuple[int, ...], int | None]:
         """Read what an input says of itself: position, shape, and its raw bytes (None: its data is JSON)."""
         if not isinstance(tensor, dict):
             raise InvalidRequest(f"{at}: is {strict_json.kind(tensor)}: send an object")
-        position = self._ports.input(tensor.get("name"), tensor.get("datatype"), at)
+        position = self._binder.input(tensor.get("name"), tensor.get("datatype"), at)
         dims = tensor.get("shape")
         if not isinstance(dims, list):
             raise InvalidRequest(f"{at}/shape: should be an array of whole numbers")
-        shape = self._ports.shape(position, dims, at)
+        shape = self._binder.shape(position, dims, at)
         size = _blob_size(tensor, at)
         if size is not None and size > left:
             raise InvalidRequest(f"{at}/parameters/binary_data_size: is {size}, and {left} bytes are left")
@@ -169,17 +169,17 @@ class Reader:
     def _data(self, tensor: dict[str, Any], position: int, shape: tuple[int, ...], at: str) -> Array:
         if "data" not in tensor:
             raise InvalidRequest(f"{at}: is missing")
-        array = array_of(tensor["data"], tensor["datatype"], shape, at, missing=self._ports.may_miss(position))
-        self._ports.check(position, array, at)
+        array = array_of(tensor["data"], tensor["datatype"], shape, at, missing=self._binder.may_miss(position))
+        self._binder.check(position, array, at)
         return array
 
     def _wanted(self, outputs: Any, *, binary: bool) -> tuple[RequestedOutput, ...] | None:
         """Read the `outputs` filter; `binary` is what holds for those that do not say."""
         if outputs is None or outputs == []:
-            return self._ports.every(binary=True) if binary else None
+            return self._binder.all_outputs(binary=True) if binary else None
         if not isinstance(outputs, list):
             raise InvalidRequest('"outputs" should be an array')
-        return self._ports.wanted(_asked(outputs, binary=binary))
+        return self._binder.requested(_asked(outputs, binary=binary))
 
 
 def _lone(lone: _Lone, body: Buffer, start: int) -> Array | None:

@@ -19,15 +19,15 @@ _MOST_SHAPES = 256
 class Writer:
     """Writes the answers of one version of a model."""
 
-    def __init__(self, model: Described, ports: TensorBinder) -> None:
-        self._ports = ports
+    def __init__(self, model: Described, binder: TensorBinder) -> None:
+        self._binder = binder
         self._head = b'"model_name":%b,"model_version":%b,"outputs":[' % (
             dumps(model.name),
             dumps(model.version),
         )
-        self._names = [dumps(spec.name) for spec in ports.outputs]
-        self._datatypes = [spec.datatype.encode() for spec in ports.outputs]
-        self._heads: list[dict[tuple[int, ...], bytes]] = [{} for _ in ports.outputs]
+        self._names = [dumps(spec.name) for spec in binder.outputs]
+        self._datatypes = [spec.datatype.encode() for spec in binder.outputs]
+        self._heads: list[dict[tuple[int, ...], bytes]] = [{} for _ in binder.outputs]
         # By what is asked for and the shapes: the JSON of small answers that are raw altogether, and their header.
         self._raw: dict[tuple[Any, ...], tuple[bytes, HeaderList]] = {}
 
@@ -76,7 +76,7 @@ class Writer:
         """Return what an output is answered with, and the beginning of its JSON."""
         if not classes:
             return array, self._heads[position].get(array.shape) or self._output_head(position, array.shape)
-        array = self._ports.classified(position, array, classes)
+        array = self._binder.classified(position, array, classes)
         return array, b'{"name":%b,"datatype":"BYTES","shape":%b' % (self._names[position], dumps(array.shape))
 
     def _remember(self, key: tuple[Any, ...], outputs: Tensors, head: bytes, headers: HeaderList) -> None:

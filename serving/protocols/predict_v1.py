@@ -92,7 +92,7 @@ class Codec:
         return "positional" if opening == b"[" else None
 
     def _once(self, body: bytes, form: str, rows: int) -> bool:
-        """Tell whether no key stands twice, for sure: Pydantic would keep the last silently.
+        """Tell whether no key occurs twice, for sure: Pydantic would keep the last silently.
 
         As many colons as names; of texts, which may have colons in them, the only key.
         """
@@ -129,7 +129,7 @@ class NumberRows:
     def matrix(self, rows: Any, colons: int) -> Array | None:
         """Make it of rows as JSON has them; None, or an error of Python's, for anything else, wrong or right.
 
-        As many colons as names: that tells, without a walk, that no key stands twice.
+        As many colons as names: that tells, without a walk, that no key occurs twice.
         """
         width = self._width
         named = type(rows[0]) is dict

@@ -111,7 +111,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         seen: set[str] = set()
         doubled = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise InvalidRequest(f"the key {doubled[:64]!r} stands twice in one object: send it once")
+        raise InvalidRequest(f"the key {doubled[:64]!r} occurs twice in one object: send it once")
     return made
 
 

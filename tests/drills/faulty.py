@@ -117,11 +117,11 @@ def _off(name: str) -> None:
     elif name == "quarantine":
         import serving.worker_exits
 
-        serving.worker_exits.guilty = lambda deaths, last: None  # type: ignore[assignment]
+        serving.worker_exits.select_culprit = lambda deaths, last: None  # type: ignore[assignment]
     elif name == "hang":
         from serving.supervisor import Supervisor
 
-        Supervisor._judge = lambda self, now: None  # type: ignore[method-assign]
+        Supervisor._watch = lambda self, now: None  # type: ignore[method-assign]
     elif name == "shrink":
         from serving.deploy.fleet import Fleet
 

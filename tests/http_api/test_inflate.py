@@ -19,8 +19,8 @@ PACK = {"gzip": gzip.compress, "deflate": zlib.compress}
 
 def inflate(packed: bytes, coding: str) -> bytes:
     inflation = Inflation(packed, coding, LIMIT)
-    made = inflation.begin()
-    whole = bytes(inflation.whole() if made is None else made)
+    made = inflation.at_once()
+    whole = bytes(inflation.inflate() if made is None else made)
     assert len(whole) <= inflation.size  # which was reserved before
     return whole
 

@@ -175,11 +175,11 @@ def test_what_a_crash_wrote_over_the_counters_is_left_out(tmp_path: Path, at: in
 
 def test_what_a_crash_wrote_over_the_notes_does_not_end_their_reader() -> None:
     """What ran is told, whatever stands where its thread did."""
-    box = Heartbeat()
-    record = box.open("m", "1")
+    heartbeat = Heartbeat()
+    record = heartbeat.open("m", "1")
     record.since[0] = 1.0
-    box._cells[4] = math.nan
-    assert [(r.name, r.version) for r in box.running()] == [("m", "1")]
+    heartbeat._cells[4] = math.nan
+    assert [(r.name, r.version) for r in heartbeat.running()] == [("m", "1")]
 
 
 @pytest.mark.parametrize(
