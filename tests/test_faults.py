@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from serving.cli import app
 from serving.log_pipe import MOST_LINES, LogPipe
-from serving.repository.quarantine import Quarantine, guilty
+from serving.repository.quarantine import Quarantine, select_culprit
 from serving.repository.state_directory import state_folder
 from tests.conftest import MODELS, ROOT, Server, faulty, running
 from tests.drills.batches import departed
@@ -423,12 +423,12 @@ def test_workers_that_die_at_once_are_called_a_crash_loop() -> None:
 def test_the_guilty_one_is_told_from_those_that_ran_beside_it() -> None:
     """Two deaths condemn a version; where another ran as often beside it, it takes four."""
     a, b = ("a", "1"), ("b", "1")
-    assert guilty(Counter({a: 1}), [a]) is None
-    assert guilty(Counter({a: 2}), [a]) == a
-    assert guilty(Counter({a: 2, b: 1}), [a, b]) == a
-    assert guilty(Counter({a: 2, b: 2}), [a, b]) is None
-    assert guilty(Counter({a: 4, b: 4}), [a, b]) in (a, b)
-    assert guilty(Counter(), []) is None
+    assert select_culprit(Counter({a: 1}), [a]) is None
+    assert select_culprit(Counter({a: 2}), [a]) == a
+    assert select_culprit(Counter({a: 2, b: 1}), [a, b]) == a
+    assert select_culprit(Counter({a: 2, b: 2}), [a, b]) is None
+    assert select_culprit(Counter({a: 4, b: 4}), [a, b]) in (a, b)
+    assert select_culprit(Counter(), []) is None
 
 
 def test_a_quarantine_ends_with_the_file_that_earned_it(folder: Path) -> None:
