@@ -185,7 +185,7 @@ def _cast(array: Array, datatype: Datatype, *, nullable: list[bool], free: bool)
 
 def answered(outputs: Mapping[str, Array], signature: Signature) -> Columns:
     """Give a model's outputs as an answer's columns, as V1 names them: the classes of a classifier by name."""
-    if not is_named(signature):
+    if not signature.answers_by_class:
         return {name: _flat(array, signature) for name, array in outputs.items()}
     label, scores = outputs[str(signature.label)], outputs[str(signature.scores)]
     classes = signature.classes or ()
@@ -194,31 +194,21 @@ def answered(outputs: Mapping[str, Array], signature: Signature) -> Columns:
         texts = np.empty(len(labels), object)
         texts[:] = [classes[i] if 0 <= i < len(classes) else i for i in labels.tolist()]
         labels = texts
-    return {"label": labels, scores_key(signature): scores}
+    return {"label": labels, signature.scores_key: scores}
 
 
 def read_columns(document: Any, signature: Signature) -> Columns:
     """Give the `outputs` of a V1 answer as columns with the dtypes of the model's outputs; null is NaN."""
     dtypes = {spec.name: NUMPY[spec.datatype] for spec in signature.outputs}
-    if not is_named(signature):
+    if not signature.answers_by_class:
         by_name = {signature.outputs[0].name: document} if len(signature.outputs) == 1 else document
         return {name: _array(values, dtypes[name]) for name, values in by_name.items()}
     classes = signature.classes or ()
-    key = scores_key(signature)
+    key = signature.scores_key
     dtype = np.dtype(object) if isinstance(classes[0], str) else dtypes[str(signature.label)]
     by_class = [document[key][str(c)] for c in classes]
     scores = _array(by_class, dtypes[str(signature.scores)]).T
     return {"label": _array(document["label"], dtype), key: np.ascontiguousarray(scores)}
-
-
-def is_named(signature: Signature) -> bool:
-    """Tell whether answers are a label and scores by class name."""
-    return bool(signature.label and signature.scores and signature.classes)
-
-
-def scores_key(signature: Signature) -> str:
-    """Return what the scores of a classifier are called in answers."""
-    return "scores" if signature.scores == "scores" else "probabilities"
 
 
 def _flat(array: Array, signature: Signature) -> Array:

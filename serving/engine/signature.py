@@ -106,6 +106,16 @@ class Signature(_Frozen):
     tools: dict[str, str] = {}
     """Versions of what made the file, for instance {"scikit-learn": "1.9.1"}."""
 
+    @property
+    def answers_by_class(self) -> bool:
+        """Whether the answer to a row is a label and a score for each class by name."""
+        return bool(self.label and self.scores and self.classes)
+
+    @property
+    def scores_key(self) -> Literal["scores", "probabilities"]:
+        """What the scores are called in such an answer: margins are no probabilities."""
+        return "scores" if self.scores == "scores" else "probabilities"
+
     @model_validator(mode="after")
     def _coherent(self) -> Signature:
         names = [feature.name for feature in self.features]

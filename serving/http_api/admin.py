@@ -21,7 +21,10 @@ from serving.deploy.fleet import Fleet
 from serving.deploy.rollout_figures import figures
 from serving.errors import InvalidRequest, ModelNotFound, shown
 from serving.gate import gate
+from serving.gate.report import Report
 from serving.gate.settings_check import with_settings
+from serving.http_api.deploy_documents import ChangedMeanwhile, TrafficChanged, TrafficHistory, TrafficState
+from serving.http_api.documents import Error
 from serving.http_api.metadata import LiveFleet, json_answer
 from serving.http_api.parameters import NoParameters, Parameters
 from serving.http_api.route import read_body
@@ -47,16 +50,18 @@ def router(root: Path, metrics: Metrics | None, state_dir: Path | None = None) -
     made = APIRouter(prefix=PREFIX, tags=["deploy"])
     readers = [Depends(requires("predict"))]
 
-    @made.get("", summary="Who gets a model's traffic, and how it goes", dependencies=readers)
-    async def state(model: str, fleet: LiveFleet) -> Response:
+    @made.get(
+        "", summary="Who gets a model's traffic, and how it goes", dependencies=readers, response_model=TrafficState
+    )
+    async def traffic_state(model: str, fleet: LiveFleet) -> Response:
         """Answer with what is asked for, what this server serves, and figures of a trial. ETag: the generation."""
         ledger = fleet.changes.ledger
         traffic = await asyncio.to_thread(ledger.read, model)
         versions = await asyncio.to_thread(ledger.versions, model)
         return _answer(traffic, {"name": model, "versions": versions, **await _served(fleet, metrics, model)})
 
-    @made.get("/history", summary="Who changed it, when, how and why")
-    async def history(model: str, fleet: LiveFleet, _: Deployer, asked: Annotated[_Asked, Query()]) -> Response:
+    @made.get("/history", summary="Who changed it, when, how and why", response_model=TrafficHistory)
+    async def traffic_history(model: str, fleet: LiveFleet, _: Deployer, asked: Annotated[_Asked, Query()]) -> Response:
         """Answer with the last changes and publications, oldest first: when, who, what, why, generation, before, after.
 
         Of publications the last three are null.
@@ -64,8 +69,13 @@ def router(root: Path, metrics: Metrics | None, state_dir: Path | None = None) -
         entries = await asyncio.to_thread(fleet.changes.ledger.events, model, asked.limit)
         return json_answer({"name": model, "history": entries})
 
-    @made.get("/report/{version}", summary="What the gate found out about a version", dependencies=readers)
-    async def report(model: str, version: str, fleet: LiveFleet) -> Response:
+    @made.get(
+        "/report/{version}",
+        summary="What the gate found out about a version",
+        dependencies=readers,
+        response_model=Report,
+    )
+    async def gate_report(model: str, version: str, fleet: LiveFleet) -> Response:
         """Answer with the report that is kept with a version."""
         if version not in await asyncio.to_thread(fleet.changes.ledger.versions, model):
             raise ModelNotFound(f"model {model!r} has no version '{shown(version)}' in the folder")
@@ -82,12 +92,20 @@ def router(root: Path, metrics: Metrics | None, state_dir: Path | None = None) -
             description=f"{does} Answers when every worker of every server serves it. With `If-Match`, only if nobody "
             "has changed the model since that generation.",
             openapi_extra={"requestBody": {"content": {"application/json": {"schema": _schema(order)}}}},
+            response_model=TrafficChanged,
             responses={
                 202: {
-                    "description": "Some servers of the folder are silent: `unknown` names them, and the change stands"
+                    "model": TrafficChanged,
+                    "description": "Some servers of the folder are silent: `unknown` names them, and the change stands",
                 },
-                412: {"description": "Somebody's change came first: `current` has the state"},
-                503: {"description": "A worker could not serve it: nothing is changed, and the error says why"},
+                412: {
+                    "model": ChangedMeanwhile,
+                    "description": "Somebody's change came first: `current` has the state",
+                },
+                503: {
+                    "model": Error,
+                    "description": "A worker could not serve it: nothing is changed, and the error says why",
+                },
             },
         )
     return made

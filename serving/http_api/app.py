@@ -93,6 +93,7 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
         lifespan=_lifespan,
+        generate_unique_id_function=lambda route: route.name,
     )
     bodies = ByteBudget(settings.max_held_bytes)
     pool = app.state.pool = CodecPool(memory_bytes=max(MEMORY_BYTES, MEMORY_FACTOR * settings.max_json_bytes))

@@ -6,12 +6,13 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from serving.deploy import description
 from serving.deploy.fleet import Fleet
 from serving.engine.model import Model
 from serving.errors import NotReady
-from serving.http_api import readable
+from serving.http_api import documents, readable
 from serving.http_api.compression import compressed
 from serving.http_api.security import may, requires
 from serving.metrics.metrics import Metrics
@@ -36,8 +37,13 @@ def json_answer(value: Any, status: int = 200) -> Response:
     return Response(dumps(value), status, media_type="application/json")
 
 
-@router.get("/v1/models", tags=["models"], summary="Every model and version, and what is not served and why")
-async def models(fleet: LiveFleet) -> Response:
+@router.get(
+    "/v1/models",
+    tags=["models"],
+    summary="Every model and version, and what is not served and why",
+    response_model=documents.ModelList,
+)
+async def list_models(fleet: LiveFleet) -> Response:
     """List the models by name, as KServe V1 does, with versions, labels and the problems of the folder."""
     return json_answer(
         {
@@ -56,31 +62,49 @@ async def models(fleet: LiveFleet) -> Response:
     )
 
 
-@router.get("/v1/models/{model}", tags=["models"], summary="One model: versions, state, features")
-async def model(model: str, fleet: LiveFleet) -> Response:
+@router.get(
+    "/v1/models/{model}",
+    tags=["models"],
+    summary="One model: versions, state, features",
+    response_model=documents.ModelDescription,
+)
+async def describe_model(model: str, fleet: LiveFleet) -> Response:
     """Answer as KServe V1 (`name`, `ready`) and TF Serving (`model_version_status`) do, and with the signature."""
     live = fleet.get(model)
     versions = fleet.models[model].versions.values()
     return json_answer(_described(live, [_status(version) for version in versions]))
 
 
-@router.get("/v1/models/{model}/versions/{version}", tags=["models"], summary="One version of a model")
-async def model_version(model: str, version: str, fleet: LiveFleet) -> Response:
+@router.get(
+    "/v1/models/{model}/versions/{version}",
+    tags=["models"],
+    summary="One version of a model",
+    response_model=documents.ModelDescription,
+)
+async def describe_version(model: str, version: str, fleet: LiveFleet) -> Response:
     """Answer for one version as for the model."""
     live = fleet.get(model, version)
     return json_answer(_described(live, [_status(live)]))
 
 
 @router.get(
-    "/v1/models/{model}/metadata", tags=["models"], summary="A model's signature, as TensorFlow Serving says it"
+    "/v1/models/{model}/metadata",
+    tags=["models"],
+    summary="A model's signature, as TensorFlow Serving says it",
+    response_model=documents.TensorFlowMetadata,
 )
 async def model_signature(model: str, fleet: LiveFleet) -> Response:
     """Describe what `:predict` takes and gives, in the words of TensorFlow Serving."""
     return json_answer(description.signature_def(fleet.get(model)))
 
 
-@router.get("/v1/models/{model}/versions/{version}/metadata", tags=["models"], summary="A version's signature")
-async def model_version_signature(model: str, version: str, fleet: LiveFleet) -> Response:
+@router.get(
+    "/v1/models/{model}/versions/{version}/metadata",
+    tags=["models"],
+    summary="A version's signature",
+    response_model=documents.TensorFlowMetadata,
+)
+async def version_signature(model: str, version: str, fleet: LiveFleet) -> Response:
     """Describe one version as the model."""
     return json_answer(description.signature_def(fleet.get(model, version)))
 
@@ -117,21 +141,34 @@ def _described(model: Model, statuses: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-@router.get("/v2", tags=["open inference protocol"], summary="The server's name, version and extensions")
+@router.get(
+    "/v2",
+    tags=["open inference protocol"],
+    summary="The server's name, version and extensions",
+    response_model=documents.ServerMetadata,
+)
 async def server_metadata() -> Response:
     """Describe the server (Open Inference Protocol)."""
     return json_answer(description.server())
 
 
 @health_router.head("/v2/health/live", include_in_schema=False)
-@health_router.get("/v2/health/live", tags=["open inference protocol"], summary="The process answers")
+@health_router.get(
+    "/v2/health/live", tags=["open inference protocol"], summary="The process answers", response_model=documents.Live
+)
 async def live() -> Response:
     """Answer 200 as long as the event loop turns."""
     return json_answer({"live": True})
 
 
 @health_router.head("/v2/health/ready", include_in_schema=False)
-@health_router.get("/v2/health/ready", tags=["open inference protocol"], summary="This worker should get requests")
+@health_router.get(
+    "/v2/health/ready",
+    tags=["open inference protocol"],
+    summary="This worker should get requests",
+    response_model=documents.Ready,
+    responses={503: {"model": documents.Ready, "description": "It should not"}},
+)
 async def ready(request: Request, fleet: LiveFleet) -> Response:
     """Answer 200 once models are loaded and until draining.
 
@@ -151,19 +188,34 @@ async def ready(request: Request, fleet: LiveFleet) -> Response:
     return json_answer(told, 200 if fleet.ready else 503)
 
 
-@router.get("/v2/models/{model}", tags=["open inference protocol"], summary="A model's tensors")
+@router.get(
+    "/v2/models/{model}",
+    tags=["open inference protocol"],
+    summary="A model's tensors",
+    response_model=documents.ModelMetadata,
+)
 async def model_metadata(model: str, fleet: LiveFleet) -> Response:
     """Describe inputs and outputs (Open Inference Protocol)."""
     return json_answer(description.metadata(fleet, model))
 
 
-@router.get("/v2/models/{model}/versions/{version}", tags=["open inference protocol"], summary="A version's tensors")
-async def model_version_metadata(model: str, version: str, fleet: LiveFleet) -> Response:
+@router.get(
+    "/v2/models/{model}/versions/{version}",
+    tags=["open inference protocol"],
+    summary="A version's tensors",
+    response_model=documents.ModelMetadata,
+)
+async def version_metadata(model: str, version: str, fleet: LiveFleet) -> Response:
     """Describe one version's inputs and outputs."""
     return json_answer(description.metadata(fleet, model, version))
 
 
-@router.get("/v2/models/{model}/ready", tags=["open inference protocol"], summary="A model can answer")
+@router.get(
+    "/v2/models/{model}/ready",
+    tags=["open inference protocol"],
+    summary="A model can answer",
+    response_model=documents.ModelReady,
+)
 async def model_ready(model: str, fleet: LiveFleet) -> Response:
     """Answer 200 where the model can predict, 503 with the reason where it can't, 404 where there is none."""
     return _ready(fleet, fleet.get(model))
@@ -173,8 +225,9 @@ async def model_ready(model: str, fleet: LiveFleet) -> Response:
     "/v2/models/{model}/versions/{version}/ready",
     tags=["open inference protocol"],
     summary="A version can answer",
+    response_model=documents.ModelReady,
 )
-async def model_version_ready(model: str, version: str, fleet: LiveFleet) -> Response:
+async def version_ready(model: str, version: str, fleet: LiveFleet) -> Response:
     """Answer for one version as for the model."""
     return _ready(fleet, fleet.get(model, version))
 
@@ -185,7 +238,12 @@ def _ready(fleet: Fleet, model: Model) -> Response:
     return json_answer({"name": model.name, "version": model.version, "ready": True})
 
 
-@metrics_router.get("/metrics", tags=["operations"], summary="Prometheus metrics, summed over all workers")
+@metrics_router.get(
+    "/metrics",
+    tags=["operations"],
+    summary="Prometheus metrics, summed over all workers",
+    response_class=PlainTextResponse,
+)
 async def metrics(request: Request) -> Response:
     """Expose the metrics in Prometheus's text format."""
     registry: Metrics = request.app.state.metrics

@@ -20,6 +20,8 @@ from serving.deploy.publish import Published
 from serving.deploy.staging import Writing
 from serving.errors import InvalidRequest, NotReady, PayloadTooLarge, UnsupportedMediaType, shown
 from serving.gate.report import GateRefused
+from serving.http_api.deploy_documents import Publication, PublicationRefused
+from serving.http_api.documents import Error
 from serving.http_api.metadata import json_answer
 from serving.http_api.parameters import Parameters
 from serving.http_api.route import ClientLeft
@@ -78,6 +80,13 @@ def router(
         summary="Publish a version: the ONNX file is the body",
         status_code=201,
         openapi_extra=_BODY,
+        response_model=Publication,
+        responses={
+            200: {"model": Publication, "description": "The same bytes were published before"},
+            409: {"model": Error, "description": "The version is there with other bytes"},
+            422: {"model": PublicationRefused, "description": "The gate refuses it"},
+            503: {"model": Error, "description": "It could not be written now, and nothing has changed"},
+        },
     )
     async def publish_version(
         request: Request, model: str, version: str, caller: Deployer, asked: Annotated[_Asked, Query()]

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from serving.deploy import description
 from serving.errors import InvalidRequest, ModelNotFound
+from serving.http_api import documents
 from serving.http_api.metadata import LiveFleet, json_answer
 from serving.http_api.route import read_body
 from serving.http_api.security import Deployer, requires
@@ -32,37 +33,51 @@ _NOT_OFFERED = {
 }
 
 
-@router.get("/v2/models/stats", summary="What every model did")
+def _takes(properties: dict[str, Any]) -> dict[str, Any]:
+    """Describe a body that may be left out, for the OpenAPI document."""
+    return {"requestBody": {"content": {"application/json": {"schema": {"type": "object", "properties": properties}}}}}
+
+
+@router.get("/v2/models/stats", summary="What every model did", response_model=documents.Statistics)
 async def all_statistics(request: Request, fleet: LiveFleet) -> Response:
     """Count and time predictions of every version, over all workers, since the server started."""
     return json_answer({"model_stats": await description.statistics(fleet, request.app.state.metrics)})
 
 
-@router.get("/v2/models/{model}/stats", summary="What a model did")
+@router.get("/v2/models/{model}/stats", summary="What a model did", response_model=documents.Statistics)
 async def model_statistics(request: Request, model: str, fleet: LiveFleet) -> Response:
     """Count and time the predictions of each version of a model."""
     return json_answer({"model_stats": await description.statistics(fleet, request.app.state.metrics, model)})
 
 
-@router.get("/v2/models/{model}/versions/{version}/stats", summary="What a version did")
+@router.get(
+    "/v2/models/{model}/versions/{version}/stats", summary="What a version did", response_model=documents.Statistics
+)
 async def version_statistics(request: Request, model: str, version: str, fleet: LiveFleet) -> Response:
     """Count and time the predictions of one version."""
     return json_answer({"model_stats": await description.statistics(fleet, request.app.state.metrics, model, version)})
 
 
-@router.get("/v2/models/{model}/config", summary="How a model is run")
+@router.get("/v2/models/{model}/config", summary="How a model is run", response_model=documents.ModelConfig)
 async def model_config(model: str, fleet: LiveFleet) -> Response:
     """Describe how a model is run, in the words of Triton's model configuration."""
     return json_answer(description.config(fleet, model))
 
 
-@router.get("/v2/models/{model}/versions/{version}/config", summary="How a version is run")
+@router.get(
+    "/v2/models/{model}/versions/{version}/config", summary="How a version is run", response_model=documents.ModelConfig
+)
 async def version_config(model: str, version: str, fleet: LiveFleet) -> Response:
     """Describe how one version is run."""
     return json_answer(description.config(fleet, model, version))
 
 
-@router.post("/v2/repository/index", summary="Every version in the repository and its state")
+@router.post(
+    "/v2/repository/index",
+    summary="Every version in the repository and its state",
+    response_model=documents.RepositoryIndex,
+    openapi_extra=_takes({"ready": {"type": "boolean", "default": False}}),
+)
 async def repository_index(request: Request, fleet: LiveFleet) -> Response:
     """List versions; `{"ready": true}` leaves out those that can't answer. The body may be empty."""
     document = await _document(request)
@@ -72,16 +87,34 @@ async def repository_index(request: Request, fleet: LiveFleet) -> Response:
     return json_answer(description.index(fleet, ready=ready))
 
 
-@changes_router.post("/v2/repository/models/{model}/load", summary="Load a model, or load it anew")
-async def load(request: Request, model: str, fleet: LiveFleet, caller: Deployer) -> Response:
+@changes_router.post(
+    "/v2/repository/models/{model}/load",
+    summary="Load a model, or load it anew",
+    response_model=documents.Done,
+    openapi_extra=_takes({"parameters": {"type": "object", "additionalProperties": False}}),
+)
+async def load_model(request: Request, model: str, fleet: LiveFleet, caller: Deployer) -> Response:
     """Load the versions of a model that the folder holds."""
     await _no_parameters(request, ())
     await fleet.changes.make(model, transitions.load, who=caller.name, what="load")
     return json_answer({})
 
 
-@changes_router.post("/v2/repository/models/{model}/unload", summary="Stop serving a model")
-async def unload(request: Request, model: str, fleet: LiveFleet, caller: Deployer) -> Response:
+@changes_router.post(
+    "/v2/repository/models/{model}/unload",
+    summary="Stop serving a model",
+    response_model=documents.Done,
+    openapi_extra=_takes(
+        {
+            "parameters": {
+                "type": "object",
+                "properties": {"unload_dependents": {"type": "boolean"}},
+                "additionalProperties": False,
+            }
+        }
+    ),
+)
+async def unload_model(request: Request, model: str, fleet: LiveFleet, caller: Deployer) -> Response:
     """Stop serving a model after its last request; its files stay."""
     await _no_parameters(request, ("unload_dependents",))
     await fleet.changes.make(model, transitions.unload, who=caller.name, what="unload")

@@ -24,7 +24,7 @@ class Answers:
         self._classes = signature.classes
         self._label = self._names.index(signature.label) if signature.label else None
         self._scores = self._names.index(signature.scores) if signature.scores else None
-        self._named = self._label is not None and self._scores is not None and bool(signature.classes)
+        self._named = signature.answers_by_class
         # An integer label with named classes is an index into them.
         self._indexed = bool(
             self._named
@@ -32,8 +32,7 @@ class Answers:
             and isinstance(signature.classes[0], str)  # type: ignore[index]
         )
         if self._named:
-            # Margins are no probabilities, and are not called so.
-            self._key = "scores" if signature.scores == "scores" else "probabilities"
+            self._key = signature.scores_key
             self._template = _template(self._key, signature.classes or ())
         self._label_texts = {c: dumps(c) for c in (signature.classes or ())}
 

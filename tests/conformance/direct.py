@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import numpy as np
 
 from serving.engine.session import OnnxSession
 from serving.engine.signature import Described, TensorSpec
 from serving.errors import ServingError
-from serving.http_api.docs import operations
+from serving.http_api.openapi import operations
+from serving.http_api.prediction_schemas import INFER_RESPONSE, schemas
 from serving.protocols import open_inference, predict_v1
 from serving.protocols.codec import Codec, Mixed
 from serving.protocols.infer_tensors import Codec as GrpcCodec
@@ -43,7 +46,7 @@ class Direct:
         self.session = OnnxSession(path)
         self.signature = self.session.signature
         self.name, self.version, self.default = "m", "1", self  # as a model, and as all versions of one
-        self.versions = {"1": self}
+        self.versions, self.labels = {"1": self}, {"stable": self}
         model = Described(self.name, self.version, self.signature, together)
         self._codecs: dict[str, Codec] = {"v1": predict_v1.Codec(model), "v2": open_inference.Codec(model)}
         self._grpc = GrpcCodec(model)
@@ -57,6 +60,12 @@ class Direct:
 
         return {"inputs": ports(self.signature.inputs), "outputs": ports(self.signature.outputs)}
 
+    @cached_property
+    def _documented(self) -> dict[str, Any]:
+        """What checks a 200 of each protocol against what the OpenAPI document says of it."""
+        made = {"v1": schemas(self)["m_1_predictions"], "v2": INFER_RESPONSE}  # type: ignore[arg-type]
+        return {protocol: jsonschema_rs.Draft202012Validator(schema) for protocol, schema in made.items()}
+
     def get(self, path: str) -> Answer:
         """Answer what /v1/models/m does, as far as it is asked for here."""
         features = [feature.model_dump(exclude_none=True) for feature in self.signature.features]
@@ -64,7 +73,8 @@ class Direct:
 
     def post(self, path: str, content: str | bytes, headers: dict[str, str] | None = None) -> Answer:
         """Predict; what the server would answer with 500 is raised."""
-        codec = self._codecs["v1" if path.startswith("/v1") else "v2"]
+        protocol = "v1" if path.startswith("/v1") else "v2"
+        codec = self._codecs[protocol]
         given = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
         try:
             decoded = codec.decode(given, content.encode() if isinstance(content, str) else content)
@@ -74,7 +84,10 @@ class Direct:
         if isinstance(made, Mixed):
             body = made.body if isinstance(made.body, bytes) else b"".join(made.body.parts)
             return Answer(200, body, {k.decode().title(): v.decode() for k, v in made.headers})
-        return Answer(200, made, {})
+        answer = Answer(200, made, {})
+        for fault in self._documented[protocol].iter_errors(answer.json()):
+            raise AssertionError(f"the OpenAPI document says otherwise: {fault}")
+        return answer
 
     def ModelInfer(self, request: Any, timeout: float = 0) -> Any:
         """Predict over gRPC. Raises AssertionError with a refusal."""

