@@ -23,6 +23,7 @@ from fastapi.testclient import TestClient
 from serving.access.key_store import KeyStore
 from serving.http_api.app import create_app
 from serving.http_api.openapi import document
+from serving.protocols.strict_json import dumps
 from serving.settings import Settings
 from tests.conftest import MODELS, Server
 from tests.drills.openapi import fuzz
@@ -55,7 +56,7 @@ def snapshot(app: FastAPI) -> str:
     """Write the document, without what changes with every release."""
     made = document(app)
     made["info"]["version"] = "0"
-    return json.dumps(json.loads(json.dumps(made)), indent=1) + "\n"
+    return json.dumps(json.loads(dumps(made)), indent=1) + "\n"
 
 
 def test_the_document_is_the_one_that_was_reviewed(client: TestClient) -> None:
