@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import TypeAlias
 
 from serving.access.principal import AccessInvalid
+from serving.linux.files import Stamp, stamp, stamp_of
 
 _MOST_BYTES = 1024 * 1024
-
-Stamp: TypeAlias = tuple[int, int, int, int]
 
 
 class WatchedFile:
@@ -24,13 +22,7 @@ class WatchedFile:
 
     def changed(self) -> bool:
         """Tell whether the file is another one than was read last: by inode, size and times."""
-        return self._now() != self._stamp
-
-    def _now(self) -> Stamp | None:
-        try:
-            return _stamp(os.stat(self.path))
-        except OSError:
-            return None
+        return stamp(self.path) != self._stamp
 
     def read(self) -> tuple[str, int]:
         """Return text and mode. Raises AccessInvalid where it can't be read; it then counts as seen all the same."""
@@ -39,16 +31,12 @@ class WatchedFile:
             handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             with open(handle, "rb") as file:
                 facts = os.fstat(handle)
-                self._stamp = _stamp(facts)
+                self._stamp = stamp_of(facts)
                 if not stat.S_ISREG(facts.st_mode) or facts.st_size > _MOST_BYTES:
                     raise AccessInvalid(f"{self.what} {self.path} is not a small plain file")
                 return file.read(_MOST_BYTES).decode(), facts.st_mode
         except OSError as error:
-            self._stamp = self._now()
+            self._stamp = stamp(self.path)
             raise AccessInvalid(f"{self.what} {self.path} can't be read: {error.strerror}") from None
         except UnicodeDecodeError:
             raise AccessInvalid(f"{self.what} {self.path} is not text") from None
-
-
-def _stamp(facts: os.stat_result) -> Stamp:
-    return facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns

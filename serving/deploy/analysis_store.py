@@ -16,7 +16,7 @@ from pathlib import Path
 import orjson
 
 from serving.deploy.analysis import Figures
-from serving.repository.file_lock import is_at, try_lock
+from serving.linux.files import is_at, try_lock
 from serving.repository.state_directory import state_folder, subfolder, unique_id
 
 _BYTES = 4096

@@ -24,11 +24,10 @@ from serving.errors import Conflict, InvalidRequest, ModelInvalid, NotReady, sho
 from serving.gate import gate, prepared
 from serving.gate.gate import Gate, Limits
 from serving.gate.report import REPORT_FILE, GateRefused, Report
-from serving.linux.files import rename_to_free
+from serving.linux.files import rename_to_free, sync
 from serving.repository import manifest, state_directory
 from serving.repository.manifest import MANIFEST_FILE, MODEL_FILE, Hashes, Manifest
 from serving.repository.repository import NAME, VERSION
-from serving.repository.state_directory import sync
 
 _NEAR = ".publishing-"
 """Begins the name of a copy that is about to be renamed. Triton and TF Serving take numbers for versions."""

@@ -28,9 +28,10 @@ from serving.errors import ModelInvalid
 from serving.gate.compatibility import breaking
 from serving.gate.findings import Findings, Task
 from serving.gate.report import Check, Report
+from serving.linux.files import write_whole
 from serving.repository import manifest
 from serving.repository.manifest import MODEL_FILE, Hashes, Manifest
-from serving.repository.state_directory import subfolder, write
+from serving.repository.state_directory import subfolder
 
 if TYPE_CHECKING:
     from typing import Self
@@ -229,7 +230,7 @@ def keep(state_dir: Path, made: Report) -> None:
     """Keep a verdict where `verdict` finds it, unless it depends on what this server allows. Raises OSError."""
     if made.content and not made.extensions:
         subfolder(state_dir, "reports")
-        write(_place(state_dir, made.content), made.text())
+        write_whole(_place(state_dir, made.content), made.text())
 
 
 def _place(state_dir: Path, content: str) -> Path:

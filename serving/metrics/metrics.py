@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from serving.linux.files import write_whole
 from serving.metrics.counts import Counts
 from serving.metrics.definitions import Key, Labels, Sizes, Version
 from serving.metrics.exposition import exposition
 from serving.metrics.recorders import ModelMetrics, RouteMetrics, ShadowMetrics
-from serving.metrics.store import Store, read_snapshot, read_snapshots, write_snapshot
+from serving.metrics.store import Store, read_snapshot, read_snapshots
 from serving.metrics.totals import VersionTotals, totals_of
 
 log = logging.getLogger("serving.metrics")
@@ -170,7 +171,7 @@ class Metrics:
             if self._directory is None:
                 return
             try:
-                write_snapshot(self._file(), self._snapshot())
+                write_whole(self._file(), self._snapshot())
             except OSError as error:
                 log.error("metrics of this worker are not shared: %s", error.strerror)
 

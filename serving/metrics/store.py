@@ -145,13 +145,6 @@ def read_snapshots(files: Iterable[Path]) -> Iterator[Snapshot]:
             log.error("%s can't be read and is left out", file.name)
 
 
-def write_snapshot(file: Path, text: bytes, suffix: str = ".new") -> None:
-    """Put a snapshot in a file's place: a reader sees the old one or the new one, never half of one. Raises OSError."""
-    fresh = file.with_suffix(suffix)
-    fresh.write_bytes(text)
-    fresh.replace(file)
-
-
 def cumulative(bounds: tuple[float, ...], cells: list[float]) -> Iterator[tuple[str, float]]:
     """Yield each upper bound as text, and the count of all up to it."""
     total = 0.0

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from serving.linux.files import write_whole
 from serving.metrics.counts import Counts
 from serving.metrics.definitions import DIFFERENCES, Key, Version
-from serving.metrics.store import Snapshot, Store, cumulative, read_snapshots, write_snapshot
+from serving.metrics.store import Snapshot, Store, cumulative, read_snapshots
 
 
 def _counted(name: str, *labels: str) -> Any:
@@ -117,7 +118,7 @@ def settle(directory: Path, slot: int, counts: Counts) -> None:
     for key, value in counts.read().items():
         whole.counters[key] += value - before.get(key, 0.0)
     with contextlib.suppress(OSError):
-        write_snapshot(file, whole.dump(), ".dead")  # the slot's next worker may be writing its own ".new"
+        write_whole(file, whole.dump())
 
 
 def write_parent_snapshot(directory: Path, *, counters: dict[Key, float], gauges: dict[Key, float]) -> None:
@@ -126,4 +127,4 @@ def write_parent_snapshot(directory: Path, *, counters: dict[Key, float], gauges
     store.counters.update(counters)
     store.gauges.update(gauges)
     with contextlib.suppress(OSError):  # a full disk: the next one says it again
-        write_snapshot(directory / "worker-parent.json", store.dump())
+        write_whole(directory / "worker-parent.json", store.dump())

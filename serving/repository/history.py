@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import NotReady, ServingError
-from serving.repository.file_lock import is_at, try_lock
-from serving.repository.state_directory import sync
+from serving.linux.files import is_at, sync, try_lock
 from serving.repository.traffic import Traffic, parse
 
 HISTORY_FILE = "history.jsonl"

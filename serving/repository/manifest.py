@@ -15,6 +15,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.errors import ModelInvalid, shown
+from serving.linux.files import Stamp, stamp_of
 from serving.repository import onnx_file
 
 MODEL_FILE = "model.onnx"
@@ -65,13 +66,12 @@ class Hashes:
     """SHA-256 of files, kept for as long as their inode, size and times stay the same."""
 
     def __init__(self) -> None:
-        self._known: dict[Path, tuple[tuple[int, ...], str]] = {}
+        self._known: dict[Path, tuple[Stamp, str]] = {}
 
     def of(self, path: Path) -> str:
         """Return a file's SHA-256 in hexadecimal. Raises OSError."""
         with path.open("rb") as file:
-            facts = os.fstat(file.fileno())
-            key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+            key = stamp_of(os.fstat(file.fileno()))
             known = self._known.get(path)
             if known is not None and known[0] == key:
                 return known[1]

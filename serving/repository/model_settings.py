@@ -19,6 +19,7 @@ from serving.engine.batching import NOTHING_OF_ITS_OWN, Batching, Independence
 from serving.engine.limits import LEAST_MODEL_MEMORY, CacheSize, Overrides
 from serving.engine.providers import Provider, fault
 from serving.errors import InvalidRequest, ServingError
+from serving.linux.files import Stamp, stamp
 from serving.repository import triton_config
 from serving.repository.traffic import Keep, Traffic
 from serving.repository.triton_config import CONFIG_FILE, TritonConfig
@@ -28,7 +29,7 @@ log = logging.getLogger("serving.settings")
 SETTINGS_FILE = "model.toml"
 _MOST_BYTES = 1024 * 1024
 
-Facts: TypeAlias = tuple[tuple[int, ...], ...]
+Facts: TypeAlias = tuple[Stamp, ...]
 
 
 class _Strict(BaseModel):
@@ -230,7 +231,7 @@ class SettingsFiles:
 
     def _one(self, name: str) -> tuple[Facts, ModelSettings, str]:
         folder = self._root / name
-        facts = tuple(_facts(folder / file) for file in (SETTINGS_FILE, CONFIG_FILE))
+        facts = tuple(stamp(folder / file) for file in (SETTINGS_FILE, CONFIG_FILE))
         before = self._seen.get(name)
         if before is not None and before[0] == facts:
             return before
@@ -272,12 +273,3 @@ def _text(path: Path) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise InvalidRequest(f"{path.name} can't be read: {why}") from None
-
-
-def _facts(path: Path) -> tuple[int, ...]:
-    """Return what tells one state of a file from another; nothing where there is none."""
-    try:
-        facts = path.stat()
-    except OSError:
-        return ()
-    return facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns

@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from serving.linux.files import Stamp, stamp, write_whole
 from serving.repository.manifest import MODEL_FILE
-from serving.repository.state_directory import state_folder, write
+from serving.repository.state_directory import state_folder
 
 log = logging.getLogger("serving.quarantine")
 
@@ -61,7 +62,7 @@ class Quarantine:
         self._state_dir = state_dir
         self._unwritten: list[Case] = []
         self._known: list[Case] = []
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: Stamp = ()
         self._readable = True
 
     def add(self, name: str, version: str, reason: str) -> None:
@@ -71,7 +72,7 @@ class Quarantine:
         cases = [*(c for c in self.cases() if (c.name, c.version) != (name, version)), case]
         try:
             file = state_folder(self._root, self._state_dir) / FILE
-            write(file, json.dumps([asdict(c) for c in cases], indent=1).encode() + b"\n")
+            write_whole(file, json.dumps([asdict(c) for c in cases], indent=1).encode() + b"\n")
         except OSError as error:
             log.error("a quarantine can't be written down and ends with this server: %s", error.strerror)
             self._unwritten.append(case)
@@ -87,14 +88,13 @@ class Quarantine:
             return self._known  # it may come back
         try:
             file = state_folder(self._root, self._state_dir) / FILE
-            facts = file.stat()
-            seen = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
+            seen = stamp(file)
             if seen != self._seen:
                 self._seen = seen
                 self._known = [Case(**case) for case in json.loads(file.read_bytes())]
                 self._readable = True
         except FileNotFoundError:
-            self._known, self._seen = [], None
+            self._known, self._seen = [], ()
         except (OSError, ValueError, TypeError):
             if self._readable:
                 log.error("%s can't be read: what it says is not followed", FILE)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from serving.repository.file_lock import is_at, try_lock
+from serving.linux.files import is_at, try_lock
 from serving.repository.state_directory import state_folder, state_folders, subfolder, unique_id
 
 log = logging.getLogger("serving.deployment")

@@ -93,26 +93,6 @@ def _owned(folder: Path, user: int) -> bool:
     return stat.S_ISDIR(facts.st_mode) and facts.st_uid == user and not facts.st_mode & 0o022
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def sync(folder: Path) -> None:
-    """Have a folder's names on disk before returning, so that a rename survives a loss of power. Raises OSError."""
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
 def staging_folder(state: Path) -> Path:
     """Make an empty folder for files that are to become a version; whoever asks removes it. Raises OSError."""
     folder = subfolder(state, "staging") / secrets.token_hex(8)

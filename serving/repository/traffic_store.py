@@ -26,11 +26,11 @@ from serving.errors import (
     ServingError,
     shown,
 )
+from serving.linux.files import sync
 from serving.repository import history, manifest
 from serving.repository.manifest import MODEL_FILE
 from serving.repository.quarantine import Quarantine
 from serving.repository.repository import NAME, VERSION
-from serving.repository.state_directory import sync
 from serving.repository.traffic import Traffic, parse
 from serving.repository.transitions import Transition, restore
 
