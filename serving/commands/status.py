@@ -80,12 +80,12 @@ def status(
 
 def state(root: Path, state_dir: Path | None, name: str, live: list[Server]) -> dict[str, Any]:
     """Return what is asked for and what is served of one model. Raises ModelNotFound."""
-    ledger = TrafficStore(root, state_dir)
-    versions = ledger.versions(name)
+    store = TrafficStore(root, state_dir)
+    versions = store.versions(name)
     standings = [(server, server.models.get(name, {})) for server in live]
     problems = list(dict.fromkeys(str(s["error"]) for _, s in standings if s.get("error")))
     try:
-        traffic: Traffic | None = ledger.read(name)
+        traffic: Traffic | None = store.read(name)
     except ServingError as error:
         traffic = None
         problems.insert(0, error.message)

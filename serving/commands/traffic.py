@@ -207,11 +207,11 @@ def keep(  # noqa: PLR0917
 
 def carry_out(root: Path, state_dir: Path | None, name: str, order: Order, *, no_wait: bool) -> None:
     """Write the change, wait until it is served or take it back, and say what came of it."""
-    ledger = TrafficStore(root, state_dir)
+    store = TrafficStore(root, state_dir)
     who = user()
-    before = ledger.read(name, anyway=order.anyway)
-    step = order.step(ledger, name)
-    after = ledger.change(name, step.transition, who=who, what=order.said, why=step.why, anyway=order.anyway)
+    before = store.read(name, anyway=order.anyway)
+    step = order.step(store, name)
+    after = store.change(name, step.transition, who=who, what=order.said, why=step.why, anyway=order.anyway)
     facts = "; ".join((describe(before, after), *step.notes))
     if no_wait:
         typer.echo(f"{name}: {facts} (generation {after.generation}; not waited for)")
@@ -230,7 +230,7 @@ def carry_out(root: Path, state_dir: Path | None, name: str, order: Order, *, no
         typer.echo(f"{name}: {facts} (generation {after.generation}; {served})")
         return
     try:
-        ledger.revert(name, after, who=who, why="; ".join(problems))
+        store.revert(name, after, who=who, why="; ".join(problems))
         rest = "what served before goes on"
     except GenerationConflict:
         rest = "a later change stands"

@@ -99,10 +99,10 @@ class AnalysisRunner:
     totals: sums what versions, given as (name, version), did; None where nothing is counted.
     """
 
-    def __init__(self, ledger: TrafficStore, totals: Totalled | None) -> None:
-        self._ledger = ledger
+    def __init__(self, store: TrafficStore, totals: Totalled | None) -> None:
+        self._store = store
         self._totals = totals
-        self._store = AnalysisStore(ledger.root, ledger.state_dir)
+        self._records = AnalysisStore(store.root, store.state_dir)
         self._running: dict[str, _Running] = {}
         self._begun: dict[str, tuple[int, Analysis, Beginning]] = {}
         self._deaths: SimpleQueue[tuple[str, str]] = SimpleQueue()
@@ -128,7 +128,7 @@ class AnalysisRunner:
         analyses = {name: a for name, plan in plans.items() if (a := analysis_of(plan.traffic)) is not None}
         for name in self._running.keys() - analyses.keys():
             del self._running[name]
-            self._store.forget(name)
+            self._records.forget(name)
             self._complaints = {complaint for complaint in self._complaints if complaint[0] != name}
         beside = {name: tuple(_beside(plan, analyses.get(name))) for name, plan in plans.items()}
         beside = {name: versions for name, versions in beside.items() if versions}
@@ -147,7 +147,7 @@ class AnalysisRunner:
 
     def close(self) -> None:
         """Leave what was seen to the next server."""
-        self._store.close()
+        self._records.close()
 
     def _bury(self) -> list[str]:
         """Hold deaths against the versions that are tried: the first begins again, the next one ends it.
@@ -193,7 +193,7 @@ class AnalysisRunner:
         # What was stable before a promotion need not be loaded, and its figures are those of before.
         against = contents.get(analysis.against or "", "") if analysis.role != "stable" else ""
         subject = Subject(began.last, contents[analysis.version], against)
-        others = self._stored(name, lambda: self._store.others(name)) or Others([], [])
+        others = self._stored(name, lambda: self._records.others(name)) or Others([], [])
         replaced = self._replaced(subject, running, others)
         if running is None or running.subject != subject:
             self._running[name] = running = _Running(
@@ -208,7 +208,7 @@ class AnalysisRunner:
         running.generation = plan.traffic.generation
         self._inherit(running, others.gone)
         self._count(running, totals, now)
-        self._stored(name, lambda: self._store.save(name, Record(subject, running.figures, running.usual)))
+        self._stored(name, lambda: self._records.save(name, Record(subject, running.figures, running.usual)))
         if replaced:  # noted once it is saved, or a server that dies in between would do so without a trace
             self._note(name, running, "the files of one of its versions were replaced")
         if running.unnoted:
@@ -255,7 +255,7 @@ class AnalysisRunner:
 
     def _unchanged(self, name: str, running: _Running) -> bool:
         """Tell whether the version on disk is the one that was tried: the coordinator may not have looked since."""
-        folder = self._ledger.root / name / running.analysis.version
+        folder = self._store.root / name / running.analysis.version
         files = copy_stability.snapshot(folder, 0.0).files
         try:
             if files != running.files and content_of(folder) != running.subject.content:
@@ -269,7 +269,7 @@ class AnalysisRunner:
         kept = self._begun.get(name)
         if kept is None or kept[:2] != (generation, analysis):
             try:
-                history = self._ledger.history(name, 1000)
+                history = self._store.history(name, 1000)
             except ServingError:
                 history = []
             kept = self._begun[name] = generation, analysis, beginning(history, generation, analysis)
@@ -285,10 +285,10 @@ class AnalysisRunner:
             if verdict.decision == "keep" and role == "stable":
                 what, step = f"keep {version}", Step(transitions.settle, verdict.reason)
             elif verdict.decision == "keep":
-                promotion = transitions.promote(version, available=self._ledger.usable(name))
+                promotion = transitions.promote(version, available=self._store.usable(name))
                 what, step = f"promote {version}", Step(promotion, verdict.reason)
             elif role == "stable":
-                what, step = f"rollback from {version}", Rollback(why=verdict.reason).step(self._ledger, name)
+                what, step = f"rollback from {version}", Rollback(why=verdict.reason).step(self._store, name)
             else:
                 what, step = f"end the {role} of {version}", Step(transitions.withdraw, verdict.reason)
         except ServingError as error:
@@ -302,7 +302,7 @@ class AnalysisRunner:
 
     def _change(self, name: str, running: _Running, step: Step, what: str) -> bool:
         try:
-            self._ledger.change(
+            self._store.change(
                 name, step.transition, who=JUDGE, what=what, why=step.why, if_generation=running.generation
             )
         except GenerationConflict:

@@ -44,18 +44,18 @@ class Order(BaseModel):
         return self.what
 
     @abstractmethod
-    def step(self, ledger: TrafficStore, name: str) -> Step:
+    def step(self, store: TrafficStore, name: str) -> Step:
         """Return the step for a model; looks at the folder for what is there. Raises what makes no sense."""
 
 
 class _Plain(Order):
     """A change whose reason in the history is the one that was given."""
 
-    def step(self, ledger: TrafficStore, name: str) -> Step:
-        return Step(self.transition(ledger, name), self.why)
+    def step(self, store: TrafficStore, name: str) -> Step:
+        return Step(self.transition(store, name), self.why)
 
     @abstractmethod
-    def transition(self, ledger: TrafficStore, name: str) -> Transition:
+    def transition(self, store: TrafficStore, name: str) -> Transition:
         """Return what the step does to the document."""
 
 
@@ -71,8 +71,8 @@ class Promote(_Plain):
     def what(self) -> str:  # noqa: D102
         return f"promote {self.version}{_judged(self.judge)}"
 
-    def transition(self, ledger: TrafficStore, name: str) -> Transition:  # noqa: D102
-        return transitions.promote(self.version, available=ledger.versions(name), judge=self.judge)
+    def transition(self, store: TrafficStore, name: str) -> Transition:  # noqa: D102
+        return transitions.promote(self.version, available=store.versions(name), judge=self.judge)
 
 
 class StartCanary(_Plain):
@@ -98,9 +98,9 @@ class StartCanary(_Plain):
             by = f", by {kind} {name}"
         return f"canary {self.version} at {self.percent:g} %{by}{_judged(self.judge)}"
 
-    def transition(self, ledger: TrafficStore, name: str) -> Transition:  # noqa: D102
+    def transition(self, store: TrafficStore, name: str) -> Transition:  # noqa: D102
         return transitions.canary(
-            self.version, self.percent, self.sticky, available=ledger.versions(name), judge=self.judge
+            self.version, self.percent, self.sticky, available=store.versions(name), judge=self.judge
         )
 
 
@@ -121,8 +121,8 @@ class StartShadow(_Plain):
             return "end the shadow"
         return f"shadow {self.version} at {self.percent:g} %{_judged(self.judge)}"
 
-    def transition(self, ledger: TrafficStore, name: str) -> Transition:  # noqa: D102
-        return transitions.shadow(self.version, self.percent, available=ledger.versions(name), judge=self.judge)
+    def transition(self, store: TrafficStore, name: str) -> Transition:  # noqa: D102
+        return transitions.shadow(self.version, self.percent, available=store.versions(name), judge=self.judge)
 
 
 class SetLabel(_Plain):
@@ -138,8 +138,8 @@ class SetLabel(_Plain):
     def what(self) -> str:  # noqa: D102
         return f"remove label {self.label}" if self.version is None else f"label {self.version} as {self.label}"
 
-    def transition(self, ledger: TrafficStore, name: str) -> Transition:  # noqa: D102
-        return transitions.label(self.label, self.version, available=ledger.versions(name))
+    def transition(self, store: TrafficStore, name: str) -> Transition:  # noqa: D102
+        return transitions.label(self.label, self.version, available=store.versions(name))
 
 
 class Rollback(Order):
@@ -152,13 +152,13 @@ class Rollback(Order):
         """Say it for the history: from what to what."""
         return f"rollback: {transitions.describe(before, after)}"
 
-    def step(self, ledger: TrafficStore, name: str) -> Step:
+    def step(self, store: TrafficStore, name: str) -> Step:
         """Pass over versions that can't serve; the notes have the reasons."""
-        now, earlier, available = ledger.read(name, anyway=True), ledger.earlier(name), ledger.usable(name)
+        now, earlier, available = store.read(name, anyway=True), store.earlier(name), store.usable(name)
         notes: list[str] = []
 
         def can_serve(version: str) -> bool:
-            reason = unfit(ledger.root, name, version, ledger.state_dir)
+            reason = unfit(store.root, name, version, store.state_dir)
             if reason:
                 notes.append(f"version {version} is passed over: {reason}")
                 available.remove(version)
@@ -181,7 +181,7 @@ class Unload(_Plain):
 
     verb = "unload"
 
-    def transition(self, ledger: TrafficStore, name: str) -> Transition:  # noqa: D102
+    def transition(self, store: TrafficStore, name: str) -> Transition:  # noqa: D102
         return transitions.unload
 
 
@@ -190,7 +190,7 @@ class Load(_Plain):
 
     verb = "load"
 
-    def transition(self, ledger: TrafficStore, name: str) -> Transition:  # noqa: D102
+    def transition(self, store: TrafficStore, name: str) -> Transition:  # noqa: D102
         return transitions.load
 
 
@@ -207,7 +207,7 @@ class KeepLoaded(_Plain):
             return f"keep the latest {self.keep.latest}"
         return f"keep {self.keep if isinstance(self.keep, str) else ', '.join(self.keep)}"
 
-    def transition(self, ledger: TrafficStore, name: str) -> Transition:  # noqa: D102
+    def transition(self, store: TrafficStore, name: str) -> Transition:  # noqa: D102
         return transitions.keep(self.keep)
 
 

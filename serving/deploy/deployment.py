@@ -49,13 +49,13 @@ class Deployment:
         self._others = ServerMonitor(root, state_dir)
         self._ended = threading.Event()
         self._concluded = threading.Event()
-        ledger = TrafficStore(root, state_dir)
-        self._analyses = AnalysisRunner(ledger, totals)
+        store = TrafficStore(root, state_dir)
+        self._analyses = AnalysisRunner(store, totals)
         self._moved = threading.Event()
         self._trouble = ""
         self._deciding = threading.Thread(target=self._decide, name="analyses", daemon=True)
-        repository = Repository(root, ledger.import_edit)
-        self._log = DeploymentLog(repository, ledger)
+        repository = Repository(root, store.import_edit)
+        self._log = DeploymentLog(repository, store)
         self._gate = GateClient(repository, state_dir=state_dir, limits=Limits(extension_ops=extension_ops))
         self.coordinator = Coordinator(repository, self._gate, report=self._write, loads_at_once=loads_at_once)
 

@@ -22,9 +22,9 @@ _MOST_CHANGES = 20
 class DeploymentLog:
     """Compares each state with the one before; what is there when the server starts is announced otherwise."""
 
-    def __init__(self, repository: Repository, ledger: TrafficStore) -> None:
+    def __init__(self, repository: Repository, store: TrafficStore) -> None:
         self._repository = repository
-        self._ledger = ledger
+        self._store = store
         self._contents: Contents | None = None
         self._plans: Mapping[str, Plan] | None = None
 
@@ -83,7 +83,7 @@ class DeploymentLog:
 
     def _changed(self, name: str, before: Traffic, after: Traffic) -> None:
         try:
-            entries = self._ledger.history(name, max(1, min(_MOST_CHANGES, after.generation - before.generation)))
+            entries = self._store.history(name, max(1, min(_MOST_CHANGES, after.generation - before.generation)))
         except (ServingError, OSError):  # the model has just gone
             entries = []
         entries = [entry for entry in entries if before.generation < entry["generation"] <= after.generation]

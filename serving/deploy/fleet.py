@@ -82,7 +82,7 @@ class Fleet:
         root: Path,
         link: socket.socket,
         *,
-        ledger: TrafficStore,
+        store: TrafficStore,
         state_dir: Path | None = None,
         limits: Limits,
         metrics: Metrics | None,
@@ -115,7 +115,7 @@ class Fleet:
         self.agent = WorkerAgent(
             link, load=self._load, live=self._live, check=_check, swap=self._swap, on_status=self._on_status
         )
-        self.changes = Changes(ledger, self.agent, gone=lambda: self.folder_gone)
+        self.changes = Changes(store, self.agent, gone=lambda: self.folder_gone)
 
     async def start(self, *, strict: bool = False) -> None:
         """Load all that is to be served. Raises ModelInvalid where `strict` and something can't be."""

@@ -42,8 +42,8 @@ class Changes:
     gone: says why the folder can't be followed now; '' where it can.
     """
 
-    def __init__(self, ledger: TrafficStore, followers: Followers, *, gone: Callable[[], str]) -> None:
-        self.ledger = ledger
+    def __init__(self, store: TrafficStore, followers: Followers, *, gone: Callable[[], str]) -> None:
+        self.store = store
         self._followers = followers
         self._gone = gone
 
@@ -72,7 +72,7 @@ class Changes:
         """
         self.check()
         after = await asyncio.to_thread(
-            self.ledger.change,
+            self.store.change,
             name,
             transition,
             who=who,
@@ -95,7 +95,7 @@ class Changes:
                 log.warning("%s: it is not known whether every server serves it: %s", name, "; ".join(unknown))
             return Made(after, unknown)
         try:
-            await asyncio.to_thread(self.ledger.revert, name, after, who=who, why=refusal.message)
+            await asyncio.to_thread(self.store.revert, name, after, who=who, why=refusal.message)
             self._followers.rescan()
         except GenerationConflict:
             log.info("%s: generation %d is not taken back: there is a later one", name, after.generation)
@@ -103,8 +103,8 @@ class Changes:
 
     async def _others(self, name: str, generation: int) -> Waited:
         """Wait for the other servers of the folder. Raises NotReady where one can't serve it."""
-        ledger = self.ledger
-        waiting = Waiting(ledger.root, name, generation, seconds=WAIT_S, state_dir=ledger.state_dir)
+        store = self.store
+        waiting = Waiting(store.root, name, generation, seconds=WAIT_S, state_dir=store.state_dir)
         while (waited := await asyncio.to_thread(waiting.poll)) is None:  # noqa: ASYNC110  it is a file that moves
             await asyncio.sleep(POLL_S)
         if waited.problems:

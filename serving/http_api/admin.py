@@ -55,9 +55,9 @@ def router(root: Path, metrics: Metrics | None, state_dir: Path | None = None) -
     )
     async def traffic_state(model: str, fleet: LiveFleet) -> Response:
         """Answer with what is asked for, what this server serves, and figures of a trial. ETag: the generation."""
-        ledger = fleet.changes.ledger
-        traffic = await asyncio.to_thread(ledger.read, model)
-        versions = await asyncio.to_thread(ledger.versions, model)
+        store = fleet.changes.store
+        traffic = await asyncio.to_thread(store.read, model)
+        versions = await asyncio.to_thread(store.versions, model)
         return _answer(traffic, {"name": model, "versions": versions, **await _served(fleet, metrics, model)})
 
     @made.get("/history", summary="Who changed it, when, how and why", response_model=TrafficHistory)
@@ -66,7 +66,7 @@ def router(root: Path, metrics: Metrics | None, state_dir: Path | None = None) -
 
         Of publications the last three are null.
         """
-        entries = await asyncio.to_thread(fleet.changes.ledger.events, model, asked.limit)
+        entries = await asyncio.to_thread(fleet.changes.store.events, model, asked.limit)
         return json_answer({"name": model, "history": entries})
 
     @made.get(
@@ -77,7 +77,7 @@ def router(root: Path, metrics: Metrics | None, state_dir: Path | None = None) -
     )
     async def gate_report(model: str, version: str, fleet: LiveFleet) -> Response:
         """Answer with the report that is kept with a version."""
-        if version not in await asyncio.to_thread(fleet.changes.ledger.versions, model):
+        if version not in await asyncio.to_thread(fleet.changes.store.versions, model):
             raise ModelNotFound(f"model {model!r} has no version '{shown(version)}' in the folder")
         return json_answer(await asyncio.to_thread(_report, root, state_dir, model, version))
 
@@ -129,7 +129,7 @@ def _endpoint(kind: type[Order]) -> Callable[..., Awaitable[Response]]:
             found = dict.fromkeys(sentence(e) for e in error.errors(include_url=False))
             raise InvalidRequest("; ".join(found)[:1000]) from None
         fleet.changes.check()
-        step = await asyncio.to_thread(order.step, fleet.changes.ledger, model)
+        step = await asyncio.to_thread(order.step, fleet.changes.store, model)
         after, unknown = await fleet.changes.make(
             model,
             step.transition,

@@ -112,7 +112,7 @@ def create_app(
     app.state.fleet = Fleet(
         settings.models,
         link,
-        ledger=TrafficStore(settings.models, settings.state_dir),
+        store=TrafficStore(settings.models, settings.state_dir),
         state_dir=settings.state_dir,
         limits=limits,
         metrics=metrics,

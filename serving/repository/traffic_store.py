@@ -34,7 +34,7 @@ from serving.repository.repository import NAME, VERSION
 from serving.repository.traffic import Traffic, parse
 from serving.repository.transitions import Transition, restore
 
-log = logging.getLogger("serving.ledger")
+log = logging.getLogger("serving.traffic")
 
 TRAFFIC_FILE = "traffic.json"
 _AHEAD_FILE = ".history.ahead"

@@ -31,22 +31,22 @@ class Server:
     """One server's runner, with totals that a test sets; `tick` looks `later` seconds after the last time."""
 
     def __init__(self, root: Path) -> None:
-        self.ledger = TrafficStore(root)
+        self.store = TrafficStore(root)
         self.did: dict[tuple[str, str], VersionTotals] = {}
-        self.runner = AnalysisRunner(self.ledger, lambda wanted: {w: self.did.get(w, did()) for w in wanted})
+        self.runner = AnalysisRunner(self.store, lambda wanted: {w: self.did.get(w, did()) for w in wanted})
         self.root, self.now = root, 100.0
         self.killed = False
         self.without: set[str] = set()
         """Versions that it does not serve."""
 
     def change(self, step: to.Transition) -> Traffic:
-        return self.ledger.change("iris", step, who="ann", what="try")
+        return self.store.change("iris", step, who="ann", what="try")
 
     def plan(self) -> Plan:
         versions = [v for v in HERE if (self.root / "iris" / v).is_dir() and v not in self.without]
         folders = [(v, self.root / "iris" / v) for v in versions]
         found = tuple(ModelVersion("iris", v, folder / "model.onnx", content_of(folder)) for v, folder in folders)
-        return Plan("iris", 1, self.ledger.read("iris"), found, (), {})
+        return Plan("iris", 1, self.store.read("iris"), found, (), {})
 
     def tick(self, later: float = 0, *, two: float = 0, failed: float = 0, plan: Plan | None = None) -> bool:
         """Look, after version 2 did `two` more predictions, and `failed` more."""
@@ -60,7 +60,7 @@ class Server:
         return any(self.tick(1, two=10) for _ in range(seconds))
 
     def last(self) -> tuple[str, str, str]:
-        (entry,) = self.ledger.history("iris", 1)
+        (entry,) = self.store.history("iris", 1)
         return entry["who"], entry["what"], entry["why"]
 
     def kill(self) -> None:
@@ -100,7 +100,7 @@ def test_a_good_canary_is_promoted(server: Server) -> None:
         "judgement of version 2: 1 s to go; 590 predictions in 59 s, 0 of 590 failed",
     ]
     assert server.watch(1)
-    after = server.ledger.read("iris")
+    after = server.store.read("iris")
     assert (after.stable, after.previous, after.canary, after.judge) == ("2", "1", None, None)
     assert server.last() == ("judge", "promote 2", "600 predictions in 60 s, 0 of 600 failed")
     assert not server.watch(3)
@@ -109,7 +109,7 @@ def test_a_good_canary_is_promoted(server: Server) -> None:
 def test_a_bad_canary_is_ended(server: Server) -> None:
     """A canary that fails is ended before its time; stable answers all again, and the reason is in the history."""
     assert server.tick(3, two=40, failed=10)
-    after = server.ledger.read("iris")
+    after = server.store.read("iris")
     assert (after.stable, after.canary, after.judge) == ("1", None, None)
     assert server.last() == (
         "judge",
@@ -130,7 +130,7 @@ def test_a_bad_promotion_is_rolled_back(root: Path) -> None:
         server.did["iris", "2"] = did(second * 10, seconds=0.005)
         if server.runner.tick({"iris": server.plan()}, server.now):
             break
-    assert server.ledger.read("iris").stable == "1"
+    assert server.store.read("iris").stable == "1"
     assert server.last()[:2] == ("judge", "rollback from 2")
     assert server.last()[2].startswith("it took more than 2 times as long as the other version in")
 
@@ -141,7 +141,7 @@ def test_a_good_promotion_stays(root: Path) -> None:
     server.change(to.promote("2", available=HERE, judge=Judge(rows=50)))
     server.tick()
     assert server.tick(1, two=200)
-    after = server.ledger.read("iris")
+    after = server.store.read("iris")
     assert (after.stable, analysis_of(after)) == ("2", None)
     assert server.last()[1] == "keep 2"
 
@@ -152,7 +152,7 @@ def test_a_person_overrules_the_judge(server: Server) -> None:
     server.watch(59)
     server.change(to.withdraw)
     assert not server.tick(5, two=500, plan=old)
-    assert server.ledger.read("iris").stable == "1"
+    assert server.store.read("iris").stable == "1"
     assert server.last()[0] == "ann"
 
 
@@ -281,7 +281,7 @@ def test_other_files_begin_again(server: Server, root: Path) -> None:
     assert server.last()[1:] == ("begin again with version 2", "the files of one of its versions were replaced")
     assert not server.watch(59)
     assert server.watch(2)
-    began = [e for e in server.ledger.history("iris") if e["what"].startswith("begin again")]
+    began = [e for e in server.store.history("iris") if e["what"].startswith("begin again")]
     assert len(began) == 1
     other.runner.close()
 
@@ -360,7 +360,7 @@ def test_what_cant_be_done_is_logged_once(root: Path, caplog: pytest.LogCaptureF
 
 def test_where_nothing_is_counted_nothing_is_judged(server: Server) -> None:
     """A server whose metrics are off says so, and leaves the decision to others."""
-    blind = AnalysisRunner(server.ledger, None)
+    blind = AnalysisRunner(server.store, None)
     assert blind.tick({"iris": server.plan()}, 0) == []
     assert blind.said == {"iris": ["nothing is judged here: metrics are off"]}
 

@@ -20,10 +20,10 @@ class Kept:
     """A log of a folder, and the lines that came of the last step."""
 
     def __init__(self, root: Path, caplog: pytest.LogCaptureFixture) -> None:
-        self.ledger = TrafficStore(root)
-        self.document = self.ledger.import_edit
+        self.store = TrafficStore(root)
+        self.document = self.store.import_edit
         self.repository = Repository(root, lambda name: self.document(name), settle_s=0)  # noqa: PLW0108  it is replaced
-        self._log = DeploymentLog(self.repository, self.ledger)
+        self._log = DeploymentLog(self.repository, self.store)
         self._caplog = caplog
         caplog.set_level("INFO", "serving.deployment")
 
@@ -34,7 +34,7 @@ class Kept:
         contents = self.repository.scan()  # a version without a manifest is taken at the second look
         self._log.looked(contents)
         found = tuple(item for item in contents.found if item.version in served)
-        self._log.served({"iris": Plan("iris", 1, self.ledger.read("iris"), found, (), {})})
+        self._log.served({"iris": Plan("iris", 1, self.store.read("iris"), found, (), {})})
         return [(record.levelname, record.getMessage()) for record in self._caplog.records]
 
 
@@ -75,13 +75,13 @@ def test_versions_that_come_break_and_go(kept: Kept, tmp_path: Path) -> None:
 def test_changes_of_traffic(kept: Kept) -> None:
     """Each change is a line with who and why, also of several at once, and where its history is not written yet."""
     for version, why in (("1", "ticket 12"), ("2", "")):
-        kept.ledger.change("iris", promote(version, available="123"), who="ann", what=f"promote {version}", why=why)
+        kept.store.change("iris", promote(version, available="123"), who="ann", what=f"promote {version}", why=why)
     assert kept.lines("1") == [
         ("INFO", "iris: promote 1: version 1 is stable, was the highest; ticket 12 (generation 1, by ann)"),
         ("INFO", "iris: promote 2: version 2 is stable, was 1 (generation 2, by ann)"),
     ]
-    kept.ledger.change("iris", promote("3", available="123"), who="ann", what="promote 3")
-    history = kept.ledger.root / "iris" / "history.jsonl"
+    kept.store.change("iris", promote("3", available="123"), who="ann", what="promote 3")
+    history = kept.store.root / "iris" / "history.jsonl"
     history.write_text("".join(history.read_text().splitlines(keepends=True)[:2]))
-    kept.document = kept.ledger.read  # as where the folder can't be written
+    kept.document = kept.store.read  # as where the folder can't be written
     assert kept.lines("1") == [("INFO", "iris: version 3 is stable, was 2 (generation 3)")]

@@ -76,7 +76,7 @@ class Worker:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> TrafficStore:
+def store(tmp_path: Path) -> TrafficStore:
     """A folder with two versions of iris, of which only the first is to be loaded."""
     for version in ("1", "2"):
         shutil.copytree(MODELS / "iris" / version, tmp_path / "iris" / version)
@@ -87,10 +87,10 @@ def ledger(tmp_path: Path) -> TrafficStore:
 
 
 @pytest.fixture
-def told(tmp_path: Path, ledger: TrafficStore, eventually: Wait) -> Iterator[tuple[Coordinator, list[Worker]]]:
+def told(tmp_path: Path, store: TrafficStore, eventually: Wait) -> Iterator[tuple[Coordinator, list[Worker]]]:
     """A coordinator with two workers that have joined."""
     coordinator = Coordinator(
-        Repository(tmp_path, ledger.import_edit), Lenient(), report=lambda _: None, loads_at_once=1
+        Repository(tmp_path, store.import_edit), Lenient(), report=lambda _: None, loads_at_once=1
     )
     workers = []
     for _ in range(2):
@@ -107,11 +107,11 @@ def told(tmp_path: Path, ledger: TrafficStore, eventually: Wait) -> Iterator[tup
 
 
 def test_one_loads_after_the_other(
-    told: tuple[Coordinator, list[Worker]], ledger: TrafficStore, eventually: Wait
+    told: tuple[Coordinator, list[Worker]], store: TrafficStore, eventually: Wait
 ) -> None:
     """A second worker begins to load when the first has done so, and both serve the version when both have it."""
     coordinator, (first, second) = told
-    ledger.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
+    store.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
     coordinator.rescan()
     eventually(lambda: first.kinds() == ["prepare"])
     assert second.kinds() == []
@@ -123,11 +123,11 @@ def test_one_loads_after_the_other(
 
 
 def test_what_loads_nothing_is_told_to_all(
-    told: tuple[Coordinator, list[Worker]], ledger: TrafficStore, eventually: Wait
+    told: tuple[Coordinator, list[Worker]], store: TrafficStore, eventually: Wait
 ) -> None:
     """A change among versions that are loaded does not wait for one worker after the other."""
     coordinator, (first, second) = told
-    ledger.change("iris", keep(("1", "2")), who="test", what="keep both")
+    store.change("iris", keep(("1", "2")), who="test", what="keep both")
     coordinator.rescan()
     for worker in (first, second):
         eventually(lambda worker=worker: worker.kinds() == ["prepare"])
@@ -138,17 +138,17 @@ def test_what_loads_nothing_is_told_to_all(
     eventually(
         lambda: any(m.get("models", {}).get("iris", {}).get("serving") == 3 for m in first.heard if first.kinds())
     )
-    ledger.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
+    store.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
     coordinator.rescan()
     eventually(lambda: first.kinds() == second.kinds() == ["prepare", "commit", "prepare"])
 
 
 def test_who_waits_for_its_turn_may_end(
-    told: tuple[Coordinator, list[Worker]], ledger: TrafficStore, eventually: Wait
+    told: tuple[Coordinator, list[Worker]], store: TrafficStore, eventually: Wait
 ) -> None:
     """A worker that dies before its turn is not waited for."""
     coordinator, (first, second) = told
-    ledger.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
+    store.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
     coordinator.rescan()
     eventually(lambda: first.kinds() == ["prepare"])
     second.sock.close()
@@ -158,11 +158,11 @@ def test_who_waits_for_its_turn_may_end(
 
 
 def test_what_one_could_not_load_no_other_tries(
-    told: tuple[Coordinator, list[Worker]], ledger: TrafficStore, eventually: Wait
+    told: tuple[Coordinator, list[Worker]], store: TrafficStore, eventually: Wait
 ) -> None:
     """A version that the first worker can't load is given up, and the others never load it."""
     coordinator, (first, second) = told
-    ledger.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
+    store.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
     coordinator.rescan()
     eventually(lambda: first.kinds() == ["prepare"])
     first.done(failed=["2", "no memory"])
@@ -170,11 +170,11 @@ def test_what_one_could_not_load_no_other_tries(
 
 
 def test_a_worker_that_comes_while_others_swap_and_cant_load_is_asked_again(
-    told: tuple[Coordinator, list[Worker]], ledger: TrafficStore, eventually: Wait
+    told: tuple[Coordinator, list[Worker]], store: TrafficStore, eventually: Wait
 ) -> None:
     """It does not go on without the model beside others that serve it: the plan is tried once more, by all."""
     coordinator, (first, second) = told
-    ledger.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
+    store.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
     coordinator.rescan()
     for worker in (first, second):
         eventually(lambda worker=worker: worker.kinds() == ["prepare"])

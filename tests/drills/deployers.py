@@ -57,8 +57,8 @@ def _races(processes: int, operations: int) -> bool:
 
 
 def _judge(report: Report, root: Path, done: list[Done], operations: int) -> None:
-    ledger = TrafficStore(root)
-    history = ledger.history("iris", 1_000_000)
+    store = TrafficStore(root)
+    history = store.history("iris", 1_000_000)
     won = {generation: (who, what) for who, one in enumerate(done) for generation, what in one["won"]}
     noted = {entry["generation"]: (int(entry["who"]), entry["what"]) for entry in history}
     report.exactly("changes that deployers were told are made", sum(len(one["won"]) for one in done), operations)
@@ -70,7 +70,7 @@ def _judge(report: Report, root: Path, done: list[Done], operations: int) -> Non
     report.exactly("errors without a cause", sum(len(one["spurious"]) for one in done), 0)
     # Few changes may well meet no other; many that never do would not be at once.
     report.at_least("races lost, and run again", sum(one["lost"] for one in done), operations // 1000)
-    final = history[-1]["after"] == ledger.read("iris").document()
+    final = history[-1]["after"] == store.read("iris").document()
     report.exactly("final state is the last winner's", float(final), 1)
 
 
@@ -107,7 +107,7 @@ def _deploy(root: Path, number: int, operations: int, locked: bool, barrier: Bar
     """Be one deployer: half of the changes are for the generation that was seen, and tried again when it has passed."""
     if not locked:
         history_module.try_lock = lambda opened: True
-    ledger, chance = TrafficStore(root), random.Random(number)
+    store, chance = TrafficStore(root), random.Random(number)
     done: Done = {"won": [], "lost": 0, "spurious": []}
     barrier.wait(300)
     for turn in range(operations):
@@ -115,8 +115,8 @@ def _deploy(root: Path, number: int, operations: int, locked: bool, barrier: Bar
         while True:
             seen = None
             try:
-                seen = ledger.read("iris").generation if turn % 2 else None
-                after = ledger.change("iris", _slow(step, locked), who=str(number), what=what, if_generation=seen)
+                seen = store.read("iris").generation if turn % 2 else None
+                after = store.change("iris", _slow(step, locked), who=str(number), what=what, if_generation=seen)
             except GenerationConflict as conflict:
                 done["lost"] += 1
                 if conflict.current["generation"] == seen:

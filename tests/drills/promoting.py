@@ -63,10 +63,10 @@ def _root(folder: Path, publisher: Publisher, before: int) -> Path:
     return root
 
 
-def _chained(ledger: TrafficStore) -> bool:
+def _chained(store: TrafficStore) -> bool:
     """Tell whether each line of the history goes on where the one above ended, and the last is what holds now."""
-    entries = ledger.history("iris", 100)
-    now = ledger.read("iris")
+    entries = store.history("iris", 100)
+    now = store.read("iris")
     whole = all(two["before"] == one["after"] for one, two in itertools.pairwise(entries))
     return whole and (entries[-1]["after"] == now.document() if entries else now.stable is None)
 

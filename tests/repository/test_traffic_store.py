@@ -1,4 +1,4 @@
-"""The ledger: one change after the other, each in the history, whatever crashes, fills up or is edited by hand."""
+"""The store: one change after the other, each in the history, whatever crashes, fills up or is edited by hand."""
 
 from __future__ import annotations
 
@@ -36,34 +36,34 @@ HERE = ("1", "2", "3")
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> TrafficStore:
+def store(tmp_path: Path) -> TrafficStore:
     for version in HERE:
         (tmp_path / "iris" / version).mkdir(parents=True)
     return TrafficStore(tmp_path)
 
 
-def promote(ledger: TrafficStore, version: str, **more: Any) -> Traffic:
-    return ledger.change("iris", to.promote(version, available=HERE), who="ann", what=f"promote {version}", **more)
+def promote(store: TrafficStore, version: str, **more: Any) -> Traffic:
+    return store.change("iris", to.promote(version, available=HERE), who="ann", what=f"promote {version}", **more)
 
 
-def chain(ledger: TrafficStore) -> list[dict[str, Any]]:
+def chain(store: TrafficStore) -> list[dict[str, Any]]:
     """Return the history, having checked that each line goes on where the one above ended, and ends at the document."""
-    entries = ledger.history("iris", 10_000)
+    entries = store.history("iris", 10_000)
     for one, two in itertools.pairwise(entries):
         assert two["before"] == one["after"]
         assert two["generation"] > one["generation"]
     if entries:
-        assert entries[-1]["after"] == ledger.read("iris").document()
+        assert entries[-1]["after"] == store.read("iris").document()
     return entries
 
 
 @pytest.fixture
-def filled(ledger: TrafficStore, tmp_path: Path) -> TrafficStore:
+def filled(store: TrafficStore, tmp_path: Path) -> TrafficStore:
     """Each version holds a model and has been stable, the highest last."""
     for version in HERE:
         shutil.copytree(MODELS / "iris" / "1", tmp_path / "iris" / version, dirs_exist_ok=True)
-        promote(ledger, version)
-    return ledger
+        promote(store, version)
+    return store
 
 
 def test_rollback_passes_over_what_is_in_quarantine(filled: TrafficStore, tmp_path: Path) -> None:
@@ -130,92 +130,92 @@ def test_ending_a_canary_asks_nothing_of_the_disk(filled: TrafficStore, tmp_path
     assert (after.stable, after.canary) == ("3", None)
 
 
-def test_every_change_is_noted(ledger: TrafficStore, tmp_path: Path) -> None:
+def test_every_change_is_noted(store: TrafficStore, tmp_path: Path) -> None:
     """A change is on disk as the next generation, and in the history: when, who, what, why, before and after."""
-    assert ledger.read("iris") == Traffic()
-    first = promote(ledger, "1", why="ticket 12")
-    second = promote(ledger, "2", if_generation=1)
+    assert store.read("iris") == Traffic()
+    first = promote(store, "1", why="ticket 12")
+    second = promote(store, "2", if_generation=1)
     assert (first.generation, second.generation) == (1, 2)
-    assert ledger.read("iris") == second
+    assert store.read("iris") == second
     assert json.loads((tmp_path / "iris" / "traffic.json").read_text())["stable"] == "2"
-    one, two = chain(ledger)
+    one, two = chain(store)
     assert (one["who"], one["what"], one["why"], one["generation"]) == ("ann", "promote 1", "ticket 12", 1)
     assert one["when"].endswith("Z")
     assert two["after"]["previous"] == "1"
-    assert ledger.history("iris", 1) == [two]
+    assert store.history("iris", 1) == [two]
 
 
-def test_the_loser_of_a_race_gets_the_state(ledger: TrafficStore) -> None:
+def test_the_loser_of_a_race_gets_the_state(store: TrafficStore) -> None:
     """A change made for a generation that has passed is refused, and told what is there now."""
-    promote(ledger, "1")
-    promote(ledger, "2")
+    promote(store, "1")
+    promote(store, "2")
     with pytest.raises(GenerationConflict) as caught:
-        promote(ledger, "3", if_generation=1)
+        promote(store, "3", if_generation=1)
     assert caught.value.current["stable"] == "2"
     assert caught.value.current["generation"] == 2
-    assert len(chain(ledger)) == 2
+    assert len(chain(store)) == 2
 
 
-def test_unknown_models_and_bad_names(ledger: TrafficStore) -> None:
+def test_unknown_models_and_bad_names(store: TrafficStore) -> None:
     """A model that is not in the folder is named; a name that is a path is no name."""
     for name in ("rose", "../iris", ".serving", ""):
         with pytest.raises(ModelNotFound):
-            ledger.read(name)
+            store.read(name)
 
 
-def test_an_edit_by_hand_is_a_change(ledger: TrafficStore, tmp_path: Path) -> None:
+def test_an_edit_by_hand_is_a_change(store: TrafficStore, tmp_path: Path) -> None:
     """Who replaces traffic.json, with or without a greater generation, has made a change: it counts, and is noted."""
     file = tmp_path / "iris" / "traffic.json"
-    promote(ledger, "1")
+    promote(store, "1")
     file.write_text('{"stable": "2"}')
-    assert ledger.read("iris").generation == 2
-    assert ledger.import_edit("iris").stable == "2"
-    assert ledger.import_edit("iris").generation == 2
-    assert [e["what"] for e in chain(ledger)] == ["promote 1", "edited"]
+    assert store.read("iris").generation == 2
+    assert store.import_edit("iris").stable == "2"
+    assert store.import_edit("iris").generation == 2
+    assert [e["what"] for e in chain(store)] == ["promote 1", "edited"]
     file.write_text('{"stable": "3", "generation": 40}')
     with pytest.raises(GenerationConflict):
-        promote(ledger, "1", if_generation=2)
-    assert promote(ledger, "1", if_generation=40).generation == 41
+        promote(store, "1", if_generation=2)
+    assert promote(store, "1", if_generation=40).generation == 41
     file.unlink()
-    assert ledger.read("iris") == Traffic(generation=42)
-    ledger.import_edit("iris")
-    assert [e["generation"] for e in chain(ledger)] == [1, 2, 40, 41, 42]
+    assert store.read("iris") == Traffic(generation=42)
+    store.import_edit("iris")
+    assert [e["generation"] for e in chain(store)] == [1, 2, 40, 41, 42]
 
 
-def test_a_document_that_cant_be_read(ledger: TrafficStore, tmp_path: Path) -> None:
+def test_a_document_that_cant_be_read(store: TrafficStore, tmp_path: Path) -> None:
     """A broken traffic.json is named, and is not overwritten by a change that has not seen it."""
     file = tmp_path / "iris" / "traffic.json"
     file.write_text('{"stable": 1}')
-    for act in (lambda: ledger.read("iris"), lambda: ledger.import_edit("iris"), lambda: promote(ledger, "1")):
+    for act in (lambda: store.read("iris"), lambda: store.import_edit("iris"), lambda: promote(store, "1")):
         with pytest.raises(InvalidRequest, match="stable: should be a version"):
             act()
     assert file.read_text() == '{"stable": 1}'
 
 
-def test_a_torn_line_is_passed_over(ledger: TrafficStore, tmp_path: Path) -> None:
+def test_a_torn_line_is_passed_over(store: TrafficStore, tmp_path: Path) -> None:
     """Half a line at the end of the history, and rubbish in it, hide no other line."""
-    promote(ledger, "1")
+    promote(store, "1")
     file = tmp_path / "iris" / "history.jsonl"
     with file.open("ab") as opened:
         opened.write(b'rubbish\n{"when": "20')
-    assert len(chain(ledger)) == 1
-    promote(ledger, "2")
-    assert [e["what"] for e in chain(ledger)] == ["promote 1", "promote 2"]
+    assert len(chain(store)) == 1
+    promote(store, "2")
+    assert [e["what"] for e in chain(store)] == ["promote 1", "promote 2"]
 
 
-def test_a_long_history_is_read_from_its_end(ledger: TrafficStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_history_is_read_from_its_end(store: TrafficStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines are whole wherever the blocks that are read begin."""
     for turn in range(12):
-        promote(ledger, HERE[turn % 3])
+        promote(store, HERE[turn % 3])
     for size in (1, 7, 512):
         monkeypatch.setattr(history, "_BLOCK", size)
-        assert [e["generation"] for e in chain(ledger)] == list(range(1, 13))
+        assert [e["generation"] for e in chain(store)] == list(range(1, 13))
 
 
-def test_what_is_being_removed_stays_removed(ledger: TrafficStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_being_removed_stays_removed(store: TrafficStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that sees a model's folder half removed puts no history back, or the folder could not be removed."""
-    promote(ledger, "1")
-    folder = ledger.root / "iris"
+    promote(store, "1")
+    folder = store.root / "iris"
     (folder / "traffic.json").unlink()
     real = history.last
 
@@ -226,11 +226,11 @@ def test_what_is_being_removed_stays_removed(ledger: TrafficStore, monkeypatch: 
         return found
 
     monkeypatch.setattr(history, "last", then_removed)
-    ledger.import_edit("iris")
+    store.import_edit("iris")
     assert [path.name for path in folder.iterdir() if path.is_file()] == []
 
 
-def test_a_read_only_folder_says_so(ledger: TrafficStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_folder_says_so(store: TrafficStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the models folder can't be written, a change says that, and reading goes on."""
 
     def refuse(*args: object, **more: object) -> None:
@@ -238,8 +238,8 @@ def test_a_read_only_folder_says_so(ledger: TrafficStore, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(NotReady, match="read-only"):
-        promote(ledger, "1")
-    assert ledger.import_edit("iris") == Traffic()
+        promote(store, "1")
+    assert store.import_edit("iris") == Traffic()
 
 
 class Crash(BaseException):
@@ -258,23 +258,21 @@ STEPS: list[tuple[object, str]] = [
 
 
 @pytest.mark.parametrize("fault", [Crash, OSError(errno.ENOSPC, "No space left on device")], ids=["crash", "full"])
-def test_a_fault_at_any_step_leaves_one_truth(
-    ledger: TrafficStore, fault: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_at_any_step_leaves_one_truth(store: TrafficStore, fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed or out of space at each of its system calls: the old state or the new one, and a history without a gap."""
-    promote(ledger, "1")
+    promote(store, "1")
     reached = step = made = 0
     while reached == step:
         step += 1
-        before = ledger.read("iris")
+        before = store.read("iris")
         turn = "2" if before.stable != "2" else "3"
         with monkeypatch.context() as patched:
-            reached = _fail_at(step, fault, patched, lambda turn=turn: promote(ledger, turn))
-        after = ledger.read("iris")
+            reached = _fail_at(step, fault, patched, lambda turn=turn: promote(store, turn))
+        after = store.read("iris")
         assert after == before or (after.stable == turn and after.generation == before.generation + 1)
         made += after != before
-        assert len(chain(ledger)) == made + 1
-        assert ledger.import_edit("iris") == after
+        assert len(chain(store)) == made + 1
+        assert store.import_edit("iris") == after
     assert step > 10
     assert made >= 3, "some of the faults came after the change"
 
@@ -303,7 +301,7 @@ def _fail_at(step: int, fault: Any, patched: pytest.MonkeyPatch, act: Callable[[
     return calls
 
 
-def test_a_real_kill_between_document_and_history(ledger: TrafficStore, tmp_path: Path) -> None:
+def test_a_real_kill_between_document_and_history(store: TrafficStore, tmp_path: Path) -> None:
     """A process that dies with the document replaced and the line unwritten: the next look finds who it was."""
     script = (
         "import os; from pathlib import Path; from serving.repository import traffic_store, transitions as to\n"
@@ -312,8 +310,8 @@ def test_a_real_kill_between_document_and_history(ledger: TrafficStore, tmp_path
         "store.change('iris', to.promote('2', available=['2']), who='bob', what='promote 2')"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
-    assert ledger.read("iris").stable == "2"
-    assert [e["who"] for e in chain(ledger)] == ["bob"]
+    assert store.read("iris").stable == "2"
+    assert [e["who"] for e in chain(store)] == ["bob"]
 
 
 def test_deployers_at_once() -> None:
