@@ -18,11 +18,12 @@ from serving.deploy.publish import serving_now
 from serving.engine.batching import Batching
 from serving.errors import InvalidRequest, ModelNotFound
 from serving.gate import gate
+from serving.linux.files import write_whole
 from serving.linux.limits import cores
 from serving.repository import model_settings
 from serving.repository.manifest import MODEL_FILE
 from serving.repository.model_settings import SETTINGS_FILE
-from serving.repository.state_directory import state_folder, write
+from serving.repository.state_directory import state_folder
 
 if TYPE_CHECKING:  # onnxruntime is for those who measure
     from serving.engine.tuning import Load, Trial
@@ -153,7 +154,7 @@ def _write(file: Path, chosen: Trial) -> None:
         document.setdefault(table, tomlkit.table())[name] = value
     text = tomlkit.dumps(document)
     model_settings.parse(text)
-    write(file, text.encode())
+    write_whole(file, text.encode())
 
 
 def _library(name: str) -> Any:
