@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serving.deploy.model_state import ModelState
 from serving.deploy.plan import Plan
@@ -85,9 +85,13 @@ def decide(
     unloaded = tuple(item.version for item in good if item.version not in roles.loaded)
     batching = {item.version: contents.settings.decide(independence(item)) for item in versions}
     target = Plan(contents.name, 0, traffic, versions, unloaded, batching)
-    if state.refusal is not None and target.same(state.refusal.plan):
+    bare = replace(target, batching={version: how.without_providers() for version, how in batching.items()})
+    refused = state.refusal.plan if state.refusal is not None else None
+    if state.refusal is not None and (target.same(refused) or (state.diverged and bare.same(refused))):
         reason = state.refusal.reason
-        return Decision(reason, (*problems, Problem(contents.name, "", reason)))
+        # Where nothing else serves, the processor does rather than a provider that can't.
+        needed = state.diverged and not bare.same(refused)
+        return Decision(reason, (*problems, Problem(contents.name, "", reason)), bare if needed else None)
     return Decision(error, problems, target if state.diverged or not target.same(served) else None)
 
 

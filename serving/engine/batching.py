@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -39,6 +39,10 @@ class Batching:
     together: bool
     reason: str = ""
     own: Overrides = NOTHING_OF_ITS_OWN
+
+    def without_providers(self) -> Batching:
+        """Return the same on the processor alone."""
+        return replace(self, own=self.own.model_copy(update={"providers": None}))
 
     def dump(self) -> dict[str, Any]:
         """Return it as JSON values."""

@@ -155,6 +155,8 @@ def _make(
     try:
         return extended(made, chosen)
     except ERRORS as error:
+        if providers:  # their own words come last, behind how they were called
+            raise ModelInvalid(plain(str(error).strip().rsplit("\n", 1)[-1], path)) from error
         raise ModelInvalid(f"not a model that onnxruntime can load: {plain(first_line(error), path)}") from error
 
 

@@ -12,10 +12,14 @@ from serving.deploy.decision import ModelContents, decide
 from serving.deploy.model_state import ModelState, Refusal
 from serving.deploy.plan import Plan
 from serving.engine.batching import Batching, Independence
+from serving.engine.limits import Overrides
+from serving.engine.providers import Provider
 from serving.gate.results import Parted
 from serving.repository.model_settings import ModelSettings
 from serving.repository.repository import ModelVersion, Problem
 from serving.repository.traffic import Canary, Traffic
+
+PROVED = Independence(proved=True)
 
 
 def version(number: str) -> ModelVersion:
@@ -102,3 +106,25 @@ def test_what_becomes_of_a_model(case: Case) -> None:
         assert [item.version for item in decision.target.versions] == list(case.target)
     assert case.error in decision.error if case.error else not decision.error, decision.error
     assert not decision.error or decision.problems or not found, "what is wrong is listed too"
+
+
+def test_a_provider_that_cannot_run_a_model_gives_way_to_the_processor() -> None:
+    """Where a worker that starts can't have its providers, the processor runs it; no plan is tried twice."""
+    settings = ModelSettings(own=Overrides(providers=(Provider(name="CUDAExecutionProvider"),)))
+    traffic = at(0)
+    wanted = Plan("m", 1, traffic, (version("1"),), (), {"1": settings.decide(PROVED)})
+    bare = Plan("m", 1, traffic, (version("1"),), (), {"1": Batching(together=True)})
+    contents = ModelContents("m", (version("1"),), (), traffic, settings, frozenset())
+
+    def decided(served: Plan, refused: Plan, *, diverged: bool) -> Plan | None:
+        state = ModelState(served=served, diverged=diverged, refusal=Refusal(refused, "no driver", invalid=True))
+        found = decide(state, contents, Parted([version("1")], [], False), lambda _: PROVED)
+        assert found.error == "no driver"
+        assert [problem.reason for problem in found.problems] == ["no driver"]
+        return found.target
+
+    starts = decided(wanted, wanted, diverged=True)
+    assert starts is not None
+    assert starts.same(bare)
+    assert decided(bare, wanted, diverged=False) is None
+    assert decided(wanted, bare, diverged=True) is None

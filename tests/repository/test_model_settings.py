@@ -314,3 +314,27 @@ def test_an_owner_allows_a_shared_scale(served: tuple[TestClient, Path, Path], e
     assert "DynamicQuantizeLinear" in alone["parameters"]["batching"]["string_value"]
     replace(folder / "int8", "model.toml", "[batching]\nallow_dynamic_quantization = true")
     eventually(lambda: config(client, "int8")["max_batch_size"] == 512)
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider 'CUDA")
+def test_a_provider_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Wait) -> None:
+    """One that has no driver is named, and changes nothing that serves; where nothing does, the processor serves."""
+    monkeypatch.setattr(providers, "installed", lambda: frozenset({"CUDAExecutionProvider"}))
+    models = tmp_path / "models"
+    shutil.copytree(MODELS / "iris" / "1", models / "iris" / "1")
+    write(models / "iris", CUDA)
+    row = {"instances": [[5.1, 3.5, 1.4, 0.2]]}
+
+    def said() -> str:
+        return str(client.get("/v1/models").json()["problems"])
+
+    with TestClient(create_app(Settings(models=models, state_dir=tmp_path / "state"))) as client:
+        eventually(lambda: client.post("/v1/models/iris:predict", json=row).status_code == 200)
+        assert "CUDAExecutionProvider does not start on this machine" in said()
+        replace(models / "iris", "model.toml", "[execution]\nthreads = 3")
+        eventually(lambda: said() == "[]")
+        eventually(lambda: config(client, "iris")["parameters"]["intra_op_thread_count"]["string_value"] == "3")
+        replace(models / "iris", "model.toml", CUDA)
+        eventually(lambda: "CUDAExecutionProvider does not start on this machine" in said())
+        assert client.post("/v1/models/iris:predict", json=row).status_code == 200
+        assert config(client, "iris")["parameters"]["intra_op_thread_count"]["string_value"] == "3"
