@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from serving.engine import golden
 from serving.engine.batcher import Batcher, Observer
 from serving.engine.batching import Batching
 from serving.engine.limits import Limits
@@ -17,7 +18,7 @@ from serving.engine.request import Request
 from serving.engine.response_cache import ResponseCache
 from serving.engine.session import WARM_S, OnnxSession
 from serving.engine.signature import Described, Signature
-from serving.errors import InvalidRequest, ModelInvalid
+from serving.errors import InferenceFailed, InvalidRequest, ModelInvalid
 from serving.heartbeat import Heartbeat, unrecorded
 
 log = logging.getLogger("serving.model")
@@ -94,7 +95,8 @@ class Model:
 
 
 def load(path: Path, *, limits: Limits, prepared: Path | None = None, quiet: bool = False) -> OnnxSession:
-    """Read, check and warm one ONNX file. Raises ModelInvalid; InvalidRequest where a provider can't run it.
+    """Read, check and warm one ONNX file. Raises ModelInvalid; InvalidRequest where a provider can't run it, or answers
+    its golden rows otherwise.
 
     prepared: the same model as `write_prepared` wrote it, which is loaded instead where it can be. quiet: others serve
     meanwhile, and have the processor first.
@@ -114,10 +116,12 @@ def load(path: Path, *, limits: Limits, prepared: Path | None = None, quiet: boo
             return made(prepared, prepared=True)
         except ModelInvalid as error:  # it saves memory and time, and is never needed
             log.warning("a prepared form is not used: %s", error.message)
-    try:
+    if not limits.providers:
         return made(path)
-    except ModelInvalid as error:
-        if not limits.providers:
-            raise
+    try:
+        session = made(path)
+        golden.check(session)  # the gate has compared what the processor answers
+        return session
+    except (ModelInvalid, InferenceFailed) as error:
         names = ", ".join(provider.name for provider in limits.providers)
         raise InvalidRequest(f"execution.providers: with {names} this model can't run: {error.message}") from None

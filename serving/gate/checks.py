@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import onnx
 
+from serving.engine import golden
 from serving.engine.batch_independence import prove, same
 from serving.engine.probe_rows import MadeUpRows
-from serving.engine.rows import Rows
 from serving.engine.runtime import EXTENSIONS, extensions_library, plain, write_prepared
 from serving.engine.session import OnnxSession
 from serving.errors import InferenceFailed, ServingError
@@ -22,7 +22,7 @@ from serving.gate.report import Check, Figures, Outcome
 from serving.linux.memory import private_memory
 from serving.repository import manifest
 from serving.repository.manifest import MODEL_FILE, Hashes
-from serving.tensors import INTEGERS, Array, Tensors
+from serving.tensors import INTEGERS, Tensors
 
 BUILT_IN = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"})
 """Domains of operators that onnxruntime brings along."""
@@ -164,24 +164,10 @@ class Examination:
         return ""
 
     def _golden(self) -> str:
-        session = self._session
-        golden = session.signature.golden
-        if golden is None or not golden.rows:
+        worst, known = golden.check(self._session), self._session.signature.golden
+        if worst is None or known is None:
             raise Skipped("its signature has none")
-        signature = session.signature
-        rows = Rows(signature, "golden")
-        cells = [[row.get(name) for name in rows.names] for row in golden.rows]
-        if signature.batch == "dynamic":
-            outputs = session.run(rows.arrays(cells))
-        else:
-            singles = [session.run(rows.arrays([row])) for row in cells]
-            join = np.concatenate if signature.batch == "one" else np.stack
-            outputs = tuple(join(parts) for parts in zip(*singles, strict=True))
-        worst = 0.0
-        for spec, actual in zip(signature.outputs, outputs, strict=True):
-            if spec.name in golden.outputs:
-                worst = max(worst, difference(golden.outputs[spec.name], actual, golden.tolerance, spec.name))
-        return f"{len(golden.rows)}, largest difference {worst:.1e}"
+        return f"{len(known.rows)}, largest difference {worst:.1e}"
 
     def _measure(self) -> str:
         session, figures = self._session, self._loaded
@@ -246,38 +232,6 @@ def _nodes(proto: Any) -> Iterator[Any]:
         for attribute in node.attribute:
             for graph in (attribute.g, *attribute.graphs):
                 waiting.extend(graph.node)
-
-
-def difference(expected: list[Any], actual: Array, tolerance: float, name: str) -> float:
-    """Return the largest difference of an output from its known answer, relative above 1; labels must be equal.
-
-    Raises Refused where it is above `tolerance`, with the row.
-    """
-    due: Array = np.array(expected)
-    if actual.dtype.kind == "f":
-        due = due.astype(np.float64)
-    if due.shape != actual.shape:
-        raise Refused(f"golden rows: output {name} has shape {list(actual.shape)}, and {list(due.shape)} is known")
-    if actual.dtype.kind != "f":
-        wrong = np.flatnonzero((due != actual).reshape(len(due), -1).any(axis=1))
-        if wrong.size:
-            row = int(wrong[0])
-            raise Refused(f"golden row {row}: output {name} is {_cell(actual[row])}, and {_cell(due[row])} is known")
-        return 0.0
-    got = actual.astype(np.float64)
-    both = np.isnan(due) & np.isnan(got) | (due == got)
-    with np.errstate(invalid="ignore"):
-        apart = np.where(both, 0.0, np.abs(due - got) / np.maximum(1, np.abs(due)))
-    apart = np.where(np.isfinite(apart), apart, np.inf).reshape(len(due), -1)
-    worst = float(apart.max(initial=0.0))
-    if worst > tolerance:
-        row = int(apart.max(axis=1).argmax())
-        raise Refused(f"golden row {row}: output {name} is {_cell(got[row])}, and {_cell(due[row])} is known")
-    return worst
-
-
-def _cell(value: Any) -> str:
-    return str(value.tolist() if hasattr(value, "tolist") else value)[:80]
 
 
 def _same(one: OnnxSession, other: OnnxSession) -> bool:
