@@ -23,7 +23,7 @@ from serving.engine.providers import CPU, Provider
 from serving.errors import ModelInvalid
 from serving.linux import memory_maps
 from serving.linux.memory import private_memory
-from serving.linux.thread_scheduling import Aside, lowest_priority
+from serving.linux.thread_scheduling import Call, lowest_priority
 from serving.tensors import NUMPY, Array
 
 WEIGHTS_FILE = "weights.bin"
@@ -87,7 +87,7 @@ def load(
     path: Path,
     *,
     threads: int,
-    aside: Aside,
+    aside: Call,
     quiet: bool = False,
     memory_bytes: int | None = None,
     providers: Sequence[Provider] = (),
@@ -105,7 +105,7 @@ def load(
 
 
 def load_prepared(
-    path: Path, *, threads: int, aside: Aside, quiet: bool = False, memory_bytes: int | None = None
+    path: Path, *, threads: int, aside: Call, quiet: bool = False, memory_bytes: int | None = None
 ) -> tuple[ort.InferenceSession, list[memory_maps.Range]]:
     """Load what `write_prepared` wrote; return the pages of its weights too. Raises ModelInvalid."""
     chosen = options(threads)

@@ -25,7 +25,7 @@ from serving.engine.signature import METADATA_KEY, Feature, Signature
 from serving.engine.signature_inference import ZIPMAPS, Port, Probe
 from serving.errors import InferenceFailed, ModelInvalid, QueueFull, ServingError
 from serving.linux import memory_maps
-from serving.linux.thread_scheduling import Aside
+from serving.linux.thread_scheduling import Call, thread_aside
 from serving.tensors import DATATYPE_OF, ONNX, Array, Overriding, Tensors
 
 log = logging.getLogger("serving.session")
@@ -77,7 +77,7 @@ class OnnxSession:
         self.providers = tuple(providers)
         self._running: set[int] = set()
         self._ended = 0
-        with Aside(apart=quiet) as aside:
+        with thread_aside() as aside:
             # Where there are hundreds of small models, threads that help none of them would be thousands.
             small = threads > 1 and not exact_threads and not prepared and path.stat().st_size < TRIM_BYTES
             self._load(path, threads=1 if small else threads, prepared=prepared, quiet=quiet, aside=aside)
@@ -86,7 +86,7 @@ class OnnxSession:
                 self._load(path, threads=threads, prepared=prepared, quiet=quiet, aside=aside)
                 self._warm(warm_rows, warm_s, aside)
 
-    def _row_seconds(self, aside: Aside) -> float:
+    def _row_seconds(self, aside: Call) -> float:
         """Return the shortest of a few runs of one row; infinite where it takes no made-up ones."""
         sample, best = self.sample(1), math.inf
         for _ in range(5):
@@ -98,7 +98,7 @@ class OnnxSession:
             best = min(best, time.monotonic() - began)
         return best
 
-    def _load(self, path: Path, *, threads: int, prepared: bool, quiet: bool, aside: Aside) -> None:
+    def _load(self, path: Path, *, threads: int, prepared: bool, quiet: bool, aside: Call) -> None:
         given: dict[str, Any] = {"threads": threads, "aside": aside, "quiet": quiet, "memory_bytes": self.memory_bytes}
         if prepared:
             self._session, pages = runtime.load_prepared(path, **given)
@@ -212,7 +212,7 @@ class OnnxSession:
                 self._zipped[index] = signature.classes or ()
         return signature
 
-    def _bare_signature(self, aside: Aside) -> Signature:
+    def _bare_signature(self, aside: Call) -> Signature:
         inputs = [Port(p.name, p.type, tuple(p.shape)) for p in self._session.get_inputs()]
         outputs = [Port(p.name, p.type, tuple(p.shape)) for p in self._session.get_outputs()]
         found = signature_inference.describe(inputs, outputs, lambda made_up: aside(self._probe, made_up))
@@ -241,7 +241,7 @@ class OnnxSession:
         if missing:
             raise ModelInvalid(f"its signature declares outputs that its graph lacks: {', '.join(missing)}")
 
-    def _warm(self, warm_rows: int, warm_s: float, aside: Aside) -> None:
+    def _warm(self, warm_rows: int, warm_s: float, aside: Call) -> None:
         """Run at growing batch sizes: the first run of a size allocates, and a client would wait for it."""
         size = sum(array.nbytes for array in self.sample(1))
         fitting = max(1, WARM_BYTES // max(1, size)) if warm_s < math.inf else warm_rows

@@ -9,10 +9,10 @@ import platform
 import struct
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import ParamSpec, Self, TypeVar
+from contextlib import contextmanager
+from typing import ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,16 +33,16 @@ def lowest_priority() -> None:
 
 
 def give_way() -> None:
-    """Have the calling thread interrupt nobody, and be interrupted by whoever wakes; its share stays the same.
+    """Schedule the calling thread as a batch job: it preempts no other thread when it wakes; its share stays the same.
 
-    Without it, one that wakes may push a thread that serves off the processor for a tick of 4 ms.
+    Without it, waking up it may push a thread that serves off the processor for a tick of 4 ms.
     """
     if sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_OTHER:
         _schedule(os.SCHED_BATCH, _LONGEST_NS)
 
 
 def as_usual() -> None:
-    """Undo `give_way` for the calling thread, which it has got from the one that made it."""
+    """Undo `give_way` for the calling thread, which has inherited it from the thread that made it."""
     if sys.platform == "linux" and os.sched_getscheduler(os.getpid()) == os.SCHED_OTHER:
         _schedule(os.SCHED_OTHER, 0)
 
@@ -58,27 +58,23 @@ def _schedule(policy: int, turn_ns: int) -> None:
     call(ctypes.c_long(number), ctypes.c_int(0), attributes, ctypes.c_uint(0))
 
 
-class Aside:
-    """Runs functions for who calls it: there and then or, where `apart`, on one thread that waits for each.
+class Call(Protocol):
+    """Has functions run."""
 
-    That thread may be put behind all others. It should be in Python for as short as can be: one that is put off while
-    it holds the interpreter's lock holds up the event loop.
+    def __call__(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run one, and return what it returns or raise what it raises."""
+
+
+@contextmanager
+def thread_aside() -> Iterator[Call]:
+    """Give what runs functions on one thread beside the calling one, which waits for each.
+
+    That thread may be put behind all others. It should be in Python for as short as can be: one that the system
+    suspends while it holds the interpreter's lock holds up the event loop.
     """
+    with ThreadPoolExecutor(1, thread_name_prefix="load-aside", initializer=as_usual) as pool:
 
-    def __init__(self, *, apart: bool) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="load-aside", initializer=as_usual) if apart else None
+        def call(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+            return pool.submit(function, *args, **kwargs).result()
 
-    def __call__(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Return what a function returns, or raise what it raises."""
-        if self._thread is None:
-            return function(*args, **kwargs)
-        return self._thread.submit(function, *args, **kwargs).result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._thread is not None:
-            self._thread.shutdown()
+        yield call

@@ -73,12 +73,12 @@ def test_who_gives_way_leaves_nothing_to_those_it_makes() -> None:
     # In a process of its own: what gives way here would do so for all tests behind.
     code = """
 import os, threading
-from serving.linux.thread_scheduling import Aside, give_way
+from serving.linux.thread_scheduling import give_way, thread_aside
 policies = []
 def give():
     give_way()
     policies.append(os.sched_getscheduler(0))
-    with Aside(apart=True) as aside:
+    with thread_aside() as aside:
         policies.append(aside(os.sched_getscheduler, 0))
 thread = threading.Thread(target=give)
 thread.start()
