@@ -90,4 +90,4 @@ def _uncaught(kind: type[BaseException], error: BaseException | None, trace: Tra
     if issubclass(kind, KeyboardInterrupt | SystemExit):
         return
     exc_info = (kind, error, trace) if error is not None else None
-    logging.getLogger("serving").critical("an exception was caught by nobody", exc_info=exc_info)
+    logging.getLogger("serving").critical("uncaught exception", exc_info=exc_info)

@@ -143,7 +143,7 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
         sys.exit(REFUSED)
     if listener.cut_short:
         pipe.finish()
-        os._exit(0)  # a model's thread may still run, and nothing that it computes is wanted any more
+        os._exit(0)  # a model's thread may still run, and would hold up the exit
 
 
 def _await_folder(models: Path, parent: int) -> None:

@@ -61,7 +61,7 @@ class CodecPool:
         self._task_s = task_s
         self._idle_s = idle_s
         self._most_waiting = most_waiting
-        self._lines: OrderedDict[Hashable, deque[Job]] = OrderedDict()  # by sender: who comes next stands first
+        self._lines: OrderedDict[Hashable, deque[Job]] = OrderedDict()  # by sender, the next one first
         self._bodies = 0  # that wait
         self._busy = False
         self._idle: asyncio.TimerHandle | None = None

@@ -23,7 +23,7 @@ _NICE = 5
 
 
 def main(descriptor: int, memory_bytes: int) -> None:
-    """Do what is asked for until nobody asks any more: the worker has ended, or needs this no longer."""
+    """Do what is asked for until the worker closes the socket: it has ended, or needs this process no longer."""
     sock = socket.socket(fileno=descriptor)
     _confine(memory_bytes)
     codecs: dict[int, Any] = {}

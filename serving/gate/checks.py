@@ -25,7 +25,7 @@ from serving.repository.manifest import MODEL_FILE, Hashes
 from serving.tensors import INTEGERS, Tensors
 
 BUILT_IN = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"})
-"""Domains of operators that onnxruntime brings along."""
+"""Domains of operators that are part of onnxruntime."""
 
 _INSTALL = "pip install onnxruntime-extensions"
 _ALLOW = "allow them with --extension-ops"
@@ -122,7 +122,7 @@ class Examination:
         except onnx.checker.ValidationError as error:
             if "Field 'shape' of 'type'" not in str(error):
                 raise
-            # Exporters leave the shape of an output out, and onnxruntime does not miss it: see to the rest.
+            # Exporters leave the shape of an output out, and onnxruntime does not need it: check the rest.
             proto = onnx.load(str(self._model), load_external_data=False)
             for port in (*proto.graph.input, *proto.graph.output):
                 if port.type.HasField("tensor_type"):

@@ -27,8 +27,8 @@ _MOST_ANSWER = 8 * 1024 * 1024
 
 
 def main() -> None:
-    """Examine what is asked for, one at a time, until nobody asks any more."""
-    _last_in_line()
+    """Examine what is asked for, one at a time, until the server closes the pipe."""
+    _lower_priority()
     _preload()
     asked, answers = sys.stdin.buffer, sys.stdout.buffer
     for line in iter(asked.readline, b""):
@@ -37,8 +37,8 @@ def main() -> None:
         answers.flush()
 
 
-def _last_in_line() -> None:
-    """Let everything else have the processor first.
+def _lower_priority() -> None:
+    """Take the lowest priority of all processes.
 
     Where the kernel groups processes by session (autogroup), a process's nice value counts only within its session,
     and the session's against the others'.
@@ -82,7 +82,7 @@ def _in_child(task: Task, asked: int) -> Findings:
 def _confine(task: Task, parent: int, keep: int) -> None:
     """Take from this process all that a model does not need."""
     os.setsid()
-    _last_in_line()  # again: a session has a priority of its own
+    _lower_priority()  # again: a session has a priority of its own
     die_with(parent)
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
@@ -124,7 +124,7 @@ def _listen(pipe: int, asked: int, wall_s: float) -> tuple[bytes, bool]:
                 break
             text += part
         elif asked in ready:
-            # Nobody sends a second task before the first is answered: whoever asked is gone.
+            # No second task is sent before the first is answered: the pipe was closed, so the server has ended.
             return bytes(text), True
     return bytes(text), False
 

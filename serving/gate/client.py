@@ -6,12 +6,10 @@ import contextlib
 import threading
 from pathlib import Path
 
-from serving.engine.batching import Independence
 from serving.errors import ModelInvalid
 from serving.gate import gate, prepared
 from serving.gate.gate import Gate, Limits
 from serving.gate.report import Report
-from serving.gate.results import Figure
 from serving.repository.repository import ModelVersion, Repository
 from serving.repository.state_directory import state_folder
 
@@ -20,7 +18,7 @@ IDLE_S = 10.0
 
 
 class GateClient:
-    """Says of a version whether it may be loaded: '' for yes, else the reasons. `reports` has what it said last."""
+    """Examines versions, unless the report on one is kept."""
 
     def __init__(self, repository: Repository, *, state_dir: Path | None = None, limits: Limits | None = None) -> None:
         self._repository = repository
@@ -31,10 +29,9 @@ class GateClient:
         self._idle: threading.Timer | None = None
         self._verified: set[str] = set()
         """Contents whose prepared form was hashed since the start, or that have none."""
-        self.reports: dict[tuple[str, str], Report] = {}
 
-    def known(self, found: ModelVersion, serving: ModelVersion | None) -> str | None:
-        """Return a verdict that was kept for this content and onnxruntime; None where it must be examined.
+    def known(self, found: ModelVersion, serving: ModelVersion | None) -> Report | None:
+        """Return the report that was kept for this content and onnxruntime; None where it must be examined.
 
         That is so too until the prepared form of a large version was hashed, which takes a second for some hundred MB.
         """
@@ -42,9 +39,9 @@ class GateClient:
         report = None if state is None else gate.verdict(state, found.content)
         if report is None or (_may_be_prepared(report) and found.content not in self._verified):
             return None
-        return self._said(found, report)
+        return report
 
-    def examine(self, found: ModelVersion, serving: ModelVersion | None) -> str:
+    def examine(self, found: ModelVersion, serving: ModelVersion | None) -> Report:
         """Examine a version beside the one that serves, and keep the verdict and the prepared form.
 
         Where the verdict is known, and the prepared form is as it was written, that is all.
@@ -53,11 +50,11 @@ class GateClient:
         kept = None if state is None else gate.verdict(state, found.content)
         self._verified.add(found.content)  # or made anew below
         if state is not None and kept is not None and not self._damaged(state, found, kept):
-            return self._said(found, kept)
+            return kept
         try:
             declared = self._repository.manifest(found)
         except ModelInvalid as error:
-            return error.message
+            return gate.unreadable(error.message)
         with self._lock, contextlib.ExitStack() as stack:
             prepare_in = stack.enter_context(prepared.written(state, declared)) if state else None
             report = self._open().examine(
@@ -67,7 +64,7 @@ class GateClient:
             with contextlib.suppress(OSError):  # a verdict that is not kept is made once more
                 gate.keep(state, report)
             prepared.sweep(state, self._repository.contents())
-        return self._said(found, report)
+        return report
 
     @staticmethod
     def _damaged(state: Path, found: ModelVersion, report: Report) -> bool:
@@ -75,29 +72,6 @@ class GateClient:
         if not _may_be_prepared(report) or prepared.verify(state, found.content):
             return False
         return any(check.name == "prepared form" and check.outcome == "passed" for check in report.checks)
-
-    def independence(self, found: ModelVersion) -> Independence:
-        """Return whether a version that passed has independent rows, as far as that was proved."""
-        report = self.reports.get((found.name, found.version))
-        known = report.independence if report is not None and report.content == found.content else None
-        return known or Independence(proved=False, reason="nobody has tried its rows")
-
-    def figures(self, found: ModelVersion) -> list[Figure]:
-        """Return what the gate measured of a version, and of the one that served then, in the same minute."""
-        report = self.reports.get((found.name, found.version))
-        if report is None:
-            return []
-        return [
-            (found.name, found.version, of, what, value)
-            for of, figures in (("this", report.figures), ("serving", report.beside))
-            if figures is not None
-            for what, value in (
-                ("load_seconds", figures.load_s),
-                ("row_seconds", figures.row_s),
-                ("memory_bytes", float(figures.memory_bytes)),
-            )
-            if value is not None
-        ]
 
     def close(self) -> None:
         """End the gate's process."""
@@ -121,10 +95,6 @@ class GateClient:
             return state_folder(self._repository.root, self._state_dir)
         except OSError:
             return None
-
-    def _said(self, found: ModelVersion, report: Report) -> str:
-        self.reports[found.name, found.version] = report
-        return "; ".join(report.reasons)
 
 
 def _may_be_prepared(report: Report) -> bool:

@@ -64,6 +64,11 @@ class Report(_Frozen):
     extensions: tuple[str, ...] = ()
     """Its operators of onnxruntime-extensions: whether they are allowed is for each server to say."""
 
+    @property
+    def reason(self) -> str:
+        """All reasons in a line."""
+        return "; ".join(self.reasons)
+
     def text(self) -> bytes:
         """Write it as JSON."""
         return self.model_dump_json(indent=2, exclude_none=True).encode() + b"\n"
@@ -73,5 +78,5 @@ class GateRefused(ServingError):
     """The gate says no; the report says why."""
 
     def __init__(self, report: Report) -> None:
-        super().__init__(f"the gate refuses it: {'; '.join(report.reasons)}")
+        super().__init__(f"the gate refuses it: {report.reason}")
         self.report = report

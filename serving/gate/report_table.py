@@ -26,7 +26,7 @@ def table(report: Report, title: str) -> Group:
         parts.append(_costs(report.figures, report.beside))
     if report.ok and report.breaking:
         parts.append(Text(f"breaking, and allowed: {'; '.join(report.breaking)}", "yellow"))
-    verdict = Text("passed", "bold green") if report.ok else Text(f"refused: {'; '.join(report.reasons)}", "bold red")
+    verdict = Text("passed", "bold green") if report.ok else Text(f"refused: {report.reason}", "bold red")
     return Group(*parts, verdict)
 
 

@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from serving.engine.batching import Independence
 from serving.errors import ServingError
+from serving.gate.gate import unreadable
+from serving.gate.report import Report
 from serving.linux.thread_scheduling import lowest_priority
 from serving.repository.repository import ModelVersion, Problem
 from serving.repository.traffic import Traffic, plan
@@ -23,17 +25,11 @@ Figure: TypeAlias = tuple[str, str, str, str, float]
 class Gate(Protocol):
     """The gate: says whether a version may be loaded at all."""
 
-    def known(self, found: ModelVersion, serving: ModelVersion | None) -> str | None:
-        """Return a verdict that needs no work: '' for passed, a reason for refused, None where it must be examined."""
+    def known(self, found: ModelVersion, serving: ModelVersion | None) -> Report | None:
+        """Return a report that needs no work; None where the version must be examined."""
 
-    def examine(self, found: ModelVersion, serving: ModelVersion | None) -> str:
-        """Examine a version; takes seconds. '' for passed, else the reason."""
-
-    def independence(self, found: ModelVersion) -> Independence:
-        """Return whether a version that passed has independent rows, as far as that was proved."""
-
-    def figures(self, found: ModelVersion) -> list[Figure]:
-        """Return what was measured of a version."""
+    def examine(self, found: ModelVersion, serving: ModelVersion | None) -> Report:
+        """Examine a version; takes seconds."""
 
 
 class Parted(NamedTuple):
@@ -53,7 +49,7 @@ class GateResults:
     def __init__(self, gate: Gate, call: Callable[[Callable[[], None]], None]) -> None:
         self._gate = gate
         self._call = call
-        self._said: dict[ModelVersion, str] = {}
+        self._reports: dict[ModelVersion, Report] = {}
         self._examined: set[ModelVersion] = set()
         self._examiner = ThreadPoolExecutor(1, thread_name_prefix="gate", initializer=lowest_priority)
         self.quarantined: dict[tuple[str, str], str] = {}
@@ -76,74 +72,89 @@ class GateResults:
                 wanted = set(plan(traffic, [item.version for item in good]).loaded)
             except ServingError:
                 break
-            verdicts = {item: self._verdict(item, serving) for item in good if item.version in wanted}
-            bad = [item for item, verdict in verdicts.items() if verdict]
+            reports = {item: self._report(item, serving) for item in good if item.version in wanted}
+            bad = {item: report for item, report in reports.items() if report is not None and not report.ok}
             if not bad:
-                unjudged = [item for item, verdict in verdicts.items() if verdict is None]
-                return Parted([item for item in good if item not in unjudged], refused, bool(unjudged))
-            refused += [Problem(name, item.version, verdicts[item] or "") for item in bad]
+                awaited = [item for item, report in reports.items() if report is None]
+                return Parted([item for item in good if item not in awaited], refused, bool(awaited))
+            refused += [Problem(name, item.version, report.reason) for item, report in bad.items()]
             good = [item for item in good if item not in bad]
         return Parted(good, refused, False)
 
     def mark(self, item: ModelVersion, reason: str) -> None:
         """Remember that a version can't be loaded."""
-        self._said[item] = reason
+        known = self._reports.get(item) or unreadable(reason)
+        self._reports[item] = known.model_copy(update={"ok": False, "reasons": (reason,)})
 
     def forget(self, name: str) -> None:
         """Forget what was said against versions of a model that somebody asks to be loaded again."""
-        for item in [item for item, reason in self._said.items() if item.name == name and reason]:
-            del self._said[item]
+        for item in self._refused(name):
+            del self._reports[item]
 
     def forget_changed(self, name: str, found: list[ModelVersion]) -> bool:
         """Forget what was said against versions that are not as they were, and tell whether there were any.
 
         A file may be whole, read while it is written over, and be the same again.
         """
-        gone = [item for item, reason in self._said.items() if item.name == name and reason and item not in found]
-        for item in gone:
-            del self._said[item]
-        return bool(gone)
+        changed = [item for item in self._refused(name) if item not in found]
+        for item in changed:
+            del self._reports[item]
+        return bool(changed)
+
+    def _refused(self, name: str) -> list[ModelVersion]:
+        return [item for item, report in self._reports.items() if item.name == name and not report.ok]
 
     def independence(self, item: ModelVersion) -> Independence:
-        """Return whether a version that was let pass has independent rows."""
-        return self._gate.independence(item)
+        """Return whether a version that passed has independent rows, as far as that was proved."""
+        report = self._reports.get(item)
+        known = None if report is None else report.independence
+        return known or Independence(proved=False, reason="its rows have not been tried")
 
     def passed(self) -> list[tuple[str, str, bool]]:
-        """List, by name and version, which versions were let pass and which were refused."""
-        return [(item.name, item.version, not reason) for item, reason in self._said.items()]
+        """List, by name and version, which versions passed and which were refused."""
+        return [(item.name, item.version, report.ok) for item, report in self._reports.items()]
 
     def figures(self) -> list[Figure]:
-        """List what was measured of the versions that were judged."""
-        return [figure for item in self._said for figure in self._gate.figures(item)]
+        """List what was measured of the versions, and of those that served then, in the same minute."""
+        return [
+            (item.name, item.version, of, what, float(value))
+            for item, report in self._reports.items()
+            for of, figures in (("this", report.figures), ("serving", report.beside))
+            if figures is not None
+            for what, value in (
+                ("load_seconds", figures.load_s),
+                ("row_seconds", figures.row_s),
+                ("memory_bytes", figures.memory_bytes),
+            )
+            if value is not None
+        ]
 
     def close(self) -> None:
         """Examine nothing any more."""
         self._examiner.shutdown(wait=False, cancel_futures=True)
 
-    def _verdict(self, item: ModelVersion, serving: ModelVersion | None) -> str | None:
-        verdict = self._said.get(item)
-        if verdict is None:
-            verdict = self._gate.known(item, serving)
-            if verdict is not None:
-                self._said[item] = verdict
-            elif item not in self._examined:
-                self._examined.add(item)
-                self._examiner.submit(self._examine, item, serving)
-        return verdict
+    def _report(self, item: ModelVersion, serving: ModelVersion | None) -> Report | None:
+        """Return what is known of a version; where that is nothing, it is examined, and None returned."""
+        report = self._reports.get(item) or self._gate.known(item, serving)
+        if report is not None:
+            self._reports[item] = report
+        elif item not in self._examined:
+            self._examined.add(item)
+            self._examiner.submit(self._examine, item, serving)
+        return report
 
     def _examine(self, item: ModelVersion, serving: ModelVersion | None) -> None:
         """Run the gate, on its thread."""
         try:
-            verdict = self._gate.examine(item, serving)
+            report = self._gate.examine(item, serving)
         except Exception:
             log.exception("the gate failed on %s %s", item.name, item.version)
-            verdict = "it could not be examined: the server's log has the reason"
-
-        if verdict:
-            log.error("not served: %s %s: %s", item.name, item.version, verdict)
+            report = unreadable("it could not be examined: the server's log has the reason")
+        if not report.ok:
+            log.error("not served: %s %s: %s", item.name, item.version, report.reason)
 
         def note() -> None:
             self._examined.discard(item)
-            self._said[item] = verdict
+            self._reports[item] = report
 
         self._call(note)

@@ -15,8 +15,10 @@ _CLOSED = 7
 
 
 def reset(transport: asyncio.Transport) -> None:
-    """End a connection, and what the kernel still holds for its client: closed in the usual way, it keeps that for
-    minutes, and the client, which has not read, never learns of the end.
+    """Reset a connection, and drop what the kernel still holds for its client.
+
+    Closed in the usual way, the kernel would keep that for minutes, and a client that does not read would not learn of
+    the end.
     """
     sock = transport.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -24,11 +26,11 @@ def reset(transport: asyncio.Transport) -> None:
 
 
 def close_or_reset(transport: asyncio.Transport) -> None:
-    """End a connection in the usual way, or with a reset where its client has not taken all that was sent."""
+    """Close a connection, or reset it where its client has not received all that was sent."""
     sock = transport.get_extra_info("socket")
     try:
         waiting = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4))[0]
-    except OSError:  # it has ended by itself
+    except OSError:  # it is closed already
         waiting = 0
     if waiting:
         reset(transport)
@@ -37,7 +39,7 @@ def close_or_reset(transport: asyncio.Transport) -> None:
 
 
 def has_left(transport: asyncio.Transport) -> bool:
-    """Tell whether the client's end has said that nobody is there any more: its reset is seen by the kernel alone."""
+    """Tell whether the client has reset the connection, which only the kernel knows while nothing is read from it."""
     sock = transport.get_extra_info("socket")
     try:
         return bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _CLOSED)

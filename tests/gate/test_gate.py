@@ -153,10 +153,10 @@ raise ValueError(repr(got))"""
 def test_a_trial_of_rows_that_ends_its_process_refuses_nothing(patched: Path, end: str) -> None:
     """Where nobody can tell whether rows are independent, the version passes, runs requests alone, and says so."""
     code = f"import serving.gate.checks as checks\nchecks.prove = lambda *given: {end}"
-    assert act(patched, code, Limits(wall_s=3)) == []
-    with Gate(Limits(wall_s=3)) as examiner:
+    begin(patched, code)
+    with Gate(Limits(wall_s=8 if "sleep" in end else 120)) as examiner:
         report = examiner.examine(IRIS / "1")
-    assert report.ok
+    assert report.ok, report.reasons
     assert report.independence is not None
     assert not report.independence.proved
     assert report.checks[-1].outcome == "warned"
@@ -185,8 +185,8 @@ def test_the_gate_is_last_in_line_of_all_sessions(patched: Path) -> None:
 
 def test_what_overstays_is_ended(patched: Path) -> None:
     """A model that sleeps uses no processor time, and is ended by the clock."""
-    (reason,) = act(patched, "import time\ntime.sleep(600)", Limits(wall_s=1))
-    assert reason == "it did not end within 1 s at: ONNX"
+    (reason,) = act(patched, "import time\ntime.sleep(600)", Limits(wall_s=4))
+    assert reason == "it did not end within 4 s at: ONNX"
 
 
 def test_an_answer_from_inside_is_not_believed_blindly() -> None:
