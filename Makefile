@@ -73,7 +73,8 @@ lock: install
 	$(BIN)/$(COMPILE) --constraint requirements.lock --output-file requirements-serve.lock
 
 # Starts the server on the shipped models and asks it, as `python -m tests.conformance --http URL` asks any other, and
-# with gRPC's clients in Go, Java and Rust, where Debian's packages for them are installed;
+# with gRPC's clients in Go, Java and Rust, where Debian's packages for them are installed; with clients that are made of
+# the OpenAPI document, in Python and, where npm is there, TypeScript;
 # MODELS=onnx serves the ONNX project's own backend suite instead.
 conformance: install
 ifeq ($(MODELS),onnx)
@@ -83,4 +84,5 @@ else
 	$(BIN)/python -m tests.conformance --own --results benchmarks/results/conformance.json
 	$(BIN)/python -m tests.conformance --own --protobuf7 --light --only gRPC --only grpc --quiet
 	$(BIN)/python -m tests.conformance.clients
+	$(BIN)/python -m tests.conformance.generated
 endif

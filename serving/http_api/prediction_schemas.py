@@ -43,7 +43,7 @@ INFER_RESPONSE = {
 
 def schemas(model: Model) -> dict[str, Any]:
     """Make the schemas of one version, by their names among the document's components."""
-    made = {"rows": _rows(model), "predictions": _answer(model.signature), "tensors": _tensors(model)}
+    made = {"rows": _rows(model), **_answers(model.signature), "tensors": _tensors(model)}
     return {_name(model, what): schema for what, schema in made.items()}
 
 
@@ -51,7 +51,8 @@ def predict_operation(model: Model, summary: str, identity: str) -> dict[str, An
     """Describe `:predict`: rows or columns by feature name."""
     row = example_row(model)
     given = None if row is None else {"instances": [row]}
-    return _operation(model, summary, identity, "rows", given, _json(_reference(model, "predictions")))
+    content = _json({"anyOf": [_reference(model, "predictions"), _reference(model, "columns")]})
+    return _operation(model, summary, identity, "rows", given, content)
 
 
 def _rows(model: Model) -> dict[str, Any]:
@@ -72,18 +73,14 @@ def _rows(model: Model) -> dict[str, Any]:
     }
 
 
-def _answer(signature: Signature) -> dict[str, Any]:
+def _answers(signature: Signature) -> dict[str, Any]:
+    """Describe the answers to rows, and to columns."""
     who = {"model_name": {"type": "string"}, "model_version": {"type": "string"}}
     row, columns = _predictions(signature)
-    answers = (
-        ("Predictions", "instances", "predictions", {"type": "array", "items": row}),
-        ("Columns", "inputs", "outputs", columns),
-    )
-    forms = [
-        {"title": title, "description": f"the answer to {to}", **_object({**who, key: schema})}
-        for title, to, key, schema in answers
-    ]
-    return {"anyOf": forms}
+    return {
+        "predictions": _object({**who, "predictions": {"type": "array", "items": row}}),
+        "columns": _object({**who, "outputs": columns}),
+    }
 
 
 def _predictions(signature: Signature) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -109,7 +109,8 @@ class Latest(_Frozen):
     latest: Annotated[int, Field(ge=1, le=1000)]
 
 
-Keep: TypeAlias = Literal["all"] | Latest | Annotated[tuple[Version, ...], Field(min_length=1, strict=False)]
+# The literal is last: generated clients take what comes behind one in a union for unreachable.
+Keep: TypeAlias = Latest | Annotated[tuple[Version, ...], Field(min_length=1, strict=False)] | Literal["all"]
 
 
 class Traffic(_Frozen):

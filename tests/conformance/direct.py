@@ -63,7 +63,9 @@ class Direct:
     @cached_property
     def _documented(self) -> dict[str, Any]:
         """What checks a 200 of each protocol against what the OpenAPI document says of it."""
-        made = {"v1": schemas(self)["m_1_predictions"], "v2": INFER_RESPONSE}  # type: ignore[arg-type]
+        described = schemas(self)  # type: ignore[arg-type]
+        v1 = {"anyOf": [described["m_1_predictions"], described["m_1_columns"]]}
+        made = {"v1": v1, "v2": INFER_RESPONSE}
         return {protocol: jsonschema_rs.Draft202012Validator(schema) for protocol, schema in made.items()}
 
     def get(self, path: str) -> Answer:

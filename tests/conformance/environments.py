@@ -15,6 +15,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "kserve": ("kserve==0.21.0", "onnxruntime"),
     # The project itself, where the version of protobuf is the next one.
     "protobuf7": ("--editable", str(ROOT.parent), "protobuf>=7,<8"),
+    # With its own ruff, which it formats with.
+    "openapi": ("openapi-python-client==0.29.1", "ruff"),
     "mlserver": ("mlserver==1.7.1", "onnxruntime"),
 }
 

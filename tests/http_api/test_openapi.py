@@ -62,7 +62,7 @@ def snapshot(app: FastAPI) -> str:
 def test_the_document_is_the_one_that_was_reviewed(client: TestClient) -> None:
     """What the document says of the shipped models changes only where somebody has looked at it."""
     app: Any = client.app
-    assert snapshot(app) == SNAPSHOT.read_text(), f"see its diff after: python -m {__spec__.name if __spec__ else ''}"
+    assert snapshot(app) == SNAPSHOT.read_text(), "see its diff after: python -m tests.http_api.test_openapi"
 
 
 def _strict(schema: Any) -> Any:
