@@ -287,9 +287,12 @@ class Coordinator:
 
     def _begin(self, state: ModelState, plan: Plan) -> None:
         workers = sorted(set(self._workers) - self._joining)
-        loads = state.served is None or not set(plan.versions) <= set(state.served.versions)
-        for version, batching in plan.batching.items():
-            if not batching.together and (state.served is None or state.served.batching.get(version) != batching):
+        before = state.served.batching if state.served is not None else {}
+        new = {version: batching for version, batching in plan.batching.items() if before.get(version) != batching}
+        # Settings may ask for a session of its own too.
+        loads = bool(new) or state.served is None or not set(plan.versions) <= set(state.served.versions)
+        for version, batching in new.items():
+            if not batching.together:
                 log.info("%s %s: requests run alone: %s", plan.name, version, batching.reason)
         state.change = Change(plan, workers, self._loads_at_once if loads else len(workers))
         self._advance(state)

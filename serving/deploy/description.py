@@ -206,8 +206,8 @@ def _statistics(model: Model, total: VersionTotals, sizes: Sizes) -> dict[str, A
             "compute_input": duration(queued, around),
             "compute_infer": duration(queued, infer),
             "compute_output": duration(queued, around),
-            "cache_hit": duration(0, 0),
-            "cache_miss": duration(0, 0),
+            "cache_hit": duration(total.cache_hits + total.cache_joined, 0),
+            "cache_miss": duration(total.cache_misses, 0),
         },
         # How long a batch is put together and taken apart is not measured of each size.
         "batch_stats": [

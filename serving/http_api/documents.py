@@ -280,7 +280,7 @@ class ModelConfig(Document):
     dynamic_batching: DynamicBatching | None = None
     """Left out where requests run alone."""
     parameters: dict[str, StringValue] = {}
-    """`batching`: why requests run alone."""
+    """What else is in force, such as `intra_op_thread_count` and `deadline_s`; `batching`: why requests run alone."""
 
 
 class Duration(Document):

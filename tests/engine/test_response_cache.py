@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Hashable
 from typing import Any
@@ -317,3 +319,23 @@ async def test_what_is_kept_is_nobodys_to_change() -> None:
     assert kept.base is None
     with pytest.raises(ValueError, match="read-only"):
         kept[:] = 0
+
+
+async def test_it_goes_with_its_version() -> None:
+    """With the last request that is answered or has left, a cache and what it keeps go, and wait for no collector."""
+    made = Made()
+    first = await made.held()
+    left = made.submit(Asked([5.0]))
+    left.gone = True
+    made.model.open.set()
+    assert await first.run() == 1
+    await made.batcher.close()
+    gc.collect()
+    gc.disable()
+    try:
+        cache = weakref.ref(made.cache)
+        made.batcher.abandon()
+        del made
+        assert cache() is None
+    finally:
+        gc.enable()

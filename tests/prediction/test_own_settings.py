@@ -116,6 +116,10 @@ def test_an_answer_is_given_again_to_its_own_caller(asked: Asked, eventually: Wa
     eventually(lambda: sum(asked.looked_up().values()) == sum(before.values()) + 6)
     after = asked.looked_up()
     assert (after["hit"] - before.get("hit", 0), after["miss"] - before["miss"]) == (4, 2)
+    bearer = {"authorization": f"Bearer {asked.keys['one']}"}
+    counted = asked.http.get("/v2/models/iris/stats", headers=bearer).json()["model_stats"][0]["inference_stats"]
+    assert counted["cache_hit"]["count"] == after["hit"]
+    assert counted["cache_miss"]["count"] == after["miss"]
     asked.write("[cache]\nentries = 99\n")  # another cache: nothing of before is in it
     eventually(lambda: asked.predict("fast path", "one") == 200 and asked.looked_up()["miss"] > after["miss"])
 
