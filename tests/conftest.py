@@ -14,12 +14,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
 import pytest
 import uvloop
+from fastapi import FastAPI
 
 from serving.gate.gate import Gate, Limits
+from serving.http_api.app import create_app
+from serving.settings import Settings
+from serving.worker import grpc_beside
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "models"
@@ -129,6 +134,12 @@ def usual_policy() -> Iterator[None]:
     yield
     if sys.platform == "linux" and os.sched_getscheduler(0) != os.SCHED_OTHER:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def with_grpc(models: Path = MODELS, **settings: Any) -> FastAPI:
+    """Make the application in this process, with gRPC beside it at `app.state.companion.port`."""
+    made = Settings(models=models, **settings)
+    return create_app(made, companion=grpc_beside(made, "127.0.0.1:0"))
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -29,13 +30,15 @@ from serving.deploy.plan import Plan
 from serving.gate.results import Gate, GateResults
 from serving.linux.thread_scheduling import give_way
 from serving.repository.model_settings import ModelSettings
-from serving.repository.repository import Contents, Problem, Repository
+from serving.repository.repository import Contents, ModelVersion, Problem, Repository
 from serving.repository.traffic import Traffic
 
 log = logging.getLogger("serving.coordinator")
 
 SCAN_S = 2.0
 """Seconds between scans of the folder when no event came: for file systems that raise none."""
+
+_Item = TypeVar("_Item", ModelVersion, Problem)
 
 
 class Coordinator:
@@ -79,6 +82,7 @@ class Coordinator:
         self._sent: dict[int, bytes] = {}
         """The status that each worker was sent last."""
         self._due = 0.0
+        self._rest_until = 0.0
         self._stopped = False
         self._errors = 0
         """How often something went wrong that nobody foresaw."""
@@ -150,7 +154,7 @@ class Coordinator:
             events = selectors.EVENT_READ | (selectors.EVENT_WRITE if link.writes else 0)
             self._selector.modify(link, events, worker)
         is_changed = False
-        for key, events in self._selector.select(max(0.0, self._due - time.monotonic())):
+        for key, events in self._selector.select(max(0.0, max(self._due, self._rest_until) - time.monotonic())):
             if key.data is None:
                 os.read(self._woken, 65536)
             else:
@@ -161,9 +165,12 @@ class Coordinator:
                 self._due = 0.0
             except Empty:
                 break
-        if time.monotonic() >= self._due:
-            self._due = time.monotonic() + SCAN_S
+        if time.monotonic() >= max(self._due, self._rest_until):
+            began = time.monotonic()
+            self._due = began + SCAN_S
             self._scan()
+            # As long again for others: while the gate judges thousands of models, each verdict asks for a scan.
+            self._rest_until = 2 * time.monotonic() - began
             self._report(self.summary())
             for worker, link in self._workers.items():
                 if link.idle:  # or its silence would show only at the next change
@@ -254,16 +261,21 @@ class Coordinator:
         if gone:
             return  # what is loaded serves on
         self.contents = contents
-        names = {item.name for item in contents.found} | {problem.name for problem in contents.problems}
-        for name in sorted((names | self._models.keys()) - {""}):
+        found, problems = _by_name(contents.found), _by_name(contents.problems)
+        for name in sorted((found.keys() | problems.keys() | self._models.keys()) - {""}):
             state = self._models.setdefault(name, ModelState())
             if state.change is None:  # else it is looked at again when that is done
-                self._reconcile(name, state, contents)
+                self._reconcile(name, state, contents, tuple(found[name]), tuple(problems[name]))
 
-    def _reconcile(self, name: str, state: ModelState, contents: Contents) -> None:
+    def _reconcile(
+        self,
+        name: str,
+        state: ModelState,
+        contents: Contents,
+        found: tuple[ModelVersion, ...],
+        problems: tuple[Problem, ...],
+    ) -> None:
         """Begin a change of a model where what it should serve is not what it does."""
-        found = tuple(item for item in contents.found if item.name == name)
-        problems = tuple(problem for problem in contents.problems if problem.name == name)
         if found or problems:
             state.missing_since = None
         elif state.served is None:
@@ -376,3 +388,11 @@ class Coordinator:
             "errors": self._errors,
             "problems": [[p.name, p.version, p.reason] for p in problems],
         }
+
+
+def _by_name(items: Iterable[_Item]) -> defaultdict[str, list[_Item]]:
+    """Sort them by model in one go: there may be thousands."""
+    found: defaultdict[str, list[_Item]] = defaultdict(list)
+    for item in items:
+        found[item.name].append(item)
+    return found

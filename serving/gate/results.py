@@ -135,12 +135,14 @@ class GateResults:
 
     def _report(self, item: ModelVersion, serving: ModelVersion | None) -> Report | None:
         """Return what is known of a version; where that is nothing, it is examined, and None returned."""
-        report = self._reports.get(item) or self._gate.known(item, serving)
-        if report is not None:
-            self._reports[item] = report
-        elif item not in self._examined:
-            self._examined.add(item)
-            self._examiner.submit(self._examine, item, serving)
+        report = self._reports.get(item)
+        if report is None and item not in self._examined:
+            report = self._gate.known(item, serving)
+            if report is not None:
+                self._reports[item] = report
+            else:
+                self._examined.add(item)
+                self._examiner.submit(self._examine, item, serving)
         return report
 
     def _examine(self, item: ModelVersion, serving: ModelVersion | None) -> None:

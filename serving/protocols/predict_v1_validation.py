@@ -38,6 +38,7 @@ class Checked:
         self._shaped = any(feature.shape for feature in signature.features)
         self._width = len(rows.names)
         self._names = set(rows.names)
+        self._weights = {spec.name for spec in signature.optional}
         self._guard_finite = any(f.datatype in FLOATS - {"FP64"} for f in signature.features)
         # Of a table that has floats too, `values.tolist()` makes 4.0 of a column's 4: a client's own whole numbers.
         self._whole = {
@@ -260,7 +261,9 @@ class Checked:
             if start:
                 loc = (loc[0], int(loc[1]) + start, *loc[2:])
             place = (part[:_LONGEST_NAME] if isinstance(part, str) else part for part in loc)
-            details.append(Detail(strict_json.pointer(*top, *place), _sentence(found, missing, self._names)))
+            details.append(
+                Detail(strict_json.pointer(*top, *place), _sentence(found, missing, self._names, self._weights))
+            )
         return details
 
 
@@ -309,14 +312,16 @@ def _meant(given: str, known: set[str]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def _sentence(found: ErrorDetails, missing: list[str], names: set[str]) -> str:
+def _sentence(found: ErrorDetails, missing: list[str], names: set[str], weights: set[str]) -> str:
     kind = found["type"]
     context = found.get("ctx", {})
     got = strict_json.kind(found["input"])
     sentences: dict[str, Callable[[], str]] = {
         "missing": lambda: "is missing",
         "extra_forbidden": lambda: (
-            "is not a feature of this model" + _meant(str(found["loc"][-1]), set(missing) or names)
+            "is a weight of this model: send it as a tensor to /v2/models/NAME/infer"
+            if found["loc"][-1] in weights
+            else "is not a feature of this model" + _meant(str(found["loc"][-1]), set(missing) or names)
         ),
         "float_type": lambda: f"should be a number, and is {got}",
         "int_type": lambda: f"should be a whole number, and is {got}",

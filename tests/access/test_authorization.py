@@ -22,12 +22,9 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from serving.access.key_store import KeyStore
-from serving.grpc_api.server import GrpcServer
-from serving.http_api.app import create_app
 from serving.protocols.messages import REFLECTION, SERVICE, pool
-from serving.settings import Settings
 from tests.access import issuer
-from tests.conftest import MODELS
+from tests.conftest import MODELS, with_grpc
 
 OPEN, PREDICT, DEPLOY, METRICS = None, "predict", "deploy", "metrics"
 
@@ -152,19 +149,7 @@ def application(folder: Path, **settings: Any) -> FastAPI:
     """Make the application over models of its own, with gRPC beside it on a free port."""
     for name in ("iris", "diabetes"):  # one is unloaded and loaded, the other stays
         shutil.copytree(MODELS / name, folder / "models" / name)
-    return create_app(
-        Settings(models=folder / "models", **settings),
-        companion=lambda fleet, metrics, access, bodies, pool: GrpcServer(
-            fleet,
-            metrics,
-            access=access,
-            bodies=bodies,
-            pool=pool,
-            address="127.0.0.1:0",
-            grace=0.2,
-            max_bytes=1 << 20,
-        ),
-    )
+    return with_grpc(models=folder / "models", **settings, drain_s=0.2, max_body_bytes=1 << 20)
 
 
 @dataclass

@@ -246,6 +246,8 @@ def test_weights_may_be_sent_or_left_out(put: Put) -> None:
     assert v2(model, x).json()["outputs"][0]["data"] == [11, 22]
     assert v2(model, w, x).json()["outputs"][0]["data"] == [101, 202]
     assert "inputs are missing: x" in v2(model, w).text
+    named = v1(model, {"instances": [{"f0": 1, "f1": 2, "w": [100, 200]}]})
+    assert "/instances/0/w: is a weight of this model: send it as a tensor to /v2/models" in named.text
     request = service_pb2.ModelInferRequest()
     for tensor in (x, w):
         request.inputs.add(name=tensor["name"], datatype="FP32", shape=tensor["shape"])

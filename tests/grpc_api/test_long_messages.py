@@ -13,12 +13,10 @@ import pytest
 from onnx import TensorProto, helper, save
 from starlette.testclient import TestClient
 
-from serving.grpc_api.server import GrpcServer
-from serving.http_api.app import create_app
 from serving.protocols.infer_tensors import CONTENTS
 from serving.protocols.messages import SERVICE, message
-from serving.settings import Settings
 from serving.tensors import NUMPY
+from tests.conftest import with_grpc
 
 Request, Response = message("ModelInferRequest"), message("ModelInferResponse")
 KINDS = {
@@ -40,19 +38,7 @@ def channel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpc.Channel]:
     models = tmp_path_factory.mktemp("echoes")
     for datatype, kind in KINDS.items():
         _echo(models / datatype.lower() / "1", kind)
-    app = create_app(
-        Settings(models=models, max_queued_rows=1_000_000),
-        companion=lambda fleet, metrics, access, bodies, pool: GrpcServer(
-            fleet,
-            metrics,
-            access=access,
-            bodies=bodies,
-            pool=pool,
-            address="127.0.0.1:0",
-            grace=1,
-            max_bytes=1 << 25,
-        ),
-    )
+    app = with_grpc(models=models, max_queued_rows=1_000_000, drain_s=1, max_body_bytes=1 << 25)
     options = [("grpc.max_receive_message_length", -1)]
     with (
         TestClient(app),

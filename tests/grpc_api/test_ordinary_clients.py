@@ -20,11 +20,8 @@ import pytest
 from fastapi.testclient import TestClient
 from google.protobuf import descriptor_pb2
 
-from serving.grpc_api.server import GrpcServer
-from serving.http_api.app import create_app
 from serving.protocols.messages import HEALTH, REFLECTION, REFLECTION_ALPHA, SERVICE, message
-from serving.settings import Settings
-from tests.conftest import MODELS, running
+from tests.conftest import running, with_grpc
 from tests.grpc_api.wire import (
     ACK,
     DATA,
@@ -49,19 +46,7 @@ PROTOS = Path("serving/protocols/protos")
 
 @pytest.fixture(scope="module")
 def app() -> Iterator[Any]:
-    made = create_app(
-        Settings(models=MODELS),
-        companion=lambda fleet, metrics, access, bodies, pool: GrpcServer(
-            fleet,
-            metrics,
-            access=access,
-            bodies=bodies,
-            pool=pool,
-            address="127.0.0.1:0",
-            grace=1,
-            max_bytes=1 << 22,
-        ),
-    )
+    made = with_grpc(drain_s=1, max_body_bytes=1 << 22)
     with TestClient(made):
         yield made
 

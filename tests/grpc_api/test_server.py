@@ -16,12 +16,9 @@ from fastapi.testclient import TestClient
 
 from serving.engine.request import LOW
 from serving.grpc_api import connection as connections
-from serving.grpc_api.server import GrpcServer
-from serving.http_api.app import create_app
 from serving.protocols.infer_codec import cut_up
 from serving.protocols.messages import SERVICE, message
-from serving.settings import Settings
-from tests.conftest import MODELS, running
+from tests.conftest import running, with_grpc
 from tests.grpc_api.wire import (
     CANCEL,
     DATA,
@@ -46,19 +43,7 @@ Wait = Callable[[Callable[[], bool]], None]
 
 @pytest.fixture
 def app() -> Iterator[Any]:
-    made = create_app(
-        Settings(models=MODELS, max_queued_rows=60_000),
-        companion=lambda fleet, metrics, access, bodies, pool: GrpcServer(
-            fleet,
-            metrics,
-            access=access,
-            bodies=bodies,
-            pool=pool,
-            address="127.0.0.1:0",
-            grace=1,
-            max_bytes=1 << 22,
-        ),
-    )
+    made = with_grpc(max_queued_rows=60_000, drain_s=1, max_body_bytes=1 << 22)
     with TestClient(made) as client:
         made.state.portal = client.portal
         yield made
