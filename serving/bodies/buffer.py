@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import mmap
-import sys
-
 import numpy as np
 
+from serving.linux.memory import own_pages
 from serving.tensor_bytes import Buffer
 
 _ALIGNMENT = 64
 OWN_PAGES_FROM = 1024 * 1024
 """Bytes of a body from which it gets pages of its own, which the system takes back as soon as it is freed."""
-_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
-"""MAP_NORESERVE, which Python names from 3.13 on."""
 
 
 class BodyBuffer:
@@ -32,7 +27,7 @@ class BodyBuffer:
         if length < OWN_PAGES_FROM:
             store = memoryview(np.empty(length + _ALIGNMENT, np.uint8).data)
         else:
-            store = memoryview(_pages(length + _ALIGNMENT))
+            store = memoryview(own_pages(length + _ALIGNMENT))
         start = -(np.frombuffer(store, np.uint8).ctypes.data + length) % _ALIGNMENT
         self._view = store[start : start + length]
         self._place = 0
@@ -49,11 +44,3 @@ class BodyBuffer:
     def received(self) -> memoryview:
         """Return what has come."""
         return self._view[: self._place]
-
-
-def _pages(size: int) -> mmap.mmap:
-    """Map small pages: the first byte in a huge one has 2 MB cleared, which may hold the event loop for 5 ms."""
-    made = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
-    with contextlib.suppress(AttributeError, OSError):  # a system or kernel without huge pages
-        made.madvise(mmap.MADV_NOHUGEPAGE)
-    return made

@@ -85,7 +85,8 @@ def _version(models: Path, state_dir: Path | None, name: str, version: str | Non
     state = state_folder(models, state_dir)
     report = gate.report(state, folder)
     if report is None:
-        report = gate.examine(folder)
+        with gate.Gate() as examiner:
+            report = examiner.examine(folder)
         gate.keep(state, report)
     if report.independence is None:
         raise InvalidRequest(f"the gate refuses {name} {folder.name}: {'; '.join(report.reasons)}")

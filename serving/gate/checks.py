@@ -17,7 +17,7 @@ from serving.engine.probe_rows import MadeUpRows
 from serving.engine.runtime import EXTENSIONS, extensions_library, plain, write_prepared
 from serving.engine.session import OnnxSession
 from serving.errors import InferenceFailed, ServingError
-from serving.gate.findings import ROWS, Findings, Task
+from serving.gate.findings import PREPARED, ROWS, Findings, Task
 from serving.gate.report import Check, Figures, Outcome
 from serving.linux.memory import private_memory
 from serving.repository import manifest
@@ -76,7 +76,7 @@ class Examination:
         if self._task.measure_only:
             del checks[:3]
         if self._task.prepare_in is not None:
-            checks.append(("prepared form", self._prepare))
+            checks.append((PREPARED, self._prepare))
         for name, check in checks:
             if not self._passes(name, check):
                 return self.findings

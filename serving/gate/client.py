@@ -8,6 +8,7 @@ from pathlib import Path
 
 from serving.errors import ModelInvalid
 from serving.gate import gate, prepared
+from serving.gate.findings import PREPARED
 from serving.gate.gate import Gate, Limits
 from serving.gate.report import Report
 from serving.repository.repository import ModelVersion, Repository
@@ -71,7 +72,7 @@ class GateClient:
         """Tell whether a version should have a prepared form and has none that is as it was written."""
         if not _may_be_prepared(report) or prepared.verify(state, found.content):
             return False
-        return any(check.name == "prepared form" and check.outcome == "passed" for check in report.checks)
+        return any(check.name == PREPARED and check.outcome == "passed" for check in report.checks)
 
     def close(self) -> None:
         """End the gate's process."""

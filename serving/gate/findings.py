@@ -10,6 +10,7 @@ from serving.engine.batching import Independence
 from serving.engine.signature import Signature
 from serving.gate.report import Check, Figures
 
+PREPARED = "prepared form"
 ROWS = "independent rows"
 """The check that refuses nothing: in doubt, requests run alone."""
 

@@ -200,12 +200,6 @@ def judge(found: Manifest, findings: Findings, now: Findings, *, at: float, allo
     )
 
 
-def examine(folder: Path, *, serving: Path | None = None, limits: Limits | None = None) -> Report:
-    """Examine one version in a process of its own; see `Gate.examine`."""
-    with Gate(limits) as gate:
-        return gate.examine(folder, serving=serving)
-
-
 def verdict(state_dir: Path, content: str) -> Report | None:
     """Return the kept verdict on a version's content with this onnxruntime; None where there is none to trust."""
     try:
