@@ -27,6 +27,16 @@ from serving.protocols.messages import SERVICE, message
 _METHOD = f"/{SERVICE}/ModelInfer"
 _REQUEST, _RESPONSE = message("ModelInferRequest"), message("ModelInferResponse")
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+_BROKEN = (
+    "Socket closed",
+    "Stream removed",
+    "Connection reset",
+    "Broken pipe",
+    "GOAWAY",
+    "Transport closed",
+    "recvmsg",
+)
+"""What grpcio says where a connection has broken."""
 _Code = grpc.StatusCode
 STATUS: dict[Any, type[ServingError]] = {
     _Code.INVALID_ARGUMENT: InvalidRequest,
@@ -78,7 +88,8 @@ def refused(error: Any) -> Refused:
         return Refused(QueueFull(text, int(after)), retry_after=float(after))
     if code is _Code.UNAVAILABLE and "failed to connect" in text:
         return Refused(ConnectionFailed(f"the server can't be reached: {text}"))
-    if code is _Code.UNAVAILABLE and not trailers:  # not the server's word
+    if code is _Code.UNAVAILABLE and any(sign in text for sign in _BROKEN):
         return Refused(AnswerLost(f"the connection broke before the answer was there: {text}"), ran=True)
     kind = STATUS.get(code, ServerFailed)
-    return Refused(kind(text), ran=kind in (DeadlineExceeded, ServerFailed))
+    # Nothing tells a server's own UNAVAILABLE, before a run, from one that grpcio makes of a broken connection.
+    return Refused(kind(text), ran=kind in (DeadlineExceeded, ServerFailed, NotReady))

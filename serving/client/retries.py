@@ -23,7 +23,8 @@ class Retries(NamedTuple):
         attempt: how many there were, from 1. left: seconds until the deadline. A pause that the server asks for is
         kept; others grow, and are spread so that clients do not come back in step.
         """
-        again = isinstance(refused.error, ConnectionFailed | QueueFull | NotReady) or (refused.ran and self.repeat)
+        busy = isinstance(refused.error, ConnectionFailed | QueueFull | NotReady)
+        again = self.repeat if refused.ran else busy
         if not again or attempt > self.most:
             return None
         pause = refused.retry_after

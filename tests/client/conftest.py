@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.conformance.own import grpc_address
 from tests.conftest import running
 
 
@@ -21,9 +21,7 @@ class Addresses(NamedTuple):
 @pytest.fixture(scope="session")
 def addresses() -> Iterator[Addresses]:
     with running("--grpc-port", "0") as server:
-        said = re.search(r"gRPC: (127\.0\.0\.1:\d+)", server.output())
-        assert said is not None
-        yield Addresses(server.url, said[1])
+        yield Addresses(server.url, grpc_address(server))
 
 
 class Told:

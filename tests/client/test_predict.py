@@ -109,9 +109,11 @@ def test_few_rows_and_many_are_answered_alike(ask: Ask, plain: Ask, some: Any, m
 @pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame])
 def test_a_frame_gives_a_frame(ask: Ask, plain: Ask, some: Any, model: str, frame: Any) -> None:
     """pandas gives pandas, polars gives polars: the label and a column for each class, or the outputs."""
-    answer = ask(model, frame(some[model]))
-    assert type(answer) is frame
-    _same({name: answer[name].to_list() for name in answer.columns}, _columns(plain(model, some[model])))
+    due = _columns(plain(model, some[model]))
+    for more in ({}, {"label": "stable"}):  # as tensors, and as JSON
+        answer = ask(model, frame(some[model]), **more)
+        assert type(answer) is frame
+        _same({name: answer[name].to_list() for name in answer.columns}, due)
 
 
 def test_an_array_gives_arrays(ask: Ask, plain: Ask, addresses: Addresses) -> None:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -125,6 +126,38 @@ def test_nobody_there_is_a_failed_connection() -> None:
             client.predict("iris", [ROW])
         said = _talk(_predicting(), Refused(ConnectionFailed("nobody")), Received({}, RIGHT))
         assert [type(step) for step in said] == [Request, Pause, Request]
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "error", "again"),
+    [
+        ("UNAVAILABLE", "failed to connect to all addresses", serving.ConnectionFailed, True),
+        ("UNAVAILABLE", "Stream removed (Socket closed)", serving.AnswerLost, False),
+        ("UNAVAILABLE", "model 'iris' is unloaded", serving.NotReady, False),
+        ("RESOURCE_EXHAUSTED", "the queue is full", serving.QueueFull, True),
+        ("DEADLINE_EXCEEDED", "the deadline passed", serving.DeadlineExceeded, False),
+        ("INTERNAL", "it failed", serving.ServerFailed, False),
+    ],
+)
+def test_grpc_is_repeated_only_where_nothing_ran(
+    code: str, text: str, error: type[serving.ServingError], again: bool
+) -> None:
+    """Of gRPC's statuses only a failed connection and a full queue, which says when to come back, are asked again."""
+
+    class Status:
+        def code(self) -> grpc.StatusCode:
+            return grpc.StatusCode[code]
+
+        def details(self) -> str:
+            return text
+
+        def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+            return (("retry-after", "1"),) if code == "RESOURCE_EXHAUSTED" else ()
+
+    refused = grpc_transport.refused(Status())
+    assert type(refused.error) is error
+    assert (Retries().pause(refused, 1, 30) is not None) == again
+    assert (Retries(repeat=True).pause(refused, 1, 30) is not None) == (again or refused.ran)
 
 
 def test_what_is_no_model_server_is_told_so(told: Told) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance.own import grpc_address
 from tests.conftest import MODELS, ROOT, Server
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -48,8 +49,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_does_what_the_page_says(page: Path, beside: Server) -> None:
     """A newcomer who copies each command gets what is written below it, and no error."""
-    said = re.search(r"gRPC: (127\.0\.0\.1:\d+)", beside.output())
-    assert said is not None, beside.output()
+    grpc = grpc_address(beside)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("SERVING_")},
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -57,7 +57,7 @@ def test_every_command_of_a_page_does_what_the_page_says(page: Path, beside: Ser
     printed = None
     for kind, text in blocks(page):
         if kind in RUNNERS and shutil.which(RUNNERS[kind][0]):
-            here = text.replace("127.0.0.1:8080", beside.url.removeprefix("http://")).replace("127.0.0.1:8081", said[1])
+            here = text.replace("127.0.0.1:8080", beside.url.removeprefix("http://")).replace("127.0.0.1:8081", grpc)
             ended = subprocess.run(
                 [*RUNNERS[kind], here],
                 cwd=beside.models.parent,
