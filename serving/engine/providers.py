@@ -25,8 +25,13 @@ PACKAGES = {
 }
 """Source: https://onnxruntime.ai/docs/install, and the packages on PyPI."""
 
-# Who may write a model's settings may not thereby have a library loaded, nor a file read or written, by the server.
-_FILES = re.compile(r"path|dir|file|lib|plugin|dump|load_|blob", re.IGNORECASE)
+# Who may write a model's settings may not thereby have a library loaded, a file read or written, or an address used, by
+# the server: an option is refused that has one of these among its words.
+_UNSAFE = re.compile(
+    r"(?<![a-z])(paths?|dir|folder|files?|libs?|library|plugin|packages|xclbin|load|save|dump|external"
+    r"|compute_stream|bytestream|address)(?![a-z])|^context$",
+    re.IGNORECASE,
+)
 
 
 class Provider(BaseModel):
@@ -65,9 +70,7 @@ def fault(providers: Iterable[Provider]) -> str:
                 return f"{name}: the onnxruntime that is installed has {', '.join(sorted(there))}, and not this"
             where = " on macOS" if PACKAGES[name] == "onnxruntime" else ", in place of the package onnxruntime"
             return f"{name} is not installed: it comes with {PACKAGES[name]}{where}"
-        files = sorted(option for option in provider.options if _FILES.search(option))
-        if files:
-            return (
-                f"{name}: {', '.join(files)}: options that name files or libraries are not taken from a models folder"
-            )
+        unsafe = sorted(option for option in provider.options if _UNSAFE.search(option))
+        if unsafe:
+            return f"{name}: {', '.join(unsafe)}: a models folder may not name files, libraries or memory"
     return ""

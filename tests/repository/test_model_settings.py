@@ -171,7 +171,10 @@ CUDA = '[[execution.providers]]\nname = "CUDAExecutionProvider"\n'
         (CUDA.replace("CUDA", "OpenVINO"), [], "OpenVINO.* it comes with onnxruntime-openvino"),
         (CUDA.replace("CUDA", "Cuda"), ["CPUExecutionProvider"], "Cuda.* installed has CPUExecutionProvider, and not"),
         (CUDA + "options = { trt_extra_plugin_lib_paths = 'x.so' }", ["CUDAExecutionProvider"], "trt_extra_plugin_lib"),
-        (CUDA + "options = { device_id = 0 }", ["CUDAExecutionProvider"], None),
+        (CUDA + "options = { gpu_external_alloc = 1 }", ["CUDAExecutionProvider"], "gpu_external_alloc"),
+        (CUDA + "options = { user_compute_stream = 1 }", ["CUDAExecutionProvider"], "user_compute_stream"),
+        (CUDA + "options = { backend_Path = 'x.so' }", ["CUDAExecutionProvider"], "backend_Path"),
+        (CUDA + "options = { device_id = 0, trt_profile_min_shapes = '' }", ["CUDAExecutionProvider"], None),
     ],
 )
 def test_a_provider_that_is_not_there_is_named(
@@ -182,7 +185,7 @@ def test_a_provider_that_is_not_there_is_named(
     write(tmp_path, toml)
     if said is None:
         (found,) = read(tmp_path).own.providers or ()
-        assert found == Provider(name="CUDAExecutionProvider", options={"device_id": 0})
+        assert found == Provider(name="CUDAExecutionProvider", options={"device_id": 0, "trt_profile_min_shapes": ""})
     else:
         with pytest.raises(InvalidRequest, match="execution.providers: .*" + said):
             read(tmp_path)
