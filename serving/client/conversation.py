@@ -24,7 +24,7 @@ from serving.engine.signature import Signature
 from serving.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge, ServingError
 from serving.protocols.predict_v1_response import Answers
 
-BINARY_CELLS = 2048
+BINARY_CELLS = 4000
 """Cells of rows given as Python's objects from which they are sent as tensors: below it JSON costs as little."""
 TIMEOUT = "X-Request-Timeout"
 
