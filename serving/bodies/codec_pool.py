@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 from serving.bodies.exchange import receive, send
 from serving.engine.request import Request
 from serving.errors import DeadlineExceeded, InvalidRequest, NotReady, QueueFull, ServingError
+from serving.linux.sandbox import bare_environment
 
 log = logging.getLogger("serving.bodies")
 
@@ -61,7 +61,7 @@ class CodecPool:
         self._task_s = task_s
         self._idle_s = idle_s
         self._most_waiting = most_waiting
-        self._lines: OrderedDict[Hashable, deque[Job]] = OrderedDict()  # by sender, the next one first
+        self._queues: OrderedDict[Hashable, deque[Job]] = OrderedDict()  # by sender, the next one first
         self._bodies = 0  # that wait
         self._busy = False
         self._idle: asyncio.TimerHandle | None = None
@@ -109,7 +109,7 @@ class CodecPool:
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
-        self._lines.setdefault(job.sender, deque()).append(job)
+        self._queues.setdefault(job.sender, deque()).append(job)
         if not self._busy:
             self._next(loop)
         return job
@@ -119,12 +119,12 @@ class CodecPool:
         job.done = None
         if job.timer is not None:
             job.timer.cancel()
-        line = self._lines.get(job.sender)
-        if line is not None and job in line:
-            line.remove(job)
+        queue = self._queues.get(job.sender)
+        if queue is not None and job in queue:
+            queue.remove(job)
             self._bodies -= job.timer is not None
-            if not line:
-                del self._lines[job.sender]
+            if not queue:
+                del self._queues[job.sender]
 
     def _expire(self, job: Job) -> None:
         done = job.done
@@ -134,16 +134,16 @@ class CodecPool:
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         """Give the process the next job: that of the sender who has waited longest for a turn."""
-        self._busy = bool(self._lines)
+        self._busy = bool(self._queues)
         if self._closing:
             return
         if not self._busy:
             self._idle = loop.call_later(self._idle_s, self._retire)
             return
-        sender, line = self._lines.popitem(last=False)
-        job = line.popleft()
-        if line:
-            self._lines[sender] = line
+        sender, queue = self._queues.popitem(last=False)
+        job = queue.popleft()
+        if queue:
+            self._queues[sender] = queue
         self._bodies -= job.timer is not None
         doing = loop.run_in_executor(self._thread, self._do, job)
         doing.add_done_callback(lambda done: self._finished(job, done, loop))
@@ -168,8 +168,8 @@ class CodecPool:
             self._idle.cancel()
         if self._process is not None:
             self._process.kill()  # so that the thread, which may wait for it, comes back
-        waiting = [job for line in self._lines.values() for job in line]
-        self._lines.clear()
+        waiting = [job for queue in self._queues.values() for job in queue]
+        self._queues.clear()
         self._bodies = 0
         loop = asyncio.get_running_loop()
         for job in waiting:
@@ -243,12 +243,7 @@ class _Process:
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 cwd="/",
-                env={
-                    # No credentials: of the environment only what Python needs to find the same modules.
-                    "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
-                    "LC_ALL": "C.UTF-8",
-                    "OPENBLAS_NUM_THREADS": "1",
-                },
+                env=bare_environment(),
             )
         try:
             self._sock.settimeout(_START_S)

@@ -57,6 +57,8 @@ def _preload() -> None:
 def _in_child(task: Task, asked: int) -> Findings:
     read, write = os.pipe()
     parent = os.getpid()
+    # Forked, so that the libraries are loaded once. This process has one thread, and numpy starts none (see its
+    # environment): a lock that another thread held now would stay locked in the child.
     child = os.fork()
     if child == 0:
         try:
@@ -82,7 +84,7 @@ def _in_child(task: Task, asked: int) -> Findings:
 def _confine(task: Task, parent: int, keep: int) -> None:
     """Take from this process all that a model does not need."""
     os.setsid()
-    _lower_priority()  # again: a session has a priority of its own
+    _lower_priority()  # again: the new session has a priority of its own
     die_with(parent)
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):

@@ -7,7 +7,6 @@ rules: what is asked, what the answer means, and which verdicts are kept.
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from serving.gate.compatibility import breaking
 from serving.gate.findings import Findings, Task
 from serving.gate.report import Check, Report
 from serving.linux.files import write_whole
+from serving.linux.sandbox import bare_environment
 from serving.repository import manifest
 from serving.repository.manifest import MODEL_FILE, Hashes, Manifest
 from serving.repository.state_directory import subfolder
@@ -232,19 +232,11 @@ def _place(state_dir: Path, content: str) -> Path:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    # No credentials: of the environment only what Python needs to find the same modules.
-    environment = {
-        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "LC_ALL": "C.UTF-8",
-        "OPENBLAS_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
     return subprocess.Popen(
         [sys.executable, "-m", "serving.gate.child"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=environment,
+        env=bare_environment(),
         cwd="/",
         start_new_session=True,
     )

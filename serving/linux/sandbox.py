@@ -8,6 +8,7 @@ import os
 import platform
 import signal
 import struct
+import sys
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_SECCOMP = 22
@@ -25,6 +26,17 @@ _CALLS = {
 
 class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+
+def bare_environment() -> dict[str, str]:
+    """Return an environment for a Python process: this one's modules, no credentials, and no threads of numpy's own."""
+    return {
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "LC_ALL": "C.UTF-8",
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def die_with(parent: int) -> None:
