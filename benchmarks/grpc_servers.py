@@ -26,9 +26,10 @@ from benchmarks.contestants import Contestant, free_port, running
 from benchmarks.findings import Finding
 from benchmarks.grpc_load import METHOD, request_of
 from benchmarks.grpc_load import load as python_load
-from serving.grpc_api.prediction import Predictor
+from serving.grpc_api.prediction import CODECS, ROUTES, Predictor, StreamPrediction
 from serving.grpc_api.server import GrpcServer
 from serving.http_api.app import create_app
+from serving.prediction.endpoints import EndpointTable
 from serving.protocols.messages import SERVICE
 from serving.settings import Settings
 
@@ -39,7 +40,18 @@ class _Predicting:
     """ModelInfer from bytes to bytes, as a coroutine."""
 
     def __init__(self, fleet: Any, metrics: Any, pool: Any, port: int) -> None:
-        self._predictor = Predictor(fleet, metrics, pool, deadline=30)
+        endpoints = EndpointTable(
+            ROUTES,
+            CODECS,
+            metrics=metrics,
+            access=None,
+            deadline=30,
+            pool=pool,
+            max_text_bytes=1 << 20,
+            max_body_bytes=1 << 20,
+        )
+        endpoints.follow(fleet)
+        self._predictor = Predictor(fleet, endpoints, pool)
         self._port = port
         self._call: Any = SimpleNamespace(
             connection=self, head=SimpleNamespace(headers=[]), time_remaining=lambda: None
@@ -47,7 +59,7 @@ class _Predicting:
 
     async def infer(self, request: bytes) -> bytes:
         answer = asyncio.get_running_loop().create_future()
-        self._predictor.start(request, self._call, answer.set_result)
+        self._predictor.start(request, StreamPrediction(self._call, answer.set_result))
         made = await answer
         if not isinstance(made, bytes):
             raise RuntimeError(made)

@@ -29,7 +29,7 @@ class _Asked(Request):
     """A request that tells when it is answered."""
 
     def __init__(self, inputs: Any, rows: int, answered: asyncio.Event) -> None:
-        self.inputs, self.rows, self.gone, self.deadline = inputs, rows, False, float("inf")
+        self.inputs, self.rows, self.done, self.deadline = inputs, rows, False, float("inf")
         self.answered = answered
 
     def reply(self, outcome: Outcome) -> None:

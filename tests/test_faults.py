@@ -33,6 +33,7 @@ from tests.drills.batches import departed
 from tests.drills.canaries import canaries
 from tests.drills.draining import draining
 from tests.drills.drill import Report
+from tests.drills.lent_sockets import lent_sockets
 from tests.drills.poison import poison
 from tests.drills.steady import PATH, ROW, Load, until
 from tests.drills.workers import copied, default_version, killing_model, post, ready, workers
@@ -102,6 +103,13 @@ def test_a_canary_is_judged_by_what_it_did() -> None:
     """Other files in its place, or a server that dies, begin it again; a worker that dies then takes it back."""
     report = Report()
     canaries(report, long=False)
+    assert not report.broken()
+
+
+def test_threads_answer_their_own_callers() -> None:
+    """Answers that a model's thread writes itself are whole, once and their caller's, whatever clients do meanwhile."""
+    report = Report()
+    lent_sockets(report, clients=2, rounds=60)
     assert not report.broken()
 
 

@@ -169,7 +169,7 @@ class Batcher:
             while line and self._queued_rows + rows > self._max_queued_rows:
                 displaced = line.pop()
                 self._queued_rows -= displaced.cost
-                if not displaced.gone:
+                if not displaced.done:
                     text = "requests of higher priority took the place: come back later"
                     _reply(displaced, QueueFull(text, seconds_to_come_back(wait)))
 
@@ -191,7 +191,7 @@ class Batcher:
             self._used = 0.0
             self._executor.rest()
         for line in self._lines:
-            if any(r.deadline <= now or r.gone for r in line):
+            if any(r.deadline <= now or r.done for r in line):
                 keep = [request for request in line if self._live(request, now)]
                 line.clear()
                 line.extend(keep)
@@ -201,9 +201,9 @@ class Batcher:
         self._closing = True
         at_work = (batch.requests for batch in self._at_work)
         for request in [request for requests in (*self._lines, *at_work) for request in requests]:
-            if not request.gone:
+            if not request.done:
                 _reply(request, error)
-                request.gone = True  # it has its answer
+                request.done = True
         for line in self._lines:
             line.clear()
         self._at_work.clear()
@@ -225,10 +225,10 @@ class Batcher:
 
     def _live(self, request: Request, now: float) -> bool:
         """Tell whether it should run; who left costs no rows, who is late is told so."""
-        if not request.gone and request.deadline > now:
+        if not request.done and request.deadline > now:
             return True
         self._queued_rows -= request.cost
-        if not request.gone:
+        if not request.done:
             _reply(request, DeadlineExceeded("the deadline passed while the request waited for its turn"))
         return False
 
@@ -240,6 +240,8 @@ class Batcher:
                 break
             self._idle -= 1
             self._at_work.add(batch)
+            if len(batch.requests) == 1:
+                batch.requests[0].lend()
             self._executor.submit(batch)
         self._settled()
 
@@ -263,7 +265,7 @@ class Batcher:
                 if taken and rows + request.cost > most:
                     break
                 line.popleft()
-                if (request.gone or request.deadline <= now) and not self._live(request, now):
+                if (request.done or request.deadline <= now) and not self._live(request, now):
                     continue
                 if not self._uniform and self._batched:
                     trailing: object = tuple(array.shape[1:] for array in request.inputs)
@@ -303,7 +305,7 @@ class Batcher:
         started = batch.started
         self._observer.ran(batch.rows, [started - r.queued_at for r in batch.requests], spent)
         for request, outcome in zip(batch.requests, batch.outcomes, strict=True):
-            if not request.gone:
+            if not request.done:
                 _reply(request, outcome)
         if not self._queued_rows:
             self._settled()

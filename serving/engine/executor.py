@@ -106,6 +106,8 @@ class Executor:
                 batch.outcomes = [InferenceFailed("the model could not run") for _ in batch.requests]
             batch.ended = time.monotonic()
             since[0] = 0.0
+            if len(batch.requests) == 1:
+                _answer(batch)
             try:
                 self._loop.call_soon_threadsafe(self._done, batch)
             except RuntimeError:
@@ -130,6 +132,13 @@ class Executor:
             return outputs
         rows = [self._run(tuple(array[i : i + 1] for array in request.inputs)) for i in range(request.rows)]
         return tuple(np.concatenate(columns) for columns in zip(*rows, strict=True))
+
+
+def _answer(batch: Batch) -> None:
+    try:
+        batch.requests[0].answer_from_thread(batch.outcomes[0])
+    except Exception:  # the loop answers, and the thread lives on
+        log.exception("an answer could not be given from the model's thread")
 
 
 def _split(outputs: Tensors, requests: list[Request]) -> list[Outcome]:

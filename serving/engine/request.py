@@ -30,12 +30,12 @@ class Request(ABC):
     """Rows on their way to a model; a transport derives its own, with a `reply` that writes the answer.
 
     inputs: arrays in the order of the signature's inputs. rows: how many (1 where the model has no batch dimension).
-    deadline, queued_at: monotonic seconds. priority: HIGH, NORMAL or LOW. gone: the caller has left; `reply` is never
-    called any more, and the rows are not run if they still wait. cost: what it counts for in the queue, which the
-    batcher sets: its rows, or one where it runs alone.
+    deadline, queued_at: monotonic seconds. priority: HIGH, NORMAL or LOW. done: it is answered, or the caller has left;
+    `reply` is never called any more, and the rows are not run if they still wait. cost: what it counts for in the
+    queue, which the batcher sets: its rows, or one where it runs alone.
     """
 
-    __slots__ = ("cost", "deadline", "gone", "inputs", "priority", "queued_at", "rows")
+    __slots__ = ("cost", "deadline", "done", "inputs", "priority", "queued_at", "rows")
 
     inputs: Tensors
     rows: int
@@ -43,7 +43,7 @@ class Request(ABC):
     deadline: float
     queued_at: float
     priority: int
-    gone: bool
+    done: bool
 
     @property
     def sender(self) -> Hashable:
@@ -61,3 +61,9 @@ class Request(ABC):
     @abstractmethod
     def reply(self, outcome: Outcome) -> None:
         """Take the outputs or the error; called exactly once, on the event loop."""
+
+    def lend(self) -> None:  # noqa: B027  most have nothing to lend
+        """Let the model's thread answer, if it may; called on the event loop when a request is about to run alone."""
+
+    def answer_from_thread(self, outcome: Outcome) -> None:  # noqa: B027
+        """Answer here and now, where that was lent; called on the model's thread, and `reply` on the loop after it."""

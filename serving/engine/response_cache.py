@@ -69,7 +69,7 @@ class ResponseCache:
             return
         place = key, request.priority
         flight = self._flights.get(place)
-        if flight is not None and not flight.gone:
+        if flight is not None and not flight.done:
             self._tell("joined")
             flight.members.append(request)
             return
@@ -128,12 +128,12 @@ class _Flight(Request):
         return max((member.deadline for member in self.members), default=0.0)
 
     @property
-    def gone(self) -> bool:
-        return self._answered or all(member.gone for member in self.members)
+    def done(self) -> bool:
+        return self._answered or all(member.done for member in self.members)
 
-    @gone.setter
-    def gone(self, gone: bool) -> None:
-        self._answered = gone
+    @done.setter
+    def done(self, done: bool) -> None:
+        self._answered = done
 
     def reply(self, outcome: Outcome) -> None:
         self._answered = True  # whoever asks from now on is no member
@@ -144,7 +144,7 @@ class _Flight(Request):
 
 def _give(request: Request, outcome: Outcome) -> None:
     """Answer one request, unless its caller has left; a transport that fails on it keeps no other from its answer."""
-    if request.gone:
+    if request.done:
         return
     try:
         request.reply(outcome)

@@ -114,7 +114,7 @@ class _Caller(Request):
         self._loop = asyncio.get_running_loop()
         self.over: asyncio.Future[None] = self._loop.create_future()
         self.seconds: list[float] = []
-        self.priority, self.gone = NORMAL, False
+        self.priority, self.done = NORMAL, False
 
     def ask(self) -> None:
         self._asked = time.monotonic()

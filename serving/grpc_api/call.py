@@ -276,6 +276,16 @@ class Call:
             self._release_all()
         connection.finish(self, _OK)
 
+    def rendered(self, message: bytes) -> tuple[bytes, int]:
+        """Return all of the answer as the socket gets it, for a thread that writes it, and its bytes of payload."""
+        data = _prefix(len(message)) + message
+        return _ANSWER.render(self.id, data), len(data)
+
+    def answered(self) -> None:
+        """Take note that a thread has written all of the answer."""
+        self.done = True
+        self._release_all()
+
     def _open(self) -> None:
         if not self._opened:
             self._opened = True

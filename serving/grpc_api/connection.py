@@ -18,6 +18,8 @@ from serving.http2.frames import ErrorCode, ResponseTemplate
 from serving.http2.hpack import Headers, literal
 from serving.http2.limits import Limits
 from serving.linux.tcp import close_or_reset, reset
+from serving.prediction.direct import DirectPrediction
+from serving.prediction.socket_loan import SocketLoan
 
 MOST_CALLS = 8192
 """Calls in progress in one worker; further ones are told RESOURCE_EXHAUSTED."""
@@ -30,6 +32,9 @@ BURST_BYTES = 512 * 1024
 PIECE_BYTES = 256 * 1024
 """Bytes of answers after which the loop turns, or the client's kernel takes megabytes at once."""
 _JOINED_BYTES = 64 * 1024
+MOST_LENT_BYTES = 8 * 1024
+"""Of an answer that a model's thread may write itself: the windows are reserved for so much."""
+_MOST_LENT_PAYLOAD = MOST_LENT_BYTES + 5  # with what stands before a message
 CROWDED = "this server has all the connections that it takes: come back later"
 
 
@@ -73,6 +78,8 @@ class Connection(asyncio.Protocol):
         self._unfinished_since = 0.0
         self._write_by = 0.0  # when the client must have read what is written; 0: nothing waits
         self._unread = 0  # bytes written that the client has not taken
+        self._descriptor = -1  # of the socket, where bytes may go there as they are
+        self._lent: DirectPrediction | None = None  # whose thread may write to the socket now
         self._refuse_by = 0.0  # when no more calls are taken, if the client does not say sooner that it knows
 
     @property
@@ -84,6 +91,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # noqa: D102
         self.transport = transport
+        sock = transport.get_extra_info("socket")
+        if sock is not None and transport.get_extra_info("sslcontext") is None:
+            self._descriptor = sock.fileno()
         room = self.guard.room()
         self.guard.connections.add(self)
         if room > 0:
@@ -96,6 +106,7 @@ class Connection(asyncio.Protocol):
             self._cut("crowded", ErrorCode.ENHANCE_YOUR_CALM, CROWDED)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
+        self._recover()  # the socket is closed when this returns: no thread may be writing to it then
         self.guard.connections.discard(self)
         self.http2.close(ErrorCode.NO_ERROR)
         self._leave()
@@ -198,6 +209,40 @@ class Connection(asyncio.Protocol):
         self.http2.replenish(call.id)
         self._flush_soon()
 
+    # Writing by a model's thread
+
+    def lend(self, call: Call, prediction: DirectPrediction) -> SocketLoan | None:
+        """Lend the socket for the whole answer of a call, where nothing waits to be written, and room for it."""
+        if (
+            self._lent is not None
+            or self._descriptor < 0
+            or self._paused
+            or self.transport.get_write_buffer_size()
+            or self.transport.is_closing()
+            or not self.http2.reserve(call.id, _MOST_LENT_PAYLOAD)
+        ):
+            return None
+        self._lent = prediction
+        return SocketLoan(self._descriptor)
+
+    def recovered(self, call: Call, rest: bytes | None, size: int) -> None:
+        """Go on where an answer with `size` bytes of payload is written but for its `rest`; None: it is not."""
+        self._lent = None
+        if rest is None:
+            self.http2.give_back(_MOST_LENT_PAYLOAD)
+            return
+        if rest and not self.transport.is_closing():
+            self.transport.write(rest)
+        self.http2.give_back(_MOST_LENT_PAYLOAD - size)
+        self.http2.end(call.id)
+        self._forget(call)
+        if self.http2.has_output:
+            self._flush_soon()
+
+    def _recover(self) -> None:
+        if self._lent is not None:
+            self._lent.recover()
+
     # Writing
 
     def _flush_soon(self) -> None:
@@ -221,6 +266,7 @@ class Connection(asyncio.Protocol):
 
     def _write(self, limit: int) -> list[int]:
         """Write up to `limit` bytes of payload, and all else; return the streams of which no more waits."""
+        self._recover()
         chunks, drained = self.http2.output(limit)
         if self.transport.is_closing():
             return drained

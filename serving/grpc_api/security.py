@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from serving.access.access import Access
-from serving.access.principal import Principal, Scope
+from serving.access.principal import Scope
 from serving.errors import InvalidRequest
 from serving.http2.hpack import Headers
 
@@ -48,17 +48,6 @@ def judge_of(access: Access, method: str) -> Judge | None:
         return lambda: access.decide(credential, scope)
 
     return judge
-
-
-def caller_of(access: Access, headers: Headers, among: frozenset[str] | None) -> Principal:
-    """Return who makes a call that predicts; among: see `Access.decide`.
-
-    Raises Unauthenticated, Forbidden, or InvalidRequest where two credentials are sent.
-    """
-    given = _authorizations(headers)
-    if len(given) > 1:
-        _refuse_two()
-    return access.decide(given[0] if given else None, "predict", among=among)
 
 
 def deployer(access: Access, headers: Headers) -> str:

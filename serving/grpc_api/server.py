@@ -15,11 +15,13 @@ from serving.grpc_api.connection import LINGER_S, Connection
 from serving.grpc_api.connection_reaper import ConnectionReaper, Timeouts
 from serving.grpc_api.head import Head, Method, head_of
 from serving.grpc_api.health import Health
+from serving.grpc_api.prediction import CODECS, ROUTES
 from serving.grpc_api.reflection import Reflection
 from serving.grpc_api.service import Service
 from serving.grpc_api.status import Status
 from serving.http2.hpack import MAX_LIST_BYTES, Headers
 from serving.metrics.metrics import Metrics
+from serving.prediction.endpoints import EndpointTable
 from serving.protocols.messages import HEALTH, REFLECTION, REFLECTION_ALPHA, SERVICE, message, reader
 
 _SWEEP_S = 0.25
@@ -46,7 +48,18 @@ class GrpcServer:
         patience: Timeouts | None = None,
     ) -> None:
         self._fleet = fleet
-        self._service = Service(fleet, metrics, access, pool)
+        endpoints = EndpointTable(
+            ROUTES,
+            CODECS,
+            metrics=metrics,
+            access=access,
+            authorized=True,  # before a message is read
+            pool=pool,
+            max_text_bytes=max_bytes,
+            max_body_bytes=max_bytes,
+        )
+        endpoints.follow(fleet)
+        self._service = Service(fleet, metrics, access, endpoints, pool)
         self._address = address
         self._grace = grace
         self._max_bytes = max_bytes

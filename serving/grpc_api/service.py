@@ -16,11 +16,13 @@ from serving.deploy.fleet import Fleet
 from serving.errors import InvalidRequest, ModelNotFound, NotReady, QueueFull, ServingError
 from serving.grpc_api.call import Call
 from serving.grpc_api.head import Method
-from serving.grpc_api.prediction import Prediction, Predictor
+from serving.grpc_api.prediction import Predictor, StreamPrediction, UnaryPrediction
 from serving.grpc_api.security import deployer, judge_of
 from serving.metrics.metrics import Metrics
+from serving.prediction.endpoints import EndpointTable
 from serving.protocols.infer_codec import opening_of
-from serving.protocols.messages import STREAM, UNARY, message, pool, reader
+from serving.protocols.messages import STREAM, UNARY, message, reader
+from serving.protocols.messages import pool as descriptors
 from serving.protocols.protobuf_wire import Parts, field, field_head
 from serving.repository import transitions
 from serving.tensor_bytes import Buffer
@@ -35,16 +37,18 @@ _FINAL = field(0x22, field(0x0A, b"triton_final_response"), field(0x12, b"\x08\x
 class Service:
     """The calls; each takes a request message and returns a response message, or raises ServingError."""
 
-    def __init__(self, fleet: Fleet, metrics: Metrics | None, access: Access, codecs: CodecPool) -> None:
+    def __init__(
+        self, fleet: Fleet, metrics: Metrics | None, access: Access, endpoints: EndpointTable, pool: CodecPool
+    ) -> None:
         self._access = access
         self._fleet = fleet
         self._metrics = metrics
-        self._predictor = Predictor(fleet, metrics, codecs, access)
+        self._predictor = Predictor(fleet, endpoints, pool)
         self._responses = {method: message(f"{method}Response") for method in UNARY}
         self._stream_response = message(f"{STREAM}Response")
 
     def _made(self, method: str, facts: dict[str, Any]) -> Any:
-        return ParseDict(facts, self._responses[method](), descriptor_pool=pool)
+        return ParseDict(facts, self._responses[method](), descriptor_pool=descriptors)
 
     async def server_live(self, request: Any, context: Any) -> Any:
         """Answer that the event loop turns."""
@@ -104,23 +108,16 @@ class Service:
 
     def infer(self, call: Call, request: Buffer) -> None:
         """Predict, without a coroutine."""
-
-        def finish(made: bytes | Parts | ServingError) -> None:
-            call.prediction = None  # the two would hold each other, and with them the rows and the model
-            if isinstance(made, ServingError):
-                call.refuse(made)
-            else:
-                call.answer(made)
-
-        prediction = self._predictor.start(request, call, finish)
-        if not prediction.finished:
+        prediction = UnaryPrediction(call)
+        self._predictor.start(request, prediction)
+        if not prediction.done:
             call.prediction = prediction
 
     async def stream(self, requests: AsyncIterator[Buffer], call: Call) -> AsyncIterator[bytes | Parts]:
         """Predict for each request of a stream, several at a time; answers carry the ids and come as they are done."""
         answers: asyncio.Queue[tuple[bytes | Parts, int] | None] = asyncio.Queue()
         room = asyncio.Semaphore(MOST_IN_FLIGHT)
-        running: dict[int, Prediction] = {}
+        running: dict[int, StreamPrediction] = {}
 
         async def read() -> None:
             number = 0
@@ -155,8 +152,9 @@ class Service:
                 else:
                     answers.put_nowait(([field_head(_RESPONSE, size + len(_FINAL)), *made, _FINAL], size))
 
-            prediction = self._predictor.start(request, call, finish)
-            if not prediction.finished:
+            prediction = StreamPrediction(call, finish)
+            self._predictor.start(request, prediction)
+            if not prediction.done:
                 running[number] = prediction
 
         reading = asyncio.create_task(read())

@@ -314,6 +314,28 @@ class Connection(Generic[R]):
         self._end(stream)
         return True
 
+    def reserve(self, stream_id: int, most: int) -> bool:
+        """Keep room for a response with up to `most` bytes of payload, which another writes, and nothing before it.
+
+        Return False where the windows have none, or something waits to be written.
+        """
+        stream = self.streams.get(stream_id)
+        outbox = self._outbox
+        if stream is None or self._prefix or outbox.has_output or not outbox.fits(stream, most):
+            return False
+        outbox.window -= most
+        return True
+
+    def give_back(self, unused: int) -> None:
+        """Give back what was reserved and is not used."""
+        self._outbox.window += unused
+
+    def end(self, stream_id: int) -> None:
+        """Take note that another has written a whole response."""
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self._end(stream)
+
     def send_headers(self, stream_id: int, block: bytes) -> None:
         """Send the headers of a response; `block` as `hpack.literal` writes them."""
         if stream_id in self.streams:

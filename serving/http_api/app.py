@@ -28,15 +28,16 @@ from serving.heartbeat import Heartbeat
 from serving.http_api import admin, docs, metadata, repository_api, triton
 from serving.http_api.answer import METHOD_TEXT, error_body, error_headers, status_of
 from serving.http_api.connection_reaper import Timeouts
-from serving.http_api.endpoints import TEMPLATES, EndpointTable, prepare
 from serving.http_api.fast_path_state import FastPathState
 from serving.http_api.metrics_middleware import Observed
 from serving.http_api.parameters import taken
+from serving.http_api.prediction_paths import CODECS, ROUTES
 from serving.http_api.public_url import Prefix, redirect_relatively
 from serving.http_api.route import prediction_routes
 from serving.metrics.metrics import Metrics
+from serving.prediction.endpoints import EndpointTable
 from serving.protocols import strict_json
-from serving.protocols.codec import LENGTH
+from serving.protocols.http_codec import LENGTH
 from serving.repository.traffic import sentence
 from serving.repository.traffic_store import TrafficStore
 from serving.settings import Settings
@@ -118,18 +119,20 @@ def create_app(
         metrics=metrics,
         heartbeat=heartbeat,
     )
-    app.state.fleet.prepare.append(prepare)
     app.state.access = access
     app.state.companion = companion(app.state.fleet, metrics, access, bodies, pool) if companion is not None else None
-    app.state.targets = EndpointTable(
-        metrics,
-        access,
+    endpoints = EndpointTable(
+        ROUTES,
+        CODECS,
+        metrics=metrics,
+        access=access,
         pool=pool,
-        max_json_bytes=min(settings.max_json_bytes, settings.max_body_bytes),
+        max_text_bytes=min(settings.max_json_bytes, settings.max_body_bytes),
         max_body_bytes=settings.max_body_bytes,
     )
-    routes = {t: metrics.route(t, "POST") for t in TEMPLATES.values()} if metrics is not None else {}
-    paths = app.state.targets.paths if settings.fast_path else {}
+    endpoints.follow(app.state.fleet)
+    routes = {t: metrics.route(t, "POST") for t in ROUTES.values()} if metrics is not None else {}
+    paths = endpoints.paths if settings.fast_path else {}
     patience = Timeouts(
         head_s=settings.head_s,
         body_s=settings.body_s,
@@ -143,7 +146,7 @@ def create_app(
     app.state.shared = FastPathState(patience, paths=paths, routes=routes, bodies=bodies)
     if metrics is not None:
         app.state.shared.cut = metrics.cut
-    app.router.routes.extend(prediction_routes(app.state.fleet, app.state.targets, access, bodies))
+    app.router.routes.extend(prediction_routes(app.state.fleet, endpoints, access, bodies))
     app.include_router(metadata.health_router)
     app.include_router(triton.router)  # before: its /v2/models/stats is no model called stats
     app.include_router(metadata.router)
@@ -176,7 +179,7 @@ def create_app(
     app.add_middleware(
         Observed,
         metrics=metrics,
-        paths=app.state.targets.paths,
+        paths=endpoints.paths,
         bodies=bodies,
     )
     return app
@@ -185,8 +188,6 @@ def create_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     fleet: Fleet = app.state.fleet
-    loop = asyncio.get_running_loop()
-    fleet.changed.append(lambda: app.state.targets.bind(fleet, loop))
     deployment: Deployment | None = app.state.deployment
     if deployment is not None:
         deployment.start()

@@ -8,7 +8,6 @@ the same functions decode and encode there, so the answers are the same bytes.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,16 +18,18 @@ from serving.engine.admission import ByteBudget
 from serving.errors import InvalidRequest, ServingError
 from serving.http_api.answer import request_id
 from serving.http_api.connection import CUT_SHORT, Connection
+from serving.http_api.fast_path_prediction import FastPathPrediction, written
 from serving.http_api.fast_path_state import FastPathState
 from serving.http_api.parsed_head import ParsedHead, parsed_head
 from serving.http_api.pipelining import Busy, Flow, Writer
-from serving.http_api.prediction import Call, Endpoint
-from serving.http_api.request_options import NOTHING, PRIORITY, TIMEOUT, RequestOptions, request_options
-from serving.http_api.security import admit
 from serving.linux.tcp import has_left
-from serving.metrics.recorders import RouteMetrics
-from serving.protocols.codec import LENGTH, Blobs
-from serving.protocols.headers import JSON, HeaderList, Headers
+from serving.prediction.authorization import authorize
+from serving.prediction.endpoint import Endpoint
+from serving.prediction.request_options import DEFAULTS, PRIORITY, TIMEOUT, RequestOptions, request_options
+from serving.prediction.socket_loan import SocketLoan
+from serving.protocols.codec import Blobs
+from serving.protocols.headers import HeaderList, Headers
+from serving.protocols.http_codec import LENGTH
 from serving.tensor_bytes import Buffer
 
 # A header that asks for more than the fast path does.
@@ -50,33 +51,6 @@ LINGER_S = 0.5
 """Seconds that an idle connection stays open when draining, to tell a client that is just writing that it ends."""
 
 
-class _Turn(Call):
-    """One plain request on a connection."""
-
-    __slots__ = ("fast_path", "id", "route")
-
-    def __init__(self, fast_path: FastPath, identity: bytes, route: RouteMetrics | None) -> None:
-        self.fast_path = fast_path
-        self.id = identity
-        self.route = route
-        if route is not None:
-            route.in_flight += 1
-
-    @property
-    def sender(self) -> int:
-        return id(self.fast_path)  # no reference: who is remembered may have gone
-
-    def finish(self, status: int, headers: HeaderList, body: bytes | Blobs, kind: bytes = JSON) -> None:
-        if self.route is not None:
-            self.count(status)
-        self.fast_path.write_answer(self.id, status, headers, body, kind)
-
-    def count(self, status: int) -> None:
-        if self.route is not None:
-            self.route.in_flight -= 1
-            self.route.finished(status, time.monotonic() - self.began)
-
-
 class FastPath(Connection):
     """One connection. `shared` is set on the subclass that `fast_path_for` makes.
 
@@ -87,10 +61,11 @@ class FastPath(Connection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._turn: _Turn | None = None  # the plain request that is being answered
-        self._target: Endpoint | None = None  # of the plain request that is being read
+        self._prediction: FastPathPrediction | None = None  # the plain request that is being answered
+        self._endpoint: Endpoint | None = None  # of the plain request that is being read
         self._body: bytes | bytearray | BodyBuffer = b""
         self._length = 0
+        self._descriptor = -1  # of the socket, where bytes may go there as they are
         self._binary = False  # raw tensors stand behind the JSON
         self._burst = 0
         self._id: bytes | None = None
@@ -98,7 +73,7 @@ class FastPath(Connection):
         self._asked = False  # whether the client is still there, since it says no more
         self._chunk = b""  # what the parser is given, where a request begins with its first byte
         self._known: ParsedHead | None = None  # of the last plain request
-        self._asks = NOTHING
+        self._options = DEFAULTS
         self._held = 0  # bytes of its body that are counted
         self._last = False  # the answer that is being written ends the connection
         self._rest: Iterator[bytes | memoryview] | None = None  # of a large answer that is being written
@@ -107,18 +82,23 @@ class FastPath(Connection):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # noqa: D102
         super().connection_made(transport)
         self.flow = Flow(transport, self.pipeline)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and transport.get_extra_info("sslcontext") is None:
+            self._descriptor = sock.fileno()
 
     def data_received(self, data: bytes) -> None:
         """Answer at once where the head is the one before; else let the parser look.
 
         That head is known to this connection alone: what one caller sends decides nothing about another's.
         """
+        if self._prediction is not None:
+            self._prediction.recover_if_written()
         known = self._known
         if known is not None and not self._midway and (again := known.same(data)) is not None and self._free():
-            target = self.shared.paths.get(known.url)
-            if target is not None and len(again[1]) <= target.max_json_bytes:
+            endpoint = self.shared.paths.get(known.url)
+            if endpoint is not None and len(again[1]) <= endpoint.max_text_bytes:
                 self._id = None
-                self._begin(target, *again, known.asks)
+                self._begin(endpoint, *again, known.options)
                 return
         self._chunk = b"" if self._midway else data
         super().data_received(data)
@@ -127,7 +107,7 @@ class FastPath(Connection):
     def _free(self) -> bool:
         """Tell whether no answer is owed on this connection."""
         return (
-            self._turn is None
+            self._prediction is None
             and self._rest is None
             and not self.pipeline
             and (self.cycle is None or self.cycle.response_complete)
@@ -135,30 +115,30 @@ class FastPath(Connection):
 
     def _owes(self) -> bool:
         """Tell whether a plain request has not its whole answer yet."""
-        return self._turn is not None or self._rest is not None
+        return self._prediction is not None or self._rest is not None
 
     def _is_idle(self) -> bool:
         return not self._owes() and super()._is_idle()
 
     def _unanswered(self) -> bool:
-        return self._target is not None or (not self._owes() and super()._unanswered())
+        return self._endpoint is not None or (not self._owes() and super()._unanswered())
 
     def body_bytes(self) -> int:  # noqa: D102
-        return super().body_bytes() if self._target is None else len(self._body)
+        return super().body_bytes() if self._endpoint is None else len(self._body)
 
     def on_message_begin(self) -> None:  # noqa: D102
         self.begin_head()
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
-        self._target = None
+        self._endpoint = None
 
     def on_headers_complete(self) -> None:  # noqa: D102
-        target = self.shared.paths.get(self.url)
-        if target is not None and self._plain(target) and self._welcome(target):
+        endpoint = self.shared.paths.get(self.url)
+        if endpoint is not None and self._plain(endpoint) and self._welcome(endpoint):
             self.judge_head()
             self._in_head = False
-            self._target = target
+            self._endpoint = endpoint
             if self._length > ByteBudget.FREE:
                 self.shared.bodies.hold(self._length)
                 self._held = self._length
@@ -176,7 +156,7 @@ class FastPath(Connection):
         if self._closing and not self.pipeline:
             self.cycle.keep_alive = False  # uvicorn then says `connection: close`
 
-    def _plain(self, target: Endpoint) -> bool:
+    def _plain(self, endpoint: Endpoint) -> bool:
         """Tell whether the fast path may answer, from the method, the headers and what the connection is doing."""
         parser = self.parser
         if not self._free() or parser.get_method() != b"POST":
@@ -202,26 +182,26 @@ class FastPath(Connection):
         self._length = int(length)
         if asking:
             try:
-                self._asks = request_options(self.headers)
+                self._options = request_options(self.headers)
             except InvalidRequest:
                 return False  # the other path says what is wrong with it
         else:
-            self._asks = NOTHING
+            self._options = DEFAULTS
         # What is too much to hold is refused on the other path.
-        most = target.max_body_bytes if self._binary and target.codec.raw_tensors else target.max_json_bytes
+        most = endpoint.max_body_bytes if self._binary and endpoint.codec.raw_tensors else endpoint.max_text_bytes
         return self._length <= most and (self._length <= ByteBudget.FREE or self.shared.bodies.fits(self._length))
 
-    def _welcome(self, target: Endpoint) -> bool:
+    def _welcome(self, endpoint: Endpoint) -> bool:
         """Tell whether a body from this caller is worth reading; uvicorn's way refuses the others before theirs."""
         try:
-            if target.access is not None:
-                admit(target.access, self.headers, "predict", target.model.limits.callers)
+            if endpoint.access is not None:
+                authorize(endpoint.access, self.headers, "predict", endpoint.model.limits.callers)
         except ServingError:
             return False
         return True
 
     def on_body(self, body: bytes) -> None:  # noqa: D102
-        if self._target is None:
+        if self._endpoint is None:
             super().on_body(body)
             return
         self._burst += len(body)
@@ -248,51 +228,81 @@ class FastPath(Connection):
 
     def on_message_complete(self) -> None:  # noqa: D102
         chunk, self._chunk = self._chunk, b""  # what follows in it does not begin with its first byte
-        target = self._target
-        if target is None:
+        endpoint = self._endpoint
+        if endpoint is None:
             super().on_message_complete()
             return
         self._midway = False
-        self._target = None
+        self._endpoint = None
         body, self._body = self._body, b""
         if self._id is None and chunk:
-            self._known = parsed_head(chunk, self.url, self.headers, len(body), self._asks)
-        self._begin(target, self.headers, body.received() if isinstance(body, BodyBuffer) else body, self._asks)
+            self._known = parsed_head(chunk, self.url, self.headers, len(body), self._options)
+        self._begin(endpoint, self.headers, body.received() if isinstance(body, BodyBuffer) else body, self._options)
 
-    def _begin(self, target: Endpoint, headers: Headers, body: Buffer, asks: RequestOptions) -> None:
-        turn = self._turn = _Turn(self, request_id(self._id), self.shared.routes.get(target.template))
-        turn.start(target, headers, body, asks)
+    def _begin(self, endpoint: Endpoint, headers: Headers, body: Buffer, options: RequestOptions) -> None:
+        route = self.shared.routes.get(endpoint.route)
+        prediction = self._prediction = FastPathPrediction(self, request_id(self._id), route)
+        prediction.start(endpoint, headers, body, options)
 
     def refuse(self, fault: tuple[int, str, str]) -> None:
         """Let go of what was read of a body that will not be read to its end."""
         self._known = None  # what follows is thrown away, known or not
         super().refuse(fault)
-        if self._target is not None:
-            self._target = None
+        if self._endpoint is not None:
+            self._endpoint = None
             self._body = b""
             self._release()
 
-    def write_answer(self, identity: bytes, status: int, extra: HeaderList, body: bytes | Blobs, kind: bytes) -> None:
-        """Write the answer of the request in progress, and let what waits behind it begin."""
-        self._turn = None
+    def write_answer(  # noqa: D102
+        self, identity: bytes, status: int, headers: HeaderList, body: bytes | Blobs, kind: bytes
+    ) -> None:
+        self._prediction = None
         if self._held:
             self._release()
         if self.transport.is_closing():
             return
-        last = self._closing and not self.pipeline and not self._midway
+        last = self._is_last()
         head = self.shared.head(status, kind, self.server_state.default_headers)
-        if extra or last:
-            head += b"".join([b"%b: %b\r\n" % pair for pair in extra])
-            head += b"connection: close\r\n" if last else b""
+        if last:
+            headers = [*headers, (b"connection", b"close")]
         if isinstance(body, bytes):
-            answer = b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (head, len(body), identity, body)
-            self.transport.write(answer)
+            self.transport.write(written(head, headers, body, identity))
+            self._end_answer(last)
         else:
-            self.transport.write(b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n" % (head, body.size, identity))
+            lines = b"".join([b"%b: %b\r\n" % pair for pair in headers])
+            self.transport.write(
+                b"%b%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n" % (head, lines, body.size, identity)
+            )
             self._rest, self._rest_bytes = body.pieces(), body.size
             self._write_on(last)
+
+    def _is_last(self) -> bool:
+        return self._closing and not self.pipeline and not self._midway
+
+    def lend(self) -> SocketLoan | None:
+        """Lend the socket where nothing waits to be written, and nothing but the answer to this request is owed."""
+        if (
+            self._descriptor < 0
+            or self._closing
+            or self.pipeline
+            or self.transport.get_write_buffer_size()
+            or self.transport.is_closing()
+        ):
+            return None
+        return SocketLoan(self._descriptor)
+
+    def heads(self) -> dict[tuple[int, bytes], bytes]:  # noqa: D102
+        return self.shared.heads(self.server_state.default_headers)
+
+    def end_answer(self, rest: bytes) -> None:  # noqa: D102
+        self._prediction = None
+        if self._held:
+            self._release()
+        if self.transport.is_closing():
             return
-        self._end_answer(last)
+        if rest:
+            self.transport.write(rest)
+        self._end_answer(self._is_last())
 
     def _write_on(self, last: bool) -> None:
         """Write the next piece of a large answer; the loop turns between them, or the kernel took megabytes at once."""
@@ -306,7 +316,7 @@ class FastPath(Connection):
             self.loop.call_soon(self._write_on, last)
         else:
             self._rest = None
-            self._end_answer(last or (self._closing and not self.pipeline and not self._midway))
+            self._end_answer(last or self._is_last())
 
     def _end_answer(self, last: bool) -> None:
         self.note_answer()
@@ -345,15 +355,19 @@ class FastPath(Connection):
             self._write_on(self._last)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
+        prediction = self._prediction
+        # The socket is closed when this returns: no thread may be writing to it then.
+        if prediction is not None and not prediction.recover():
+            prediction.cancel()
+            prediction.count(499)
+        self._prediction = self._rest = None
         super().connection_lost(exc)
         self._release()
-        turn, self._turn, self._rest = self._turn, None, None
-        if turn is not None:
-            turn.cancel()
-            turn.count(499)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
         """Answer a client that says no more, if it has asked for something; `printf ... | nc` does so."""
+        if self._prediction is not None:
+            self._prediction.recover()  # its answer is to say that it is the last
         if self._over or self._is_idle() or (self._midway and self._unanswered()):
             return False  # the transport closes itself
         if self._midway:
@@ -374,7 +388,7 @@ class FastPath(Connection):
         cycle = self.cycle
         if self.transport.is_closing() or self._free() or self._rest is not None:
             return
-        if self._turn is None and (cycle.response_started or cycle.scope["http_version"] != "1.1"):
+        if self._prediction is None and (cycle.response_started or cycle.scope["http_version"] != "1.1"):
             return
         if not self._asked:
             self._asked = True
@@ -389,6 +403,8 @@ class FastPath(Connection):
 
         Closing at once what is idle this very moment would reset a client that has just sent its next request.
         """
+        if self._prediction is not None:
+            self._prediction.recover()  # its answer is to say that it is the last
         self._closing = True
         if self._over:
             super().shutdown()

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from serving.http_api.connection_reaper import ConnectionReaper
-from serving.http_api.prediction import Endpoint
 from serving.metrics.recorders import RouteMetrics
+from serving.prediction.endpoint import Endpoint
+from serving.protocols.headers import BINARY, JSON
 
 
 @dataclass(slots=True)
@@ -16,19 +17,29 @@ class FastPathState(ConnectionReaper):
     """What all fast path connections of one worker share."""
 
     paths: dict[bytes, Endpoint] = field(default_factory=dict)
-    """Raw request target to prediction target; replaced entry by entry as models come and go. Empty: no fast path."""
+    """Endpoints by raw request target; replaced entry by entry as models come and go. Empty: no fast path."""
     routes: dict[str, RouteMetrics] = field(default_factory=dict)
     """Counters by route template; empty where metrics are off."""
-    defaults: list[tuple[bytes, bytes]] = field(default_factory=list)
-    heads: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
+    _defaults: list[tuple[bytes, bytes]] = field(default_factory=list)
+    _heads: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
+
+    def heads(self, defaults: list[tuple[bytes, bytes]]) -> dict[tuple[int, bytes], bytes]:
+        """Return the heads of answers with status 200, and those of others that were made, by status and content type.
+
+        A head is status line, uvicorn's own headers and content type. `defaults` is a new list each second, for the
+        date, and so is what is returned: what a thread was given does not change.
+        """
+        if defaults is not self._defaults:
+            self._defaults, self._heads = defaults, {}
+            for kind in (JSON, BINARY):
+                self.head(200, kind, defaults)
+        return self._heads
 
     def head(self, status: int, kind: bytes, defaults: list[tuple[bytes, bytes]]) -> bytes:
-        """Return status line, uvicorn's own headers and content type; the list is new each second, for the date."""
-        if defaults is not self.defaults:
-            self.defaults = defaults
-            self.heads.clear()
-        made = self.heads.get((status, kind))
+        """Return the head of an answer."""
+        heads = self.heads(defaults)
+        made = heads.get((status, kind))
         if made is None:
             lines = b"".join([b"%b: %b\r\n" % pair for pair in defaults])
-            made = self.heads[status, kind] = b"%b%bcontent-type: %b\r\n" % (STATUS_LINE[status], lines, kind)
+            made = heads[status, kind] = b"%b%bcontent-type: %b\r\n" % (STATUS_LINE[status], lines, kind)
         return made

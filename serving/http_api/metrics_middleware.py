@@ -13,16 +13,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.engine.admission import ByteBudget
 from serving.http_api.answer import request_id
-from serving.http_api.prediction import Endpoint
 from serving.http_api.route import answer
 from serving.metrics.metrics import Metrics
+from serving.prediction.endpoint import Endpoint
 from serving.protocols.headers import header
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 
 
 class Observed:
-    """Pure ASGI; wraps `app`. paths: prediction targets by raw path, for requests that need nothing of the app."""
+    """Pure ASGI; wraps `app`. paths: endpoints by raw path, for requests that need nothing of the app."""
 
     def __init__(
         self, app: ASGIApp, *, metrics: Metrics | None, paths: dict[bytes, Endpoint], bodies: ByteBudget
@@ -52,13 +52,13 @@ class Observed:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", identity)]
             await send(message)
 
-        target = self._paths.get(scope.get("raw_path", b"")) if scope["method"] == "POST" else None
-        if target is not None and header(headers, b"origin") is not None:
-            target = None  # cross-origin requests need the CORS middleware
-        self._scopes[id(scope)] = scope, target
+        endpoint = self._paths.get(scope.get("raw_path", b"")) if scope["method"] == "POST" else None
+        if endpoint is not None and header(headers, b"origin") is not None:
+            endpoint = None  # cross-origin requests need the CORS middleware
+        self._scopes[id(scope)] = scope, endpoint
         try:
-            if target is not None:
-                await answer(target, scope, receive, observed_send, self._bodies)
+            if endpoint is not None:
+                await answer(endpoint, scope, receive, observed_send, self._bodies)
             else:
                 await self._app(scope, receive, observed_send)
         except Exception:
@@ -67,13 +67,13 @@ class Observed:
         finally:
             del self._scopes[id(scope)]
             if self._metrics is not None:
-                self._metrics.route(*_labels(scope, target)).finished(status, time.monotonic() - began)
+                self._metrics.route(*_labels(scope, endpoint)).finished(status, time.monotonic() - began)
 
     def _in_progress(self) -> Iterator[tuple[str, str]]:
         """Return route and method of each request in progress: which route it is, is known some time after it began."""
-        return (_labels(scope, target) for scope, target in self._scopes.copy().values())
+        return (_labels(scope, endpoint) for scope, endpoint in self._scopes.copy().values())
 
 
-def _labels(scope: Scope, target: Endpoint | None) -> tuple[str, str]:
-    route = target.template if target is not None else getattr(scope.get("route"), "path", "unknown")
+def _labels(scope: Scope, endpoint: Endpoint | None) -> tuple[str, str]:
+    route = endpoint.route if endpoint is not None else getattr(scope.get("route"), "path", "unknown")
     return route, scope["method"] if scope["method"] in _METHODS else "other"

@@ -10,7 +10,7 @@ import re
 from typing import NamedTuple
 
 from serving.engine.admission import ByteBudget
-from serving.http_api.request_options import RequestOptions
+from serving.prediction.request_options import RequestOptions
 from serving.protocols.headers import HeaderList
 
 _LONGEST = 1024
@@ -31,7 +31,7 @@ class ParsedHead(NamedTuple):
     url: bytes
     headers: HeaderList
     length_at: int
-    asks: RequestOptions
+    options: RequestOptions
 
     def same(self, chunk: bytes) -> tuple[HeaderList, bytes] | None:
         """Return headers and body if `chunk` is just one request with this head, of whatever length."""
@@ -54,7 +54,9 @@ class ParsedHead(NamedTuple):
         return headers, chunk[end:]
 
 
-def parsed_head(chunk: bytes, url: bytes, headers: HeaderList, length: int, asks: RequestOptions) -> ParsedHead | None:
+def parsed_head(
+    chunk: bytes, url: bytes, headers: HeaderList, length: int, options: RequestOptions
+) -> ParsedHead | None:
     """Return what to keep of a plain request whose body has `length` bytes; None if `chunk` is not just that request.
 
     The caller sees to it that the request began with the first byte of `chunk`. Were there anything behind its body,
@@ -72,4 +74,4 @@ def parsed_head(chunk: bytes, url: bytes, headers: HeaderList, length: int, asks
         return None
     at = head.count(b"\n", 0, found.start(1)) - 1
     exact = length if length <= ByteBudget.FREE else -1  # what is larger is counted, by the other way
-    return ParsedHead(head, exact, head[: found.start(1)], head[found.end(1) :], url, headers, at, asks)
+    return ParsedHead(head, exact, head[: found.start(1)], head[found.end(1) :], url, headers, at, options)

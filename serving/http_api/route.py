@@ -15,12 +15,15 @@ from serving.deploy.fleet import Fleet
 from serving.engine.admission import ByteBudget
 from serving.errors import InvalidRequest, ModelNotFound, PayloadTooLarge, ServingError, UnsupportedMediaType
 from serving.http_api.answer import METHOD_TEXT, error_body, error_headers, status_of
-from serving.http_api.endpoints import TEMPLATES, EndpointTable
-from serving.http_api.prediction import Call, Endpoint
-from serving.http_api.request_options import RequestOptions, request_options
-from serving.http_api.security import admit
-from serving.protocols.codec import LENGTH, USE_BINARY, Blobs
+from serving.http_api.prediction_paths import ROUTES
+from serving.prediction.authorization import authorize
+from serving.prediction.endpoint import Endpoint
+from serving.prediction.endpoints import EndpointTable
+from serving.prediction.prediction import Prediction
+from serving.prediction.request_options import RequestOptions, request_options
+from serving.protocols.codec import Blobs
 from serving.protocols.headers import JSON, HeaderList, Headers, header
+from serving.protocols.http_codec import LENGTH, USE_BINARY, Encoded
 from serving.tensor_bytes import Buffer
 
 WATCH_AFTER_S = 0.05
@@ -30,15 +33,15 @@ class ClientLeft(Exception):
     """The client closed the connection before its request was whole."""
 
 
-def prediction_routes(fleet: Fleet, targets: EndpointTable, access: Access, bodies: ByteBudget) -> list[BaseRoute]:
+def prediction_routes(fleet: Fleet, endpoints: EndpointTable, access: Access, bodies: ByteBudget) -> list[BaseRoute]:
     """Make one route for each prediction path template."""
     return [
         Route(
             template,
-            PredictionRoute(protocol, template, fleet, targets, access, bodies),
+            PredictionRoute(protocol, template, fleet, endpoints, access, bodies),
             include_in_schema=False,
         )
-        for (protocol, _), template in TEMPLATES.items()
+        for (protocol, _), template in ROUTES.items()
     ]
 
 
@@ -46,13 +49,13 @@ class PredictionRoute:
     """An ASGI application for one prediction path template."""
 
     def __init__(  # noqa: PLR0917
-        self, protocol: str, template: str, fleet: Fleet, targets: EndpointTable, access: Access, bodies: ByteBudget
+        self, protocol: str, template: str, fleet: Fleet, endpoints: EndpointTable, access: Access, bodies: ByteBudget
     ) -> None:
         self._bodies = bodies
         self._protocol = protocol
         self._template = template
         self._fleet = fleet
-        self._targets = targets
+        self._endpoints = endpoints
         self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,45 +65,45 @@ class PredictionRoute:
             await respond(send, 405, [(b"allow", b"POST")], error_body(error))
             return
         try:
-            admit(self._access, scope["headers"], "predict")  # before a stranger learns which models there are
+            authorize(self._access, scope["headers"], "predict")  # before a stranger learns which models there are
             parameters = scope["path_params"]
             model = self._fleet.get(parameters["model"], parameters.get("version"), parameters.get("label"))
             path = self._template.format(**{**parameters, "model": model.name})
-            target = self._targets.paths.get(path.encode())
-            if target is None:
+            endpoint = self._endpoints.paths.get(path.encode())
+            if endpoint is None:
                 raise ModelNotFound(f"model {model.name!r} has just gone")
         except ServingError as error:
             await respond(send, status_of(error, self._protocol), error_headers(error), error_body(error))
             return
-        await answer(target, scope, receive, send, self._bodies)
+        await answer(endpoint, scope, receive, send, self._bodies)
 
 
-async def answer(target: Endpoint, scope: Scope, receive: Receive, send: Send, bodies: ByteBudget) -> None:
-    """Read a body under the limit and answer the prediction that it asks for."""
+async def answer(endpoint: Endpoint, scope: Scope, receive: Receive, send: Send, bodies: ByteBudget) -> None:
+    """Read a body under the limit and answer the prediction that it options for."""
     lease = Reservation(bodies)
     try:
-        await _answer(target, scope, receive, send, lease)
+        await _answer(endpoint, scope, receive, send, lease)
     finally:
         lease.end()
 
 
-async def _answer(target: Endpoint, scope: Scope, receive: Receive, send: Send, lease: Reservation) -> None:
+async def _answer(endpoint: Endpoint, scope: Scope, receive: Receive, send: Send, lease: Reservation) -> None:
     headers = scope["headers"]
     try:
-        if target.access is not None:
+        if endpoint.access is not None:
             # Before a stranger's body takes memory.
-            admit(target.access, headers, "predict", target.model.limits.callers)
-        asks = request_options(headers)
-        if target.codec.raw_tensors and header(headers, LENGTH) is not None:
-            body = await read_body(headers, receive, target.max_body_bytes, lease)
+            authorize(endpoint.access, headers, "predict", endpoint.model.limits.callers)
+        options = request_options(headers)
+        if endpoint.codec.raw_tensors and header(headers, LENGTH) is not None:
+            body = await read_body(headers, receive, endpoint.max_body_bytes, lease)
         else:
-            body = await _read_json(headers, receive, target.max_json_bytes, lease)
+            body = await _read_json(headers, receive, endpoint.max_text_bytes, lease)
     except ServingError as error:
-        await respond(send, status_of(error, target.protocol), error_headers(error), error_body(error))
+        await respond(send, status_of(error, endpoint.protocol), error_headers(error), error_body(error))
     except ClientLeft:
         return
     else:
-        await predict(target, scope, body, asks, receive, send)
+        await predict(endpoint, scope, body, options, receive, send)
 
 
 async def _read_json(headers: Headers, receive: Receive, limit: int, lease: Reservation) -> Buffer:
@@ -130,50 +133,55 @@ class Reservation:
         self._held = 0
 
 
-class _Awaited(Call):
+class AsgiPrediction(Prediction):
     """A prediction whose answer a coroutine waits for."""
 
-    __slots__ = ("answered", "client")
+    __slots__ = ("client", "finished")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, client: Hashable) -> None:
         self.client = client
-        self.answered: asyncio.Future[tuple[int, HeaderList, bytes | Blobs, bytes]] = loop.create_future()
+        self.finished: asyncio.Future[tuple[int, HeaderList, bytes | Blobs, bytes]] = loop.create_future()
 
     @property
-    def sender(self) -> Hashable:
+    def sender(self) -> Hashable:  # noqa: D102
         return self.client
 
-    def finish(self, status: int, headers: HeaderList, body: bytes | Blobs, kind: bytes = JSON) -> None:
-        if not self.answered.done():
-            self.answered.set_result((status, headers, body, kind))
+    def answer(self, response: Encoded) -> None:  # noqa: D102
+        if not self.finished.done():
+            self.finished.set_result((200, response[1], response[0], response[2]))
+
+    def refuse(self, error: ServingError) -> None:  # noqa: D102
+        if not self.finished.done():
+            status = status_of(error, self.endpoint.protocol)
+            self.finished.set_result((status, error_headers(error), error_body(error), JSON))
 
 
 async def predict(  # noqa: PLR0917  an ASGI call and what was read of it
-    target: Endpoint, scope: Scope, body: Buffer, asks: RequestOptions, receive: Receive, send: Send
+    endpoint: Endpoint, scope: Scope, body: Buffer, options: RequestOptions, receive: Receive, send: Send
 ) -> None:
     """Answer one prediction whose body is read; drop its rows if the client leaves before they run."""
     client = scope.get("client")  # address and port: its connection
-    call = _Awaited(target.loop, tuple(client) if client else None)
-    call.start(target, scope["headers"], body, asks)
-    if not call.answered.done():
+    call = AsgiPrediction(endpoint.loop, tuple(client) if client else None)
+    call.start(endpoint, scope["headers"], body, options)
+    if not call.finished.done():
         # A task that listens for the client's leaving costs as much as the rest: only slow answers get one.
-        watch = target.loop.call_later(WATCH_AFTER_S, _watch, call, receive)
+        watch = endpoint.loop.call_later(WATCH_AFTER_S, _watch, call, receive)
         try:
-            await call.answered
+            await call.finished
         except asyncio.CancelledError:
             call.cancel()
-            if not call.answered.cancelled():
+            if not call.finished.cancelled():
                 raise
             return
         finally:
             watch.cancel()
-    await respond(send, *call.answered.result())
+    await respond(send, *call.finished.result())
 
 
-def _watch(call: _Awaited, receive: Receive) -> None:
-    leaving = call.target.loop.create_task(_left(receive))
-    leaving.add_done_callback(lambda _: call.answered.cancel())
-    call.answered.add_done_callback(lambda _: leaving.cancel())
+def _watch(call: AsgiPrediction, receive: Receive) -> None:
+    leaving = call.endpoint.loop.create_task(_left(receive))
+    leaving.add_done_callback(lambda _: call.finished.cancel())
+    call.finished.add_done_callback(lambda _: leaving.cancel())
 
 
 async def _left(receive: Receive) -> None:

@@ -13,12 +13,24 @@ from typing import Any, NamedTuple
 from serving.engine.signature import Described
 from serving.engine.tensor_binder import RequestedOutput, TensorBinder
 from serving.errors import InvalidRequest
-from serving.protocols.infer_tensors import Codec, Decoded
+from serving.protocols.codec import (
+    INLINE_ANSWER_BYTES,
+    INLINE_BYTES,
+    RAW_INLINE_BYTES,
+    SMALL_ANSWER_BYTES,
+    Decoded,
+    Elsewhere,
+    Spare,
+)
+from serving.protocols.headers import Headers
+from serving.protocols.infer_tensors import Codec, Context
 from serving.protocols.messages import message, reader
 from serving.protocols.protobuf_wire import Parts, field, field_head, length_at
 from serving.tensor_bytes import Buffer, as_it_lies, read, write
 from serving.tensors import Array, Tensors
 
+_RAW_INLINE_ANSWER_BYTES = 1024 * 1024
+"""Raw numbers above it are sent as they lie."""
 _MOST_PLANS = 256
 _LONGEST_PLAN = 1024
 _MOST_TENSORS = 64
@@ -39,13 +51,25 @@ class RawRequest(NamedTuple):
     raws: tuple[tuple[int, int], ...]
 
 
+class Message(NamedTuple):
+    """A request as bytes.
+
+    cut: it cut up, where its contents are raw. parsed: what was read of it to find the model, but raw contents; None
+    where it looks like one before, or is long.
+    """
+
+    request: Buffer
+    cut: RawRequest | None
+    parsed: Any
+
+
 class Plan(NamedTuple):
     """What a head means: (position, datatype, shape, bytes) of each input, in the order of the raw contents."""
 
     inputs: tuple[tuple[int, str, tuple[int, ...], int], ...]
     rows: int
-    wanted: tuple[RequestedOutput, ...]
-    priority: int
+    context: Context
+    priority: int | None
 
 
 def cut_up(request: Buffer) -> RawRequest | None:
@@ -117,7 +141,10 @@ def opening_of(request: Buffer) -> Opening:
 
 
 class InferCodec:
-    """Reads requests and writes responses."""
+    """Reads requests and writes responses, for one version of a model."""
+
+    protocol = "grpc"
+    raw_tensors = True
 
     def __init__(self, model: Described) -> None:
         self._made_of = model
@@ -132,21 +159,43 @@ class InferCodec:
     def __reduce__(self) -> tuple[Any, ...]:
         return InferCodec, (self._made_of,)
 
-    def plan(self, cut: RawRequest) -> Plan | None:
-        """Return the plan of a request that looks like one before."""
-        plan = self._plans.get(cut.head)
-        return plan if plan is not None and len(plan.inputs) == len(cut.raws) else None
+    def begin(self, headers: Headers, body: Message, spare: Spare, most_text: int) -> Decoded | Elsewhere:
+        """Read a message here where that takes little. Raises InvalidRequest or SignatureMismatch."""
+        request, cut, message = body
+        if cut is not None and not len(request) <= (INLINE_BYTES if self.slow_bytes else RAW_INLINE_BYTES):
+            if not self.slow_bytes:
+                return Elsewhere(InferCodec.read, (request, cut, message), on_thread=True)
+        elif cut is not None or message is not None:
+            return self.read(request, cut, message)
+        return Elsewhere(_decode_long, (pickle.PickleBuffer(request),))
 
-    def planned(self, request: Buffer, cut: RawRequest, plan: Plan) -> Decoded:
-        """Read a request by its plan; numbers are views of `request`. Raises InvalidRequest or SignatureMismatch."""
+    def begin_answer(
+        self, outputs: Tensors, context: Context, headers: Headers, spare: Spare
+    ) -> bytes | Parts | Elsewhere:
+        """Write a response here where it is short, or raw numbers, which are sent as they lie where they are many."""
+        size = sum([array.nbytes for array in outputs])
+        if size > SMALL_ANSWER_BYTES:
+            if self._slow_answer(context):
+                if size > INLINE_ANSWER_BYTES or not spare(2 * size):
+                    return Elsewhere(_encode_long, (outputs, context))
+            elif size > _RAW_INLINE_ANSWER_BYTES:
+                return self._encode_in_parts(outputs, context)
+        return self.encode(outputs, context)
+
+    def read(self, request: Buffer, cut: RawRequest | None, message: Any = None) -> Decoded:
+        """Read a request; numbers are views of `request`. Raises InvalidRequest or SignatureMismatch."""
+        plan = self._plans.get(cut.head) if cut is not None else None
+        if cut is None or plan is None or len(plan.inputs) != len(cut.raws):
+            return self._decode(message if message is not None else parsed(request, cut), request, cut)
         view = memoryview(request)
+        context = plan.context if not cut.identity else plan.context._replace(identity=cut.identity)
         if len(plan.inputs) == 1:
             array = self._tensor(view, cut.raws[0], plan.inputs[0], 0)
-            return Decoded((array,), plan.rows, plan.wanted, True, None, plan.priority)
+            return Decoded((array,), plan.rows, context, None, plan.priority)
         arrays: list[Any] = [None] * len(plan.inputs)
         for index, place in enumerate(cut.raws):
             arrays[plan.inputs[index][0]] = self._tensor(view, place, plan.inputs[index], index)
-        return Decoded(tuple(arrays), plan.rows, plan.wanted, True, None, plan.priority)
+        return Decoded(tuple(arrays), plan.rows, context, None, plan.priority)
 
     def _tensor(
         self, view: memoryview, place: tuple[int, int], due: tuple[int, str, tuple[int, ...], int], index: int
@@ -156,14 +205,7 @@ class InferCodec:
         self._binder.check(position, array, f"/inputs/{index}")
         return array
 
-    def read(self, request: Buffer, cut: RawRequest | None) -> Decoded:
-        """Read a request, whatever its form. Raises InvalidRequest or SignatureMismatch."""
-        plan = self.plan(cut) if cut is not None else None
-        if cut is not None and plan is not None:
-            return self.planned(request, cut, plan)
-        return self.decode(parsed(request, cut), request, cut)
-
-    def decode(self, message: Any, request: Buffer, cut: RawRequest | None) -> Decoded:
+    def _decode(self, message: Any, request: Buffer, cut: RawRequest | None) -> Decoded:
         """Read a request from its protobuf message, with the raw contents that were cut off it, and keep the plan.
 
         Raises InvalidRequest or SignatureMismatch.
@@ -171,7 +213,7 @@ class InferCodec:
         view = memoryview(request)
         decoded = self._codec.decode(message, [view[start:end] for start, end in cut.raws] if cut is not None else ())
         positions = {spec.name: i for i, spec in enumerate(self._binder.inputs)}
-        usual = decoded.raw and decoded.timeout is None and all(t.name in positions for t in message.inputs)
+        usual = decoded.context.raw and decoded.timeout is None and all(t.name in positions for t in message.inputs)
         if cut is not None and usual and len(cut.head) <= _LONGEST_PLAN:
             inputs = tuple(
                 (positions[t.name], t.datatype, tuple(t.shape), e - s)
@@ -179,30 +221,30 @@ class InferCodec:
             )
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
-            self._plans[cut.head] = Plan(inputs, decoded.rows, decoded.wanted, decoded.priority)
+            self._plans[cut.head] = Plan(inputs, decoded.rows, decoded.context._replace(identity=b""), decoded.priority)
         return decoded
 
-    def slow_answer(self, decoded: Decoded) -> bool:
+    def _slow_answer(self, context: Context) -> bool:
         """Tell whether a large answer takes time to write: raw numbers are only put together."""
-        return not (decoded.raw or self._codec.only_raw(decoded.wanted)) or any(
-            wanted.classes or wanted.position in self._texts for wanted in decoded.wanted
+        return not (context.raw or self._codec.only_raw(context.wanted)) or any(
+            wanted.classes or wanted.position in self._texts for wanted in context.wanted
         )
 
-    def encode(self, outputs: Tensors, identity: bytes, decoded: Decoded) -> bytes:
+    def encode(self, outputs: Tensors, context: Context) -> bytes:
         """Write the response."""
-        if not decoded.raw:
-            response: bytes = self._codec.encode(outputs, identity.decode(), decoded).SerializeToString()
+        if not context.raw:
+            response: bytes = self._codec.encode(outputs, context).SerializeToString()
             return response
         blobs: list[bytes] = []
-        shapes: list[Any] = [decoded.wanted]
-        for position, _, classes in decoded.wanted:
+        shapes: list[Any] = [context.wanted]
+        for position, _, classes in context.wanted:
             array = outputs[position]
             if classes:
                 array = self._binder.classified(position, array, classes)
             shapes.append(array.shape)
             blob = write(array)
             blobs += (field_head(_RAW_OUTPUT, len(blob)), blob)
-        return b"".join((self._opened(identity), self._described(decoded.wanted, shapes), *blobs))
+        return b"".join((self._opened(context.identity), self._described(context.wanted, shapes), *blobs))
 
     def _opened(self, identity: bytes) -> bytes:
         return self._opening + field(_ID, identity) if identity else self._opening
@@ -226,28 +268,25 @@ class InferCodec:
         ).SerializeToString()
         return described
 
-    def encode_in_parts(self, outputs: Tensors, identity: bytes, decoded: Decoded) -> Parts:
+    def _encode_in_parts(self, outputs: Tensors, context: Context) -> Parts:
         """Write what `encode` writes, where all of it is raw numbers, which stay where they lie."""
-        chosen = [outputs[wanted.position] for wanted in decoded.wanted]
-        shapes = [decoded.wanted, *[array.shape for array in chosen]]
-        parts: Parts = [self._opened(identity), self._described(decoded.wanted, shapes)]
+        chosen = [outputs[wanted.position] for wanted in context.wanted]
+        shapes = [context.wanted, *[array.shape for array in chosen]]
+        parts: Parts = [self._opened(context.identity), self._described(context.wanted, shapes)]
         for array in chosen:
             parts += (field_head(_RAW_OUTPUT, array.nbytes), as_it_lies(array))
         return parts
 
 
-def decode_long(wire: InferCodec, request: Buffer) -> Decoded:
+def _decode_long(codec: InferCodec, request: Buffer) -> Decoded:
     """Read a long request. Raises InvalidRequest or SignatureMismatch. For the codec process."""
     cut = cut_up(request)
-    if cut is not None:
-        return wire.read(request, cut)
-    whole = parsed(request, None)
-    opening = opening_of(request)
-    if (whole.model_name, whole.model_version, whole.id.encode()) != opening:
+    message = parsed(request, cut)
+    if cut is None and (message.model_name, message.model_version, message.id.encode()) != opening_of(request):
         raise InvalidRequest("model_name, model_version and id stand before all else in a message of this size")
-    return wire.decode(whole, request, None)
+    return codec.read(request, cut, message)
 
 
-def encode_long(wire: InferCodec, outputs: Tensors, identity: bytes, decoded: Decoded) -> Any:
-    """Write a long answer. For the codec process."""
-    return pickle.PickleBuffer(wire.encode(outputs, identity, decoded))
+def _encode_long(codec: InferCodec, outputs: Tensors, context: Context) -> list[Any]:
+    """Write a long response. For the codec process."""
+    return [pickle.PickleBuffer(codec.encode(outputs, context))]

@@ -14,6 +14,7 @@ from serving.engine.request import priority_of
 from serving.engine.signature import Described
 from serving.engine.tensor_binder import RequestedOutput, TensorBinder
 from serving.errors import InvalidRequest
+from serving.protocols.codec import Decoded
 from serving.protocols.messages import message
 from serving.tensor_bytes import Buffer, read, strings, text, write
 from serving.tensors import HALVES, INTEGERS, NUMPY, Array, Tensors, count, limits
@@ -33,15 +34,12 @@ CONTENTS = {
 }
 
 
-class Decoded(NamedTuple):
-    """Feeds, rows, and what the answer must know: outputs, kind of contents; timeout in seconds; place in line."""
+class Context(NamedTuple):
+    """What the answer must know: the outputs that are asked for, whether contents are raw, and the request's id."""
 
-    inputs: Tensors
-    rows: int
     wanted: tuple[RequestedOutput, ...]
     raw: bool
-    timeout: float | None
-    priority: int
+    identity: bytes = b""
 
 
 class Codec:
@@ -76,7 +74,8 @@ class Codec:
         inputs, rows = self._binder.assemble(arrays)
         wanted = self._wanted(request.outputs) if request.outputs else self._binder.all_outputs(binary=True)
         # Of a graph without inputs nothing tells: raw is what clients read.
-        return Decoded(inputs, rows, wanted, bool(raws) or not inputs, timeout, priority)
+        context = Context(wanted, bool(raws) or not inputs, request.id.encode())
+        return Decoded(inputs, rows, context, timeout, priority)
 
     def _wanted(self, outputs: Any) -> tuple[RequestedOutput, ...]:
         asked = []
@@ -86,12 +85,12 @@ class Codec:
             asked.append((output.name, True, _whole(output.parameters, "classification", f"/outputs/{index}")))
         return self._binder.requested(asked)
 
-    def encode(self, outputs: Tensors, identity: str, decoded: Decoded) -> Any:
+    def encode(self, outputs: Tensors, context: Context) -> Any:
         """Write the answer."""
-        response = Response(model_name=self._name, model_version=self._version, id=identity)
+        response = Response(model_name=self._name, model_version=self._version, id=context.identity.decode())
         specs = self._binder.outputs
-        raw = decoded.raw or self.only_raw(decoded.wanted)
-        for position, _, classes in decoded.wanted:
+        raw = context.raw or self.only_raw(context.wanted)
+        for position, _, classes in context.wanted:
             array = outputs[position]
             datatype: str = specs[position].datatype
             if classes:

@@ -15,8 +15,9 @@ import simdjson
 
 from serving.engine.signature import Described
 from serving.engine.tensor_binder import TensorBinder
-from serving.protocols.codec import LENGTH, Decoded, Mixed
+from serving.protocols.codec import Decoded, Mixed
 from serving.protocols.headers import Headers, header
+from serving.protocols.http_codec import LENGTH, HttpCodec
 from serving.protocols.open_inference_request import Context, Reader
 from serving.protocols.open_inference_response import Writer
 from serving.protocols.strict_json import lenient
@@ -30,7 +31,7 @@ _NUMBERS = frozenset({int, float})
 _WHOLE = frozenset({int})
 
 
-class Codec:
+class Codec(HttpCodec):
     """Decodes and encodes v2 JSON for one version of a model."""
 
     protocol = PROTOCOL

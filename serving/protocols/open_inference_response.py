@@ -6,8 +6,9 @@ from typing import Any
 
 from serving.engine.signature import Described
 from serving.engine.tensor_binder import TensorBinder
-from serving.protocols.codec import INLINE_BYTES, LENGTH, Blobs, Mixed
+from serving.protocols.codec import INLINE_BYTES, Blobs, Mixed
 from serving.protocols.headers import HeaderList
+from serving.protocols.http_codec import LENGTH
 from serving.protocols.open_inference_request import Context
 from serving.protocols.strict_json import dumps
 from serving.tensor_bytes import as_it_lies, write

@@ -21,6 +21,7 @@ from serving.engine.signature import Described
 from serving.protocols import strict_json
 from serving.protocols.codec import Decoded
 from serving.protocols.headers import Headers
+from serving.protocols.http_codec import HttpCodec
 from serving.protocols.predict_v1_response import Answers
 from serving.protocols.predict_v1_validation import Checked, cells
 from serving.tensor_bytes import Buffer
@@ -33,7 +34,7 @@ _FORM = re.compile(rb'\s*\{\s*"(instances|inputs)"\s*:\s*(?:\[\s*)?(.)', re.DOTA
 _NUMBERS = frozenset({int, float})
 
 
-class Codec:
+class Codec(HttpCodec):
     """Decodes and encodes V1 for one version of a model; everything that can be decided at load is."""
 
     protocol = PROTOCOL

@@ -19,8 +19,8 @@ from serving.bodies.codec_pool import CodecPool
 from serving.engine.session import OnnxSession
 from serving.engine.signature import Described
 from serving.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge, QueueFull, ServingError
-from serving.protocols import codec as codecs
 from serving.protocols import predict_v1
+from serving.protocols.codec import Elsewhere
 from tests.bodies.tasks import Toy, blocked, echoed, failing, greedy, killed, loaded, pid, toys
 from tests.conftest import MODELS
 
@@ -249,8 +249,11 @@ def test_it_reads_with_nothing_but_codecs() -> None:
 
     async def scenario(asking: Asking) -> None:
         codec = predict_v1.Codec(Described("iris", "1", signature))
-        decoded = await asking.submit(codecs.decode_long, [], b'{"instances":[[1,2,3,4]]}', codec=codec)
-        assert decoded.inputs[0].tolist() == [[1, 2, 3, 4]]
+        body = b'{"instances":[%b]}' % b",".join([b"[1,2,3,4]"] * 9000)
+        long = codec.begin([], body, lambda size: True, len(body))
+        assert isinstance(long, Elsewhere)
+        decoded = await asking.submit(long.work, *long.given, codec=codec)
+        assert decoded.inputs[0].tolist() == [[1, 2, 3, 4]] * 9000
         modules = await asking.submit(loaded, codec=codec)
         assert not {"onnxruntime", "fastapi", "starlette", "uvicorn", "prometheus_client", "grpc"} & set(modules)
 

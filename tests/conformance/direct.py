@@ -17,7 +17,8 @@ from serving.errors import ServingError
 from serving.http_api.openapi import operations
 from serving.http_api.prediction_schemas import INFER_RESPONSE, schemas
 from serving.protocols import open_inference, predict_v1
-from serving.protocols.codec import Codec, Mixed
+from serving.protocols.codec import Mixed
+from serving.protocols.http_codec import HttpCodec
 from serving.protocols.infer_tensors import Codec as GrpcCodec
 from serving.tensors import Tensors
 
@@ -48,7 +49,7 @@ class Direct:
         self.name, self.version, self.default = "m", "1", self  # as a model, and as all versions of one
         self.versions, self.labels = {"1": self}, {"stable": self}
         model = Described(self.name, self.version, self.signature, together)
-        self._codecs: dict[str, Codec] = {"v1": predict_v1.Codec(model), "v2": open_inference.Codec(model)}
+        self._codecs: dict[str, HttpCodec] = {"v1": predict_v1.Codec(model), "v2": open_inference.Codec(model)}
         self._grpc = GrpcCodec(model)
 
     @property
@@ -95,7 +96,7 @@ class Direct:
         """Predict over gRPC. Raises AssertionError with a refusal."""
         try:
             decoded = self._grpc.decode(request)
-            return self._grpc.encode(self._run(decoded.inputs, decoded.rows), "", decoded)
+            return self._grpc.encode(self._run(decoded.inputs, decoded.rows), decoded.context)
         except ServingError as error:
             raise AssertionError(error.message) from None
 

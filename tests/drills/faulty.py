@@ -10,11 +10,13 @@ module anew):
   "shadow": seconds   each copy for a shadow takes so much longer, and fails
   "leak": bytes       each batch leaves so much behind: a control that the memory drill has to fail
   "crash_at_start"    every worker dies before it is ready
+  "switch": seconds   threads take turns so often, where one does not give its turn up
   "clock": seconds    the wall clock jumps by so much a second after the start
   "off": [names]      defences that are switched off, for controls: bisection, departed, quarantine, hang, polite,
                       respawn, unclean (deaths of servers speak against what is tried), shrink, fair, estimate (of
                       what a request waits), aside (loads are off the event loop), spare (shadows run on what is left),
-                      proof (that rows are independent, before they run together); of gRPC: calm, blocks, counted
+                      proof (that rows are independent, before they run together),
+                      recover (sockets that were lent to threads); of gRPC: calm, blocks, counted
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import Executor, Future
@@ -110,10 +113,8 @@ def _off(name: str) -> None:
                 return [error for _ in requests]
 
         Isolation.outcomes = whole  # type: ignore[method-assign]
-    elif name == "departed":
-        from serving.http_api.prediction import Call
-
-        Call.cancel = lambda self: None  # type: ignore[method-assign]
+    elif name in ("departed", "recover"):
+        _off_in_predictions(name)
     elif name == "quarantine":
         import serving.worker_exits
 
@@ -151,6 +152,17 @@ def _off(name: str) -> None:
         shadow.Shadow._spare = lambda self: True  # type: ignore[method-assign]
     elif name in ("calm", "blocks", "counted"):
         _off_in_grpc(name)
+
+
+def _off_in_predictions(name: str) -> None:
+    if name == "departed":
+        from serving.prediction.prediction import Prediction
+
+        Prediction.cancel = lambda self: None  # type: ignore[method-assign]
+    else:
+        from serving.prediction.direct import DirectPrediction
+
+        DirectPrediction.recover = lambda self: False  # type: ignore[method-assign]
 
 
 def _deaths_unseen() -> None:
@@ -228,6 +240,8 @@ if FAULTS:
     if "clock" in FAULTS:
         began, real = time.monotonic(), time.time
         time.time = lambda: real() + (FAULTS["clock"] if time.monotonic() - began > 1 else 0)
+    if "switch" in FAULTS:
+        sys.setswitchinterval(FAULTS["switch"])
     if FAULTS.get("crash_at_start"):
         import serving.http_api.app
 

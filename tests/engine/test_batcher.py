@@ -44,7 +44,7 @@ class Asked(Request):
         self.inputs = (np.repeat(np.array(rows, dtype=np.float32).reshape(-1, 1), width, axis=1),)
         self.rows = len(rows)
         self.deadline = time.monotonic() + deadline
-        self.gone = False
+        self.done = False
         self.priority = priority
         self.answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
@@ -210,7 +210,7 @@ async def test_the_departed_and_the_late_are_not_run() -> None:
     left, late, live = Asked(5), Asked(6, deadline=0.001), Asked(7)
     for request in (left, late, live):
         made.submit(request)
-    left.gone = True
+    left.done = True
     await asyncio.sleep(0.01)
     made.expire(time.monotonic())
     assert isinstance(late.answer.result(), DeadlineExceeded)
@@ -369,7 +369,7 @@ async def test_what_cannot_be_answered_in_time_is_refused_at_once() -> None:
     patient = Asked(1, deadline=30)
     made.submit(patient)
     for request in waiting:
-        request.gone = True
+        request.done = True
     model.open.set()
     assert await patient.values() == [2.0]
 

@@ -14,7 +14,7 @@ from serving.engine import isolation
 from serving.engine.isolation import Isolation
 from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed
-from serving.http_api.fast_path import _Turn
+from serving.http_api.fast_path_prediction import FastPathPrediction
 
 
 class Sent(Request):
@@ -162,6 +162,6 @@ def test_strangers_run_without_the_sender_of_what_fails(model: Model) -> None:
 def test_a_connection_is_the_sender_of_all_its_requests() -> None:
     """What one connection sends is told apart from what others send, without keeping it in memory."""
     one, other = object(), object()
-    turns = [_Turn(fast_path, b"", None) for fast_path in (one, one, other)]  # type: ignore[arg-type]
+    turns = [FastPathPrediction(fast_path, b"", None) for fast_path in (one, one, other)]  # type: ignore[arg-type]
     assert turns[0].sender == turns[1].sender != turns[2].sender
     assert isinstance(turns[0].sender, int)

@@ -40,7 +40,7 @@ class Asked(Request):
         self.inputs = (rows,)
         self.rows = len(rows)
         self.deadline = time.monotonic() + 60
-        self.gone = False
+        self.done = False
         self.priority = NORMAL
         self.answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 

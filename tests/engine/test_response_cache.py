@@ -50,7 +50,7 @@ class Asked(Request):
         self.by = caller
         self.deadline = time.monotonic() + deadline
         self.priority = priority
-        self.gone = False
+        self.done = False
         self.answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
     @property
@@ -188,18 +188,18 @@ def test_whose_answer_is_it(steps: list[tuple[Hashable, int, int, str]], size: d
                 await asyncio.sleep(0.0005)
             else:
                 request = made.submit(Asked(CONFUSABLE[which], caller, priority=priority))
-                request.gone = action == "leave"
+                request.done = action == "leave"
                 asked.append((caller, which, request))
         made.model.open.set()
         owners = defaultdict(set)
         for caller, which, request in asked:
-            if not request.gone:
+            if not request.done:
                 array = np.asarray(CONFUSABLE[which])
                 same = (array.tolist(), array.tobytes()) if array.dtype != object else array.tolist()
                 owner = (caller, array.dtype, array.shape, str(same)) if caller else id(request)
                 owners[await request.run()].add(owner)
         assert all(len(found) == 1 for found in owners.values())
-        assert all(request.gone or request.answer.done() for _, _, request in asked)
+        assert all(request.done or request.answer.done() for _, _, request in asked)
         await made.batcher.close()
 
     uvloop.run(play())
@@ -210,7 +210,7 @@ async def test_equal_requests_in_progress_run_once() -> None:
     made = Made()
     first = await made.held()
     waiting = [made.submit(Asked([5.0])) for _ in range(4)]
-    waiting[0].gone = True
+    waiting[0].done = True
     made.model.open.set()
     assert [await asked.run() for asked in (first, *waiting[1:])] == [1, 2, 2, 2]
     assert not waiting[0].answer.done()
@@ -224,7 +224,7 @@ async def test_what_nobody_waits_for_is_not_run() -> None:
     made = Made()
     first = await made.held()
     for asked in [made.submit(Asked([5.0])) for _ in range(2)]:
-        asked.gone = True
+        asked.done = True
     last = made.submit(Asked([5.0]))
     made.model.open.set()
     assert [await first.run(), await last.run()] == [1, 2]
@@ -326,7 +326,7 @@ async def test_it_goes_with_its_version() -> None:
     made = Made()
     first = await made.held()
     left = made.submit(Asked([5.0]))
-    left.gone = True
+    left.done = True
     made.model.open.set()
     assert await first.run() == 1
     await made.batcher.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import re
 import signal
@@ -54,7 +53,8 @@ def test_a_model_goes_with_its_last_call(app: Any, eventually: Wait) -> None:
 
     async def unload() -> None:
         app.state.fleet.models.pop("iris")
-        app.state.targets.bind(app.state.fleet, asyncio.get_running_loop())
+        for hook in app.state.fleet.changed:
+            hook()
 
     with grpc.insecure_channel(f"127.0.0.1:{app.state.companion.port}") as channel:
         ask = channel.unary_unary(PATH.decode())
@@ -78,16 +78,14 @@ def test_a_model_goes_with_its_last_call(app: Any, eventually: Wait) -> None:
 
 def test_a_planned_request_keeps_its_priority(app: Any) -> None:
     """What a request asks of the queue counts each time, not only the first time that it is seen."""
-    wire = app.state.fleet.models["iris"].default.codecs["grpc"].wire
+    codec = app.state.fleet.models["iris"].default.codecs["grpc"]
     body = Request.FromString(infer())
     body.parameters["priority"].int64_param = 3
     data = body.SerializeToString()
     cut = cut_up(data)
     assert cut is not None
-    assert wire.decode(body, data, cut).priority == LOW
-    plan = wire.plan(cut)
-    assert plan is not None
-    assert wire.planned(data, cut, plan).priority == LOW
+    assert codec.read(data, cut, body).priority == LOW
+    assert codec.read(data, cut).priority == LOW
 
 
 def test_calls_in_progress_are_bounded(app: Any, monkeypatch: pytest.MonkeyPatch, eventually: Wait) -> None:

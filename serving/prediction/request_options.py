@@ -1,4 +1,4 @@
-"""What a request's headers ask of the queue, in every dialect over HTTP: a priority, and a time to be answered in."""
+"""What a request asks of the queue besides its rows: a priority, and a time to be answered in."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ PRIORITY, TIMEOUT = b"x-request-priority", b"x-request-timeout"
 
 
 class RequestOptions(NamedTuple):
-    """priority: place in line. timeout: seconds from arrival; None leaves it to the server."""
+    """priority: HIGH, NORMAL or LOW. timeout: seconds from arrival; None leaves it to the server."""
 
     priority: int = NORMAL
     timeout: float | None = None
 
 
-NOTHING = RequestOptions()
+DEFAULTS = RequestOptions()
 
 
 def request_options(headers: Headers) -> RequestOptions:
-    """Read the two headers. Raises InvalidRequest, which names the bad one."""
+    """Read the two headers of HTTP. Raises InvalidRequest, which names the bad one."""
     priority, timeout = NORMAL, None
     for name, value in headers:
         if name == PRIORITY:
@@ -36,4 +36,4 @@ def request_options(headers: Headers) -> RequestOptions:
                 timeout = math.nan
             if not 0 < timeout < math.inf:
                 raise InvalidRequest("X-Request-Timeout: should be a number of seconds above 0, such as 0.25")
-    return RequestOptions(priority, timeout) if priority != NORMAL or timeout is not None else NOTHING
+    return RequestOptions(priority, timeout) if priority != NORMAL or timeout is not None else DEFAULTS

@@ -1,0 +1,86 @@
+"""One plain request on a connection: answered by the event loop, or by the model's thread itself."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from serving.errors import ServingError
+from serving.http_api.answer import error_body, error_headers, status_of
+from serving.metrics.recorders import RouteMetrics
+from serving.prediction.direct import DirectPrediction
+from serving.prediction.socket_loan import SocketLoan
+from serving.protocols.codec import Blobs
+from serving.protocols.headers import JSON, HeaderList
+from serving.protocols.http_codec import Encoded
+
+
+class PlainConnection(Protocol):
+    """The connection of a plain request."""
+
+    def write_answer(self, identity: bytes, status: int, headers: HeaderList, body: bytes | Blobs, kind: bytes) -> None:
+        """Write the answer to the request in progress, and let what waits behind it begin."""
+
+    def end_answer(self, rest: bytes) -> None:
+        """Go on behind an answer that a thread wrote, but for its `rest`."""
+
+    def lend(self) -> SocketLoan | None:
+        """Return the right to write to the socket; None where it may not be lent now."""
+
+    def heads(self) -> dict[tuple[int, bytes], bytes]:
+        """Return the heads of answers: see `FastPathState.heads`."""
+
+
+class FastPathPrediction(DirectPrediction):
+    """A plain request. identity: of the request, which its answer repeats. route: where it is counted."""
+
+    __slots__ = ("_heads", "connection", "identity", "route")
+
+    def __init__(self, connection: PlainConnection, identity: bytes, route: RouteMetrics | None) -> None:
+        self._loan = None
+        self.connection = connection
+        self.identity = identity
+        self.route = route
+        if route is not None:
+            route.in_flight += 1
+
+    @property
+    def sender(self) -> int:  # noqa: D102
+        return id(self.connection)  # no reference: who is remembered may have gone
+
+    def answer(self, response: Encoded) -> None:  # noqa: D102
+        self.count(200)
+        self.connection.write_answer(self.identity, 200, response[1], response[0], response[2])
+
+    def refuse(self, error: ServingError) -> None:  # noqa: D102
+        status = status_of(error, self.endpoint.protocol)
+        self.count(status)
+        self.connection.write_answer(self.identity, status, error_headers(error), error_body(error), JSON)
+
+    def count(self, status: int) -> None:
+        """Count it among the requests of its route."""
+        if self.route is not None:
+            self.route.in_flight -= 1
+            self.route.finished(status, time.monotonic() - self.began)
+
+    def lend_socket(self) -> SocketLoan | None:  # noqa: D102
+        loan = self.connection.lend()
+        if loan is not None:
+            self._heads = self.connection.heads()
+        return loan
+
+    def render(self, response: Encoded) -> bytes | None:  # noqa: D102
+        body, headers, kind = response
+        return written(self._heads[200, kind], headers, body, self.identity) if isinstance(body, bytes) else None
+
+    def recovered(self, rest: bytes | None) -> None:  # noqa: D102
+        if rest is not None:
+            self.count(200)
+            self.connection.end_answer(rest)
+
+
+def written(head: bytes, headers: HeaderList, body: bytes, identity: bytes) -> bytes:
+    """Write an answer whose body is short; `head`: see `FastPathState.heads`."""
+    if headers:
+        head += b"".join([b"%b: %b\r\n" % pair for pair in headers])
+    return b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (head, len(body), identity, body)

@@ -1,0 +1,55 @@
+"""One way to ask one model: all that can be decided when it is loaded, so that a request costs one look-up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from serving.access.access import Access
+from serving.bodies.codec_pool import CodecPool
+from serving.deploy.canary_selection import CanarySelection
+from serving.deploy.shadow import Shadow
+from serving.engine.model import Model
+from serving.engine.request import Request
+from serving.metrics.recorders import ModelMetrics
+from serving.protocols.codec import Codec
+
+
+class CanarySplit(NamedTuple):
+    """Two endpoints of one name, neither split again, and what decides between them."""
+
+    selection: CanarySelection
+    stable: Endpoint
+    candidate: Endpoint
+
+
+@dataclass(slots=True, eq=False)
+class Endpoint:
+    """A version of a model as one protocol asks it.
+
+    route: the path template, or the method. access: who may predict; None where anyone may, or where that was asked
+    before. deadline: seconds. pool: for long bodies and answers. max_text_bytes: of one body of JSON, or of its JSON;
+    max_body_bytes: of one with raw tensors. canary: two versions share the name. shadow: gets copies of what is
+    answered here.
+    """
+
+    model: Model
+    codec: Codec
+    route: str
+    metrics: ModelMetrics | None
+    access: Access | None
+    deadline: float
+    loop: asyncio.AbstractEventLoop
+    pool: CodecPool
+    max_text_bytes: int
+    max_body_bytes: int
+    canary: CanarySplit | None = None
+    shadow: Shadow | None = None
+    protocol: str = field(init=False)
+    submit: Callable[[Request], None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.protocol = self.codec.protocol
+        self.submit = self.model.submit

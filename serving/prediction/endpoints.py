@@ -1,0 +1,127 @@
+"""The table of endpoints of one kind of transport: made when models load, so that a request costs one look-up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeAlias
+
+from serving.access.access import Access
+from serving.bodies.codec_pool import CodecPool
+from serving.deploy.fleet import Fleet, Served
+from serving.engine.limits import Limits
+from serving.engine.model import Model
+from serving.engine.signature import Described
+from serving.metrics.metrics import Metrics
+from serving.prediction.endpoint import CanarySplit, Endpoint
+from serving.protocols.codec import Codec
+
+Routes: TypeAlias = Mapping[tuple[str, str], str]
+"""Templates of what names an endpoint, by protocol and by what they name: "name", "version" or "label"."""
+
+
+class EndpointTable:
+    """Endpoints by what a request calls them: a path, or a name.
+
+    routes: what they are called. codecs: makes the codec of a version, by protocol. access: who may predict.
+    authorized: that is asked of each request before it comes here, but for what a model itself says of its callers.
+    pool, max_text_bytes, max_body_bytes: see `Endpoint`.
+    """
+
+    def __init__(
+        self,
+        routes: Routes,
+        codecs: Mapping[str, Callable[[Described], Codec]],
+        *,
+        metrics: Metrics | None,
+        access: Access,
+        authorized: bool = False,
+        pool: CodecPool,
+        max_text_bytes: int,
+        max_body_bytes: int,
+    ) -> None:
+        self._routes = routes
+        self._codecs = codecs
+        self._metrics = metrics
+        self._access = access
+        self._authorized = authorized
+        self._pool = pool
+        self._max_text_bytes = max_text_bytes
+        self._max_body_bytes = max_body_bytes
+        self.paths: dict[bytes, Endpoint] = {}
+        self._bound: dict[str, tuple[Served, dict[bytes, Endpoint]]] = {}
+        """What was made of each model, by name."""
+
+    def follow(self, fleet: Fleet) -> None:
+        """Have an endpoint for each way to ask each live model, whatever is loaded; called before the fleet starts."""
+        fleet.prepare.append(self._prepare)
+        fleet.changed.append(lambda: self._bind(fleet, asyncio.get_running_loop()))
+
+    def _prepare(self, model: Model) -> None:
+        """Make the codecs of a model, which takes longer than the event loop should be held."""
+        for protocol in self._codecs:
+            self._codec(model, protocol)
+
+    def _codec(self, model: Model, protocol: str) -> Codec:
+        made: Codec | None = model.codecs.get(protocol)
+        if made is None:
+            made = model.codecs[protocol] = self._codecs[protocol](model.described)
+        return made
+
+    def _bind(self, fleet: Fleet, loop: asyncio.AbstractEventLoop) -> None:
+        """Make the endpoints of every live model that is new or changed, and forget those of models that have gone."""
+        bound = {}
+        for name, served in fleet.models.items():
+            before, made = self._bound.get(name, (None, {}))
+            bound[name] = served, made if before is served else self._made(served, loop)
+        self._bound = bound
+        fresh = {path: endpoint for _, made in bound.values() for path, endpoint in made.items()}
+        self.paths.update(fresh)
+        for gone in self.paths.keys() - fresh.keys():
+            del self.paths[gone]
+
+    def _made(self, served: Served, loop: asyncio.AbstractEventLoop) -> dict[bytes, Endpoint]:
+        made: dict[bytes, Endpoint] = {}
+        for (protocol, kind), route in self._routes.items():
+            for path, model in _named(served, kind, route):
+                endpoint = self._endpoint(protocol, route, model, loop)
+                if kind == "name":
+                    endpoint.shadow = served.shadow
+                    if served.canary is not None:
+                        # Who may is asked once, before it is decided which version answers.
+                        candidate = self._endpoint(protocol, route, served.canary.candidate, loop)
+                        split = CanarySplit(served.canary, endpoint, candidate)
+                        endpoint.access = candidate.access = None
+                        endpoint = self._endpoint(protocol, route, model, loop)
+                        endpoint.canary = split
+                made[path.encode()] = endpoint
+        return made
+
+    def _endpoint(self, protocol: str, route: str, model: Model, loop: asyncio.AbstractEventLoop) -> Endpoint:
+        limits = model.limits
+        return Endpoint(
+            model,
+            self._codec(model, protocol),
+            route=route,
+            metrics=self._metrics.model(model.name, model.version) if self._metrics else None,
+            access=self._access if self._asks(limits) else None,
+            deadline=limits.deadline_s,
+            loop=loop,
+            pool=self._pool,
+            max_text_bytes=self._max_text_bytes,
+            max_body_bytes=self._max_body_bytes,
+        )
+
+    def _asks(self, limits: Limits) -> bool:
+        """Tell whether who sends a request is asked here; a response cache has to know it."""
+        if self._authorized:
+            return limits.callers is not None or limits.cache is not None
+        return limits.callers is not None or self._access.configured
+
+
+def _named(served: Served, kind: str, route: str) -> Iterator[tuple[str, Model]]:
+    """Give what names a model's versions in one kind of route, and the version."""
+    if kind == "name":
+        yield route.format(model=served.name), served.default
+    for value, model in {"version": served.versions, "label": served.labels}.get(kind, {}).items():
+        yield route.format(model=served.name, **{kind: value}), model

@@ -1,0 +1,220 @@
+"""The one way of every prediction, whatever its transport: from a body to an answer.
+
+A transport derives from `Prediction`, and says how an answer and an error leave. All that every prediction needs
+(authorization, canary, limits, deadline, decoding, encoding, metrics, shadow) happens here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+from serving.access.principal import ANYONE
+from serving.bodies.codec_pool import Job
+from serving.engine.request import Outcome, Request
+from serving.errors import InferenceFailed, ServingError
+from serving.prediction.authorization import authorize
+from serving.prediction.endpoint import CanarySplit, Endpoint
+from serving.prediction.request_options import DEFAULTS, RequestOptions
+from serving.protocols.codec import Decoded, Elsewhere
+from serving.protocols.headers import Headers, header
+from serving.tensors import Tensors
+
+log = logging.getLogger("serving.prediction")
+
+FAULT = "the server failed on this request; its log has the reason"
+UNWRITABLE = InferenceFailed("the model's answer could not be written")
+
+_raw_decoders = ThreadPoolExecutor(1, thread_name_prefix="decode")
+"""For long raw tensors of numbers, which take no interpreter but are looked at."""
+
+Then: TypeAlias = Callable[[Decoded | ServingError], None]
+
+
+class Prediction(Request):
+    """One prediction from body to answer: the request itself, so that it costs one object.
+
+    `answer` or `refuse` is called once, on the event loop, unless `cancel` came before.
+    """
+
+    __slots__ = ("began", "caller", "context", "endpoint", "headers", "job", "options")
+
+    endpoint: Endpoint
+    headers: Headers
+    options: RequestOptions
+    caller: Hashable
+    began: float
+    context: Any
+    job: Job | None
+    """What the codec process has to do for it, or has done."""
+
+    @abstractmethod
+    def answer(self, response: Any) -> None:
+        """Send what the codec of the endpoint made."""
+
+    @abstractmethod
+    def refuse(self, error: ServingError) -> None:
+        """Send an error."""
+
+    def start(self, endpoint: Endpoint, headers: Headers, body: Any, options: RequestOptions = DEFAULTS) -> None:
+        """Decode and submit. A bad request, or a stranger's, is answered before this returns."""
+        self.headers = headers
+        self.options = options
+        self.caller = ANYONE
+        self.done = False
+        self.job = None
+        self.began = time.monotonic()
+        self._begin(endpoint, body)
+
+    def _begin(self, endpoint: Endpoint, body: Any) -> None:
+        self.endpoint = endpoint
+        if endpoint.access is not None:
+            try:
+                limits = endpoint.model.limits
+                self.caller = authorize(endpoint.access, self.headers, "predict", limits.callers)
+            except ServingError as error:  # a stranger's: no count of the model's moves
+                self.done = True
+                self.refuse(error)
+                return
+        if endpoint.canary is not None:
+            self._choose(endpoint.canary, body)
+        else:
+            self._decode(endpoint, body, self._submit)
+
+    def _choose(self, canary: CanarySplit, body: Any) -> None:
+        """Go on with one of two versions: by header before anything is decoded, by feature after."""
+        selection, stable = canary.selection, canary.stable
+        key_of = selection.feature
+        if key_of is None:
+            key = header(self.headers, selection.header) if selection.header is not None else None
+            self._begin(canary.candidate if selection.takes(key) else stable, body)
+            return
+        self.endpoint = stable
+
+        def decoded(found: Decoded | ServingError) -> None:
+            if isinstance(found, ServingError) or not selection.takes(key_of(found.inputs)):
+                self._submit(found)
+            elif not self.done:
+                self._begin(canary.candidate, body)
+
+        self._decode(stable, body, decoded)
+
+    def _decode(self, endpoint: Endpoint, body: Any, then: Then) -> None:
+        """Read the body, here where that is quick; `then` gets what it is, or what is wrong with it."""
+        codec = endpoint.codec
+        try:
+            found = codec.begin(self.headers, body, endpoint.pool.may_work_here, endpoint.max_text_bytes)
+            if isinstance(found, Elsewhere):
+                self._decode_elsewhere(endpoint, found, then)
+                return
+        except ServingError as error:
+            then(error.bare())
+            return
+        except Exception:  # a fault of ours must be answered, or the caller hangs
+            log.exception("a request could not be decoded")
+            then(ServingError(FAULT))
+            return
+        then(found)
+
+    def _decode_elsewhere(self, endpoint: Endpoint, decoding: Elsewhere, then: Then) -> None:
+        if decoding.on_thread:
+            reading = endpoint.loop.run_in_executor(_raw_decoders, decoding.work, endpoint.codec, *decoding.given)
+            reading.add_done_callback(lambda done: then(_outcome(done)))
+            return
+        seconds = endpoint.deadline if self.options.timeout is None else min(endpoint.deadline, self.options.timeout)
+        self.job = endpoint.pool.submit(
+            self, endpoint.codec, decoding.work, decoding.given, then, deadline=self.began + seconds
+        )
+
+    def cancel(self) -> None:
+        """Tell that the caller has left: rows that still wait are not run, and nothing is sent."""
+        if not self.done:
+            self.done = True
+            endpoint = self.endpoint
+            if self.job is not None:
+                endpoint.pool.cancel(self.job)
+            if endpoint.metrics is not None:
+                endpoint.metrics.failed(endpoint.protocol, "gone", time.monotonic() - self.began)
+
+    def _submit(self, decoded: Decoded | ServingError) -> None:
+        if self.done:
+            return
+        if isinstance(decoded, ServingError):
+            self._fail(decoded)
+            return
+        self.inputs, self.rows, self.context, timeout, priority = decoded
+        seconds = self.endpoint.deadline
+        options = self.options
+        self.priority = options.priority if priority is None else priority
+        if timeout is not None:
+            seconds = min(seconds, timeout)
+        if options.timeout is not None:
+            seconds = min(seconds, options.timeout)
+        self.deadline = self.began + seconds
+        try:
+            self.endpoint.submit(self)
+        except ServingError as error:
+            self._fail(error)
+
+    def reply(self, outcome: Outcome) -> None:
+        """Encode and send."""
+        if isinstance(outcome, ServingError):
+            self._fail(outcome)
+            return
+        endpoint = self.endpoint
+        try:
+            made = endpoint.codec.begin_answer(outcome, self.context, self.headers, endpoint.pool.may_work_here)
+        except Exception:  # one answer that can't be written must not take the batch's other answers along
+            log.exception("an answer could not be encoded")
+            made = UNWRITABLE
+        if isinstance(made, Elsewhere):
+            self.job = endpoint.pool.submit(
+                self,
+                endpoint.codec,
+                made.work,
+                made.given,
+                lambda found: self._answer(UNWRITABLE if type(found) is ServingError else found, outcome),
+            )
+        else:
+            self._answer(made, outcome)
+
+    def _answer(self, response: Any, outputs: Tensors) -> None:
+        if self.done:
+            return
+        if isinstance(response, ServingError):
+            self._fail(response)
+            return
+        self.answer(response)
+        self.answered(outputs)
+
+    def answered(self, outputs: Tensors) -> None:
+        """Count it among those that were answered, and let a shadow have what was asked."""
+        self.done = True
+        endpoint = self.endpoint
+        if endpoint.metrics is not None:
+            endpoint.metrics.answered(endpoint.protocol, self.rows, time.monotonic() - self.began)
+        if endpoint.shadow is not None:
+            endpoint.shadow.offer(self.inputs, self.rows, outputs)
+
+    def _fail(self, error: ServingError) -> None:
+        self.done = True
+        endpoint = self.endpoint
+        if endpoint.metrics is not None:
+            endpoint.metrics.refused(endpoint.protocol, error, time.monotonic() - self.began)
+        self.refuse(error)
+
+
+def _outcome(decoding: asyncio.Future[Decoded]) -> Decoded | ServingError:
+    """Return what a thread read, or what is wrong with it."""
+    try:
+        return decoding.result()
+    except ServingError as error:
+        return error.bare()  # its frames hold the request
+    except Exception:
+        log.exception("a request could not be decoded")
+        return ServingError(FAULT)
