@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx2 as httpx
 import pytest
@@ -17,6 +18,7 @@ from tests.conftest import Server, faulty, running
 from tests.drills import heads
 from tests.drills.drill import Report
 
+Wait = Callable[[Callable[[], bool]], None]
 ROW = [5.1, 3.5, 1.4, 0.2]
 BODY = json.dumps({"instances": [ROW]}).encode()
 PATH = "/v1/models/iris:predict"
@@ -234,7 +236,7 @@ def test_a_slow_reader_is_not_read_from(server: Server) -> None:
             assert len(labels(connection.answer()[2])) == 10 + i % 20
 
 
-def test_clients_that_leave_leave_nothing(server: Server, eventually: Callable[[Callable[[], bool]], None]) -> None:
+def test_clients_that_leave_leave_nothing(server: Server, eventually: Wait) -> None:
     """Connections dropped before their answer leave no request in flight and no row in the queue."""
     for _ in range(100):
         with connected(server) as connection:
@@ -252,22 +254,36 @@ def test_clients_that_leave_leave_nothing(server: Server, eventually: Callable[[
     eventually(quiet)
 
 
+def has_read(server: Server, connection: Connection) -> bool:
+    """Tell whether the server has read all that was sent: nothing waits at either end of the connection."""
+    ports = {connection.socket.getsockname()[1], server.port}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, here, there, _, waiting, *_ = line.split()
+        if {int(end.rpartition(":")[2], 16) for end in (here, there)} == ports and waiting != "00000000:00000000":
+            return False
+    return True
+
+
+def accepts_none(server: Server) -> bool:
+    """Tell whether the server has closed its listening socket: it drains."""
+    try:
+        socket.create_connection(("127.0.0.1", server.port), timeout=1).close()
+    except OSError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("fast_path", ["--fast-path", "--no-fast-path"])
-def test_a_request_that_is_half_sent_at_sigterm_is_answered(fast_path: str) -> None:
+def test_a_request_that_is_half_sent_at_sigterm_is_answered(fast_path: str, eventually: Wait) -> None:
     """SIGTERM in the middle of a request: it is answered, the connection closed, the process ends with 0."""
     with running(fast_path) as server, connected(server) as connection:
         request = post()
         connection.send(post())
         connection.answer()
         connection.send(request[:-10])
-        time.sleep(0.2)  # the half must have arrived: nothing that can be asked tells that it has
+        eventually(lambda: has_read(server, connection))
         server.process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:  # draining closes the listening socket
-            try:
-                socket.create_connection(("127.0.0.1", server.port), timeout=1).close()
-            except OSError:
-                break
+        eventually(lambda: accepts_none(server))
         connection.send(request[-10:])
         status, headers, body = connection.answer()
         assert status == 200
@@ -277,13 +293,13 @@ def test_a_request_that_is_half_sent_at_sigterm_is_answered(fast_path: str) -> N
         assert server.process.wait(20) == 0
 
 
-def test_a_draining_server_says_that_it_is_not_ready() -> None:
+def test_a_draining_server_says_that_it_is_not_ready(eventually: Wait) -> None:
     """From SIGTERM on readiness is 503, for whoever still has a connection."""
     with running() as server, connected(server) as connection:
         connection.send(post()[:-10])
-        time.sleep(0.2)  # the half must have arrived: nothing that can be asked tells that it has
+        eventually(lambda: has_read(server, connection))
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)  # a signal is not answered
+        eventually(lambda: accepts_none(server))
         connection.send(post()[-10:] + b"GET /v2/health/ready HTTP/1.1\r\nHost: t\r\n\r\n")
         assert connection.answer()[0] == 200
         assert connection.answer()[0] == 503
