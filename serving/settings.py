@@ -18,7 +18,7 @@ from serving.engine.limits import LEAST_MODEL_MEMORY
 
 
 class Settings(BaseSettings):
-    """What one server is told. Flags win over `SERVING_*`, which win over the TOML file given by `--config`."""
+    """All that one server can be told. Flags win over `SERVING_*`, which win over the TOML file given by `--config`."""
 
     model_config = SettingsConfigDict(frozen=True, env_prefix="SERVING_", use_attribute_docstrings=True, extra="forbid")
 
@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     max_model_bytes: int = Field(2 * 1024**3, ge=1024)
     """Largest model that may be published over HTTP, in bytes."""
     max_held_bytes: int = Field(256 * 1024 * 1024, ge=64 * 1024)
-    """Bytes of bodies, and of answers not yet taken, that one worker holds; beyond it large bodies are told 429."""
+    """Bytes of bodies, and of answers not yet taken, that one worker holds; beyond it large bodies get 429."""
     model_memory_bytes: int | None = Field(None, ge=LEAST_MODEL_MEMORY)
     """Bytes that runs of one model and their answers may take at a time in one worker, beside its weights; without it a
     quarter of the memory of the machine or container, shared out between the workers."""

@@ -17,7 +17,7 @@ from serving.access.watched_file import WatchedFile
 
 
 class KeyStore:
-    """The keys in one file. All of it raises AccessInvalid with a text for who runs the command."""
+    """The keys in one file. All of it raises AccessInvalid with a text for whoever runs the command."""
 
     def __init__(self, path: Path) -> None:
         self._path = Path(os.path.realpath(path))  # a link stays a link

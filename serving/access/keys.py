@@ -97,7 +97,7 @@ def _entry(fields: list[str], number: int) -> Key:
     for fact in facts:
         what, _, when = fact.partition("=")
         if what not in _TIMES or what in times:
-            raise AccessInvalid(f"line {number}: after the SHA-256 only {'=, '.join(_TIMES)}= may stand, once each")
+            raise AccessInvalid(f"line {number}: after the SHA-256 only {'=, '.join(_TIMES)}= may follow, once each")
         times[what] = _time(when, f"line {number}: {what}=")
     return Key(name, frozenset(s for s in SCOPES if s in named), bytes.fromhex(hashed), **times)
 

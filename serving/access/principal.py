@@ -23,4 +23,4 @@ ANYONE = Principal("anyone", frozenset())
 
 
 class AccessInvalid(Exception):
-    """Keys or tokens can't be judged as configured; the text is for who runs the server, and holds no secret."""
+    """Keys or tokens can't be judged as configured; the text is for whoever runs the server, and holds no secret."""

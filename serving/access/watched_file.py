@@ -13,7 +13,7 @@ _MOST_BYTES = 1024 * 1024
 
 
 class WatchedFile:
-    """`what` names the file in errors, which are for who runs the server."""
+    """`what` names the file in errors, which are for whoever runs the server."""
 
     def __init__(self, path: Path, what: str) -> None:
         self.path = path

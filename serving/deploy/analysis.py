@@ -87,7 +87,7 @@ class Figures:
 NONE = Figures()
 
 
-def together(seen: Iterable[Figures]) -> Figures:
+def pooled(seen: Iterable[Figures]) -> Figures:
     """Put what several servers saw into one: counts add up, and the time is that of the one that watched longest."""
     every = list(seen)
     return replace(sum(every, NONE), observed=max((one.observed for one in every), default=0.0))

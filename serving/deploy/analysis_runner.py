@@ -22,14 +22,14 @@ from serving.deploy.analysis import (
     Verdict,
     analyse,
     analysis_of,
+    pooled,
     seen,
-    together,
     window,
 )
 from serving.deploy.analysis_store import AnalysisStore, Others, Record, Subject
 from serving.deploy.commands import Rollback, Step
 from serving.deploy.plan import Plan
-from serving.deploy.rollout_figures import told
+from serving.deploy.rollout_figures import lines_of
 from serving.deploy.unservable_reason import content_of
 from serving.errors import GenerationConflict, ModelInvalid, ServingError
 from serving.metrics.totals import VersionTotals
@@ -87,7 +87,7 @@ class _Running:
     """When it was looked at last; None while it is not served."""
     asked: float | None = None
     """When it was last seen to have answered."""
-    unnoted: list[str] = field(default_factory=list)
+    unrecorded: list[str] = field(default_factory=list)
     """Deaths that the history has yet to hold."""
     files: copy_stability.Files | None = None
     """On disk, when their content was last known to be what is tried."""
@@ -106,8 +106,8 @@ class AnalysisRunner:
         self._running: dict[str, _Running] = {}
         self._begun: dict[str, tuple[int, Analysis, Beginning]] = {}
         self._deaths: SimpleQueue[tuple[str, str]] = SimpleQueue()
-        self._complaints: set[tuple[str, str]] = set()
-        self.said: dict[str, list[str]] = {}
+        self._logged: set[tuple[str, str]] = set()
+        self.lines: dict[str, list[str]] = {}
         """By model, what can be said of its canary, its shadow and its analysis now."""
 
     def died(self, versions: Versions) -> None:
@@ -116,40 +116,40 @@ class AnalysisRunner:
             self._deaths.put(version)
 
     def tick(self, plans: Mapping[str, Plan], now: float) -> list[str]:
-        """Look once; return the names of the models whose document was changed.
+        """Judge once; return the names of the models whose document was changed.
 
         plans: what is served, by model. now: monotonic seconds.
         """
         if self._totals is None:
             text = "nothing is judged here: metrics are off"
-            self.said = {name: [text] for name, plan in plans.items() if plan.traffic.judge is not None}
+            self.lines = {name: [text] for name, plan in plans.items() if plan.traffic.judge is not None}
             return []
-        changed = self._bury()
+        changed = self._record_deaths()
         analyses = {name: a for name, plan in plans.items() if (a := analysis_of(plan.traffic)) is not None}
         for name in self._running.keys() - analyses.keys():
             del self._running[name]
             self._records.forget(name)
-            self._complaints = {complaint for complaint in self._complaints if complaint[0] != name}
+            self._logged = {logged for logged in self._logged if logged[0] != name}
         beside = {name: tuple(_beside(plan, analyses.get(name))) for name, plan in plans.items()}
         beside = {name: versions for name, versions in beside.items() if versions}
         found = self._totals({(name, v) for name, versions in beside.items() for v in versions}) if beside else {}
-        said = {}
+        lines = {}
         for name, versions in beside.items():
-            said[name] = told(plans[name].traffic, {v: found[name, v] for v in versions})
+            lines[name] = lines_of(plans[name].traffic, {v: found[name, v] for v in versions})
             if (analysis := analyses.get(name)) is None:
                 continue
-            verdict = self._look(name, plans[name], analysis, found, now)
-            said[name].append(f"judgement of version {analysis.version}: {verdict.reason}")
+            verdict = self._observe(name, plans[name], analysis, found, now)
+            lines[name].append(f"judgement of version {analysis.version}: {verdict.reason}")
             if verdict.decision != "wait" and self._apply(name, self._running[name], verdict):
                 changed.append(name)
-        self.said = said
+        self.lines = lines
         return changed
 
     def close(self) -> None:
         """Leave what was seen to the next server."""
         self._records.close()
 
-    def _bury(self) -> list[str]:
+    def _record_deaths(self) -> list[str]:
         """Hold deaths against the versions that are tried: the first begins again, the next one ends it.
 
         Before anything else, for a version that is put in quarantine meanwhile is served no more.
@@ -161,21 +161,25 @@ class AnalysisRunner:
                 break
             running = self._running.get(name)
             if running is not None and running.analysis.version == version:
-                running.unnoted.append(f"a worker {_DIED} while it ran version {version}")
-        return [name for name, running in self._running.items() if running.unnoted and self._mourn(name, running)]
+                running.unrecorded.append(f"a worker {_DIED} while it ran version {version}")
+        return [
+            name
+            for name, running in self._running.items()
+            if running.unrecorded and self._restart_or_end(name, running)
+        ]
 
-    def _mourn(self, name: str, running: _Running) -> bool:
+    def _restart_or_end(self, name: str, running: _Running) -> bool:
         running.figures, running.span = NONE, NONE
-        if running.began.deaths + len(running.unnoted) >= DEATHS:
-            verdict = analyse(running.analysis, running.figures, deaths=running.began.deaths + len(running.unnoted))
+        if running.began.deaths + len(running.unrecorded) >= DEATHS:
+            verdict = analyse(running.analysis, running.figures, deaths=running.began.deaths + len(running.unrecorded))
             done = self._apply(name, running, verdict)
         else:
-            done = self._note(name, running, running.unnoted[0])
+            done = self._note(name, running, running.unrecorded[0])
         if done:
-            running.unnoted.clear()
+            running.unrecorded.clear()
         return done
 
-    def _look(
+    def _observe(
         self, name: str, plan: Plan, analysis: Analysis, found: Mapping[tuple[str, str], VersionTotals], now: float
     ) -> Verdict:
         """See what was done since the last look, and judge by all that was seen."""
@@ -211,10 +215,10 @@ class AnalysisRunner:
         self._stored(name, lambda: self._records.save(name, Record(subject, running.figures, running.usual)))
         if replaced:  # noted once it is saved, or a server that dies in between would do so without a trace
             self._note(name, running, "the files of one of its versions were replaced")
-        if running.unnoted:
-            return Verdict("wait", running.unnoted[0])
+        if running.unrecorded:
+            return Verdict("wait", running.unrecorded[0])
         living = [record.figures for record in others.living if record.subject == subject]
-        verdict = analyse(analysis, together([running.figures, *living]), usual=running.usual)
+        verdict = analyse(analysis, pooled([running.figures, *living]), usual=running.usual)
         if verdict.decision == "keep" and not self._unchanged(name, running):
             return Verdict("wait", "its files on disk are not those that were tried")
         return verdict
@@ -239,11 +243,11 @@ class AnalysisRunner:
         """Go on from what servers have seen that ended; of one that died, only that counts."""
         for record in gone:
             if record.closed and record.subject == running.subject:
-                running.figures = together([running.figures, record.figures])
+                running.figures = pooled([running.figures, record.figures])
                 running.usual = running.usual or record.usual
             # It may have died right after the analysis began again, and have known nothing of it yet.
             elif not record.closed and record.subject.of(running.subject, since=running.began.first):
-                running.unnoted.append(f"a server {_DIED} while it tried version {running.analysis.version}")
+                running.unrecorded.append(f"a server {_DIED} while it tried version {running.analysis.version}")
 
     @staticmethod
     def _replaced(subject: Subject, running: _Running | None, others: Others) -> bool:
@@ -292,7 +296,7 @@ class AnalysisRunner:
             else:
                 what, step = f"end the {role} of {version}", Step(transitions.withdraw, verdict.reason)
         except ServingError as error:
-            self._complain(
+            self._log_once(
                 name,
                 f"to {verdict.decision} version {version}, because {verdict.reason}, is not possible",
                 error.message,
@@ -308,7 +312,7 @@ class AnalysisRunner:
         except GenerationConflict:
             return False  # somebody has decided already
         except ServingError as error:
-            self._complain(name, f"the judge's decision ({what}, because {step.why}) is not written", error.message)
+            self._log_once(name, f"the judge's decision ({what}, because {step.why}) is not written", error.message)
             return False
         log.info("%s: %s, because %s", name, what, step.why)
         return True
@@ -317,13 +321,13 @@ class AnalysisRunner:
         try:
             return action()
         except OSError as error:
-            self._complain(name, "what is seen of a version that is tried is kept in memory alone", str(error.strerror))
+            self._log_once(name, "what is seen of a version that is tried is kept in memory alone", str(error.strerror))
             return None
 
-    def _complain(self, name: str, what: str, reason: str) -> None:
+    def _log_once(self, name: str, what: str, reason: str) -> None:
         """Log what goes wrong once, though it is tried again each second."""
-        if (name, reason) not in self._complaints:
-            self._complaints.add((name, reason))
+        if (name, reason) not in self._logged:
+            self._logged.add((name, reason))
             log.error("%s: %s: %s", name, what, reason)
 
 

@@ -77,7 +77,7 @@ class AnalysisStore:
         self._files[name] = opened, record
 
     def others(self, name: str) -> Others:
-        """Read what other servers saw. Who is told of one that is gone takes over what it saw: its file is removed."""
+        """Read what other servers saw. Of one that is gone the file is removed: the caller takes over what it saw."""
         living, gone = [], []
         mine = self._file(name)
         for path in sorted(mine.parent.glob("*.json")):

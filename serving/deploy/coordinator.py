@@ -348,7 +348,7 @@ class Coordinator:
         return workers
 
     def _publish(self) -> None:
-        """Sum up where all models stand, and give workers that start what is in force."""
+        """Sum up the state of all models, and give workers that start what is in force."""
         self.plans = {name: state.served for name, state in self._models.items() if state.served is not None}
         self.asked = {name: (state.asked, bool(state.error)) for name, state in self._models.items()}
         summary = self.summary()
@@ -379,7 +379,7 @@ class Coordinator:
                 self._send(worker, {"kind": "prepare", "plan": change.plan.dump()})
 
     def summary(self) -> dict[str, Any]:
-        """Return where each model stands, what the gate found, and what is not served."""
+        """Return the state of each model, what the gate found, and what is not served."""
         problems = (*self._general, *(p for state in self._models.values() for p in state.problems))
         return {
             "models": {name: state.standing() for name, state in self._models.items()},

@@ -101,9 +101,9 @@ class Deployment:
 
     def _write(self, summary: dict[str, Any]) -> None:
         self._moved.set()
-        for name, said in self._analyses.said.items():
+        for name, lines in self._analyses.lines.items():
             if name in summary["models"]:
-                summary["models"][name]["trial"] = said
+                summary["models"][name]["trial"] = lines
         self._file.write(summary)
 
     def attach(self, sock: socket.socket) -> Link:

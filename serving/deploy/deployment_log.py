@@ -16,7 +16,7 @@ from serving.repository.transitions import describe
 log = logging.getLogger("serving.deployment")
 
 _MOST_CHANGES = 20
-"""Changes of one model between two looks that are told one by one."""
+"""Changes of one model between two scans that are logged one by one."""
 
 
 class DeploymentLog:

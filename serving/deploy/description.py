@@ -144,11 +144,7 @@ def _version_policy(keep: Keep) -> dict[str, Any]:
 
 def index(fleet: Fleet, *, ready: bool = False) -> list[dict[str, str]]:
     """List every version in the repository with its state; `ready` leaves out what can't answer."""
-    found = [
-        {"name": model.name, "version": model.version, "state": "READY", "reason": ""}
-        for served in fleet.models.values()
-        for model in served.versions.values()
-    ]
+    found = [{"name": model.name, "version": model.version, "state": "READY", "reason": ""} for model in fleet.live()]
     if not ready:
         unloaded = {name: served.unloaded for name, served in fleet.models.items()} | fleet.unloaded
         found += [
@@ -178,7 +174,7 @@ async def statistics(
     elif version:
         raise ModelNotFound("a version needs the name of its model")
     else:
-        models = [model for served in fleet.models.values() for model in served.versions.values()]
+        models = fleet.live()
     # On a thread: it reads and adds up what all workers counted.
     found = await asyncio.to_thread(metrics.statistics, [(model.name, model.version) for model in models])
     return [_statistics(model, *found[model.name, model.version]) for model in models]

@@ -7,13 +7,13 @@ import contextlib
 import logging
 import socket
 import time
-import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from serving.deploy.canary_selection import CanarySelection
+from serving.deploy.memory_reclaim import MemoryReclaim
 from serving.deploy.plan import Plan
 from serving.deploy.shadow import Shadow
 from serving.deploy.traffic_changes import Changes
@@ -26,7 +26,6 @@ from serving.engine.session import OnnxSession
 from serving.errors import InvalidRequest, ModelInvalid, ModelNotFound, NotReady, shown
 from serving.gate.prepared import locate
 from serving.heartbeat import Heartbeat, Phase, unrecorded
-from serving.linux.memory import give_back, private_memory
 from serving.linux.thread_scheduling import give_way
 from serving.metrics.metrics import Metrics
 from serving.repository.repository import ModelVersion, Problem
@@ -38,14 +37,6 @@ log = logging.getLogger("serving.fleet")
 
 SILENT_S = 10.0
 """Seconds after which a coordinator that says nothing is silent: it says something every 2 s."""
-TRIM_AFTER_S = 0.5
-"""Seconds until what loading a version, or letting it go, left in the heap is given back: its threads end meanwhile.
-Never on a thread of low priority: whoever allocates waits for it."""
-
-MUCH_BYTES = 64 * 1024 * 1024
-"""Growth of a worker from which memory that models have taken, and need no more, is given back."""
-RECLAIM_S = 2.0
-"""Seconds between two times: a model that needs it in each run has to take it anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +85,6 @@ class Fleet:
         self._heartbeat = heartbeat
         self._metrics = metrics
         self._tick: asyncio.TimerHandle | None = None
-        self._trim: asyncio.TimerHandle | None = None
-        self._usual_bytes = 0
-        self._reclaimed = 0.0
         self.models: dict[str, Served] = {}
         self.swaps = 0
         """How often `models` was replaced."""
@@ -112,6 +100,7 @@ class Fleet:
         self.prepare: list[Callable[[Model], None]] = []
         self.changed: list[Callable[[], None]] = []
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=give_way)
+        self._memory = MemoryReclaim(self._loader)
         self.agent = WorkerAgent(
             link, load=self._load, live=self._live, check=_check, swap=self._swap, on_status=self._on_status
         )
@@ -131,8 +120,7 @@ class Fleet:
         self.started = True
         if self._heartbeat is not None:
             self._heartbeat.enter(Phase.LOADED)
-        versions = sum(len(served.versions) for served in self.models.values())
-        log.info("%d models, %d versions in %.2f s", len(self.models), versions, time.monotonic() - began)
+        log.info("%d models, %d versions in %.2f s", len(self.models), len(self.live()), time.monotonic() - began)
         self._expire()
 
     async def _load(self, item: ModelVersion, batching: Batching, there: Model | None) -> Model:
@@ -158,26 +146,10 @@ class Fleet:
         if metrics is not None:
             metrics.info(task=session.signature.task, sha256=item.sha256)
             metrics.used_by(model)
-        if session.large:
-            self._trim_later()
-            weakref.finalize(model, self._gone, loop).atexit = False
+        self._memory.follow(model)
         for hook in self.prepare:
             await loop.run_in_executor(self._loader, hook, model)
         return model
-
-    def _gone(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have the memory of a large version given back; called on whichever thread let it go."""
-        with contextlib.suppress(RuntimeError):  # the loop has closed: all memory goes
-            loop.call_soon_threadsafe(self._trim_later)
-
-    def _trim_later(self) -> None:
-        if self._trim is None:
-            self._trim = asyncio.get_running_loop().call_later(TRIM_AFTER_S, self._trim_now)
-
-    def _trim_now(self) -> None:
-        self._trim = None
-        with contextlib.suppress(RuntimeError):  # the fleet has closed
-            self._loader.submit(give_back)
 
     def _read(self, item: ModelVersion, batching: Batching) -> OnnxSession:
         """Load a file, and note that: a file that kills whoever loads it is found out so."""
@@ -242,22 +214,24 @@ class Fleet:
     def refuse(self) -> None:
         """Answer all that waits or runs with NotReady: the server ends now."""
         self.draining = True
-        for served in self.models.values():
-            for model in served.versions.values():
-                model.batcher.refuse(NotReady("the server is ending: ask another one"))
+        for model in self.live():
+            model.batcher.refuse(NotReady("the server is ending: ask another one"))
 
     async def close(self) -> None:
         """Finish what was accepted and stop the models' threads."""
-        for timer in (self._tick, self._trim):
-            if timer is not None:
-                timer.cancel()
+        if self._tick is not None:
+            self._tick.cancel()
+        self._memory.close()
         self.agent.close()
         self._loader.shutdown(wait=False, cancel_futures=True)
         for served in self.models.values():
             if served.shadow is not None:
                 served.shadow.close()
-        versions = [model for served in self.models.values() for model in served.versions.values()]
-        await asyncio.gather(*(model.batcher.close() for model in versions))
+        await asyncio.gather(*(model.batcher.close() for model in self.live()))
+
+    def live(self) -> list[Model]:
+        """Return every version of every model that serves."""
+        return [model for served in self.models.values() for model in served.versions.values()]
 
     @property
     def ready(self) -> bool:
@@ -269,7 +243,7 @@ class Fleet:
         """Seconds for which this worker has left unacknowledged what it was told, as its parent measures it."""
         return self._heartbeat.lag if self._heartbeat is not None else 0.0
 
-    def _listen(self) -> None:
+    def _check_silence(self) -> None:
         """Note whether the coordinator is heard of: while it is not, what is served stays, whatever is asked for."""
         silent_s = round(self.agent.silent_s, 1)
         was, self.coordinator_silent_s = self.coordinator_silent_s, silent_s if silent_s > SILENT_S else 0.0
@@ -322,34 +296,12 @@ class Fleet:
         if name in self.models and version in self.models[name].unloaded:
             raise NotReady(f"model {name!r} version {version} is not loaded")
 
-    def _reclaim(self, now: float) -> None:
-        """Have memory given back where this worker has grown by much: arenas keep the most that a run ever took."""
-        if now - self._reclaimed < RECLAIM_S:
-            return
-        size = private_memory()
-        self._usual_bytes = min(self._usual_bytes, size) or size
-        if size - self._usual_bytes > MUCH_BYTES:
-            self._reclaimed = now
-            sessions = [model.session for served in self.models.values() for model in served.versions.values()]
-            self._loader.submit(self._shrink, sessions)
-
-    def _shrink(self, sessions: list[OnnxSession]) -> None:
-        idle = not any(session.busy for session in sessions)
-        for session in sessions:
-            session.give_back()
-        give_back()
-        size = private_memory()
-        # What a run has now may stay with its arena afterwards, and be usual no more.
-        if idle and not any(session.busy for session in sessions):
-            self._usual_bytes = size
-
     def _expire(self) -> None:
         now = time.monotonic()
-        for served in self.models.values():
-            for model in served.versions.values():
-                model.expire(now)
-        self._listen()
-        self._reclaim(now)
+        for model in self.live():
+            model.expire(now)
+        self._check_silence()
+        self._memory.tick([model.session for model in self.live()])
         self._tick = asyncio.get_running_loop().call_later(0.1, self._expire)
 
 

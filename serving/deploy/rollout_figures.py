@@ -10,15 +10,15 @@ from serving.metrics.totals import VersionTotals
 from serving.repository.traffic import Traffic
 
 
-def told(traffic: Traffic, totals: Mapping[str, VersionTotals]) -> list[str]:
+def lines_of(traffic: Traffic, totals: Mapping[str, VersionTotals]) -> list[str]:
     """Say in a line each how canary and shadow go, since the server started."""
-    said = []
+    lines = []
     if traffic.canary is not None:
         for role, version in (("canary", traffic.canary.version), ("stable", traffic.stable or "")):
             if version in totals:
                 its = live(totals[version])
                 mean = f", {its.seconds / its.timed * 1e3:.3g} ms each" if its.timed else ""
-                said.append(f"{role} {version}: {its.predictions:,.0f} predictions, {its.errors:,.0f} failed{mean}")
+                lines.append(f"{role} {version}: {its.predictions:,.0f} predictions, {its.errors:,.0f} failed{mean}")
     for copy in (traffic.shadow, traffic.canary):
         if copy is None or copy.version not in totals:
             continue
@@ -32,8 +32,8 @@ def told(traffic: Traffic, totals: Mapping[str, VersionTotals]) -> list[str]:
             line += f", scores differ by {seen['score_difference']['mean']:.3g} on average"
         if seen["mean_seconds"] is not None:
             line += f", {seen['mean_seconds'] * 1e3:.3g} ms each"
-        said.append(f"{line}; not copied: {seen['busy']:,} while busy, {seen['incompatible']:,} incompatible")
-    return said
+        lines.append(f"{line}; not copied: {seen['busy']:,} while busy, {seen['incompatible']:,} incompatible")
+    return lines
 
 
 def figures(did: VersionTotals) -> dict[str, Any]:

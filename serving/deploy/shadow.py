@@ -158,7 +158,7 @@ class Shadow:
 def adapter(live: Signature, shadow: Signature) -> Callable[[Tensors], Tensors] | None:
     """Return what makes the shadow's feeds of the live version's, or None where it wants what those do not have.
 
-    Features may be fewer or stand in another order; datatypes and shapes must be the same.
+    Features may be fewer or in another order; datatypes and shapes must be the same.
     """
     if live.layout != shadow.layout or live.batch != shadow.batch:
         return None

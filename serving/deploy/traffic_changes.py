@@ -20,7 +20,7 @@ WAIT_S = 120.0
 
 
 class Followers(Protocol):
-    """The workers, as one that can be asked where all stand."""
+    """The workers, by one that knows what all of them serve."""
 
     def rescan(self, *, retry: str | None = None) -> None:
         """Have the folder looked at now."""

@@ -27,7 +27,7 @@ Swap = Callable[[Plan, dict[ModelVersion, Model]], None]
 
 
 class Standing(NamedTuple):
-    """Where a model stands, as the coordinator sees it: generations asked for and served, and why they differ."""
+    """A model's state as the coordinator sees it: generations asked for and served, and why they differ."""
 
     asked: int
     serving: int | None
@@ -41,7 +41,7 @@ class Standing(NamedTuple):
 
 
 class FleetStatus(NamedTuple):
-    """What the coordinator says of all models: what is not served and why, where each stands, and what the gate found.
+    """What the coordinator says of all models: what is not served and why, the state of each, and what the gate found.
 
     passed: name, version, and whether the gate let it pass. figures: see `gate.results.Figure`. errors: of the
     coordinator.

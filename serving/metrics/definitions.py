@@ -91,7 +91,7 @@ VERSIONED = frozenset(
     for name, family in table.items()
     if family[1][:2] == _MODEL and not name.startswith("serving_gate_")
 )
-"""What is counted of each version; the gate's figures are another matter: they are told anew, all at a time."""
+"""What is counted of each version; the gate's figures are not: each status of the coordinator holds all of them."""
 LEAST = frozenset({"serving_model_ready", "serving_model_info", "serving_model_generation", "serving_gate_passed"})
 GREATEST = frozenset(
     {

@@ -29,7 +29,7 @@ from serving.metrics.definitions import (
 log = logging.getLogger("serving.metrics")
 
 MOST_SIZES = 512
-"""Sizes of batches that are told apart of one version: as many as batches have by default. The first ones stay."""
+"""Sizes of batches that are counted apart for one version: as many as batches have by default. The first ones stay."""
 
 
 class Snapshot(NamedTuple):

@@ -1,4 +1,4 @@
-"""Where servers and commands keep what is theirs: staging, verdicts, prepared forms, quarantine, who serves what.
+"""Where servers and commands keep what is theirs: staging, reports, prepared forms, quarantine, who serves what.
 
 Never in the models folder: Triton takes each directory there for a model, and refuses to start over one that is none.
 """

@@ -2,7 +2,7 @@
 
 <root>/<name>/traffic.json      replaced by rename, so that a reader sees the old one or the new one
 <root>/<name>/history.jsonl     one line a change, and the lock of who makes one (`serving.repository.history`)
-<root>/<name>/.history.ahead    the line of the change in progress, written ahead: after a crash, who comes next appends
+<root>/<name>/.history.ahead    the line of the change in progress, written ahead: after a crash, the next one appends
                                 it where the change was made, and forgets it where it was not
 """
 
@@ -104,7 +104,7 @@ class TrafficStore:
                 sync(folder)
                 history.append(folder, entry)
                 ahead.unlink()
-            except OSError as error:  # the change is made, and its line is kept for who comes next
+            except OSError as error:  # the change is made, and its line is kept for the next one
                 log.warning("the history of %s is a line behind: %s", name, error.strerror)
             return after
 
@@ -249,7 +249,7 @@ def _effective(document: Traffic, last: Traffic) -> tuple[Traffic, bool]:
 
 
 def _document(folder: Path, instead: Traffic | None = None) -> Traffic:
-    """Read the document; `instead` stands for one that says nothing sensible."""
+    """Read the document; `instead` is returned where it says nothing sensible."""
     try:
         return parse((folder / TRAFFIC_FILE).read_bytes())
     except FileNotFoundError:

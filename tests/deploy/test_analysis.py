@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.deploy.analysis import Analysis, Figures, analyse, seen, together, window
+from serving.deploy.analysis import Analysis, Figures, analyse, pooled, seen, window
 from serving.deploy.sequential_test import LEVEL, exceeds, within
 from serving.metrics.totals import VersionTotals
 from serving.repository.traffic import Judge
@@ -158,5 +158,5 @@ def test_latency_is_compared_in_spans() -> None:
 
 def test_servers_add_up() -> None:
     """Counts of several servers add up, and their time does not: they watched at the same time."""
-    assert together([Figures(observed=9, errors=2), Figures(observed=5, errors=3)]) == Figures(observed=9, errors=5)
-    assert together([]) == Figures()
+    assert pooled([Figures(observed=9, errors=2), Figures(observed=5, errors=3)]) == Figures(observed=9, errors=5)
+    assert pooled([]) == Figures()

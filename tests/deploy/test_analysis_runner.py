@@ -94,7 +94,7 @@ def server(root: Path) -> Iterator[Server]:
 def test_a_good_canary_is_promoted(server: Server) -> None:
     """After its time within bounds the canary is stable, by the judge's hand, with the figures as the reason."""
     assert not server.watch(59)
-    assert server.runner.said["iris"] == [
+    assert server.runner.lines["iris"] == [
         "canary 2: 590 predictions, 0 failed, 1 ms each",
         "stable 1: 0 predictions, 0 failed",
         "judgement of version 2: 1 s to go; 590 predictions in 59 s, 0 of 590 failed",
@@ -176,7 +176,7 @@ def test_time_without_requests_does_not_count(server: Server) -> None:
     assert not server.tick(1, two=200)
     for _ in range(60):
         server.tick(5)
-    assert "4 s to go" in server.runner.said["iris"][-1], server.runner.said
+    assert "4 s to go" in server.runner.lines["iris"][-1], server.runner.lines
     assert not server.tick(3, two=1)
     assert server.tick(1)
 
@@ -273,7 +273,7 @@ def test_other_files_begin_again(server: Server, root: Path) -> None:
     server.watch(58)
     shutil.move(root / "iris" / "2", root / "away")
     assert not server.watch(5)
-    assert server.runner.said["iris"][-1].endswith("it is not served now, and nothing counts until it is")
+    assert server.runner.lines["iris"][-1].endswith("it is not served now, and nothing counts until it is")
     (root / "iris" / "2").mkdir()
     replace_two(root)
     assert not server.tick(1)
@@ -292,7 +292,7 @@ def test_files_that_nobody_has_looked_at_are_not_promoted(server: Server, root: 
     old = server.plan()
     replace_two(root)
     assert not server.tick(5, two=10, plan=old)
-    assert server.runner.said["iris"][-1].endswith("its files on disk are not those that were tried")
+    assert server.runner.lines["iris"][-1].endswith("its files on disk are not those that were tried")
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -362,7 +362,7 @@ def test_where_nothing_is_counted_nothing_is_judged(server: Server) -> None:
     """A server whose metrics are off says so, and leaves the decision to others."""
     blind = AnalysisRunner(server.store, None)
     assert blind.tick({"iris": server.plan()}, 0) == []
-    assert blind.said == {"iris": ["nothing is judged here: metrics are off"]}
+    assert blind.lines == {"iris": ["nothing is judged here: metrics are off"]}
 
 
 def test_a_folder_that_cant_be_written(root: Path) -> None:

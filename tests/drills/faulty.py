@@ -124,9 +124,9 @@ def _off(name: str) -> None:
 
         Supervisor._watch = lambda self, now: None  # type: ignore[method-assign]
     elif name == "shrink":
-        from serving.deploy.fleet import Fleet
+        from serving.deploy.memory_reclaim import MemoryReclaim
 
-        Fleet._reclaim = lambda self, now: None  # type: ignore[method-assign]
+        MemoryReclaim.tick = lambda self, sessions: None  # type: ignore[method-assign]
     elif name == "respawn":
         from serving.supervisor import Supervisor
 
