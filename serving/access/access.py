@@ -1,4 +1,4 @@
-"""Who may do what: one decision from an Authorization header and a scope, the same for every transport."""
+"""Authorization: one decision from an Authorization header and a scope, the same for every transport."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class _State:
 
 
 class Access:
-    """Decides who may. `deploy` is always closed; `predict` and `metrics` are open until a key names them.
+    """Authorizes requests. `deploy` is always closed; `predict` and `metrics` are open until a key names them.
 
     keys: lines of keys themselves, also with semicolons between, or a file of them. jwks: a JWKS file, which closes
     everything and needs audience and issuer. What is closed stays so until a restart. Raises AccessInvalid where keys
@@ -105,10 +105,10 @@ class Access:
         among: frozenset[str] | None = None,
         quiet: bool = False,
     ) -> Principal:
-        """Return who asks. Raises Unauthenticated without a good credential, Forbidden where it lacks the scope.
+        """Return the caller. Raises Unauthenticated without a good credential, Forbidden where it lacks the scope.
 
-        among: names of the only ones who may, also where the scope is open; None: all who have it. quiet: whether a
-        refusal is kept out of the log, since nothing is refused by it.
+        among: names of the only callers that are let in, also where the scope is open; None: all who have it. quiet:
+        whether a refusal is kept out of the log, since nothing is refused by it.
         """
         try:
             return self._decide(authorization, scope, among)
@@ -160,7 +160,7 @@ class Access:
             except AccessInvalid as error:
                 log.error("%s; the keys that were read before stay in force", error)
                 return
-            except Exception:  # whatever a file holds, the next look must come: it may revoke a key
+            except Exception:  # whatever a file holds, the next reading must come: it may revoke a key
                 log.exception("keys could not be read anew; those that were read before stay in force")
                 return
         log.info("keys and tokens are read anew: %d keys", len(self._state.keys))

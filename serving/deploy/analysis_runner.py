@@ -42,7 +42,7 @@ log = logging.getLogger("serving.analysis")
 QUIET_S = 60.0
 """Seconds without a prediction after which time does not count any more: a quiet night proves nothing."""
 MOST_STEP_S = 5.0
-"""Seconds at most that count between two looks: what is more, this process stood still."""
+"""Seconds at most that count between two observations: if more passed, this process was stopped meanwhile."""
 AGAIN = "begin again with version"
 """How the history calls it where an analysis begins again by itself."""
 JUDGE = "judge"
@@ -83,9 +83,9 @@ class _Running:
     usual: float | None = None
     span: Figures = NONE
     """Seen since the last comparison of latency."""
-    looked: float | None = None
-    """When it was looked at last; None while it is not served."""
-    asked: float | None = None
+    observed_at: float | None = None
+    """When it was last observed; None while it is not served."""
+    predicted_at: float = float("-inf")
     """When it was last seen to have answered."""
     unrecorded: list[str] = field(default_factory=list)
     """Deaths that the history has yet to hold."""
@@ -182,12 +182,12 @@ class AnalysisRunner:
     def _observe(
         self, name: str, plan: Plan, analysis: Analysis, found: Mapping[tuple[str, str], VersionTotals], now: float
     ) -> Verdict:
-        """See what was done since the last look, and judge by all that was seen."""
+        """Add what was done since the last time, and judge by all that was seen."""
         contents = {item.version: item.content for item in plan.versions}
         running = self._running.get(name)
         if analysis.version not in contents:
             if running is not None:
-                running.looked, running.span = None, NONE
+                running.observed_at, running.span = None, NONE
             return Verdict("wait", "it is not served now, and nothing counts until it is")
         totals = (
             found[name, analysis.version],
@@ -228,10 +228,10 @@ class AnalysisRunner:
         did, other = (after.since(before) for after, before in zip(totals, running.before, strict=True))
         step = seen(running.analysis, did, other)
         if step.predictions:
-            running.asked = now
-        if running.looked is not None and running.asked is not None and now - running.asked < QUIET_S:
-            step = replace(step, observed=min(now - running.looked, MOST_STEP_S))
-        running.before, running.looked = totals, now
+            running.predicted_at = now
+        if running.observed_at is not None and now - running.predicted_at < QUIET_S:
+            step = replace(step, observed=min(now - running.observed_at, MOST_STEP_S))
+        running.before, running.observed_at = totals, now
         running.span += step
         compared = window(running.span, running.analysis.rules, running.usual)
         if compared is not None:
@@ -258,7 +258,7 @@ class AnalysisRunner:
         return subject not in known and any(one.began == subject.began for one in known)
 
     def _unchanged(self, name: str, running: _Running) -> bool:
-        """Tell whether the version on disk is the one that was tried: the coordinator may not have looked since."""
+        """Tell whether the version on disk is the one that was tried: the coordinator may not have scanned it since."""
         folder = self._store.root / name / running.analysis.version
         files = copy_stability.snapshot(folder, 0.0).files
         try:

@@ -264,7 +264,7 @@ class Coordinator:
         found, problems = _by_name(contents.found), _by_name(contents.problems)
         for name in sorted((found.keys() | problems.keys() | self._models.keys()) - {""}):
             state = self._models.setdefault(name, ModelState())
-            if state.change is None:  # else it is looked at again when that is done
+            if state.change is None:  # else its turn comes when that is done
                 self._reconcile(name, state, contents, tuple(found[name]), tuple(problems[name]))
 
     def _reconcile(

@@ -24,7 +24,7 @@ from serving.repository.traffic_store import TrafficStore
 log = logging.getLogger("serving.deployment")
 
 SWEEP_S = 10.0
-"""Seconds between looks for servers that have ended without a word, whose files are removed."""
+"""Seconds after which the files of servers that were killed are removed again."""
 
 
 class Deployment:
@@ -52,7 +52,7 @@ class Deployment:
         store = TrafficStore(root, state_dir)
         self._analyses = AnalysisRunner(store, totals)
         self._moved = threading.Event()
-        self._trouble = ""
+        self._last_error = ""
         self._deciding = threading.Thread(target=self._decide, name="analyses", daemon=True)
         repository = Repository(root, store.import_edit)
         self._log = DeploymentLog(repository, store)
@@ -60,7 +60,7 @@ class Deployment:
         self.coordinator = Coordinator(repository, self._gate, report=self._write, loads_at_once=loads_at_once)
 
     def start(self) -> None:
-        """Look at the folder, and watch it from now on."""
+        """Follow the folder from now on."""
         self.coordinator.start()
         watch(self._root, self.coordinator.rescan, self._ended)
         self._deciding.start()
@@ -73,17 +73,17 @@ class Deployment:
             try:
                 # Here, for it reads the disk, and workers wait for the coordinator's thread.
                 if self.coordinator.contents is not None:
-                    self._log.looked(self.coordinator.contents)
+                    self._log.scanned(self.coordinator.contents)
                 self._log.served(self.coordinator.plans)
                 if time.monotonic() - swept > SWEEP_S:
                     swept = time.monotonic()
                     self._others.servers()
                 if self._analyses.tick(self.coordinator.plans, time.monotonic()):
                     self.coordinator.rescan()
-                self._trouble = ""
+                self._last_error = ""
             except Exception as error:  # what is served stays as it is, and the next second may go better
-                if self._trouble != repr(error):
-                    self._trouble = repr(error)
+                if self._last_error != repr(error):
+                    self._last_error = repr(error)
                     log.exception("what is tried could not be judged")
             self._moved.wait(1.0)
             self._moved.clear()

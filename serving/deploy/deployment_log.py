@@ -28,7 +28,7 @@ class DeploymentLog:
         self._contents: Contents | None = None
         self._plans: Mapping[str, Plan] | None = None
 
-    def looked(self, contents: Contents) -> None:
+    def scanned(self, contents: Contents) -> None:
         """Say which versions have come, are damaged, or have vanished."""
         before, self._contents = self._contents, contents
         if before is None or before is contents:

@@ -20,10 +20,10 @@ class FolderGuard:
     def __init__(self) -> None:
         self._device: int | None = None
         self.gone = ""
-        """Why what the last look has found is not to be followed; empty where it is."""
+        """Why the last scan is not to be followed; empty where it is."""
 
     def check(self, contents: Contents, served: Collection[str]) -> str:
-        """Say why a look is not to be followed, and log that where it is new. served: the models that serve now."""
+        """Say why a scan is not to be followed, and log that where it is new. served: the models that serve now."""
         reason = self._reason(contents, served)
         if reason and reason != self.gone:
             log.error("%s; what is loaded serves on", reason)

@@ -23,7 +23,7 @@ class Followers(Protocol):
     """The workers, by one that knows what all of them serve."""
 
     def rescan(self, *, retry: str | None = None) -> None:
-        """Have the folder looked at now."""
+        """Have the folder scanned now."""
 
     async def settled(self, name: str, generation: int) -> object:
         """Wait until every worker serves a generation. Raises NotReady or InvalidRequest where one can't."""

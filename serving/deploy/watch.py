@@ -43,7 +43,7 @@ def watch(root: Path, moved: Callable[[], None], stop: threading.Event) -> threa
                         moved()
                         break
             except (OSError, RuntimeError):
-                stop.wait(1.0)  # it is not there, or no watch can be had: the coordinator looks by itself too
+                stop.wait(1.0)  # it is not there, or no watch can be had: the coordinator scans by itself too
 
     thread = threading.Thread(target=run, name="watch", daemon=True)
     thread.start()

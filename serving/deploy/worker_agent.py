@@ -116,7 +116,7 @@ class WorkerAgent:
             task.cancel()
 
     def rescan(self, *, retry: str | None = None) -> None:
-        """Ask the coordinator to look at the folder now; `retry` names a model whose failures are to be forgotten."""
+        """Ask the coordinator to scan the folder now; `retry` names a model whose failures are to be forgotten."""
         self._say({"kind": "scan", "retry": retry})
 
     async def settled(self, name: str, generation: int) -> Standing:

@@ -43,7 +43,7 @@ class Parted(NamedTuple):
 class GateResults:
     """Kept for the coordinator, on whose thread all methods are called.
 
-    call: has something done on that thread; what is done there looks at the folder again.
+    call: has something done on that thread; after that it scans the folder again.
     """
 
     def __init__(self, gate: Gate, call: Callable[[Callable[[], None]], None]) -> None:

@@ -1,6 +1,6 @@
 """Tells a copy that is finished from one that is in progress, for folders without a manifest (`cp`, `rsync`, NFS).
 
-The rule: the same files with the same sizes and times over two looks at least `settle_s` apart, and (see
+The rule: the same files with the same sizes and times in two snapshots at least `settle_s` apart, and (see
 `manifest.parts`) an ONNX file that parses to its end and whose external data is as long as its graph says.
 """
 
@@ -53,7 +53,7 @@ def settled(first: Snapshot, now: Snapshot, settle_s: float = SETTLE_S) -> bool:
 
 
 class CopyStability:
-    """The first look at each folder as it is now."""
+    """The first snapshot of each folder that shows it as it is now."""
 
     def __init__(self, settle_s: float = SETTLE_S) -> None:
         self._settle_s = settle_s

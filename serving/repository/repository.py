@@ -58,7 +58,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What one look at the folder found. `traffic[name]` is there unless it can't be read."""
+    """What one scan of the folder found. `traffic[name]` is there unless it can't be read."""
 
     found: tuple[ModelVersion, ...]
     problems: tuple[Problem, ...]
@@ -75,7 +75,7 @@ class Repository:
     """A models folder. Looking again costs little: files that have not changed are not read again.
 
     document: returns a model's traffic document; raises a ServingError where it can't be read. A folder without a
-    manifest is found once nothing in it has changed for `settle_s` seconds; the first look takes all that is whole, so
+    manifest is found once nothing in it has changed for `settle_s` seconds; the first scan takes all that is whole, so
     that a server that starts does not wait.
     """
 
@@ -91,7 +91,7 @@ class Repository:
         self._seen: dict[Path, tuple[copy_stability.Files, Manifest | str]] = {}
 
     def scan(self) -> Contents:
-        """Look at the folder once; never raises for what lies in it. A missing folder is unreadable, and a problem."""
+        """Scan the folder once; never raises for what lies in it. A missing folder is unreadable, and a problem."""
         found: list[ModelVersion] = []
         problems: list[Problem] = []
         traffic: dict[str, Traffic] = {}
@@ -115,7 +115,7 @@ class Repository:
                 continue
             try:
                 self._scan_model(entry, found, problems, traffic)
-            except OSError as error:  # it goes while we look
+            except OSError as error:  # it goes meanwhile
                 problems.append(Problem(entry.name, "", f"can't be read: {error.strerror}"))
         self._forget({item.path.parent for item in found} | {self.root / p.name / p.version for p in problems})
         self._started = True
@@ -157,18 +157,18 @@ class Repository:
             problems.append(Problem(name, "", error.message))
 
     def invalidate(self, found: ModelVersion) -> None:
-        """Read a version's files again at the next look: they may have changed since the last one."""
+        """Read a version's files again at the next scan: they may have changed since the last one."""
         self._seen.pop(found.path.parent, None)
 
     def manifest(self, found: ModelVersion) -> Manifest:
-        """Return what a version that a look has found consists of. Raises ModelInvalid where it has changed since."""
+        """Return what a version that a scan has found consists of. Raises ModelInvalid where it has changed since."""
         seen = self._seen.get(found.path.parent)
         if seen is None or not isinstance(seen[1], Manifest) or seen[1].content != found.content:
             raise ModelInvalid("it has changed on disk")
         return seen[1]
 
     def contents(self) -> set[str]:
-        """Return the content of each version that the last look has found."""
+        """Return the content of each version that the last scan has found."""
         return {whole.content for _, whole in self._seen.values() if isinstance(whole, Manifest)}
 
     def _whole(self, version: Path) -> Manifest | str:

@@ -1,7 +1,7 @@
 """The running servers of a models folder: the file in which each says what it serves, and waiting for all of them.
 
 No clocks are compared between machines. A server holds a lock on its file for as long as it lives, so that whoever can
-have the lock knows that it ended, however it did; and it counts on in it, so that whoever looks twice knows that it
+have the lock knows that it ended, however it did; and it counts on in it, so that whoever reads it twice knows that it
 lives. The file is replaced by rename, each new one locked before anybody can see it.
 """
 
@@ -55,7 +55,7 @@ class ServerFile:
             self._write(summary)
 
     def beat(self) -> None:
-        """Say that this server lives, whatever keeps it from looking at its folder: a large version takes a while."""
+        """Say that this server lives, whatever keeps it from scanning its folder: a large version takes a while."""
         with self._lock:
             if self._summary is not None and time.monotonic() - self._written >= BEAT_S:
                 self._write(self._summary)
@@ -193,7 +193,7 @@ class Waiting:
         self._until = time.monotonic() + seconds
 
     def poll(self) -> Waited | None:
-        """Look once; None as long as there is something to wait for."""
+        """Read once; None as long as there is something to wait for."""
         servers = self._monitor.servers()
         states = [(server, server.waits_for(self._name, self._generation)) for server in servers]
         serving = sum(state == "" for _, state in states)

@@ -32,7 +32,7 @@ class Kept:
         self._caplog.clear()
         contents = self.repository.scan()
         contents = self.repository.scan()  # a version without a manifest is taken at the second look
-        self._log.looked(contents)
+        self._log.scanned(contents)
         found = tuple(item for item in contents.found if item.version in served)
         self._log.served({"iris": Plan("iris", 1, self.store.read("iris"), found, (), {})})
         return [(record.levelname, record.getMessage()) for record in self._caplog.records]
