@@ -180,7 +180,7 @@ def test_random_requests_are_answered_as_described(server: Server, described: di
     """Some right and wrong requests that schemathesis makes of the document; the drill sends thousands."""
     chosen = ("/v1/models/iris:predict", "/v2/models/iris/infer", "/v1/models/{model}", "/v2/repository/index")
     few = {**described, "paths": {path: described["paths"][path] for path in chosen}}
-    found = fuzz(few, server.url, 40)
+    found = fuzz(few, server.url, 20)
     assert not found.untrue
     assert not found.wrong
     assert {200, 400, 404} <= found.statuses.keys()
