@@ -209,9 +209,9 @@ class _Here(Executor):
 def _unproved() -> None:
     """Take all rows for independent."""
     from serving.engine.batching import Independence
-    from serving.gate.client import GateClient
+    from serving.gate.results import GateResults
 
-    GateClient.independence = lambda *given: Independence(proved=True)  # type: ignore[method-assign]
+    GateResults.independence = lambda *given: Independence(proved=True)  # type: ignore[method-assign]
 
 
 _OTHERS = {"unclean": _deaths_unseen, "proof": _unproved}
