@@ -229,12 +229,11 @@ class Connection(asyncio.Protocol):
         """Go on where an answer with `size` bytes of payload is written but for its `rest`; None: it is not."""
         self._lent = None
         if rest is None:
-            self.http2.give_back(_MOST_LENT_PAYLOAD)
+            self.http2.settle(call.id, _MOST_LENT_PAYLOAD, written=False)
             return
         if rest and not self.transport.is_closing():
             self.transport.write(rest)
-        self.http2.give_back(_MOST_LENT_PAYLOAD - size)
-        self.http2.end(call.id)
+        self.http2.settle(call.id, _MOST_LENT_PAYLOAD - size, written=True)
         self._forget(call)
         if self.http2.has_output:
             self._flush_soon()

@@ -21,7 +21,6 @@ from serving.http2.streams import Stream, Streams
 
 _TINY_BYTES = 16
 """A DATA or CONTINUATION frame below it, with more to come, brings nothing: it costs as much as a large one."""
-_MAX_SETTINGS = 32
 _DRAIN_PING = b"draining"
 
 
@@ -103,27 +102,23 @@ class Connection(Generic[R]):
             self._window -= flow_length
             if self._window < 0:
                 raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window holds")
-            if self._window < self._limits.connection_window // 2:
-                grown = self._limits.connection_window - self._window
-                self._window = self._limits.connection_window
-                self._write(frame(frames.WINDOW_UPDATE, 0, 0, uint32(grown)))
+            whole = self._limits.connection_window
+            if self._window < whole // 2:
+                self._write(frame(frames.WINDOW_UPDATE, 0, 0, uint32(whole - self._window)))
+                self._window = whole
             if stream is None:
                 self.streams.check_late(stream_id)
                 return
             if stream.remote_ended:
                 self._stream_error(stream_id, ErrorCode.STREAM_CLOSED)
                 return
-            stream.receive_window -= flow_length
-            if stream.receive_window < 0:
-                raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the stream's window holds")
+            stream.take(flow_length)
         elif stream is None:
             return
         end_stream = bool(flags & END_STREAM)
-        if stream.body_left is not None:
-            stream.body_left -= len(payload)
-            if stream.body_left < 0 or (end_stream and stream.body_left):
-                self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR)
-                return
+        if not stream.has_promised(len(payload), end_stream):
+            self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR)
+            return
         stream.remote_ended = end_stream
         self._events.append(DataReceived(stream_id, payload, end_stream))
 
@@ -221,14 +216,11 @@ class Connection(Generic[R]):
         self.idle.add()
         if stream_id:
             raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "settings of a stream")
-        if len(payload) % 6 or (flags & ACK and payload):
-            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "settings have 6 bytes each")
-        if flags & ACK:
+        settings = frames.settings_of(payload, flags)
+        if settings is None:
             return
-        if len(payload) > 6 * _MAX_SETTINGS:
-            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many settings in a frame", "flood")
         self.settled = True
-        for key, value in frames.unpack_settings(payload):
+        for key, value in settings:
             if key == Setting.HEADER_TABLE_SIZE and value < TABLE_BYTES:
                 # The peer waits for a block that says so. Nothing sent from here is in the table: 0 is always right.
                 self._prefix = b"\x20"
@@ -305,36 +297,23 @@ class Connection(Generic[R]):
         stream = self.streams.get(stream_id)
         if stream is None:
             return True
-        size = len(data)
         outbox = self._outbox
-        if self._prefix or not outbox.fits(stream, size):
+        if self._prefix or not outbox.fits(stream, len(data)):
             return False
-        outbox.window -= size
+        outbox.window -= len(data)
         outbox.frames.append(template.render(stream_id, data))
         self._end(stream)
         return True
 
     def reserve(self, stream_id: int, most: int) -> bool:
-        """Keep room for a response with up to `most` bytes of payload, which another writes, and nothing before it.
+        """Keep room for a whole response that another writes, with up to `most` bytes of payload; see `Outbox`."""
+        return not self._prefix and stream_id in self.streams and self._outbox.reserve(self.streams[stream_id], most)
 
-        Return False where the windows have none, or something waits to be written.
-        """
-        stream = self.streams.get(stream_id)
-        outbox = self._outbox
-        if stream is None or self._prefix or outbox.has_output or not outbox.fits(stream, most):
-            return False
-        outbox.window -= most
-        return True
-
-    def give_back(self, unused: int) -> None:
-        """Give back what was reserved and is not used."""
+    def settle(self, stream_id: int, unused: int, *, written: bool) -> None:
+        """Give back what was reserved and is not used; the response is `written`, or still to come."""
         self._outbox.window += unused
-
-    def end(self, stream_id: int) -> None:
-        """Take note that another has written a whole response."""
-        stream = self.streams.get(stream_id)
-        if stream is not None:
-            self._end(stream)
+        if written and stream_id in self.streams:
+            self._end(self.streams[stream_id])
 
     def send_headers(self, stream_id: int, block: bytes) -> None:
         """Send the headers of a response; `block` as `hpack.literal` writes them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -15,6 +15,7 @@ DEFAULT_FRAME_SIZE = 16384
 """Largest frame until settings say otherwise."""
 DEFAULT_WINDOW = 65535
 LARGEST_WINDOW = 2**31 - 1
+_MOST_SETTINGS = 32
 
 
 class ErrorCode(IntEnum):
@@ -44,7 +45,7 @@ class Setting(IntEnum):
 
 
 unpack_frame = struct.Struct(">HBBBI").unpack_from
-unpack_settings = struct.Struct(">HI").iter_unpack
+_unpack_settings = struct.Struct(">HI").iter_unpack
 pack_frame = struct.Struct(">HBBBI").pack
 _pack_setting = struct.Struct(">HI").pack
 
@@ -73,6 +74,15 @@ def settings_frame(settings: Mapping[Setting, int]) -> bytes:
 def goaway(last_stream_id: int, code: ErrorCode, reason: str = "") -> bytes:
     """Write a GOAWAY frame."""
     return frame(GOAWAY, 0, 0, uint32(last_stream_id) + uint32(code) + reason.encode())
+
+
+def settings_of(payload: bytes, flags: int) -> Iterable[tuple[int, int]] | None:
+    """Read a SETTINGS frame; None where it only acknowledges others. Raises ProtocolError."""
+    if len(payload) % 6 or (flags & ACK and payload):
+        raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "settings have 6 bytes each")
+    if len(payload) > 6 * _MOST_SETTINGS:
+        raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "too many settings in a frame", "flood")
+    return None if flags & ACK else _unpack_settings(payload)
 
 
 def uint32(value: int) -> bytes:

@@ -44,6 +44,13 @@ class Outbox:
             stream.queue is None and size <= self.window and size <= stream.send_window and size <= self.max_frame_size
         )
 
+    def reserve(self, stream: Stream, size: int) -> bool:
+        """Keep room for a frame that another writes; False where there is none, or something has to go before."""
+        if self.has_output or not self.fits(stream, size):
+            return False
+        self.window -= size
+        return True
+
     def add(self, stream: Stream, parts: Sequence[bytes | memoryview]) -> None:
         """Queue payload."""
         if stream.queue is None:

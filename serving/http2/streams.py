@@ -29,6 +29,19 @@ class Stream:
         self.sent = 0
         """Bytes of the queue that went so far."""
 
+    def take(self, size: int) -> None:
+        """Count bytes in that came. Raises ProtocolError where they are more than the window holds."""
+        self.receive_window -= size
+        if self.receive_window < 0:
+            raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the stream's window holds")
+
+    def has_promised(self, size: int, end_stream: bool) -> bool:
+        """Tell whether content-length has room for so many bytes more, and is reached at the end."""
+        if self.body_left is None:
+            return True
+        self.body_left -= size
+        return self.body_left >= 0 and not (end_stream and self.body_left)
+
 
 class Streams(dict[int, Stream]):
     """Open streams by id. last: the youngest that was opened."""

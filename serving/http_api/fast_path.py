@@ -15,36 +15,24 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.bodies.buffer import OWN_PAGES_FROM, BodyBuffer
 from serving.engine.admission import ByteBudget
-from serving.errors import InvalidRequest, ServingError
+from serving.errors import ServingError
 from serving.http_api.answer import request_id
 from serving.http_api.connection import CUT_SHORT, Connection
 from serving.http_api.fast_path_prediction import FastPathPrediction, written
 from serving.http_api.fast_path_state import FastPathState
-from serving.http_api.parsed_head import ParsedHead, parsed_head
+from serving.http_api.parsed_head import ParsedHead, parsed_head, plain_head
 from serving.http_api.pipelining import Busy, Flow, Writer
 from serving.linux.tcp import has_left
 from serving.prediction.authorization import authorize
 from serving.prediction.endpoint import Endpoint
-from serving.prediction.request_options import DEFAULTS, PRIORITY, TIMEOUT, RequestOptions, request_options
+from serving.prediction.request_options import DEFAULTS, RequestOptions
 from serving.prediction.socket_loan import SocketLoan
 from serving.protocols.codec import Blobs
 from serving.protocols.headers import HeaderList, Headers
-from serving.protocols.http_codec import LENGTH
 from serving.tensor_bytes import Buffer
 
-# A header that asks for more than the fast path does.
-_UNUSUAL = frozenset(
-    {
-        b"transfer-encoding",
-        b"expect",
-        b"content-encoding",
-        b"upgrade",
-        b"origin",
-    }
-)
 BURST_BYTES = 128 * 1024
 """Bytes of a body after which the loop turns: else the socket is read until it is empty, 8 MB in one go."""
-_ASKING = frozenset({PRIORITY, TIMEOUT})
 _LEFT_S = 0.05
 """Seconds from the end of what a client says to the question whether it has left, and then between looks."""
 LINGER_S = 0.5
@@ -163,30 +151,10 @@ class FastPath(Connection):
             return False
         if parser.get_http_version() != "1.1" or not parser.should_keep_alive():
             return False
-        length = None
-        self._id = None
-        self._binary = asking = False
-        for name, value in self.headers:
-            if name in _UNUSUAL:
-                return False
-            if name == b"content-length":
-                length = value
-            elif name == b"x-request-id":
-                self._id = value
-            elif name == LENGTH:
-                self._binary = True
-            elif name in _ASKING:
-                asking = True
-        if length is None or not length.isdigit():
+        head = plain_head(self.headers)
+        if head is None:
             return False
-        self._length = int(length)
-        if asking:
-            try:
-                self._options = request_options(self.headers)
-            except InvalidRequest:
-                return False  # the other path says what is wrong with it
-        else:
-            self._options = DEFAULTS
+        self._length, self._id, self._binary, self._options = head
         # What is too much to hold is refused on the other path.
         most = endpoint.max_body_bytes if self._binary and endpoint.codec.raw_tensors else endpoint.max_text_bytes
         return self._length <= most and (self._length <= ByteBudget.FREE or self.shared.bodies.fits(self._length))

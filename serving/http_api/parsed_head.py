@@ -10,11 +10,52 @@ import re
 from typing import NamedTuple
 
 from serving.engine.admission import ByteBudget
-from serving.prediction.request_options import RequestOptions
+from serving.errors import InvalidRequest
+from serving.prediction.request_options import DEFAULTS, PRIORITY, TIMEOUT, RequestOptions, request_options
 from serving.protocols.headers import HeaderList
+from serving.protocols.http_codec import LENGTH
 
+# A header that asks for more than the fast path does.
+_UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"content-encoding", b"upgrade", b"origin"})
+_ASKING = frozenset({PRIORITY, TIMEOUT})
 _LONGEST = 1024
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=\r\n)", re.IGNORECASE)
+
+
+class PlainHead(NamedTuple):
+    """The headers of a request that the fast path may answer.
+
+    length: of the body. identity: of the request, None where it has none. binary: raw tensors stand behind the JSON.
+    """
+
+    length: int
+    identity: bytes | None
+    binary: bool
+    options: RequestOptions
+
+
+def plain_head(headers: HeaderList) -> PlainHead | None:
+    """Read headers; None where they ask for more than the fast path does, or are wrong: the other path says how."""
+    length = identity = None
+    binary = asking = False
+    for name, value in headers:
+        if name in _UNUSUAL:
+            return None
+        if name == b"content-length":
+            length = value
+        elif name == b"x-request-id":
+            identity = value
+        elif name == LENGTH:
+            binary = True
+        elif name in _ASKING:
+            asking = True
+    if length is None or not length.isdigit():
+        return None
+    try:
+        options = request_options(headers) if asking else DEFAULTS
+    except InvalidRequest:
+        return None
+    return PlainHead(int(length), identity, binary, options)
 
 
 class ParsedHead(NamedTuple):
