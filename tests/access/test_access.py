@@ -286,3 +286,23 @@ def test_refusals_are_in_the_log_and_can_not_fill_it(
     (line,) = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
     assert "refused to predict: the key is not known" in line
     assert "guessed" not in line
+
+
+def test_names_close_what_is_open_to_all_others(store: KeyStore, file: str) -> None:
+    """Where names are given, only their bearers may, also of a scope that is open; without any key nobody may."""
+    ci, app = store.create("ci", DEPLOY), store.create("app", DEPLOY)
+    access = Access(keys=file)
+    assert access.decide(None, "predict") is ANYONE
+    assert access.decide(bearer(ci), "predict", among=frozenset({"ci", "gone"})).name == "ci"
+    with pytest.raises(Forbidden, match="name others who may"):
+        access.decide(bearer(app), "predict", among=frozenset({"ci"}))
+    with pytest.raises(Forbidden):
+        access.decide(bearer(ci), "predict", among=frozenset())
+    for nobody in (access, Access()):
+        with pytest.raises(Unauthenticated):
+            nobody.decide(None, "predict", among=frozenset({"ci", "anyone"}))
+    caller = store.create("caller", PREDICT)
+    access.refresh()
+    with pytest.raises(Forbidden, match="scope predict"):
+        access.decide(bearer(ci), "predict", among=frozenset({"ci"}))
+    assert access.decide(bearer(caller), "predict", among=frozenset({"caller"})).name == "caller"
