@@ -40,6 +40,12 @@ def _bad(inputs: tuple[Any, ...], value: float) -> bool:
     return inputs[0].dtype.kind == "f" and bool((inputs[0].reshape(len(inputs[0]), -1)[:, 0] == value).any())
 
 
+def _replace(owner: Any, name: str, by: Any) -> None:
+    """Put something in the place of what a module or a class has; a name that is gone would make a control harmless."""
+    assert hasattr(owner, name), f"{owner} has no {name}"
+    setattr(owner, name, by)
+
+
 def _in_the_model() -> None:
     from serving.engine.session import OnnxSession
 
@@ -63,7 +69,7 @@ def _in_the_model() -> None:
             _kept.append(b"\1" * FAULTS["leak"])
         return run(self, inputs)
 
-    OnnxSession.run = faulty  # type: ignore[method-assign]
+    _replace(OnnxSession, "run", faulty)
 
 
 def _in_the_shadow() -> None:
@@ -73,7 +79,7 @@ def _in_the_shadow() -> None:
         time.sleep(FAULTS["shadow"])
         raise RuntimeError("a shadow that fails")
 
-    Shadow._session = lambda self: SimpleNamespace(run=run)  # type: ignore[method-assign, return-value, assignment]
+    _replace(Shadow, "_session", lambda self: SimpleNamespace(run=run))
 
 
 def _deafen() -> None:
@@ -91,7 +97,7 @@ def _note_ends() -> None:
         start(self)
         _ends.append(self)
 
-    WorkerEnd.start = noted  # type: ignore[method-assign]
+    _replace(WorkerEnd, "start", noted)
 
 
 def _hold_the_interpreter() -> None:
@@ -112,44 +118,44 @@ def _off(name: str) -> None:
             except ServingError as error:
                 return [error for _ in requests]
 
-        Isolation.outcomes = whole  # type: ignore[method-assign]
+        _replace(Isolation, "outcomes", whole)
     elif name in ("departed", "recover"):
         _off_in_predictions(name)
     elif name == "quarantine":
         import serving.worker_exits
 
-        serving.worker_exits.select_culprit = lambda deaths, last: None  # type: ignore[assignment]
+        _replace(serving.worker_exits, "select_culprit", lambda deaths, last: None)
     elif name == "hang":
         from serving.supervisor import Supervisor
 
-        Supervisor._watch = lambda self, now: None  # type: ignore[method-assign]
+        _replace(Supervisor, "_watch", lambda self, now: None)
     elif name == "shrink":
         from serving.deploy.memory_reclaim import MemoryReclaim
 
-        MemoryReclaim.tick = lambda self, sessions: None  # type: ignore[method-assign]
+        _replace(MemoryReclaim, "tick", lambda self, sessions: None)
     elif name == "respawn":
         from serving.supervisor import Supervisor
 
-        Supervisor._died = lambda self, worker, code: None  # type: ignore[method-assign]
+        _replace(Supervisor, "_died", lambda self, worker, code: None)
     elif name == "polite":
         from serving.http_api.fast_path import FastPath
 
-        FastPath.shutdown = lambda self: self.transport.close()  # type: ignore[method-assign]
+        _replace(FastPath, "shutdown", lambda self: self.transport.close())
     elif name == "fair":
         _one_queue()
     elif name == "estimate":
         from serving.engine.admission import LatencyModel
 
-        LatencyModel.waits = lambda self, allowance, most: (0.0, 0.0)  # type: ignore[method-assign]
+        _replace(LatencyModel, "waits", lambda self, allowance, most: (0.0, 0.0))
     elif name == "aside":
         import serving.deploy.fleet
 
-        serving.deploy.fleet.ThreadPoolExecutor = _Here  # type: ignore[misc, assignment]
+        _replace(serving.deploy.fleet, "ThreadPoolExecutor", _Here)
     elif name == "spare":
         from serving.deploy import shadow
 
         shadow.HEAVY_S, shadow.REST, shadow.LONG_REST = float("inf"), 0, 0
-        shadow.Shadow._spare = lambda self: True  # type: ignore[method-assign]
+        _replace(shadow.Shadow, "_spare", lambda self: True)
     elif name in ("calm", "blocks", "counted"):
         _off_in_grpc(name)
 
@@ -158,11 +164,11 @@ def _off_in_predictions(name: str) -> None:
     if name == "departed":
         from serving.prediction.prediction import Prediction
 
-        Prediction.cancel = lambda self: None  # type: ignore[method-assign]
+        _replace(Prediction, "cancel", lambda self: None)
     else:
         from serving.prediction.direct import DirectPrediction
 
-        DirectPrediction.recover = lambda self: False  # type: ignore[method-assign]
+        _replace(DirectPrediction, "recover", lambda self: False)
 
 
 def _deaths_unseen() -> None:
@@ -172,9 +178,8 @@ def _deaths_unseen() -> None:
     from serving.deploy.analysis_runner import AnalysisRunner
 
     inherit = AnalysisRunner._inherit
-    AnalysisRunner._inherit = staticmethod(  # type: ignore[method-assign, assignment]
-        lambda running, gone: inherit(running, [replace(record, closed=True) for record in gone])
-    )
+    counted = staticmethod(lambda running, gone: inherit(running, [replace(record, closed=True) for record in gone]))
+    _replace(AnalysisRunner, "_inherit", counted)
 
 
 def _one_queue() -> None:
@@ -188,7 +193,7 @@ def _one_queue() -> None:
     def queued(self: Isolation, requests: list[Any]) -> list[Any]:
         return alone.submit(real, self, requests).result()
 
-    Isolation.outcomes = queued  # type: ignore[method-assign]
+    _replace(Isolation, "outcomes", queued)
 
 
 class _Here(Executor):
@@ -211,7 +216,7 @@ def _unproved() -> None:
     from serving.engine.batching import Independence
     from serving.gate.results import GateResults
 
-    GateResults.independence = lambda *given: Independence(proved=True)  # type: ignore[method-assign]
+    _replace(GateResults, "independence", lambda *given: Independence(proved=True))
 
 
 _OTHERS = {"unclean": _deaths_unseen, "proof": _unproved}
@@ -222,11 +227,11 @@ def _off_in_grpc(name: str) -> None:
     from serving.http2 import connection, frame_reader, hpack, idle_frames
 
     if name == "calm":
-        idle_frames.IdleFrames.add = lambda self, *_, **__: None  # type: ignore[method-assign]
+        _replace(idle_frames.IdleFrames, "add", lambda self, *_, **__: None)
     elif name == "blocks":
         hpack.MAX_LIST_BYTES = frame_reader.MAX_BLOCK_BYTES = connection.MAX_BLOCK_BYTES = 2**30
     else:
-        Call.hold = lambda self, size: None  # type: ignore[method-assign]
+        _replace(Call, "hold", lambda self, size: None)
 
 
 if FAULTS:
@@ -245,7 +250,7 @@ if FAULTS:
     if FAULTS.get("crash_at_start"):
         import serving.http_api.app
 
-        serving.http_api.app.create_app = lambda *_, **__: os.abort()  # type: ignore[assignment]
+        _replace(serving.http_api.app, "create_app", lambda *_, **__: os.abort())
 
 if __name__ == "__main__":
     from serving.cli import main
