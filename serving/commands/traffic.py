@@ -216,18 +216,12 @@ def carry_out(root: Path, state_dir: Path | None, name: str, order: Order, *, no
     if no_wait:
         typer.echo(f"{name}: {facts} (generation {after.generation}; not waited for)")
         return
-    count, problems, unknown = servers.wait(root, name, after.generation, seconds=WAIT_S, state_dir=state_dir)
-    if unknown and not problems:
-        # It stands: a server that hangs must not keep the others from going back.
-        raise NotReady(
-            f"{name}: {facts} (generation {after.generation}); it is not known whether every server serves it: "
-            f"{'; '.join(f'{one.host} (process {one.pid}) {one.unheard}' for one in unknown)}"
-        )
+    waited = servers.wait(root, name, after.generation, seconds=WAIT_S, state_dir=state_dir)
+    problems = waited.problems
     if not problems:
-        served = (
-            f"{count} {'server serves' if count == 1 else 'servers serve'} it" if count else "no server is known here"
-        )
-        typer.echo(f"{name}: {facts} (generation {after.generation}; {served})")
+        said = f"{name}: {facts} (generation {after.generation}"
+        # It stands: a server that hangs must not keep the others from going back.
+        typer.echo(f"{said}; {known_served(waited, f'{said})')})")
         return
     try:
         store.revert(name, after, who=who, why="; ".join(problems))
@@ -235,6 +229,17 @@ def carry_out(root: Path, state_dir: Path | None, name: str, order: Order, *, no
     except GenerationConflict:
         rest = "a later change stands"
     raise ServingError(f"{order.what} of {name} is not served: {'; '.join(problems)}; {rest}")
+
+
+def known_served(waited: servers.Waited, said: str) -> str:
+    """Say how many servers serve it. Raises NotReady where that is not known of all; said: what stands all the same."""
+    if waited.unknown:
+        raise NotReady(
+            f"{said}; it is not known whether every server serves it: "
+            f"{'; '.join(f'{one.host} (process {one.pid}) {one.unheard}' for one in waited.unknown)}"
+        )
+    count = waited.serving
+    return f"{count} {'server serves' if count == 1 else 'servers serve'} it" if count else "no server is known here"
 
 
 def user() -> str:

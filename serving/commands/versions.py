@@ -1,8 +1,9 @@
-"""`serving publish` puts a model into the folder as a new version; `serving check` only says whether it could."""
+"""`serving publish | check | delete`: a version comes into the folder, could come, or goes."""
 
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,17 +11,33 @@ import typer
 from rich.console import Console
 
 from serving.commands.export import instead_of_pickle, is_pickle
-from serving.commands.traffic import Models, StateDir, carry_out, made
+from serving.commands.traffic import (
+    WAIT_S,
+    Models,
+    Name,
+    NoWait,
+    StateDir,
+    Version,
+    Why,
+    carry_out,
+    explained,
+    known_served,
+    made,
+    user,
+)
 from serving.deploy import commands
-from serving.deploy.publish import check_name, serving_now
+from serving.deploy.delete import delete as delete_version
+from serving.deploy.publish import Published, check_name, serving_now
 from serving.deploy.publish import publish as publish_version
 from serving.deploy.staging import ModelFile
-from serving.errors import ServingError
+from serving.errors import InvalidRequest, NotReady, ServingError
 from serving.gate.gate import Gate, Limits
 from serving.gate.report import GateRefused
 from serving.gate.report_table import table
 from serving.gate.settings_check import with_settings
 from serving.linux.thread_scheduling import lowest_priority
+from serving.repository import servers
+from serving.repository.traffic_store import TrafficStore
 
 ExtensionOps = Annotated[
     bool,
@@ -34,6 +51,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("publish")(publish)
     app.command("check")(check)
+    app.command("delete")(delete)
 
 
 def publish(  # noqa: PLR0917  typer makes options of parameters
@@ -49,12 +67,17 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
     ] = False,
     extension_ops: ExtensionOps = False,
     promote: Annotated[bool, typer.Option("--promote", help="Make it the stable version.")] = False,
+    canary: Annotated[
+        float | None, typer.Option(metavar="PERCENT", help="Give it this share of the requests.", show_default=False)
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until every running server has taken it.")] = False,
     models: Models = Path("models"),
     state_dir: StateDir = None,
 ) -> None:
     """Examine a model, and put it into the folder as a new version, whole or not at all.
 
-    It gets traffic with --promote; or where nobody has ever said which version does, since then the highest one does.
+    It gets no traffic unless --promote or --canary asks for that: the version that answers now goes on to. A model's
+    first version answers.
     """
     console = Console(stderr=True, highlight=False)
     if is_pickle(model):
@@ -74,17 +97,54 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
             state_dir=state_dir,
         )
         console.print(table(with_settings(published.report, models / name), f"{name} {published.version}"))
-        if promote:
-            order = made(commands.Promote, version=published.version, why=note, judge=None)
+        said = "published" if published.new else "is there already, with the same bytes"
+        typer.echo(f"{name} version {published.version} {said}{_answers(name, published, asked=promote or canary)}")
+        if promote or canary is not None:
+            kind = partial(commands.StartCanary, percent=canary or 0.0) if not promote else commands.Promote
+            order = made(kind, version=published.version, why=note)
             carry_out(models, state_dir, name, order, no_wait=False)
+        elif wait:
+            generation = TrafficStore(models, state_dir).read(name).generation
+            waited = servers.wait(
+                models, name, generation, seconds=WAIT_S, state_dir=state_dir, version=published.version
+            )
+            if waited.problems:
+                raise NotReady(f"it is published, and not served: {'; '.join(waited.problems)}")
+            typer.echo(f"{name} version {published.version}: {known_served(waited, 'it is published')}")
     except GateRefused as error:
         console.print(table(error.report, f"{name}: not published"))
         raise typer.Exit(1) from None
     except ServingError as error:
         console.print(f"serving: {error.message}", style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-    said = "published" if published.new else "is there already, with the same bytes"
-    typer.echo(f"{name} version {published.version} {said}{' and is stable' if promote else ''}")
+        raise typer.Exit(2 if isinstance(error, InvalidRequest) else 1) from None
+
+
+def _answers(name: str, published: Published, *, asked: object) -> str:
+    if published.answers == published.version:
+        return ", and answers"
+    return "" if asked else f"; version {published.answers} answers: serving promote {name} {published.version}"
+
+
+def delete(  # noqa: PLR0917  typer makes options of parameters
+    name: Name,
+    version: Version,
+    why: Why = "",
+    models: Models = Path("models"),
+    state_dir: StateDir = None,
+    no_wait: NoWait = False,
+) -> None:
+    """Remove a version that is not stable, canary, shadow or labelled; servers that have it loaded let it go."""
+    with explained():
+        after = delete_version(TrafficStore(models, state_dir), name, version, who=user(), why=why)
+        done = f"{name}: version {version} is deleted (generation {after.generation}"
+        if no_wait:
+            typer.echo(f"{done}; not waited for)")
+            return
+        waited = servers.wait(models, name, after.generation, seconds=WAIT_S, state_dir=state_dir)
+        if waited.problems:
+            raise NotReady(f"{done}); {'; '.join(waited.problems)}")
+        known_served(waited, f"{done})")
+        typer.echo(f"{done}; every server has let it go)")
 
 
 def check(
@@ -108,7 +168,7 @@ def check(
             if not path.is_dir():
                 folder = Path(temporary)
                 ModelFile(path).stage(folder)
-            report = gate.examine(folder, serving=None if name is None else serving_now(models / name))
+            report = gate.examine(folder, serving=None if name is None else serving_now(models, name))
     except GateRefused as error:
         report = error.report
     except (ServingError, OSError) as error:

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import orjson
 
 from serving.deploy.channel import Link
-from serving.deploy.decision import ModelContents, decide
+from serving.deploy.decision import ModelContents, decide, unreplaced
 from serving.deploy.folder_guard import FolderGuard
 from serving.deploy.model_state import Change, ModelState, Refusal
 from serving.deploy.plan import Plan
@@ -276,6 +276,8 @@ class Coordinator:
         problems: tuple[Problem, ...],
     ) -> None:
         """Begin a change of a model where what it should serve is not what it does."""
+        found, replaced = unreplaced(found, state.served)
+        problems += replaced
         if found or problems:
             state.missing_since = None
         elif state.served is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from serving.deploy.model_state import ModelState
@@ -50,6 +50,23 @@ class Decision:
     error: str
     problems: tuple[Problem, ...]
     target: Plan | None = None
+
+
+def unreplaced(
+    found: Iterable[ModelVersion], served: Plan | None
+) -> tuple[tuple[ModelVersion, ...], tuple[Problem, ...]]:
+    """Keep what is loaded of versions that lie on disk with other bytes by now, and say so, a problem each.
+
+    A number is a promise of what answers: nothing else ever takes over under it while it serves.
+    """
+    loaded = {item.version: item for item in served.versions} if served is not None else {}
+    kept = tuple((item, loaded.get(item.version, item)) for item in found)
+    reason = (
+        "its files were replaced, and a version never changes: what was loaded of it serves on; publish these as the "
+        "next version, or unload and load the model to take them as they are"
+    )
+    problems = (Problem(new.name, new.version, reason) for new, old in kept if new.content != old.content)
+    return tuple(old for _, old in kept), tuple(problems)
 
 
 def decide(

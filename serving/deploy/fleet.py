@@ -17,6 +17,7 @@ from serving.deploy.memory_reclaim import MemoryReclaim
 from serving.deploy.plan import Plan
 from serving.deploy.shadow import Shadow
 from serving.deploy.traffic_changes import Changes
+from serving.deploy.unservable_reason import content_of
 from serving.deploy.worker_agent import FleetStatus, WorkerAgent
 from serving.engine.batcher import Observer, Unobserved
 from serving.engine.batching import Batching
@@ -159,6 +160,8 @@ class Fleet:
         try:
             with contextlib.suppress(OSError):
                 prepared = locate(state_folder(self._root, self._state_dir), item.content)
+            if prepared is None and content_of(item.path.parent) != item.content:
+                raise ModelInvalid("its files are not those that were examined")
             limits = self.limits.of(batching.own)
             return load(item.path, limits=limits, prepared=prepared, quiet=self.started)
         finally:

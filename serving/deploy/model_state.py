@@ -82,5 +82,6 @@ class ModelState:
             "error": self.error,
             "invalid": refusal is not None and refusal.invalid and self.error == refusal.reason,
             "busy": self.pending or self.change is not None,
+            "versions": [*(v.version for v in served.versions), *served.unloaded] if served else [],
             "alone": {v: b.reason for v, b in served.batching.items() if not b.together} if served else {},
         }

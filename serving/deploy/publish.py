@@ -10,17 +10,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import getpass
-import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.deploy.current_version import current_version, stay
+from serving.deploy.delete import AWAY
 from serving.deploy.staging import ModelFile, Source, copied, embed, write
-from serving.errors import Conflict, InvalidRequest, ModelInvalid, NotReady, shown
+from serving.errors import Conflict, InvalidRequest, ModelInvalid, NotReady, ServingError, shown
 from serving.gate import gate, prepared
 from serving.gate.gate import Gate, Limits
 from serving.gate.report import REPORT_FILE, GateRefused, Report
@@ -28,6 +29,7 @@ from serving.linux.files import rename_to_free, sync
 from serving.repository import manifest, state_directory
 from serving.repository.manifest import MANIFEST_FILE, MODEL_FILE, Hashes, Manifest
 from serving.repository.repository import NAME, VERSION
+from serving.repository.traffic_store import TrafficStore
 
 _NEAR = ".publishing-"
 """Begins the name of a copy that is about to be renamed. Triton and TF Serving take numbers for versions."""
@@ -35,11 +37,14 @@ _NEAR = ".publishing-"
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A version that is in the folder; `new` is False where the same bytes were published before."""
+    """A version that is in the folder."""
 
     version: str
     report: Report
     new: bool = True
+    """False where the same bytes were published before."""
+    answers: str | None = None
+    """The version that answers callers who name none; it is this one only where it is the model's first."""
 
 
 def publish(
@@ -59,6 +64,7 @@ def publish(
 ) -> Published:
     """Put a model into `root/name/<version>/` and return the version and the gate's report.
 
+    It moves no traffic: the version that answers now stays stable, by name from now on. A model's first one answers.
     source: an ONNX file, whose external data must lie in its own folder, or what writes one. version: None takes the
     next number. signature: JSON that is embedded in place of the file's own. serving: the folder of the version that
     callers use now, which the new one must be compatible with; None finds it. examiner: a gate that is open already.
@@ -69,12 +75,13 @@ def publish(
     check_name(name)
     if version is not None and not VERSION.fullmatch(version):
         raise InvalidRequest(f"'{shown(version)}' is no version: a whole number from 1, or next")
-    staged, limits = None, Limits(extension_ops=extension_ops)
+    staged, limits, store = None, Limits(extension_ops=extension_ops), TrafficStore(root, state_dir)
     try:
         root.mkdir(parents=True, exist_ok=True)
         place = state_directory.state_folder(root, state_dir)
         state_directory.sweep(place / "staging")
-        state_directory.sweep(root, f"*/{_NEAR}*")
+        for left in (_NEAR, AWAY):
+            state_directory.sweep(root, f"*/{left}*")
         staged = state_directory.staging_folder(place)
         folder = staged / name / "new"
         folder.mkdir(parents=True)
@@ -90,16 +97,18 @@ def publish(
         )
         there = _same(root / name, found, version)
         if there is not None:
-            return Published(there, _judged(place, root / name / there, found, None, examiner or limits), new=False)
+            report = _judged(place, root / name / there, found, None, examiner or limits)
+            return Published(there, report, new=False, answers=current_version(store, name))
         write(folder / MANIFEST_FILE, found.text())
-        report = _judged(place, folder, found, serving or serving_now(root / name), examiner or limits)
+        report = _judged(place, folder, found, serving or serving_now(root, name, state_dir), examiner or limits)
         if not report.ok:
             raise GateRefused(report)
         write(folder / REPORT_FILE, report.text())
         for inner, _, _ in os.walk(folder, topdown=False):
             sync(Path(inner))
         sync(folder.parent)
-        return Published(_into_place(folder, root, name, version), report)
+        number = _into_place(folder, root / name, version, beside=lambda: stay(store, name, who=found.who))
+        return Published(number, report, answers=store.read(name).stable or number)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise NotReady(f"the version could not be written, and nothing has changed: {reason.lower()}") from error
@@ -116,14 +125,13 @@ def check_name(name: str) -> None:
         )
 
 
-def serving_now(home: Path) -> Path | None:
+def serving_now(root: Path, name: str, state_dir: Path | None = None) -> Path | None:
     """Return the folder of the version that callers of a model use now; None where it has none."""
-    versions = _versions(home)
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        stable = json.loads((home / "traffic.json").read_bytes()).get("stable")
-        if stable in map(str, versions):
-            return home / str(stable)
-    return home / str(versions[-1]) if versions else None
+    with contextlib.suppress(ServingError):  # there is no such model yet, or nobody can say
+        version = current_version(TrafficStore(root, state_dir), name)
+        if version is not None and (root / name / version).is_dir():
+            return root / name / version
+    return None
 
 
 def _versions(home: Path) -> list[int]:
@@ -167,9 +175,12 @@ def _judged(place: Path, folder: Path, found: Manifest, serving: Path | None, ex
     return report
 
 
-def _into_place(folder: Path, root: Path, name: str, version: str | None) -> str:
-    """Rename what was staged to where it is served from, and return its version. Raises Conflict, OSError."""
-    home, staged = root / name, folder.parent
+def _into_place(folder: Path, home: Path, version: str | None, *, beside: Callable[[], object]) -> str:
+    """Rename what was staged to where it is served from, and return its version. Raises Conflict, OSError.
+
+    beside: called before it comes beside other versions.
+    """
+    root, staged = home.parent, folder.parent
     try:
         if not home.exists():
             # A new model comes with its folder: an empty one would be there for a moment, or after a crash for ever.
@@ -180,12 +191,14 @@ def _into_place(folder: Path, root: Path, name: str, version: str | None) -> str
                 rename_to_free(staged, home)
                 sync(root)
                 return number
+        beside()
         return _numbered(folder, home, version)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
     (folder,) = staged.iterdir()
     with _near(folder, home) as near:
+        beside()
         return _numbered(near, home, version)
 
 

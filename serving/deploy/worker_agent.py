@@ -36,6 +36,8 @@ class Standing(NamedTuple):
     invalid: bool
     """Whether what was asked for fits no version that is there, so that asking again can't help."""
     busy: bool
+    versions: list[str]
+    """Versions that passed, loaded or not."""
     alone: dict[str, str]
     """Why requests of a version that is served do not run together, by version; those that do are not in it."""
 

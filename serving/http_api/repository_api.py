@@ -16,6 +16,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from serving.deploy import publish
+from serving.deploy.delete import delete
 from serving.deploy.publish import Published
 from serving.deploy.staging import Writing
 from serving.errors import InvalidRequest, NotReady, PayloadTooLarge, UnsupportedMediaType, shown
@@ -53,6 +54,13 @@ class _Asked(Parameters):
     """What is new, for people."""
     allow_breaking: bool = False
     """Callers of the version before may break."""
+
+
+class _Why(Parameters):
+    """Why a version goes."""
+
+    why: Annotated[str, Field(max_length=2000)] = ""
+    """The reason, for the history."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +101,9 @@ def router(
     ) -> Response:
         """Take `version` or, for `next`, the number after the highest.
 
-        201 with the gate's report; 200 where the same bytes were published before; 409 where the version is there with
-        others; 422 with the report where the gate refuses it. `X-Checksum-Sha256` (hexadecimal) is compared if given.
+        It moves no traffic; `answers` is the version that callers get who name none. 201 with the gate's report; 200
+        where the same bytes were published before; 409 where the version is there with others; 422 with the report
+        where the gate refuses it. `X-Checksum-Sha256` (hexadecimal) is compared if given.
         """
         publish.check_name(model)
         number = None if version == "next" else version
@@ -125,6 +134,17 @@ def router(
         request.app.state.fleet.agent.rescan()
         return _answer(model, published)
 
+    @made.delete("/v1/repository/models/{model}/versions/{version}", summary="Remove a version that has no role")
+    async def delete_version(
+        request: Request, model: str, version: str, caller: Deployer, asked: Annotated[_Why, Query()]
+    ) -> Response:
+        """409 where it is stable, canary, shadow or labelled. Servers that have it loaded let it go."""
+        changes = request.app.state.fleet.changes
+        changes.check()
+        after = await asyncio.to_thread(delete, changes.ledger, model, version, who=caller.name, why=asked.why)
+        request.app.state.fleet.agent.rescan()
+        return json_answer({"name": model, "version": version, "deleted": True, "generation": after.generation})
+
     return made
 
 
@@ -134,6 +154,7 @@ def _answer(name: str, published: Published) -> Response:
             "name": name,
             "version": published.version,
             "new": published.new,
+            "answers": published.answers,
             "report": published.report.model_dump(mode="json"),
         },
         201 if published.new else 200,

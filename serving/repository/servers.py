@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,7 +104,7 @@ class ServerFile:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One running server. `models[name]` has `asked` and `serving` (generations), `stable`, `error` and `busy`."""
+    """One running server. `models[name]` has the fields of `worker_agent.Standing`."""
 
     host: str
     pid: int
@@ -113,6 +113,8 @@ class Server:
     """Seconds since it has said something, or, of another machine, since it was first seen without saying more."""
     gone: str = ""
     """Why it can't follow the models folder now; empty where it can."""
+    refused: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Why it does not serve what is in the folder, by name and version."""
 
     @property
     def unheard(self) -> str:
@@ -121,9 +123,14 @@ class Server:
             return f"has said nothing for {self.silent_s:.0f} s"
         return f"can't follow: {self.gone}" if self.gone else ""
 
-    def waits_for(self, name: str, generation: int) -> str | None:
-        """Return '' once it serves a generation of a model, why it can't, or None as long as it is not known."""
+    def waits_for(self, name: str, generation: int, version: str | None = None) -> str | None:
+        """Return '' once it serves a generation of a model, why it can't, or None as long as it is not known.
+
+        version: one that must have passed too, and be loaded where it is to be.
+        """
         standing = self.models.get(name, {})
+        if version is not None and version not in standing.get("versions", ()):
+            return self.refused.get((name, version))
         serving = standing.get("serving")
         if serving is not None and serving >= generation:
             return ""
@@ -155,8 +162,9 @@ class ServerMonitor:
                         self._moved[file] = beat, now
                     since = float(said["at"]) if here else self._moved[file][1]
                     gone = next((str(reason) for name, _, reason in said["problems"] if not name), "")
+                    refused = {(str(n), str(version)): str(reason) for n, version, reason in said["problems"]}
                     silent_s = max(0.0, now - since)
-                    server = Server(str(said["host"]), int(said["pid"]), dict(said["models"]), silent_s, gone)
+                    server = Server(str(said["host"]), int(said["pid"]), dict(said["models"]), silent_s, gone, refused)
                     alone = bool(said["locked"]) and here
                 except (OSError, ValueError, TypeError, KeyError):
                     continue  # it has just gone, or is not one
@@ -181,11 +189,20 @@ class Waiting:
     """Waits until all running servers serve a generation of a model, or one can't, or the rest is not heard of.
 
     root, state_dir: see `state_folder`. seconds: after which those that speak and do not serve it are given up.
+    version: see `Server.waits_for`.
     """
 
     def __init__(
-        self, root: Path, name: str, generation: int, *, seconds: float, state_dir: Path | None = None
+        self,
+        root: Path,
+        name: str,
+        generation: int,
+        *,
+        seconds: float,
+        state_dir: Path | None = None,
+        version: str | None = None,
     ) -> None:
+        self._version = version
         self._monitor = ServerMonitor(root, state_dir)
         self._name = name
         self._generation = generation
@@ -195,7 +212,7 @@ class Waiting:
     def poll(self) -> Waited | None:
         """Read once; None as long as there is something to wait for."""
         servers = self._monitor.servers()
-        states = [(server, server.waits_for(self._name, self._generation)) for server in servers]
+        states = [(server, server.waits_for(self._name, self._generation, self._version)) for server in servers]
         serving = sum(state == "" for _, state in states)
         problems = list(dict.fromkeys(_said(servers, server, state) for server, state in states if state))
         late = [server for server, state in states if state is None]
@@ -208,9 +225,17 @@ class Waiting:
         return Waited(serving, said, [])
 
 
-def wait(root: Path, name: str, generation: int, *, seconds: float, state_dir: Path | None = None) -> Waited:
+def wait(
+    root: Path,
+    name: str,
+    generation: int,
+    *,
+    seconds: float,
+    state_dir: Path | None = None,
+    version: str | None = None,
+) -> Waited:
     """Wait as `Waiting` says."""
-    waiting = Waiting(root, name, generation, seconds=seconds, state_dir=state_dir)
+    waiting = Waiting(root, name, generation, seconds=seconds, state_dir=state_dir, version=version)
     while (waited := waiting.poll()) is None:
         time.sleep(POLL_S)
     return waited

@@ -34,6 +34,11 @@ def promote(version: str, *, available: Collection[str], judge: Judge | None = N
     return change
 
 
+def pin(version: str) -> Transition:
+    """Name the version that answers already as stable; where somebody has named one meanwhile, that one stays."""
+    return lambda traffic: traffic if traffic.stable is not None else _changed(traffic, stable=version)
+
+
 def canary(
     version: str | None,
     percent: float = 10.0,
