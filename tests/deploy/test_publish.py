@@ -216,7 +216,7 @@ def test_a_version_is_staged_on_another_file_system(tmp_path: Path, examiner: Ga
             )
         assert [(f.name, f.version) for f in scan(tmp_path / "models").found] == [("linear", "1"), ("linear", "2")]
         assert scan(tmp_path / "models").problems == ()
-        assert sorted(os.listdir(tmp_path / "models" / "linear")) == ["1", "2"]
+        assert sorted(os.listdir(tmp_path / "models" / "linear")) == ["1", "2", "history.jsonl", "traffic.json"]
         with pytest.raises(GateRefused):
             publish(tmp_path / "models", "new", tmp_path / "work" / "weights" / "w.bin", state_dir=Path(other))
         assert os.listdir(tmp_path / "models") == ["linear"]

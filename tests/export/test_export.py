@@ -193,7 +193,7 @@ def test_publishing_is_whole_and_only_once(tmp_path: Path) -> None:
         with pytest.raises(InvalidRequest, match="no model name"):
             publish(one, name=name, root=tmp_path)
     assert sorted(p.name for p in (tmp_path / "m").rglob("*")) == sorted(
-        ["1", "2", *["gate.json", "model.onnx", "manifest.json"] * 2]
+        ["1", "2", *["gate.json", "model.onnx", "manifest.json"] * 2, "history.jsonl", "traffic.json"]
     )
     manifest = json.loads((tmp_path / "m" / "2" / "manifest.json").read_bytes())
     assert manifest["files"]["model.onnx"]["sha256"] == hashlib.sha256(two.content).hexdigest()
