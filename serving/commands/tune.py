@@ -78,8 +78,7 @@ def tune(  # noqa: PLR0917  typer makes options of parameters
 
 def _version(models: Path, state_dir: Path | None, name: str, version: str | None) -> tuple[Path, Batching]:
     """Return a version's file, and how its requests run. Raises ServingError."""
-    home = models / name
-    folder = serving_now(home) if version is None else home / version
+    folder = serving_now(models, name, state_dir) if version is None else models / name / version
     if folder is None or not (folder / MODEL_FILE).is_file():
         raise ModelNotFound(f"there is no version {version} of {name}" if version else f"there is no model {name}")
     state = state_folder(models, state_dir)
@@ -90,7 +89,7 @@ def _version(models: Path, state_dir: Path | None, name: str, version: str | Non
         gate.keep(state, report)
     if report.independence is None:
         raise InvalidRequest(f"the gate refuses {name} {folder.name}: {'; '.join(report.reasons)}")
-    return folder / MODEL_FILE, model_settings.read(home).decide(report.independence)
+    return folder / MODEL_FILE, model_settings.read(models / name).decide(report.independence)
 
 
 def _measured(name: str, path: Path, batching: Batching, load: Load) -> list[Trial]:

@@ -105,7 +105,18 @@ class Publication(Document):
     version: str
     new: bool
     """Whether it was not there before."""
+    answers: str | None
+    """The version that callers get who name none: publishing moves no traffic."""
     report: Report
+
+
+class Deletion(Document):
+    """A version that is no more."""
+
+    name: str
+    version: str
+    generation: int
+    """Of the model's traffic, which is otherwise as it was."""
 
 
 class PublicationRefused(Document):

@@ -19,9 +19,10 @@ from serving.deploy import publish
 from serving.deploy.delete import delete
 from serving.deploy.publish import Published
 from serving.deploy.staging import Writing
+from serving.deploy.traffic_changes import Changes
 from serving.errors import InvalidRequest, NotReady, PayloadTooLarge, UnsupportedMediaType, shown
 from serving.gate.report import GateRefused
-from serving.http_api.deploy_documents import Publication, PublicationRefused
+from serving.http_api.deploy_documents import Deletion, Publication, PublicationRefused
 from serving.http_api.documents import Error
 from serving.http_api.metadata import json_answer
 from serving.http_api.parameters import Parameters
@@ -134,16 +135,21 @@ def router(
         request.app.state.fleet.agent.rescan()
         return _answer(model, published)
 
-    @made.delete("/v1/repository/models/{model}/versions/{version}", summary="Remove a version that has no role")
+    @made.delete(
+        "/v1/repository/models/{model}/versions/{version}",
+        summary="Remove a version that has no role",
+        response_model=Deletion,
+        responses={409: {"model": Error, "description": "It is stable, canary, shadow, labelled or kept by name"}},
+    )
     async def delete_version(
         request: Request, model: str, version: str, caller: Deployer, asked: Annotated[_Why, Query()]
     ) -> Response:
-        """409 where it is stable, canary, shadow or labelled. Servers that have it loaded let it go."""
-        changes = request.app.state.fleet.changes
+        """Servers that have it loaded let it go; the history has who and why."""
+        changes: Changes = request.app.state.fleet.changes
         changes.check()
-        after = await asyncio.to_thread(delete, changes.ledger, model, version, who=caller.name, why=asked.why)
+        after = await asyncio.to_thread(delete, changes.store, model, version, who=caller.name, why=asked.why)
         request.app.state.fleet.agent.rescan()
-        return json_answer({"name": model, "version": version, "deleted": True, "generation": after.generation})
+        return json_answer({"name": model, "version": version, "generation": after.generation})
 
     return made
 

@@ -152,6 +152,9 @@ def test_every_route_answers_as_the_document_says(client: TestClient, described:
     ask("PUT", publish, 409, content=model.SerializeToString())
     ask("PUT", publish, 201, at=publish.format(model="rose", version="next"), content=same)
     ask("PUT", publish, 422, at=publish.format(model="iris", version="next"), content=b"no model")
+    ask("DELETE", publish, 409)
+    ask("DELETE", publish, 200, at=publish.format(model="iris", version="2"))
+    ask("DELETE", publish, 404, at=publish.format(model="iris", version="2"))
     ask("GET", "/v1/repository/models/{model}/history", 200)
     del client.headers["authorization"]
     ask("GET", "/v1/repository/models/{model}/history", 401)
