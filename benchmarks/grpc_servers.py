@@ -51,7 +51,7 @@ class _Predicting:
             max_body_bytes=1 << 20,
         )
         endpoints.follow(fleet)
-        self._predictor = Predictor(fleet, endpoints, pool)
+        self._predictor = Predictor(endpoints, pool)
         self._port = port
         self._call: Any = SimpleNamespace(
             connection=self, head=SimpleNamespace(headers=[]), time_remaining=lambda: None

@@ -29,9 +29,9 @@ from serving.signals import DRAIN, UNREADY
 
 if TYPE_CHECKING:  # the parent imports this module, and must not load onnxruntime
     from serving.access.access import Access
+    from serving.bodies.byte_budget import ByteBudget
     from serving.bodies.codec_pool import CodecPool
     from serving.deploy.fleet import Fleet
-    from serving.engine.admission import ByteBudget
     from serving.http_api.app import Companion
     from serving.metrics.metrics import Metrics
 

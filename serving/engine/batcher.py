@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from serving.engine.admission import LatencyModel, seconds_to_come_back
 from serving.engine.executor import Batch, Executor
+from serving.engine.latency_model import LatencyModel, seconds_to_come_back
 from serving.engine.request import Outcome, Request
 from serving.errors import DeadlineExceeded, NotReady, PayloadTooLarge, QueueFull, ServingError
 from serving.heartbeat import Record, unrecorded

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from serving.engine.admission import ByteBudget
+from serving.bodies.byte_budget import ByteBudget
 from serving.grpc_api.security import Judge
 from serving.grpc_api.status import Status
 from serving.http2.hpack import Headers

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from serving.bodies.codec_pool import CodecPool
-from serving.deploy.fleet import Fleet
-from serving.engine.request import NORMAL
-from serving.errors import ModelNotFound, ServingError
+from serving.errors import ServingError
 from serving.grpc_api.call import Call
 from serving.grpc_api.connection import MOST_LENT_BYTES
 from serving.grpc_api.status import FAULT
@@ -95,10 +93,10 @@ class UnaryPrediction(DirectPrediction):
 
 
 class Predictor:
-    """Answers ModelInfer for all models of a fleet, whose endpoints are called "model/" and "model/version"."""
+    """Answers ModelInfer for all models that have endpoints in a table, where they are called as in ROUTES."""
 
-    def __init__(self, fleet: Fleet, endpoints: EndpointTable, pool: CodecPool) -> None:
-        self._fleet = fleet
+    def __init__(self, endpoints: EndpointTable, pool: CodecPool) -> None:
+        self._table = endpoints
         self._endpoints = endpoints.paths
         self._pool = pool
         self._names: dict[bytes, bytes] = {}
@@ -107,7 +105,7 @@ class Predictor:
         """Begin a prediction; a bad request is answered before this returns."""
         call = prediction.call
         remaining = call.time_remaining()
-        options = DEFAULTS if remaining is None else RequestOptions(NORMAL, remaining)
+        options = DEFAULTS if remaining is None else RequestOptions(timeout=remaining)
         try:
             endpoint, message = self._find(request)
         except Exception as error:
@@ -132,15 +130,11 @@ class Predictor:
             name, version = message.model_name, message.model_version
         else:
             name, version, _ = opening_of(request)
-        key = f"{name}/{version}".encode()
-        endpoint = self._endpoints.get(key)
-        if endpoint is None:
-            self._fleet.get(name, version or None)  # says why
-            raise ModelNotFound(f"model {name!r} has just gone")
+        endpoint = self._table.find("grpc", name, version or None)
         if cut is not None:
             if len(self._names) >= _MOST_NAMES:
                 self._names.clear()
-            self._names[cut.head] = key
+            self._names[cut.head] = f"{name}/{version}".encode()
         return endpoint, Message(request, cut, message)
 
     def _is_short(self, size: int) -> bool:

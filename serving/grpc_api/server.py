@@ -8,9 +8,9 @@ import socket
 from dataclasses import replace
 
 from serving.access.access import Access
+from serving.bodies.byte_budget import ByteBudget
 from serving.bodies.codec_pool import CodecPool
 from serving.deploy.fleet import Fleet
-from serving.engine.admission import ByteBudget
 from serving.grpc_api.connection import LINGER_S, Connection
 from serving.grpc_api.connection_reaper import ConnectionReaper, Timeouts
 from serving.grpc_api.head import Head, Method, head_of

@@ -43,7 +43,7 @@ class Service:
         self._access = access
         self._fleet = fleet
         self._metrics = metrics
-        self._predictor = Predictor(fleet, endpoints, pool)
+        self._predictor = Predictor(endpoints, pool)
         self._responses = {method: message(f"{method}Response") for method in UNARY}
         self._stream_response = message(f"{STREAM}Response")
 

@@ -17,11 +17,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from serving.access.access import Access
+from serving.bodies.byte_budget import ByteBudget
 from serving.bodies.codec_pool import CodecPool
 from serving.deploy import channel
 from serving.deploy.deployment import Deployment
 from serving.deploy.fleet import Fleet
-from serving.engine.admission import ByteBudget
 from serving.engine.limits import Limits
 from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError, shown
 from serving.heartbeat import Heartbeat

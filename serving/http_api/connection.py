@@ -15,7 +15,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from serving.engine.admission import ByteBudget
+from serving.bodies.byte_budget import ByteBudget
 from serving.errors import InvalidRequest
 from serving.http_api.answer import error_body, request_id
 from serving.http_api.connection_reaper import ConnectionReaper

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from serving.engine.admission import ByteBudget
+from serving.bodies.byte_budget import ByteBudget
 
 
 @dataclass(slots=True, frozen=True)

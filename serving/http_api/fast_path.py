@@ -14,7 +14,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.bodies.buffer import OWN_PAGES_FROM, BodyBuffer
-from serving.engine.admission import ByteBudget
+from serving.bodies.byte_budget import ByteBudget
 from serving.errors import ServingError
 from serving.http_api.answer import request_id
 from serving.http_api.connection import CUT_SHORT, Connection

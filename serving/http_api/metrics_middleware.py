@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.engine.admission import ByteBudget
+from serving.bodies.byte_budget import ByteBudget
 from serving.http_api.answer import request_id
 from serving.http_api.route import answer
 from serving.metrics.metrics import Metrics

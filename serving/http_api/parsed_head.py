@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from serving.engine.admission import ByteBudget
+from serving.bodies.byte_budget import ByteBudget
 from serving.errors import InvalidRequest
 from serving.prediction.request_options import DEFAULTS, PRIORITY, TIMEOUT, RequestOptions, request_options
 from serving.protocols.headers import HeaderList

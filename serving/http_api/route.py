@@ -10,9 +10,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serving.access.access import Access
 from serving.bodies.buffer import OWN_PAGES_FROM, BodyBuffer
+from serving.bodies.byte_budget import ByteBudget
 from serving.bodies.inflation import Inflation, inflaters
 from serving.deploy.fleet import Fleet
-from serving.engine.admission import ByteBudget
 from serving.errors import InvalidRequest, ModelNotFound, PayloadTooLarge, ServingError, UnsupportedMediaType
 from serving.http_api.answer import METHOD_TEXT, error_body, error_headers, status_of
 from serving.http_api.prediction_paths import ROUTES

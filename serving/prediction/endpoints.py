@@ -12,6 +12,7 @@ from serving.deploy.fleet import Fleet, Served
 from serving.engine.limits import Limits
 from serving.engine.model import Model
 from serving.engine.signature import Described
+from serving.errors import ModelNotFound
 from serving.metrics.metrics import Metrics
 from serving.prediction.endpoint import CanarySplit, Endpoint
 from serving.protocols.codec import Codec
@@ -48,14 +49,29 @@ class EndpointTable:
         self._pool = pool
         self._max_text_bytes = max_text_bytes
         self._max_body_bytes = max_body_bytes
+        self._get: Callable[..., Model]
         self.paths: dict[bytes, Endpoint] = {}
         self._bound: dict[str, tuple[Served, dict[bytes, Endpoint]]] = {}
         """What was made of each model, by name."""
 
     def follow(self, fleet: Fleet) -> None:
         """Have an endpoint for each way to ask each live model, whatever is loaded; called before the fleet starts."""
+        self._get = fleet.get
         fleet.prepare.append(self._prepare)
         fleet.changed.append(lambda: self._bind(fleet, asyncio.get_running_loop()))
+
+    def find(self, protocol: str, model: str, version: str | None = None, label: str | None = None) -> Endpoint:
+        """Return the endpoint of a model, or of one of its versions, whatever it is called in a request.
+
+        Raises ModelNotFound where there is none, NotReady where it is in the repository and can't be served.
+        """
+        name = self._get(model, version, label).name
+        kind = "version" if version is not None else "name" if label is None else "label"
+        path = self._routes[protocol, kind].format(model=name, version=version, label=label)
+        endpoint = self.paths.get(path.encode())
+        if endpoint is None:
+            raise ModelNotFound(f"model {name!r} has just gone")
+        return endpoint
 
     def _prepare(self, model: Model) -> None:
         """Make the codecs of a model, which takes longer than the event loop should be held."""

@@ -144,7 +144,7 @@ def _off(name: str) -> None:
     elif name == "fair":
         _one_queue()
     elif name == "estimate":
-        from serving.engine.admission import LatencyModel
+        from serving.engine.latency_model import LatencyModel
 
         _replace(LatencyModel, "waits", lambda self, allowance, most: (0.0, 0.0))
     elif name == "aside":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.engine.admission import LatencyModel
+from serving.engine.latency_model import LatencyModel
 
 
 def test_a_new_price_for_rows_is_not_asked_of_batches_of_an_old_size() -> None:

@@ -1,10 +1,8 @@
-"""What is let in: how long a batch takes, learnt from those that ran, and how many bytes of bodies are held at once."""
+"""How long a batch takes, learnt from those that ran: what is let in, and how large batches are."""
 
 from __future__ import annotations
 
 import math
-
-from serving.errors import QueueFull
 
 _WEIGHT = 0.1
 """Of the newest batch in the averages: some twenty batches tell."""
@@ -74,28 +72,3 @@ def seconds_to_come_back(wait: float) -> int:
     (3, 1)
     """
     return max(1, math.ceil(wait))
-
-
-class ByteBudget:
-    """Counts the bytes of bodies that one process holds, from their announcement to their answer.
-
-    Bodies of up to FREE bytes are not counted: connections and queued rows bound them already.
-    """
-
-    FREE = 64 * 1024
-
-    __slots__ = ("held", "limit")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.held = 0
-
-    def fits(self, size: int) -> bool:
-        """Tell whether so many bytes more may be held."""
-        return self.held + size <= self.limit
-
-    def hold(self, size: int) -> None:
-        """Count bytes in. Raises QueueFull where they are too many."""
-        if not self.fits(size):
-            raise QueueFull("this server holds all the bytes of requests that it takes: come back later")
-        self.held += size
