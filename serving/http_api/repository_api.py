@@ -21,7 +21,8 @@ from serving.deploy.publish import Published
 from serving.deploy.staging import Writing
 from serving.deploy.traffic_changes import Changes
 from serving.errors import InvalidRequest, NotReady, PayloadTooLarge, UnsupportedMediaType, shown
-from serving.gate.report import GateRefused
+from serving.gate.report import GateRefused, Report
+from serving.gate.settings_check import with_settings
 from serving.http_api.deploy_documents import Deletion, Publication, PublicationRefused
 from serving.http_api.documents import Error
 from serving.http_api.metadata import json_answer
@@ -133,7 +134,7 @@ def router(
         except ClientLeft:
             return Response(status_code=499)  # nobody reads it
         request.app.state.fleet.agent.rescan()
-        return _answer(model, published)
+        return _answer(model, published, await asyncio.to_thread(with_settings, published.report, root / model))
 
     @made.delete(
         "/v1/repository/models/{model}/versions/{version}",
@@ -154,14 +155,14 @@ def router(
     return made
 
 
-def _answer(name: str, published: Published) -> Response:
+def _answer(name: str, published: Published, report: Report) -> Response:
     answer = json_answer(
         {
             "name": name,
             "version": published.version,
             "new": published.new,
             "answers": published.answers,
-            "report": published.report.model_dump(mode="json"),
+            "report": report.model_dump(mode="json"),
         },
         201 if published.new else 200,
     )
