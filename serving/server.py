@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import logging
 import os
 import socket
@@ -16,7 +18,8 @@ from serving.linux.limits import raise_open_files
 from serving.log_pipe import LogPipe
 from serving.logs import configure, form_of
 from serving.settings import Settings
-from serving.supervisor import Supervisor, check_access
+from serving.supervisor import Supervisor, check_access, check_tls
+from serving.tls import TlsInvalid
 
 log = logging.getLogger("serving.server")
 
@@ -34,6 +37,40 @@ def bind(host: str, port: int) -> socket.socket:
     sock.listen(2048)
     sock.set_inheritable(True)
     return sock
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """Bind a Unix socket that owner and group may use, and listen.
+
+    A file that a server left which has gone is replaced. Raises CannotStart where a server listens there, where
+    something else has the name, or where the folder can't be written.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                refused = probe.connect_ex(str(path)) == errno.ECONNREFUSED
+            if refused:
+                path.unlink()
+        before = os.umask(0o117)  # from the first moment: whoever connects before a chmod stays connected
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(before)
+    except OSError as error:
+        sock.close()
+        reason = os.strerror(error.errno).lower() if error.errno else str(error)
+        raise CannotStart(f"can't listen on {path}: {reason}; choose another with --uds") from None
+    sock.listen(2048)
+    sock.set_inheritable(True)
+    return sock
+
+
+def _remove(path: Path, ours: os.stat_result) -> None:
+    """Remove our socket's file, and not that of a server which has taken the place meanwhile."""
+    with contextlib.suppress(OSError):
+        if os.path.samestat(path.lstat(), ours):
+            path.unlink()
 
 
 def reserve(host: str, port: int) -> socket.socket:
@@ -101,11 +138,17 @@ def serve(settings: Settings, reread: Callable[[], Settings]) -> int:
     configure(settings.log_level, form_of(settings.log_format, sys.stderr), LogPipe(sys.stderr.fileno()))
     try:
         check_access(settings)
-    except AccessInvalid as error:  # said once here, rather than by every worker
+        check_tls(settings)
+    except (AccessInvalid, TlsInvalid) as error:  # said once here, rather than by every worker
         raise CannotStart(str(error)) from None
     for warning in misnamed(os.environ):
         log.warning(warning)
     check_folders(settings.models)
-    sock = bind(settings.host, settings.port)
-    grpc = reserve(settings.host, settings.grpc_port) if settings.grpc_port is not None else None
-    return Supervisor(settings, sock, grpc, reread).run()
+    with contextlib.ExitStack() as ending:
+        if settings.uds is None:
+            sock = bind(settings.host, settings.port)
+        else:
+            sock = bind_unix(settings.uds)
+            ending.callback(_remove, settings.uds, os.stat(settings.uds))
+        grpc = reserve(settings.host, settings.grpc_port) if settings.grpc_port is not None else None
+        return Supervisor(settings, sock, grpc, reread).run()

@@ -30,6 +30,8 @@ class Settings(BaseSettings):
     """Address to listen on; 0.0.0.0 for all."""
     port: int = Field(8080, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
+    uds: Path | None = None
+    """Unix socket to listen on instead of host and port, open to its owner and group; gRPC keeps its port."""
     grpc_port: int | None = Field(None, ge=0, le=65535)
     """Port to answer gRPC on too; 0 takes a free one; leave it out for none."""
     workers: int = Field(1, ge=1, le=256)
@@ -68,6 +70,12 @@ class Settings(BaseSettings):
     """Seconds without a sign of life after which a worker is replaced."""
     keep_alive_s: float = Field(75.0, gt=0)
     """Seconds that an idle connection is kept open."""
+    tls_cert: Path | None = None
+    """Certificate chain in PEM: HTTP and gRPC are then over TLS only. Read again on SIGHUP."""
+    tls_key: Path | None = None
+    """Private key of the certificate in PEM, not encrypted; without it, it stands in tls_cert."""
+    tls_client_ca: Path | None = None
+    """Certificates in PEM, one of which must have signed the one that each client then has to show (mutual TLS)."""
     keys: str | None = None
     """File of bearer keys, made by `serving keys create`, or the lines of such a file themselves."""
     jwks: Path | None = None
@@ -92,8 +100,8 @@ class Settings(BaseSettings):
     """Origins whose pages may call this server from a browser, as a JSON list."""
     root_path: str = Field("", pattern=r"^((/[A-Za-z0-9_.~-]+)+)?$")
     """Path under which a proxy serves this server, such as /ml, if it takes that off: /docs sends there."""
-    trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
-    """Addresses and networks of proxies whose X-Forwarded-Prefix is believed, as a JSON list."""
+    trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1", "unix")
+    """Addresses and networks of proxies whose X-Forwarded-Prefix is believed, as a JSON list; unix is who uses uds."""
     fast_path: bool = True
     """Answer plain predictions on the short path; off sends every request through ASGI."""
     metrics: bool = True
@@ -117,7 +125,8 @@ class Settings(BaseSettings):
     @classmethod
     def _networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
         for proxy in proxies:
-            ip_network(proxy)  # what it says is wrong with it is fit to be told
+            if proxy != "unix":
+                ip_network(proxy)  # what it says is wrong with it is fit to be told
         return proxies
 
     @field_validator("state_dir")

@@ -27,6 +27,7 @@ from serving.repository.quarantine import Quarantine
 from serving.rolling import Roll
 from serving.settings import Settings
 from serving.signals import DRAIN, UNREADY
+from serving.tls import TlsInvalid, server_context
 from serving.worker import REFUSED, Assignment, work
 from serving.worker_exits import WorkerExits
 from serving.worker_process import Worker, listed
@@ -41,7 +42,7 @@ HUNG_GRACE_S = 3.0
 """Seconds that a hanging worker gets between SIGTERM and SIGKILL: it may still answer for other models."""
 CUT_SHORT_S = 5.0
 """Seconds that workers get to refuse what they have, after a second SIGTERM."""
-_FIXED = ("host", "port", "grpc_port", "models", "state_dir")
+_FIXED = ("host", "port", "uds", "grpc_port", "models", "state_dir")
 
 
 class CannotReload(Exception):
@@ -284,7 +285,8 @@ class Supervisor:
         try:
             fresh = self._reread()
             check_access(fresh)
-        except (CannotReload, AccessInvalid) as error:
+            check_tls(fresh)
+        except (CannotReload, AccessInvalid, TlsInvalid) as error:
             log.error("the configuration is not read again, the old one stays: %s", error)
             return
         fixed = {name: getattr(self._settings, name) for name in _FIXED}
@@ -376,3 +378,8 @@ class Supervisor:
 def check_access(settings: Settings) -> None:
     """Read the keys, as every worker will. Raises AccessInvalid."""
     Access(keys=settings.keys, jwks=settings.jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
+
+
+def check_tls(settings: Settings) -> None:
+    """Read the certificates, as every worker will. Raises TlsInvalid."""
+    server_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca, "http/1.1")

@@ -26,6 +26,7 @@ from serving.logs import configure, form_of
 from serving.metrics.counts import Counts
 from serving.settings import Settings
 from serving.signals import DRAIN, UNREADY
+from serving.tls import server_context
 
 if TYPE_CHECKING:  # the parent imports this module, and must not load onnxruntime
     from serving.access.access import Access
@@ -125,13 +126,14 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
         link=given.link,
         heartbeat=given.heartbeat,
     )
-    url = f"http://{address(given.sock)}"
+    url = location(given.sock, settings)
     beside = f"   gRPC: {address(given.grpc)}" if given.grpc is not None else ""
     first = given.slot == 0 and not given.replacement
     listener = Listener(
         app,
         drain_s=settings.drain_s,
         keep_alive_s=settings.keep_alive_s,
+        tls=server_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca, "http/1.1"),
         parent=given.parent,
         heartbeat=given.heartbeat,
         announce=(lambda fleet: announce(fleet, url, beside, voice)) if first else None,
@@ -162,6 +164,13 @@ def _await_folder(models: Path, parent: int) -> None:
     sys.exit(0)
 
 
+def location(sock: socket.socket, settings: Settings) -> str:
+    """Return where a socket's server is found: an URL, or unix:path."""
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
+    return f"{'http' if settings.tls_cert is None else 'https'}://{address(sock)}"
+
+
 def address(sock: socket.socket) -> str:
     """Return host:port as URLs have it."""
     host, port = sock.getsockname()[:2]
@@ -183,6 +192,7 @@ def grpc_beside(
         min_rate=settings.min_bytes_per_s,
         connections=settings.max_connections,
     )
+    tls = server_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca, "h2")
     return lambda fleet, metrics, access, bodies, pool: GrpcServer(
         fleet,
         metrics,
@@ -193,6 +203,7 @@ def grpc_beside(
         grace=settings.drain_s,
         max_bytes=settings.max_body_bytes,
         patience=patience,
+        tls=tls,
     )
 
 

@@ -69,9 +69,9 @@ class Server:
         """Wait until it has said where it listens."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            found = re.search(r"serving on http://127\.0\.0\.1:(\d+)", self.output())
+            found = re.search(r"serving on (?:https?://127\.0\.0\.1:(\d+)|unix:/)", self.output())
             if found:
-                self.port = int(found[1])
+                self.port = int(found[1] or 0)
                 return self
             if self.process.poll() is not None:
                 break

@@ -17,7 +17,7 @@ from serving.http2.events import DataReceived, RequestReceived, StreamReset
 from serving.http2.frames import ErrorCode, ResponseTemplate
 from serving.http2.hpack import Headers, literal
 from serving.http2.limits import Limits
-from serving.linux.tcp import close_or_reset, reset
+from serving.linux.tcp import close_or_reset, half_close, reset
 from serving.prediction.direct import DirectPrediction
 from serving.prediction.socket_loan import SocketLoan
 
@@ -297,7 +297,7 @@ class Connection(asyncio.Protocol):
             self._write(0)
             # Closing at once would reset the connection under what the client still sends, and with it the reason.
             with contextlib.suppress(OSError):  # the client has gone already
-                self.transport.write_eof()
+                half_close(self.transport)
 
     def drain(self) -> None:
         """Ask for no more calls; close once those in progress, or under way, are done."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from dataclasses import replace
 
 from serving.access.access import Access
@@ -23,6 +24,7 @@ from serving.http2.hpack import MAX_LIST_BYTES, Headers
 from serving.metrics.metrics import Metrics
 from serving.prediction.endpoints import EndpointTable
 from serving.protocols.messages import HEALTH, REFLECTION, REFLECTION_ALPHA, SERVICE, message, reader
+from serving.tls import server_options
 
 _SWEEP_S = 0.25
 
@@ -31,7 +33,8 @@ class GrpcServer:
     """`start` once models are loaded, `stop` to drain; both on the event loop.
 
     address: "host:port", shared by all workers with SO_REUSEPORT. grace (for calls in progress when it
-    stops): seconds. max_bytes: of one message. patience: with clients.
+    stops): seconds. max_bytes: of one message. patience: with clients. tls: what
+    connections are accepted with, None for plain ones.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class GrpcServer:
         grace: float,
         max_bytes: int,
         patience: Timeouts | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._fleet = fleet
         endpoints = EndpointTable(
@@ -66,6 +70,7 @@ class GrpcServer:
         self._bodies = bodies
         self.in_progress = 0
         self.guard = ConnectionReaper(patience or Timeouts())
+        self._tls = tls
         if metrics is not None:
             self.guard.cut = metrics.cut
         self._methods: dict[bytes, Method] = {}
@@ -100,7 +105,9 @@ class GrpcServer:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
         sock.bind((host.strip("[]"), int(port)))
         self.port = sock.getsockname()[1]
-        self._server = await self._loop.create_server(lambda: Connection(self), sock=sock, backlog=2048)
+        patience = self.guard.patience
+        options = server_options(self._tls, handshake_s=patience.head_s, end_s=patience.write_s)
+        self._server = await self._loop.create_server(lambda: Connection(self), sock=sock, backlog=2048, **options)
         self._sweeping = self._loop.call_later(_SWEEP_S, self._sweep)
         self._following = self._loop.create_task(self._follow(said))
 

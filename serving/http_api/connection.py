@@ -19,7 +19,7 @@ from serving.bodies.byte_budget import ByteBudget
 from serving.errors import InvalidRequest
 from serving.http_api.answer import error_body, request_id
 from serving.http_api.connection_reaper import ConnectionReaper
-from serving.linux.tcp import close_or_reset, reset
+from serving.linux.tcp import close_or_reset, half_close, reset
 from serving.protocols.headers import Headers, header
 
 LINGER_S = 2.0
@@ -362,7 +362,7 @@ class Connection(HttpToolsProtocol):
         self.since = self.shared.now
         self.write_refusal(status, text, self.headers if self._midway else ())
         # Closing at once would reset the connection under what the client still sends, and with it the answer.
-        self.transport.write_eof()
+        half_close(self.transport)
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()

@@ -22,7 +22,7 @@ from serving.http_api.fast_path_prediction import FastPathPrediction, written
 from serving.http_api.fast_path_state import FastPathState
 from serving.http_api.parsed_head import ParsedHead, parsed_head, plain_head
 from serving.http_api.pipelining import Busy, Flow, Writer
-from serving.linux.tcp import has_left
+from serving.linux.tcp import close_idle, has_left
 from serving.prediction.authorization import authorize
 from serving.prediction.endpoint import Endpoint
 from serving.prediction.request_options import DEFAULTS, RequestOptions
@@ -338,6 +338,8 @@ class FastPath(Connection):
             self._prediction.recover()  # its answer is to say that it is the last
         if self._over or self._is_idle() or (self._midway and self._unanswered()):
             return False  # the transport closes itself
+        if self.transport.get_extra_info("sslcontext") is not None:
+            return False  # over TLS there is no saying no more, only leaving
         if self._midway:
             self.refuse(CUT_SHORT)
             return True
@@ -384,7 +386,7 @@ class FastPath(Connection):
 
     def _close_lingering(self) -> None:
         if self._free() and not self._midway:
-            self.transport.close()
+            close_idle(self.transport)
 
 
 def fast_path_for(shared: FastPathState) -> type[asyncio.Protocol]:

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -20,6 +21,7 @@ from serving.heartbeat import Heartbeat, Phase
 from serving.http_api.fast_path import fast_path_for
 from serving.http_api.fast_path_state import FastPathState
 from serving.signals import DRAIN, UNREADY
+from serving.tls import server_options
 
 log = logging.getLogger("serving.listener")
 
@@ -31,8 +33,8 @@ class Listener(uvicorn.Server):
     """Serves one application from a socket that is bound already.
 
     parent: pid of the process that started this one; when it is no longer our parent, this server drains and ends.
-    drain_s, keep_alive_s: seconds. heartbeat: where signs of life are left. announce: called once models are loaded
-    and the socket answers.
+    drain_s, keep_alive_s: seconds. tls: what connections are accepted with, None for plain ones. heartbeat: where signs
+    of life are left. announce: called once models are loaded and the socket answers.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Listener(uvicorn.Server):
         *,
         drain_s: float,
         keep_alive_s: float,
+        tls: ssl.SSLContext | None = None,
         parent: int | None = None,
         heartbeat: Heartbeat | None = None,
         announce: Callable[[Fleet], None] | None = None,
@@ -51,6 +54,8 @@ class Listener(uvicorn.Server):
         self._parent = parent
         self._heartbeat = heartbeat
         self._drain_s = drain_s
+        patience = self._shared.patience
+        self._tls = server_options(tls, handshake_s=patience.head_s, end_s=patience.write_s)
         self.cut_short = False
         """Whether the drain ended before every request had its own answer."""
         super().__init__(
@@ -70,7 +75,10 @@ class Listener(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Load the models, take connections, and say so."""
-        await super().startup(sockets)
+        await super().startup([])  # uvicorn would take connections without a bound on their handshakes
+        loop = asyncio.get_running_loop()
+        for sock in sockets or []:
+            self.servers.append(await loop.create_server(self._protocol, sock=sock, backlog=2048, **self._tls))
         # A full collection looks at every object, which took 50 ms of the loop's time: those of today are here to stay.
         gc.collect()
         gc.freeze()
@@ -164,7 +172,7 @@ class Listener(uvicorn.Server):
             with contextlib.suppress(OSError):
                 while True:
                     connection, _ = sock.accept()
-                    taking = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
+                    taking = loop.create_task(loop.connect_accepted_socket(self._protocol, connection, **self._tls))
                     self.server_state.tasks.add(taking)  # type: ignore[arg-type]
                     taking.add_done_callback(self.server_state.tasks.discard)
 

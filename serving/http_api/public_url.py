@@ -17,12 +17,15 @@ _PREFIX = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
 class Prefix:
     """The path under which a proxy serves this server, which it takes off before it passes a request on.
 
-    path: what is set, "" for none. proxies: addresses and networks whose X-Forwarded-Prefix is believed instead.
+    path: what is set, "" for none. proxies: addresses and networks whose X-Forwarded-Prefix is believed instead;
+    "unix" is whoever has no address.
     """
 
     def __init__(self, path: str, proxies: Iterable[str]) -> None:
         self._path = path
-        self._proxies = [ipaddress.ip_network(proxy) for proxy in proxies]
+        named = set(proxies)
+        self._unix = "unix" in named
+        self._proxies = [ipaddress.ip_network(proxy) for proxy in named - {"unix"}]
 
     def of(self, request: Request) -> str:
         """Return the prefix that the client of a request sees; anything that is no plain path is none."""
@@ -31,9 +34,11 @@ class Prefix:
         return given if _PREFIX.fullmatch(given) and self._is_proxy(request) else self._path
 
     def _is_proxy(self, request: Request) -> bool:
+        if request.client is None:  # a socket without addresses
+            return self._unix
         try:
-            peer = ipaddress.ip_address(request.client.host if request.client is not None else "")
-        except ValueError:  # a socket without addresses
+            peer = ipaddress.ip_address(request.client.host)
+        except ValueError:
             return False
         return any(peer in network for network in self._proxies)
 
