@@ -58,7 +58,6 @@ class UnaryPrediction(DirectPrediction):
     __slots__ = ("_bytes", "call")
 
     def __init__(self, call: Call) -> None:
-        self._loan = None
         self._bytes = 0
         self.call = call
 

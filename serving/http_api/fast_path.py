@@ -18,7 +18,7 @@ from serving.bodies.byte_budget import ByteBudget
 from serving.errors import ServingError
 from serving.http_api.answer import request_id
 from serving.http_api.connection import CUT_SHORT, Connection
-from serving.http_api.fast_path_prediction import FastPathPrediction, written
+from serving.http_api.fast_path_prediction import FastPathPrediction
 from serving.http_api.fast_path_state import FastPathState
 from serving.http_api.parsed_head import ParsedHead, parsed_head, plain_head
 from serving.http_api.pipelining import Busy, Flow, Writer
@@ -229,23 +229,25 @@ class FastPath(Connection):
             self._release()
         if self.transport.is_closing():
             return
-        last = self._is_last()
+        last = self._closing and self._is_last()
         head = self.shared.head(status, kind, self.server_state.default_headers)
         if last:
             headers = [*headers, (b"connection", b"close")]
+        if headers:
+            head += b"".join([b"%b: %b\r\n" % pair for pair in headers])
         if isinstance(body, bytes):
-            self.transport.write(written(head, headers, body, identity))
+            self.transport.write(
+                b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (head, len(body), identity, body)
+            )
             self._end_answer(last)
         else:
-            lines = b"".join([b"%b: %b\r\n" % pair for pair in headers])
-            self.transport.write(
-                b"%b%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n" % (head, lines, body.size, identity)
-            )
+            self.transport.write(b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n" % (head, body.size, identity))
             self._rest, self._rest_bytes = body.pieces(), body.size
             self._write_on(last)
 
     def _is_last(self) -> bool:
-        return self._closing and not self.pipeline and not self._midway
+        """Tell whether nothing behind an answer is owed any more, where nothing more is read."""
+        return not self.pipeline and not self._midway
 
     def lend(self) -> SocketLoan | None:
         """Lend the socket where nothing waits to be written, and nothing but the answer to this request is owed."""
@@ -270,7 +272,7 @@ class FastPath(Connection):
             return
         if rest:
             self.transport.write(rest)
-        self._end_answer(self._is_last())
+        self._end_answer(self._closing and self._is_last())
 
     def _write_on(self, last: bool) -> None:
         """Write the next piece of a large answer; the loop turns between them, or the kernel took megabytes at once."""
@@ -284,7 +286,7 @@ class FastPath(Connection):
             self.loop.call_soon(self._write_on, last)
         else:
             self._rest = None
-            self._end_answer(last or self._is_last())
+            self._end_answer(last or (self._closing and self._is_last()))
 
     def _end_answer(self, last: bool) -> None:
         self.note_answer()

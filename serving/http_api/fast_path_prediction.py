@@ -37,7 +37,6 @@ class FastPathPrediction(DirectPrediction):
     __slots__ = ("_heads", "connection", "identity", "route")
 
     def __init__(self, connection: PlainConnection, identity: bytes, route: RouteMetrics | None) -> None:
-        self._loan = None
         self.connection = connection
         self.identity = identity
         self.route = route
@@ -71,16 +70,13 @@ class FastPathPrediction(DirectPrediction):
 
     def render(self, response: Encoded) -> bytes | None:  # noqa: D102
         body, headers, kind = response
-        return written(self._heads[200, kind], headers, body, self.identity) if isinstance(body, bytes) else None
+        if not isinstance(body, bytes):
+            return None
+        lines = b"".join([b"%b: %b\r\n" % pair for pair in headers])
+        head = b"%b%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n"
+        return head % (self._heads[200, kind], lines, len(body), self.identity) + body
 
     def recovered(self, rest: bytes | None) -> None:  # noqa: D102
         if rest is not None:
             self.count(200)
             self.connection.end_answer(rest)
-
-
-def written(head: bytes, headers: HeaderList, body: bytes, identity: bytes) -> bytes:
-    """Write an answer whose body is short; `head`: see `FastPathState.heads`."""
-    if headers:
-        head += b"".join([b"%b: %b\r\n" % pair for pair in headers])
-    return b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (head, len(body), identity, body)

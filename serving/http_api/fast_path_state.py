@@ -37,7 +37,7 @@ class FastPathState(ConnectionReaper):
 
     def head(self, status: int, kind: bytes, defaults: list[tuple[bytes, bytes]]) -> bytes:
         """Return the head of an answer."""
-        heads = self.heads(defaults)
+        heads = self._heads if defaults is self._defaults else self.heads(defaults)
         made = heads.get((status, kind))
         if made is None:
             lines = b"".join([b"%b: %b\r\n" % pair for pair in defaults])

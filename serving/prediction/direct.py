@@ -18,10 +18,7 @@ class DirectPrediction(Prediction):
     From `lend` to `recover` the event loop writes nothing to the connection: whatever wants to calls `recover` before.
     """
 
-    __slots__ = ("_loan",)
-
-    def __init__(self) -> None:
-        self._loan: SocketLoan | None = None
+    __slots__ = ()
 
     @abstractmethod
     def lend_socket(self) -> SocketLoan | None:
@@ -36,10 +33,10 @@ class DirectPrediction(Prediction):
         """Do what follows an answer of which all but `rest` is written; None: it is not, and nothing is lent now."""
 
     def lend(self) -> None:  # noqa: D102
-        self._loan = self.lend_socket()
+        self.loan = self.lend_socket()
 
     def answer_from_thread(self, outcome: Outcome) -> None:  # noqa: D102
-        loan = self._loan
+        loan = self.loan
         if loan is None or isinstance(outcome, ServingError):
             return
         if sum([array.nbytes for array in outcome]) > SMALL_ANSWER_BYTES:
@@ -48,17 +45,13 @@ class DirectPrediction(Prediction):
         if answer is not None:
             loan.write(answer, outcome)
 
-    def reply(self, outcome: Outcome) -> None:  # noqa: D102
-        if self._loan is None or not self.recover():
-            super().reply(outcome)
-
     def cancel(self) -> None:  # noqa: D102
         if not self.recover():
             super().cancel()
 
     def recover(self) -> bool:
         """Take the right to write back; return whether the answer is written. Then all that follows it is done too."""
-        loan, self._loan = self._loan, None
+        loan, self.loan = self.loan, None
         if loan is None:
             return False
         rest = loan.recover()
@@ -70,7 +63,7 @@ class DirectPrediction(Prediction):
 
     def recover_if_written(self) -> None:
         """Do what follows the answer if the thread has written it; the loop may not have been told yet."""
-        if self._loan is not None and self._loan.is_written():
+        if self.loan is not None and self.loan.is_written():
             self.recover()
 
 

@@ -14,7 +14,7 @@ from serving.deploy.shadow import Shadow
 from serving.engine.model import Model
 from serving.engine.request import Request
 from serving.metrics.recorders import ModelMetrics
-from serving.protocols.codec import Codec
+from serving.protocols.codec import Codec, Spare
 
 
 class CanarySplit(NamedTuple):
@@ -49,7 +49,10 @@ class Endpoint:
     shadow: Shadow | None = None
     protocol: str = field(init=False)
     submit: Callable[[Request], None] = field(init=False)
+    spare: Spare = field(init=False)
 
     def __post_init__(self) -> None:
         self.protocol = self.codec.protocol
-        self.submit = self.model.submit
+        self.spare = self.pool.may_work_here
+        # Without a call between: this is done for each request.
+        self.submit = self.model.submit if self.model.cache is not None else self.model.batcher.submit

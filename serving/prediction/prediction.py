@@ -21,6 +21,7 @@ from serving.errors import InferenceFailed, ServingError
 from serving.prediction.authorization import authorize
 from serving.prediction.endpoint import CanarySplit, Endpoint
 from serving.prediction.request_options import DEFAULTS, RequestOptions
+from serving.prediction.socket_loan import SocketLoan
 from serving.protocols.codec import Decoded, Elsewhere
 from serving.protocols.headers import Headers, header
 from serving.tensors import Tensors
@@ -42,7 +43,7 @@ class Prediction(Request):
     `answer` or `refuse` is called once, on the event loop, unless `cancel` came before.
     """
 
-    __slots__ = ("began", "caller", "context", "endpoint", "headers", "job", "options")
+    __slots__ = ("began", "caller", "context", "endpoint", "headers", "job", "loan", "options")
 
     endpoint: Endpoint
     headers: Headers
@@ -50,6 +51,8 @@ class Prediction(Request):
     caller: Hashable
     began: float
     context: Any
+    loan: SocketLoan | None
+    """What the model's thread may answer with: see `DirectPrediction`."""
     job: Job | None
     """What the codec process has to do for it, or has done."""
 
@@ -68,8 +71,13 @@ class Prediction(Request):
         self.caller = ANYONE
         self.done = False
         self.job = None
+        self.loan = None
         self.began = time.monotonic()
-        self._begin(endpoint, body)
+        if endpoint.access is None and endpoint.canary is None:
+            self.endpoint = endpoint
+            self._decode(endpoint, body, self._submit)
+        else:
+            self._begin(endpoint, body)
 
     def _begin(self, endpoint: Endpoint, body: Any) -> None:
         self.endpoint = endpoint
@@ -108,7 +116,7 @@ class Prediction(Request):
         """Read the body, here where that is quick; `then` gets what it is, or what is wrong with it."""
         codec = endpoint.codec
         try:
-            found = codec.begin(self.headers, body, endpoint.pool.may_work_here, endpoint.max_text_bytes)
+            found = codec.begin(self.headers, body, endpoint.spare, endpoint.max_text_bytes)
             if isinstance(found, Elsewhere):
                 self._decode_elsewhere(endpoint, found, then)
                 return
@@ -161,14 +169,20 @@ class Prediction(Request):
         except ServingError as error:
             self._fail(error)
 
+    def recover(self) -> bool:
+        """Take back what was lent; return whether the answer is written."""
+        return False
+
     def reply(self, outcome: Outcome) -> None:
-        """Encode and send."""
+        """Encode and send, unless the model's thread has done so."""
+        if self.loan is not None and self.recover():
+            return
         if isinstance(outcome, ServingError):
             self._fail(outcome)
             return
         endpoint = self.endpoint
         try:
-            made = endpoint.codec.begin_answer(outcome, self.context, self.headers, endpoint.pool.may_work_here)
+            made = endpoint.codec.begin_answer(outcome, self.context, self.headers, endpoint.spare)
         except Exception:  # one answer that can't be written must not take the batch's other answers along
             log.exception("an answer could not be encoded")
             made = UNWRITABLE

@@ -115,11 +115,16 @@ class HttpCodec(ABC):
         ):
             accepted = [pair for pair in headers if pair[0] == b"accept-encoding"]
             return Elsewhere(_encode_long, (outputs, context, accepted))
-        return self.encoded(outputs, context, headers)
+        made = self.encode(outputs, context)
+        if isinstance(made, bytes) and len(made) < COMPRESS_FROM:
+            return made, NO_HEADERS, JSON
+        return self._compressed(made, headers)
 
     def encoded(self, outputs: Tensors, context: Any, headers: Headers) -> Encoded:
         """Write an answer, compressed for clients that accept it."""
-        made = self.encode(outputs, context)
+        return self._compressed(self.encode(outputs, context), headers)
+
+    def _compressed(self, made: bytes | Mixed, headers: Headers) -> Encoded:
         if isinstance(made, Mixed):
             kind, body, extra = BINARY, made.body, made.headers
         else:

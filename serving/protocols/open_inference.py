@@ -64,7 +64,7 @@ class Codec(HttpCodec):
         if length is not None:
             return self._reader.binary(length, body)
         body = bytes(body)
-        decoded = self.quick(body)
+        decoded = self._decode_short(body) if self._fast and len(body) < _SHORT_BYTES else self.quick(body)
         return self._reader.json(body) if decoded is None else decoded
 
     def quick(self, body: bytes) -> Decoded | None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,16 +72,15 @@ def _members(document: Any) -> int:
     return count
 
 
-def dumps(value: Any) -> bytes:
-    """Write JSON; numpy arrays are written as they are, and non-finite numbers as null."""
-    return orjson.dumps(value, _listed, orjson.OPT_SERIALIZE_NUMPY)
-
-
 def _listed(value: Any) -> list[Any]:
     """Give orjson an array of a type that it does not know (BF16) as a list; its `default`."""
     if isinstance(value, np.ndarray):
         return list(value.tolist())
     raise TypeError
+
+
+dumps = partial(orjson.dumps, default=_listed, option=orjson.OPT_SERIALIZE_NUMPY)
+"""Writes JSON; numpy arrays are written as they are, and non-finite numbers as null."""
 
 
 def pointer(*parts: str | int) -> str:
