@@ -105,6 +105,10 @@ class QueueFull(ServingError):
         self.retry_after = retry_after
 
 
+class RateLimited(QueueFull):
+    """The caller's own rate is used up, however much room there is."""
+
+
 class DeadlineExceeded(ServingError):
     """The request's deadline passed before its turn came."""
 

@@ -84,6 +84,10 @@ class Settings(BaseSettings):
     """The `aud` that a token must have."""
     jwt_issuer: str | None = None
     """The `iss` that a token must have."""
+    jwt_requests_per_s: float | None = Field(None, gt=0)
+    """Predictions that the tokens of one `sub` may ask for in a second, all workers together; keys name their own."""
+    jwt_rows_per_s: float | None = Field(None, gt=0)
+    """Rows that the tokens of one `sub` may ask for in a second."""
     head_s: float = Field(5.0, gt=0)
     """Seconds in which the head of a request must arrive, from its first byte or from connecting."""
     max_head_bytes: int = Field(16 * 1024, ge=1024)

@@ -16,6 +16,7 @@ from types import FrameType
 
 from serving.access.access import Access
 from serving.access.principal import AccessInvalid
+from serving.access.rate_limits import Buckets, Rates
 from serving.deploy import channel
 from serving.deploy.deployment import Deployment
 from serving.heartbeat import Heartbeat, Phase, Running
@@ -77,6 +78,7 @@ class Supervisor:
         )
         self._quarantine = Quarantine(settings.models, settings.state_dir)
         self._exits = WorkerExits()
+        self._buckets = Buckets.shared()
         self._roll: Roll | None = None
         self._served = False
         self._ends_asked = 0
@@ -132,6 +134,7 @@ class Supervisor:
                 parent=os.getpid(),
                 heartbeat=heartbeat,
                 counts=counts,
+                buckets=self._buckets,
                 link=theirs,
                 replacement=replacement,
             )
@@ -377,7 +380,13 @@ class Supervisor:
 
 def check_access(settings: Settings) -> None:
     """Read the keys, as every worker will. Raises AccessInvalid."""
-    Access(keys=settings.keys, jwks=settings.jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
+    Access(
+        keys=settings.keys,
+        jwks=settings.jwks,
+        audience=settings.jwt_audience,
+        issuer=settings.jwt_issuer,
+        token_rates=Rates(settings.jwt_requests_per_s, settings.jwt_rows_per_s),
+    )
 
 
 def check_tls(settings: Settings) -> None:

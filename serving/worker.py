@@ -17,6 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from serving.access.rate_limits import Buckets
 from serving.engine.limits import LEAST_MODEL_MEMORY
 from serving.heartbeat import Heartbeat
 from serving.linux import limits
@@ -59,6 +60,7 @@ class Assignment:
     parent: int
     heartbeat: Heartbeat
     counts: Counts
+    buckets: Buckets
     link: socket.socket
     """To the coordinator, which says what to load."""
     replacement: bool
@@ -125,6 +127,7 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
         companion=companion,
         link=given.link,
         heartbeat=given.heartbeat,
+        buckets=given.buckets,
     )
     url = location(given.sock, settings)
     beside = f"   gRPC: {address(given.grpc)}" if given.grpc is not None else ""

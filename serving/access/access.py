@@ -7,11 +7,13 @@ import logging
 import re
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from serving.access.keys import Key, are_entries, digest, parse
 from serving.access.principal import ANYONE, SCOPES, AccessInvalid, Principal, Scope
+from serving.access.rate_limits import UNLIMITED, Buckets, RateLimit, Rates
 from serving.access.watched_file import WatchedFile
 from serving.errors import Forbidden, ServingError, Unauthenticated
 
@@ -42,9 +44,18 @@ class _State:
     It has its own cache, so that a decision under way while the keys change can't leave a revoked key in the new one.
     """
 
-    __slots__ = ("closed", "deployable", "issuer", "keys", "verified")
+    __slots__ = ("buckets", "closed", "deployable", "issuer", "keys", "token_rates", "verified")
 
-    def __init__(self, keys: tuple[Key, ...], issuer: Issuer | None, closed: frozenset[Scope]) -> None:
+    def __init__(
+        self,
+        keys: tuple[Key, ...],
+        issuer: Issuer | None,
+        closed: frozenset[Scope],
+        token_rates: Rates,
+        buckets: Buckets,
+    ) -> None:
+        self.token_rates = token_rates
+        self.buckets = buckets
         self.keys = keys
         self.issuer = issuer
         # Revoked and expired keys count: taking the last key away must not open what it was made to close.
@@ -58,8 +69,9 @@ class Access:
     """Authorizes requests. `deploy` is always closed; `predict` and `metrics` are open until a key names them.
 
     keys: lines of keys themselves, also with semicolons between, or a file of them. jwks: a JWKS file, which closes
-    everything and needs audience and issuer. What is closed stays so until a restart. Raises AccessInvalid where keys
-    or JWKS can't be read now.
+    everything and needs audience and issuer. token_rates: of each subject of tokens; keys name their own. buckets:
+    where what callers take is counted, together with whoever else has them. What is closed stays so until a restart.
+    Raises AccessInvalid where keys or JWKS can't be read now.
     """
 
     def __init__(
@@ -69,19 +81,21 @@ class Access:
         jwks: Path | None = None,
         audience: str | None = None,
         issuer: str | None = None,
+        token_rates: Rates = UNLIMITED,
+        buckets: Buckets | None = None,
     ) -> None:
         if jwks is not None and not (audience and issuer):
             raise AccessInvalid("a JWKS file needs --jwt-audience and --jwt-issuer: without them any token would do")
-        if jwks is None and (audience or issuer):
-            raise AccessInvalid(
-                "--jwt-audience and --jwt-issuer say nothing without --jwks, the file of the issuer's keys"
-            )
+        if jwks is None and (audience or issuer or token_rates != UNLIMITED):
+            raise AccessInvalid("what is set of JWT says nothing without --jwks, the file of the issuer's keys")
         if keys is not None and not keys.strip():
             raise AccessInvalid("the keys are empty: name a file, or leave the setting out")
         self._entries = keys if keys is not None and are_entries(keys) else None
         self._key_file = WatchedFile(Path(keys), "the keys file") if keys and self._entries is None else None
         self._jwks_file = WatchedFile(jwks, "the JWKS file") if jwks is not None else None
         self._expected = (audience or "", issuer or "")
+        self._token_rates = token_rates
+        self._buckets = buckets if buckets is not None else Buckets()
         self._reading = threading.Lock()
         self._complained = float("-inf")
         self._refusals = 0
@@ -166,7 +180,7 @@ class Access:
         log.info("keys and tokens are read anew: %d keys", len(self._state.keys))
 
     def _read(self, closed: frozenset[Scope]) -> _State:
-        return _State(self._read_keys(), self._read_issuer(), closed)
+        return _State(self._read_keys(), self._read_issuer(), closed, self._token_rates, self._buckets)
 
     def _read_keys(self) -> tuple[Key, ...]:
         if self._entries is not None:
@@ -210,7 +224,7 @@ def _verify(state: _State, authorization: bytes | None) -> _Verified:
     found = _CREDENTIAL.fullmatch(authorization) if len(authorization) <= _LONGEST else None
     if found is None:
         raise Unauthenticated(f"the Authorization header is not a bearer credential: {_SEND}")
-    verified = _by_key(state.keys, found[1]) or _by_token(state.issuer, found[1])
+    verified = _by_key(state, found[1]) or _by_token(state, found[1])
     if verified is None:
         raise Unauthenticated("the key is not known: it may be mistyped, or withdrawn", invalid=True)
     # Only what was verified is kept, so that strangers can't push others out.
@@ -220,21 +234,29 @@ def _verify(state: _State, authorization: bytes | None) -> _Verified:
     return verified
 
 
-def _by_key(keys: tuple[Key, ...], given: bytes) -> _Verified | None:
+def _by_key(state: _State, given: bytes) -> _Verified | None:
     hashed = digest(given)
     matching = None
-    for key in keys:  # every one, in constant time: the time says nothing of how near a guess was, or which key it hit
+    for (
+        key
+    ) in state.keys:  # every one, in constant time: the time says nothing of how near a guess was, or which key it hit
         if hmac.compare_digest(key.digest, hashed):
             matching = key
     if matching is None:
         return None
-    state = matching.state(time.time())
-    if state != "live":
-        raise Unauthenticated(f"the key has been revoked or has expired: it is {state}", invalid=True)
-    return _Verified(Principal(matching.name, matching.scopes), matching.expires or float("inf"))
+    now = matching.state(time.time())
+    if now != "live":
+        raise Unauthenticated(f"the key has been revoked or has expired: it is {now}", invalid=True)
+    limit = _limit(state.buckets, matching.digest, matching.rates)
+    return _Verified(Principal(matching.name, matching.scopes, limit), matching.expires or float("inf"))
 
 
-def _by_token(issuer: Issuer | None, given: bytes) -> _Verified | None:
-    if issuer is None or given.count(b".") != 2:
+def _by_token(state: _State, given: bytes) -> _Verified | None:
+    if state.issuer is None or given.count(b".") != 2:
         return None
-    return _Verified(*issuer.verify(given.decode()))
+    caller, until = state.issuer.verify(given.decode())
+    return _Verified(replace(caller, limit=_limit(state.buckets, caller.name.encode(), state.token_rates)), until)
+
+
+def _limit(buckets: Buckets, identity: bytes, rates: Rates) -> RateLimit | None:
+    return RateLimit(buckets, identity, rates) if rates != UNLIMITED else None

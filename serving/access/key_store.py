@@ -13,6 +13,7 @@ from pathlib import Path
 
 from serving.access.keys import NAME, Key, digest, generate, parse
 from serving.access.principal import AccessInvalid, Scope
+from serving.access.rate_limits import UNLIMITED, Rates
 from serving.access.watched_file import WatchedFile
 
 
@@ -26,7 +27,9 @@ class KeyStore:
         """Return the keys of the file; none where there is no file yet."""
         return parse(self._text())
 
-    def create(self, name: str, scopes: frozenset[Scope], *, expires: float | None = None) -> str:
+    def create(
+        self, name: str, scopes: frozenset[Scope], *, expires: float | None = None, rates: Rates = UNLIMITED
+    ) -> str:
         """Add a key and return it: this is the only time that it is seen. `expires` in seconds since the epoch."""
         if not NAME.fullmatch(name):
             raise AccessInvalid("a key's name is letters, digits, dot, dash, underscore; 64 at most")
@@ -39,7 +42,7 @@ class KeyStore:
                     raise AccessInvalid(
                         f"there is a {key.state(now)} key {name!r}: take another name, such as {name}-2"
                     )
-            line = Key(name, scopes, digest(secret.encode()), created=now, expires=expires).line()
+            line = Key(name, scopes, digest(secret.encode()), created=now, expires=expires, rates=rates).line()
             return f"{text}\n{line}\n" if text and not text.endswith("\n") else f"{text}{line}\n"
 
         self._change(added)

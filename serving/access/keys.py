@@ -1,4 +1,5 @@
-"""Bearer keys, one a line: name, scopes, SHA-256 of the key; then optionally created=, expires= and revoked=.
+"""Bearer keys, one a line: name, scopes, SHA-256 of the key; then optionally created=, expires=, revoked=,
+requests_per_s= and rows_per_s=.
 
     ci deploy,predict 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 expires=2027-02-22T22:00:00Z
 
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from serving.access.principal import SCOPES, AccessInvalid, Scope
+from serving.access.rate_limits import UNLIMITED, Rates
 
 PREFIX = "serving_"
 """Begins every key that is made here, so that scanners of repositories and logs know one when they see it."""
@@ -22,6 +24,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ANY_DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _TIMES = ("created", "expires", "revoked")
+_RATE = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class Key:
     created: float | None = None
     expires: float | None = None
     revoked: float | None = None
+    rates: Rates = UNLIMITED
 
     def state(self, now: float) -> str:
         """Return `live`, `expired` or `revoked`."""
@@ -45,6 +49,7 @@ class Key:
         """Write the key as a line of a keys file."""
         times = [(name, getattr(self, name)) for name in _TIMES]
         facts = [f"{name}={written(at)}" for name, at in times if at is not None]
+        facts += [f"{name}={rate:.15g}" for name, rate in self.rates._asdict().items() if rate is not None]
         return " ".join([self.name, ",".join(sorted(self.scopes)), self.digest.hex(), *facts])
 
 
@@ -94,12 +99,24 @@ def _entry(fields: list[str], number: int) -> Key:
     if not _DIGEST.fullmatch(hashed):
         raise AccessInvalid(f"line {number}: the third word is not a SHA-256 in 64 small hexadecimal digits")
     times: dict[str, float] = {}
+    rates: dict[str, float] = {}
     for fact in facts:
-        what, _, when = fact.partition("=")
-        if what not in _TIMES or what in times:
-            raise AccessInvalid(f"line {number}: after the SHA-256 only {'=, '.join(_TIMES)}= may follow, once each")
-        times[what] = _time(when, f"line {number}: {what}=")
-    return Key(name, frozenset(s for s in SCOPES if s in named), bytes.fromhex(hashed), **times)
+        what, _, value = fact.partition("=")
+        if what not in (*_TIMES, *Rates._fields) or what in times or what in rates:
+            follow = "=, ".join((*_TIMES, *Rates._fields))
+            raise AccessInvalid(f"line {number}: after the SHA-256 only {follow}= may follow, once each")
+        if what in _TIMES:
+            times[what] = _time(value, f"line {number}: {what}=")
+        else:
+            rates[what] = _rate(value, f"line {number}: {what}=")
+    scoped = frozenset(s for s in SCOPES if s in named)
+    return Key(name, scoped, bytes.fromhex(hashed), rates=Rates(**rates), **times)
+
+
+def _rate(text: str, at: str) -> float:
+    if not _RATE.fullmatch(text) or not float(text):
+        raise AccessInvalid(f"{at} is not a rate: write a number above 0, such as 100 or 0.5")
+    return float(text)
 
 
 def _time(text: str, at: str) -> float:

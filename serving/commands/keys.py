@@ -17,6 +17,7 @@ from rich.table import Table
 from serving.access.key_store import KeyStore
 from serving.access.keys import are_entries, written
 from serving.access.principal import SCOPES, AccessInvalid
+from serving.access.rate_limits import Rates
 
 _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -33,13 +34,19 @@ def register(app: typer.Typer) -> None:
 
 
 @keys.command("create")
-def create(
+def create(  # noqa: PLR0917  each is an option
     name: Annotated[str, typer.Option(help="Who will use it, as histories will call them.", show_default=False)],
     scope: Annotated[
         list[str], typer.Option(help="predict, deploy or metrics; may be given several times.", show_default=False)
     ],
     expires: Annotated[
         str | None, typer.Option(help="For how long it is good: 90d, 12h, 30m, 2w. Without it: until revoked.")
+    ] = None,
+    requests_per_s: Annotated[
+        float | None, typer.Option(help="Predictions that it may ask for in a second. Without it: any number.")
+    ] = None,
+    rows_per_s: Annotated[
+        float | None, typer.Option(help="Rows that it may ask for in a second. Without it: any number.")
     ] = None,
     file: KeysFile = "serving.keys",
 ) -> None:
@@ -48,9 +55,13 @@ def create(
         if not SCOPES.issuperset(scope):
             raise AccessInvalid(f"--scope: there are {', '.join(sorted(SCOPES))}")
         until = None if expires is None else time.time() + _seconds(expires)
+        for flag, rate in (("--requests-per-s", requests_per_s), ("--rows-per-s", rows_per_s)):
+            if rate is not None and not 1e-6 <= rate < 1e9:
+                raise AccessInvalid(f"{flag}: should be above 0, and less than a billion")
         path = _path(file)
         first = not path.exists()
-        secret = KeyStore(path).create(name, frozenset(s for s in SCOPES if s in scope), expires=until)
+        scopes = frozenset(s for s in SCOPES if s in scope)
+        secret = KeyStore(path).create(name, scopes, expires=until, rates=Rates(requests_per_s, rows_per_s))
     typer.echo(secret)
     how = f"start the server with --keys {path}" if first else "a running server takes it within 2 seconds"
     typer.echo(f"This is the only time that the key is shown. Its SHA-256 is in {path}; {how}.", err=True)
@@ -58,16 +69,17 @@ def create(
 
 @keys.command("list")
 def list_keys(file: KeysFile = "serving.keys") -> None:
-    """List names, scopes and times; the keys themselves are nowhere."""
+    """List names, scopes, times and rates; the keys themselves are nowhere."""
     with _explained():
         found = KeyStore(_path(file)).read()
     table = Table(box=box.SIMPLE)
-    for column in ("name", "scopes", "state", "created", "expires"):
+    for column in ("name", "scopes", "state", "created", "expires", "requests/s", "rows/s"):
         table.add_column(column, overflow="fold")
     now = time.time()
     for key in found:
         times = ("" if at is None else written(at) for at in (key.created, key.expires))
-        table.add_row(key.name, ", ".join(sorted(key.scopes)), key.state(now), *times)
+        rates = ("" if rate is None else f"{rate:.15g}" for rate in key.rates)
+        table.add_row(key.name, ", ".join(sorted(key.scopes)), key.state(now), *times, *rates)
     Console(highlight=False).print(table)
 
 

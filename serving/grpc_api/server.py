@@ -57,7 +57,6 @@ class GrpcServer:
             CODECS,
             metrics=metrics,
             access=access,
-            authorized=True,  # before a message is read
             pool=pool,
             max_text_bytes=max_bytes,
             max_body_bytes=max_bytes,

@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from serving.access.access import Access
+from serving.access.rate_limits import Buckets, Rates
 from serving.bodies.byte_budget import ByteBudget
 from serving.bodies.codec_pool import CodecPool
 from serving.deploy import channel
@@ -65,16 +66,25 @@ def create_app(
     companion: Callable[[Fleet, Metrics | None, Access, ByteBudget, CodecPool], Companion] | None = None,
     link: socket.socket | None = None,
     heartbeat: Heartbeat | None = None,
+    buckets: Buckets | None = None,
 ) -> FastAPI:
     """Make the application that serves `settings.models`.
 
     metrics: where to count; None makes a registry of this application's own, unless settings turn metrics off. threads:
     onnxruntime threads for each model. memory_bytes: what its runs may take where settings do not say. companion: makes
     what serves beside HTTP. link: to the coordinator of this worker's server; without one the application coordinates
-    itself. heartbeat: where to note which model runs. The lifespan loads the models and raises ModelInvalid where
+    itself. heartbeat: where to note which model runs. buckets: where what callers take of their rates is counted,
+    with other workers. The lifespan loads the models and raises ModelInvalid where
     `settings.strict` and one can't be. Raises AccessInvalid for bad keys.
     """
-    access = Access(keys=settings.keys, jwks=settings.jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
+    access = Access(
+        keys=settings.keys,
+        jwks=settings.jwks,
+        audience=settings.jwt_audience,
+        issuer=settings.jwt_issuer,
+        token_rates=Rates(settings.jwt_requests_per_s, settings.jwt_rows_per_s),
+        buckets=buckets,
+    )
     if metrics is None and settings.metrics:
         metrics = Metrics()
     limits = Limits(

@@ -16,6 +16,7 @@ from serving.errors import (
     NotReady,
     PayloadTooLarge,
     QueueFull,
+    RateLimited,
     ServingError,
     SignatureMismatch,
     UnsupportedMediaType,
@@ -33,6 +34,7 @@ _OUTCOMES: dict[type[ServingError], tuple[str, str]] = {
     ModelNotFound: ("invalid", ""),
     PayloadTooLarge: ("invalid", ""),
     QueueFull: ("rejected", "queue_full"),
+    RateLimited: ("rejected", "rate_limited"),
     NotReady: ("rejected", "not_ready"),
     DeadlineExceeded: ("expired", "deadline"),
 }

@@ -9,7 +9,6 @@ from typing import TypeAlias
 from serving.access.access import Access
 from serving.bodies.codec_pool import CodecPool
 from serving.deploy.fleet import Fleet, Served
-from serving.engine.limits import Limits
 from serving.engine.model import Model
 from serving.engine.signature import Described
 from serving.errors import ModelNotFound
@@ -25,7 +24,6 @@ class EndpointTable:
     """Endpoints by what a request calls them: a path, or a name.
 
     routes: what they are called. codecs: makes the codec of a version, by protocol. access: who may predict.
-    authorized: that is asked of each request before it comes here, but for what a model itself says of its callers.
     pool, max_text_bytes, max_body_bytes: see `Endpoint`.
     """
 
@@ -36,7 +34,6 @@ class EndpointTable:
         *,
         metrics: Metrics | None,
         access: Access,
-        authorized: bool = False,
         pool: CodecPool,
         max_text_bytes: int,
         max_body_bytes: int,
@@ -45,7 +42,6 @@ class EndpointTable:
         self._codecs = codecs
         self._metrics = metrics
         self._access = access
-        self._authorized = authorized
         self._pool = pool
         self._max_text_bytes = max_text_bytes
         self._max_body_bytes = max_body_bytes
@@ -120,19 +116,13 @@ class EndpointTable:
             self._codec(model, protocol),
             route=route,
             metrics=self._metrics.model(model.name, model.version) if self._metrics else None,
-            access=self._access if self._asks(limits) else None,
+            access=self._access if limits.callers is not None or self._access.configured else None,
             deadline=limits.deadline_s,
             loop=loop,
             pool=self._pool,
             max_text_bytes=self._max_text_bytes,
             max_body_bytes=self._max_body_bytes,
         )
-
-    def _asks(self, limits: Limits) -> bool:
-        """Tell whether who sends a request is asked here; a response cache has to know it."""
-        if self._authorized:
-            return limits.callers is not None or limits.cache is not None
-        return limits.callers is not None or self._access.configured
 
 
 def _named(served: Served, kind: str, route: str) -> Iterator[tuple[str, Model]]:

@@ -10,14 +10,14 @@ import asyncio
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
-from serving.access.principal import ANYONE
+from serving.access.principal import ANYONE, Principal
 from serving.bodies.codec_pool import Job
 from serving.engine.request import Outcome, Request
-from serving.errors import InferenceFailed, ServingError
+from serving.errors import InferenceFailed, RateLimited, ServingError
 from serving.prediction.authorization import authorize
 from serving.prediction.endpoint import CanarySplit, Endpoint
 from serving.prediction.request_options import DEFAULTS, RequestOptions
@@ -48,7 +48,7 @@ class Prediction(Request):
     endpoint: Endpoint
     headers: Headers
     options: RequestOptions
-    caller: Hashable
+    caller: Principal
     began: float
     context: Any
     loan: SocketLoan | None
@@ -85,6 +85,11 @@ class Prediction(Request):
             try:
                 limits = endpoint.model.limits
                 self.caller = authorize(endpoint.access, self.headers, "predict", limits.callers)
+                if self.caller.limit is not None:
+                    self.caller.limit.take_request()
+            except RateLimited as error:
+                self._fail(error)
+                return
             except ServingError as error:  # a stranger's: no count of the model's moves
                 self.done = True
                 self.refuse(error)
@@ -165,6 +170,8 @@ class Prediction(Request):
             seconds = min(seconds, options.timeout)
         self.deadline = self.began + seconds
         try:
+            if self.caller.limit is not None:
+                self.caller.limit.take_rows(self.rows)
             self.endpoint.submit(self)
         except ServingError as error:
             self._fail(error)

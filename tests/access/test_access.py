@@ -17,6 +17,7 @@ from serving.access.access import Access
 from serving.access.key_store import KeyStore
 from serving.access.keys import Key, digest, parse
 from serving.access.principal import ANYONE, AccessInvalid
+from serving.access.rate_limits import Rates
 from serving.errors import Forbidden, Unauthenticated
 from tests.access import issuer
 
@@ -231,6 +232,9 @@ HASH = "0" * 64
         (f"app predict {HASH[1:]}", "third word is not a SHA-256"),
         (f"app predict {HASH} expires=soon", "expires= is not a time"),
         (f"app predict {HASH} expire=2027-01-01", "after the SHA-256 only"),
+        (f"app predict {HASH} requests_per_s=0", "requests_per_s= is not a rate"),
+        (f"app predict {HASH} rows_per_s=1e400", "rows_per_s= is not a rate"),
+        (f"app predict {HASH} rows_per_s=1 rows_per_s=2", "once each"),
         (f"app predict {HASH}\napp predict {HASH[:-1]}1", "'app' is there twice"),
         (f"app predict {HASH}\nb deploy {HASH}", "same key is there twice"),
     ],
@@ -270,6 +274,8 @@ def test_a_jwks_needs_audience_and_issuer(tmp_path: Path) -> None:
         Access(jwks=tmp_path / "jwks.json", issuer="i")
     with pytest.raises(AccessInvalid, match="--jwks"):
         Access(audience="a", issuer="i")
+    with pytest.raises(AccessInvalid, match="--jwks"):
+        Access(token_rates=Rates(requests_per_s=1))
 
 
 def test_refusals_are_in_the_log_and_can_not_fill_it(

@@ -32,7 +32,10 @@ def test_make_use_and_revoke_a_key(tmp_path: Path, eventually: Wait) -> None:
     assert stat.S_IMODE(Path(file).stat().st_mode) == 0o600
     key, other = made.stdout.strip(), kept.stdout.strip()
     assert key not in Path(file).read_text()
+    rated = ["keys", "create", "--name", "rated", "--scope", "predict", "--requests-per-s", "1234.5"]
+    assert CliRunner().invoke(app, [*rated, "--keys", file]).exit_code == 0
     listed = CliRunner().invoke(app, ["keys", "list", "--keys", file]).stdout
+    assert "1234.5" in listed
     assert "app" in listed
     assert "live" in listed
     with running("--keys", file, "--grpc-port", "0") as server, httpx.Client(base_url=server.url) as client:
@@ -123,6 +126,7 @@ def test_mistakes_are_explained(tmp_path: Path) -> None:
         ("create", "--name", "a", "--scope", "write"),
         ("create", "--name", "a b", "--scope", "predict"),
         ("create", "--name", "a", "--scope", "predict", "--expires", "soon"),
+        ("create", "--name", "a", "--scope", "predict", "--rows-per-s", "-1"),
         ("revoke", "nobody"),
     ):
         answer = CliRunner().invoke(app, ["keys", *arguments, "--keys", file])
