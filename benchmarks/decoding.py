@@ -18,7 +18,7 @@ async def loaded(models: Path) -> AsyncIterator[Fleet]:
     """Load a folder as the application does."""
     app = create_app(Settings(models=models, metrics=False))
     async with app.router.lifespan_context(app):
-        yield app.state.fleet
+        yield app.state.serving.fleet
 
 
 def forest_codec(models: Path) -> Codec:

@@ -1,4 +1,7 @@
-"""Serve a folder of ONNX models, and ask such a server; what is named in `__all__` is loaded when it is first used."""
+"""Serve a folder of ONNX models, also within an application of your own, and ask such a server.
+
+What is named in `__all__` is all that is public, and is loaded when it is first used.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,13 @@ if TYPE_CHECKING:
     from serving.errors import ServingError as ServingError
     from serving.errors import SignatureMismatch as SignatureMismatch
     from serving.errors import Unauthenticated as Unauthenticated
+    from serving.http_api.app import router as router
+    from serving.http_api.own_route import error_response as error_response
+    from serving.in_process.fake import FakePredictor as FakePredictor
+    from serving.in_process.predictor import Predictor as Predictor
+    from serving.library import create_app as create_app
+    from serving.library import lifespan as lifespan
+    from serving.library import predictor as predictor
 
 _HOME = {
     "AsyncClient": "serving.client.client",
@@ -44,6 +54,13 @@ _HOME = {
     "ServingError": "serving.errors",
     "SignatureMismatch": "serving.errors",
     "Unauthenticated": "serving.errors",
+    "router": "serving.http_api.app",
+    "error_response": "serving.http_api.own_route",
+    "FakePredictor": "serving.in_process.fake",
+    "Predictor": "serving.in_process.predictor",
+    "create_app": "serving.library",
+    "lifespan": "serving.library",
+    "predictor": "serving.library",
 }
 """Where each public name is defined."""
 

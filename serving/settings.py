@@ -26,6 +26,10 @@ class Settings(BaseSettings):
     """Folder of models: <name>/<version>/model.onnx."""
     state_dir: Path | None = None
     """Folder for reports, prepared forms and who serves; the same for all who serve or deploy to one models folder."""
+    app: str | None = None
+    """Application of your own to serve, as module:name, which has serving.lifespan; without it this server's own."""
+    reload: bool = False
+    """Replace the workers when a Python file below the current folder changes; for development."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all."""
     port: int = Field(8080, ge=0, le=65535)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from serving.access.principal import AccessInvalid
 from serving.access.rate_limits import Buckets, Rates
 from serving.deploy import channel
 from serving.deploy.deployment import Deployment
+from serving.deploy.watch import watch_code
 from serving.heartbeat import Heartbeat, Phase, Running
 from serving.linux.limits import cores
 from serving.metrics.counts import Counts
@@ -43,7 +45,7 @@ HUNG_GRACE_S = 3.0
 """Seconds that a hanging worker gets between SIGTERM and SIGKILL: it may still answer for other models."""
 CUT_SHORT_S = 5.0
 """Seconds that workers get to refuse what they have, after a second SIGTERM."""
-_FIXED = ("host", "port", "uds", "grpc_port", "models", "state_dir")
+_FIXED = ("host", "port", "uds", "grpc_port", "models", "state_dir", "reload")
 
 
 class CannotReload(Exception):
@@ -92,6 +94,9 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
         signal.signal(signal.SIGHUP, self._ask_reload)
+        edits_end = threading.Event()
+        if self._settings.reload:
+            watch_code(Path.cwd(), lambda: self._ask_reload(signal.SIGHUP, None), edits_end)
         self._apply_quarantine()
         self._deployment.start()
         try:
@@ -104,6 +109,7 @@ class Supervisor:
             self._await_unready()
             return self._drain()
         finally:
+            edits_end.set()
             self._deployment.stop()
             shutil.rmtree(self._metrics_dir, ignore_errors=True)
 

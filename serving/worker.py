@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # the parent imports this module, and must not load onnxrunti
     from serving.bodies.byte_budget import ByteBudget
     from serving.bodies.codec_pool import CodecPool
     from serving.deploy.fleet import Fleet
-    from serving.http_api.app import Companion
+    from serving.http_api.services import Companion
     from serving.metrics.metrics import Metrics
 
 log = logging.getLogger("serving.worker")
@@ -93,8 +93,10 @@ def work(given: Assignment) -> None:
     form = form_of(settings.log_format, sys.stderr)
     configure(settings.log_level, form, pipe)
     logging.getLogger("uvicorn").setLevel("WARNING")
-    # The fleet has said in a line which model is bad; the traceback of refusing to start with it says no more.
-    logging.getLogger("uvicorn.error").addFilter(lambda record: "errors.ModelInvalid" not in record.getMessage())
+    # What is wrong has been said in a line; the traceback of refusing to start with it says no more.
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda record: not any(kind in record.getMessage() for kind in ("errors.ModelInvalid", "library.Unfit"))
+    )
     try:
         _serve(given, pipe, voice=LogPipe(sys.stdout.fileno()) if form == "json" and given.slot == 0 else pipe)
     except Exception:  # multiprocessing would print it past the log
@@ -107,8 +109,9 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
     """Serve until told to end. voice: takes the announcement, which is no JSON and may not stand in a log that is."""
     settings = given.settings
     # Imported here, so that the parent, which only watches, stays small.
-    from serving.http_api.app import create_app  # noqa: PLC0415
     from serving.http_api.listener import Listener  # noqa: PLC0415
+    from serving.http_api.services import make_services  # noqa: PLC0415
+    from serving.library import Unfit, host  # noqa: PLC0415
     from serving.metrics.metrics import Metrics  # noqa: PLC0415
 
     if given.replacement:
@@ -119,7 +122,7 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
             directory=given.metrics_dir, slot=given.slot, counts=given.counts, dropped_lines=lambda: pipe.dropped
         )
     companion = grpc_beside(settings, address(given.grpc)) if given.grpc is not None else None
-    app = create_app(
+    services = make_services(
         settings,
         metrics=metrics,
         threads=max(1, limits.cores() // settings.workers),
@@ -130,16 +133,24 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
         buckets=given.buckets,
     )
     url = location(given.sock, settings)
-    beside = f"   gRPC: {address(given.grpc)}" if given.grpc is not None else ""
+    where = f"docs: {url}/docs   metrics: {url}/metrics" if settings.app is None else f"application: {settings.app}"
+    if given.grpc is not None:
+        where += f"   gRPC: {address(given.grpc)}"
     first = given.slot == 0 and not given.replacement
+    try:
+        app = host(settings, services)
+    except Unfit:  # it has said why
+        pipe.finish()
+        sys.exit(REFUSED)
     listener = Listener(
         app,
+        services,
         drain_s=settings.drain_s,
         keep_alive_s=settings.keep_alive_s,
         tls=server_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca, "http/1.1"),
         parent=given.parent,
         heartbeat=given.heartbeat,
-        announce=(lambda fleet: announce(fleet, url, beside, voice)) if first else None,
+        announce=(lambda fleet: announce(fleet, url, where, voice)) if first else None,
     )
     try:
         listener.listen(given.sock)
@@ -210,7 +221,7 @@ def grpc_beside(
     )
 
 
-def announce(fleet: Fleet, url: str, beside: str, pipe: LogPipe) -> None:
+def announce(fleet: Fleet, url: str, where: str, pipe: LogPipe) -> None:
     """Print what is served, what is not and why, and where the documentation is."""
     table = Table(title=f"serving on {url}", title_justify="left", box=box.SIMPLE)
     for column in ("model", "versions", "task", "features"):
@@ -229,4 +240,4 @@ def announce(fleet: Fleet, url: str, beside: str, pipe: LogPipe) -> None:
     console.print(table)
     for problem in fleet.problems:
         console.print(f"not served: {problem.name} {problem.version}: {problem.reason}", markup=False, soft_wrap=True)
-    console.print(f"docs: {url}/docs   metrics: {url}/metrics{beside}", soft_wrap=True)
+    console.print(where, markup=False, soft_wrap=True)

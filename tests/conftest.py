@@ -137,7 +137,7 @@ def usual_policy() -> Iterator[None]:
 
 
 def with_grpc(models: Path = MODELS, **settings: Any) -> FastAPI:
-    """Make the application in this process, with gRPC beside it at `app.state.companion.port`."""
+    """Make the application in this process, with gRPC beside it at `app.state.serving.companion.port`."""
     made = Settings(models=models, **settings)
     return create_app(made, companion=grpc_beside(made, "127.0.0.1:0"))
 

@@ -6,11 +6,12 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 from numpy.typing import NDArray
 
 from serving.client.conversation import Answer, Conversation, Conversations, Infer, Pause
+from serving.client.given import F
 from serving.client.refusals import Refused
 from serving.client.retries import Retries
 
@@ -22,19 +23,6 @@ except ImportError:
     raise ImportError('the client needs httpx2: pip install "serving[client]"') from None
 
 T = TypeVar("T")
-
-
-class Frame(Protocol):
-    """A DataFrame of pandas or polars."""
-
-    @property
-    def columns(self) -> Any:
-        """Names of the columns."""
-
-    def __len__(self) -> int: ...
-
-
-F = TypeVar("F", bound=Frame)
 
 
 class _Base:

@@ -15,7 +15,7 @@ import orjson
 
 from serving.client import given as rows_given
 from serving.client import open_inference, tensors
-from serving.client.given import Given
+from serving.client.given import BINARY_CELLS, Given, cells
 from serving.client.open_inference import Outputs
 from serving.client.refusals import Refused, ServerFailed
 from serving.client.retries import Retries
@@ -24,8 +24,6 @@ from serving.engine.signature import Signature
 from serving.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge, ServingError
 from serving.protocols.predict_v1_response import Answers
 
-BINARY_CELLS = 4000
-"""Cells of rows given as Python's objects from which they are sent as tensors: below it JSON costs as little."""
 TIMEOUT = "X-Request-Timeout"
 
 
@@ -101,7 +99,7 @@ class Conversations:
             raise InvalidRequest("give a version or a label, not both")
         deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
         asked = rows_given.given(data)
-        many = asked.rows is None or _cells(asked.rows) >= BINARY_CELLS
+        many = asked.rows is None or cells(asked.rows) >= BINARY_CELLS
         names: Sequence[str] = ()
         refused: ServingError | None = None
         if many:
@@ -238,11 +236,6 @@ def _quoted(name: str) -> str:
     if not name or name in (".", ".."):
         raise InvalidRequest(f"{name!r} is no name of a model, version or label")
     return quote(name, safe="")
-
-
-def _cells(rows: Sequence[Any]) -> int:
-    width = len(rows[0]) if isinstance(rows[0], Mapping | list) else 1
-    return len(rows) * width
 
 
 def _inputs(signature: Signature) -> Any:

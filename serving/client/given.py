@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import orjson
@@ -21,7 +21,22 @@ Values: TypeAlias = Sequence[Any] | Array
 Columns: TypeAlias = dict[str, Array]
 """An answer by column: `label` [rows], `probabilities` [rows, classes], or outputs by name, rows first."""
 
+BINARY_CELLS = 4000
+"""Cells of rows given as Python's objects from which they go as tensors: below it JSON costs as little."""
 ACCEPTED = "rows (dicts or lists), a NumPy array, a dict of arrays, or a DataFrame of pandas or polars"
+
+
+class Frame(Protocol):
+    """A DataFrame of pandas or polars."""
+
+    @property
+    def columns(self) -> Any:
+        """Names of the columns."""
+
+    def __len__(self) -> int: ...
+
+
+F = TypeVar("F", bound=Frame)
 
 
 class Given(NamedTuple):
@@ -57,6 +72,12 @@ def given(data: Any) -> Given:
             raise InvalidRequest("there are no rows: give at least one")
         return Given("rows", data, rows=data)
     raise InvalidRequest(f"rows can't be a {type(data).__name__}: give {ACCEPTED}")
+
+
+def cells(rows: Sequence[Any]) -> int:
+    """Count the values of rows."""
+    width = len(rows[0]) if isinstance(rows[0], Mapping | list) else 1
+    return len(rows) * width
 
 
 def _of_frame(frame: Any, series: dict[str, Any], values: Any) -> dict[str, Values]:

@@ -50,6 +50,19 @@ def watch(root: Path, moved: Callable[[], None], stop: threading.Event) -> threa
     return thread
 
 
+def watch_code(root: Path, edited: Callable[[], None], stop: threading.Event) -> None:
+    """Call `edited` after each change to a Python file below `root`, until `stop`, from another thread."""
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+
+    def run() -> None:
+        for _ in watchfiles.watch(
+            root, watch_filter=watchfiles.PythonFilter(), debounce=200, stop_event=stop, raise_interrupt=False
+        ):
+            edited()
+
+    threading.Thread(target=run, name="watch-code", daemon=True).start()
+
+
 def _identity(root: Path) -> tuple[int, int]:
     facts = root.stat()
     return facts.st_dev, facts.st_ino

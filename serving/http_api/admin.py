@@ -25,10 +25,12 @@ from serving.gate.report import Report
 from serving.gate.settings_check import with_settings
 from serving.http_api.deploy_documents import ChangedMeanwhile, TrafficChanged, TrafficHistory, TrafficState
 from serving.http_api.documents import Error
-from serving.http_api.metadata import LiveFleet, json_answer
+from serving.http_api.metadata import json_answer
+from serving.http_api.own_route import OwnRoute
 from serving.http_api.parameters import NoParameters, Parameters
 from serving.http_api.route import read_body
 from serving.http_api.security import Deployer, requires
+from serving.http_api.services import LiveFleet, LiveServices
 from serving.metrics.metrics import Metrics
 from serving.repository.state_directory import state_folder
 from serving.repository.traffic import Traffic, sentence
@@ -45,70 +47,44 @@ class _Asked(Parameters):
     """The last so many changes."""
 
 
-def router(root: Path, metrics: Metrics | None, state_dir: Path | None = None) -> APIRouter:
-    """Make the routes. root: the models folder; state_dir: see `state_folder`."""
-    made = APIRouter(prefix=PREFIX, tags=["deploy"])
-    readers = [Depends(requires("predict"))]
+router = APIRouter(route_class=OwnRoute, prefix=PREFIX, tags=["deploy"])
+_READERS = [Depends(requires("predict"))]
 
-    @made.get(
-        "", summary="Who gets a model's traffic, and how it goes", dependencies=readers, response_model=TrafficState
+
+@router.get(
+    "", summary="Who gets a model's traffic, and how it goes", dependencies=_READERS, response_model=TrafficState
+)
+async def traffic_state(model: str, services: LiveServices) -> Response:
+    """Answer with what is asked for, what this server serves, and figures of a trial. ETag: the generation."""
+    store = services.fleet.changes.store
+    traffic = await asyncio.to_thread(store.read, model)
+    versions = await asyncio.to_thread(store.versions, model)
+    return _answer(
+        traffic, {"name": model, "versions": versions, **await _served(services.fleet, services.metrics, model)}
     )
-    async def traffic_state(model: str, fleet: LiveFleet) -> Response:
-        """Answer with what is asked for, what this server serves, and figures of a trial. ETag: the generation."""
-        store = fleet.changes.store
-        traffic = await asyncio.to_thread(store.read, model)
-        versions = await asyncio.to_thread(store.versions, model)
-        return _answer(traffic, {"name": model, "versions": versions, **await _served(fleet, metrics, model)})
 
-    @made.get("/history", summary="Who changed it, when, how and why", response_model=TrafficHistory)
-    async def traffic_history(model: str, fleet: LiveFleet, _: Deployer, asked: Annotated[_Asked, Query()]) -> Response:
-        """Answer with the last changes and publications, oldest first: when, who, what, why, generation, before, after.
 
-        Of publications the last three are null.
-        """
-        entries = await asyncio.to_thread(fleet.changes.store.events, model, asked.limit)
-        return json_answer({"name": model, "history": entries})
+@router.get("/history", summary="Who changed it, when, how and why", response_model=TrafficHistory)
+async def traffic_history(model: str, fleet: LiveFleet, _: Deployer, asked: Annotated[_Asked, Query()]) -> Response:
+    """Answer with the last changes and publications, oldest first: when, who, what, why, generation, before, after.
 
-    @made.get(
-        "/report/{version}",
-        summary="What the gate found out about a version",
-        dependencies=readers,
-        response_model=Report,
-    )
-    async def gate_report(model: str, version: str, fleet: LiveFleet) -> Response:
-        """Answer with the report that is kept with a version."""
-        if version not in await asyncio.to_thread(fleet.changes.store.versions, model):
-            raise ModelNotFound(f"model {model!r} has no version '{shown(version)}' in the folder")
-        return json_answer(await asyncio.to_thread(_report, root, state_dir, model, version))
+    Of publications the last three are null.
+    """
+    entries = await asyncio.to_thread(fleet.changes.store.events, model, asked.limit)
+    return json_answer({"name": model, "history": entries})
 
-    for order in ORDERS:
-        does = inspect.getdoc(order) or ""
-        made.add_api_route(
-            f"/{order.verb}",
-            _endpoint(order),
-            methods=["POST"],
-            name=order.verb,
-            summary=does.rstrip("."),
-            description=f"{does} Answers when every worker of every server serves it. With `If-Match`, only if nobody "
-            "has changed the model since that generation.",
-            openapi_extra={"requestBody": {"content": {"application/json": {"schema": _schema(order)}}}},
-            response_model=TrafficChanged,
-            responses={
-                202: {
-                    "model": TrafficChanged,
-                    "description": "Some servers of the folder are silent: `unknown` names them, and the change stands",
-                },
-                412: {
-                    "model": ChangedMeanwhile,
-                    "description": "Somebody's change came first: `current` has the state",
-                },
-                503: {
-                    "model": Error,
-                    "description": "A worker could not serve it: nothing is changed, and the error says why",
-                },
-            },
-        )
-    return made
+
+@router.get(
+    "/report/{version}",
+    summary="What the gate found out about a version",
+    dependencies=_READERS,
+    response_model=Report,
+)
+async def gate_report(model: str, version: str, services: LiveServices) -> Response:
+    """Answer with the report that is kept with a version."""
+    if version not in await asyncio.to_thread(services.fleet.changes.store.versions, model):
+        raise ModelNotFound(f"model {model!r} has no version '{shown(version)}' in the folder")
+    return json_answer(await asyncio.to_thread(_report, services.models, services.state_dir, model, version))
 
 
 def _endpoint(kind: type[Order]) -> Callable[..., Awaitable[Response]]:
@@ -217,3 +193,32 @@ def _report(root: Path, state_dir: Path | None, model: str, version: str) -> Any
     if report is None:
         raise ModelNotFound("there is no report for this version")
     return with_settings(report, root / model).model_dump(mode="json")
+
+
+for _order in ORDERS:
+    _does = inspect.getdoc(_order) or ""
+    router.add_api_route(
+        f"/{_order.verb}",
+        _endpoint(_order),
+        methods=["POST"],
+        name=_order.verb,
+        summary=_does.rstrip("."),
+        description=f"{_does} Answers when every worker of every server serves it. With `If-Match`, only if nobody "
+        "has changed the model since that generation.",
+        openapi_extra={"requestBody": {"content": {"application/json": {"schema": _schema(_order)}}}},
+        response_model=TrafficChanged,
+        responses={
+            202: {
+                "model": TrafficChanged,
+                "description": "Some servers of the folder are silent: `unknown` names them, and the change stands",
+            },
+            412: {
+                "model": ChangedMeanwhile,
+                "description": "Somebody's change came first: `current` has the state",
+            },
+            503: {
+                "model": Error,
+                "description": "A worker could not serve it: nothing is changed, and the error says why",
+            },
+        },
+    )

@@ -8,11 +8,10 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
-from serving.access.access import Access
 from serving.http_api.compression import compressed
 from serving.http_api.openapi import document
-from serving.http_api.public_url import Prefix
 from serving.http_api.security import may
+from serving.http_api.services import LiveServices
 from serving.protocols.strict_json import dumps
 
 # Redoc would fetch a logo from its maker.
@@ -80,23 +79,22 @@ _READING_PAGE = b"""<!doctype html>
 """
 
 
-def add(app: FastAPI, prefix: Prefix) -> None:
+def add(app: FastAPI) -> None:
     """Add the documentation routes and their assets to the application; all they name is relative but the server."""
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-assets")
 
-    access: Access = app.state.access
     made: dict[bool, tuple[object, bytes]] = {}
 
     @app.get("/openapi.json", include_in_schema=False)
-    async def openapi(request: Request) -> Response:
+    async def openapi(request: Request, services: LiveServices) -> Response:
         whole = may(request, "predict")
         # Swaps by number: holding the models themselves would keep those alive that have gone.
-        state = (app.state.fleet.swaps, access.closed)
+        state = (id(services), services.fleet.swaps, services.access.closed)
         if whole not in made or made[whole][0] != state:
             # On a thread: it takes as long as hundreds of predictions.
-            made[whole] = state, await asyncio.to_thread(lambda: dumps(document(app, models=whole)))
+            made[whole] = state, await asyncio.to_thread(lambda: dumps(document(app, services, models=whole)))
         body = made[whole][1]
-        if path := prefix.of(request):
+        if path := services.public.of(request):
             body = b'{"servers":[{"url":"%b"}],' % path.encode() + body[1:]
         return await compressed(request, body, "application/json")
 

@@ -17,7 +17,7 @@ class FastPathState(ConnectionReaper):
     """What all fast path connections of one worker share."""
 
     paths: dict[bytes, Endpoint] = field(default_factory=dict)
-    """Endpoints by raw request target; replaced entry by entry as models come and go. Empty: no fast path."""
+    """Endpoints by raw request target; changed entry by entry as models come and go. Empty: no fast path."""
     routes: dict[str, RouteMetrics] = field(default_factory=dict)
     """Counters by route template; empty where metrics are off."""
     _defaults: list[tuple[bytes, bytes]] = field(default_factory=list)

@@ -15,11 +15,12 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
 
 from serving.deploy.fleet import Fleet
 from serving.heartbeat import Heartbeat, Phase
 from serving.http_api.fast_path import fast_path_for
-from serving.http_api.fast_path_state import FastPathState
+from serving.http_api.services import Services
 from serving.signals import DRAIN, UNREADY
 from serving.tls import server_options
 
@@ -30,7 +31,7 @@ LAST_WORDS_S = 1.0
 
 
 class Listener(uvicorn.Server):
-    """Serves one application from a socket that is bound already.
+    """Serves one application, with its services, from a socket that is bound already.
 
     parent: pid of the process that started this one; when it is no longer our parent, this server drains and ends.
     drain_s, keep_alive_s: seconds. tls: what connections are accepted with, None for plain ones. heartbeat: where signs
@@ -40,6 +41,7 @@ class Listener(uvicorn.Server):
     def __init__(
         self,
         app: FastAPI,
+        services: Services,
         *,
         drain_s: float,
         keep_alive_s: float,
@@ -49,8 +51,8 @@ class Listener(uvicorn.Server):
         announce: Callable[[Fleet], None] | None = None,
     ) -> None:
         self._announce = announce
-        self._app = app
-        self._shared: FastPathState = app.state.shared
+        self._services = services
+        self._shared = services.shared
         self._parent = parent
         self._heartbeat = heartbeat
         self._drain_s = drain_s
@@ -76,6 +78,10 @@ class Listener(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Load the models, take connections, and say so."""
         await super().startup([])  # uvicorn would take connections without a bound on their handshakes
+        if not self._services.fleet.started:
+            log.error("the application does not enter serving.lifespan when it starts, so that no model is loaded")
+            await self.lifespan.shutdown()
+            raise SystemExit(STARTUP_FAILURE)
         loop = asyncio.get_running_loop()
         for sock in sockets or []:
             self.servers.append(await loop.create_server(self._protocol, sock=sock, backlog=2048, **self._tls))
@@ -85,7 +91,7 @@ class Listener(uvicorn.Server):
         if self._heartbeat is not None and not self.should_exit:
             self._heartbeat.enter(Phase.READY)
         if self._announce is not None and self.started:
-            self._announce(self._app.state.fleet)
+            self._announce(self._services.fleet)
 
     async def on_tick(self, counter: int) -> bool:
         """Do what is due ten times a second; return whether to end."""
@@ -109,7 +115,7 @@ class Listener(uvicorn.Server):
         """Say unready at once, and begin to drain; a second order cuts the drain short."""
         if sig not in (DRAIN, UNREADY) and os.getppid() == self._parent:
             return  # it went to the whole group, and the parent's order follows
-        self._app.state.fleet.draining = True
+        self._services.fleet.draining = True
         if sig != UNREADY:
             self.force_exit = self.should_exit
             self.should_exit = True
@@ -118,13 +124,13 @@ class Listener(uvicorn.Server):
         """Take no more connections, answer what was accepted, close; refuse what is left when the time is over."""
         if self._heartbeat is not None:
             self._heartbeat.enter(Phase.ENDING)
-        self._app.state.fleet.draining = True
+        self._services.fleet.draining = True
         self._take_the_last(sockets or [])
         for server in self.servers:
             server.close()
         for sock in sockets or []:
             sock.close()
-        companion = self._app.state.companion
+        companion = self._services.companion
         stopping = asyncio.ensure_future(companion.stop()) if companion is not None else None
         sweeping = asyncio.ensure_future(self._sweep_on())  # or a slow client would hold the end up
         state = self.server_state
@@ -141,8 +147,8 @@ class Listener(uvicorn.Server):
         if busy():
             self.cut_short = True
             log.error("the drain is cut short: what still waits or runs is refused")
-            self._app.state.fleet.refuse()
-            self._app.state.pool.refuse()
+            self._services.fleet.refuse()
+            self._services.pool.refuse()
             self.force_exit = False
             await self._while(busy, LAST_WORDS_S)
             for connection in list(state.connections):

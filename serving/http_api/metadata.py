@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from serving.deploy import description
@@ -14,22 +14,14 @@ from serving.engine.model import Model
 from serving.errors import NotReady
 from serving.http_api import documents, readable
 from serving.http_api.compression import compressed
+from serving.http_api.own_route import OwnRoute
 from serving.http_api.security import may, requires
-from serving.metrics.metrics import Metrics
+from serving.http_api.services import LiveFleet, LiveServices
 from serving.protocols.strict_json import dumps
 
-router = APIRouter(dependencies=[Depends(requires("predict"))])
-health_router = APIRouter()
-metrics_router = APIRouter(dependencies=[Depends(requires("metrics"))])
-
-
-def live_fleet(request: Request) -> Fleet:
-    """Give the fleet of the application that got the request."""
-    fleet: Fleet = request.app.state.fleet
-    return fleet
-
-
-LiveFleet = Annotated[Fleet, Depends(live_fleet)]
+router = APIRouter(route_class=OwnRoute, dependencies=[Depends(requires("predict"))])
+health_router = APIRouter(route_class=OwnRoute)
+metrics_router = APIRouter(route_class=OwnRoute, dependencies=[Depends(requires("metrics"))])
 
 
 def json_answer(value: Any, status: int = 200) -> Response:
@@ -244,8 +236,10 @@ def _ready(fleet: Fleet, model: Model) -> Response:
     summary="Prometheus metrics, summed over all workers",
     response_class=PlainTextResponse,
 )
-async def metrics(request: Request) -> Response:
+async def metrics(request: Request, services: LiveServices) -> Response:
     """Expose the metrics in Prometheus's text format."""
-    registry: Metrics = request.app.state.metrics
+    registry = services.metrics
+    if registry is None:
+        raise HTTPException(404, "nothing is counted here")
     # On a thread: with hundreds of models it takes as long as hundreds of predictions.
     return await compressed(request, *await asyncio.to_thread(registry.render))

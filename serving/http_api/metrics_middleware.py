@@ -7,7 +7,7 @@ routes costs more than a small prediction.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,11 +22,24 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"
 
 
 class Observed:
-    """Pure ASGI; wraps `app`. paths: endpoints by raw path, for requests that need nothing of the app."""
+    """Pure ASGI; wraps `app`.
+
+    paths: endpoints by raw path, below `prefix`, for requests that need nothing of the app. label: names a request's
+    route, once it has one.
+    """
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics | None, paths: dict[bytes, Endpoint], bodies: ByteBudget
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics | None,
+        paths: dict[bytes, Endpoint],
+        bodies: ByteBudget,
+        label: Callable[[Scope], str],
+        prefix: str,
     ) -> None:
+        self._label = label
+        self._prefix = prefix
         self._bodies = bodies
         self._app = app
         self._metrics = metrics
@@ -67,13 +80,12 @@ class Observed:
         finally:
             del self._scopes[id(scope)]
             if self._metrics is not None:
-                self._metrics.route(*_labels(scope, endpoint)).finished(status, time.monotonic() - began)
+                self._metrics.route(*self._labels(scope, endpoint)).finished(status, time.monotonic() - began)
 
     def _in_progress(self) -> Iterator[tuple[str, str]]:
         """Return route and method of each request in progress: which route it is, is known some time after it began."""
-        return (_labels(scope, endpoint) for scope, endpoint in self._scopes.copy().values())
+        return (self._labels(scope, endpoint) for scope, endpoint in self._scopes.copy().values())
 
-
-def _labels(scope: Scope, endpoint: Endpoint | None) -> tuple[str, str]:
-    route = endpoint.route if endpoint is not None else getattr(scope.get("route"), "path", "unknown")
-    return route, scope["method"] if scope["method"] in _METHODS else "other"
+    def _labels(self, scope: Scope, endpoint: Endpoint | None) -> tuple[str, str]:
+        route = self._prefix + endpoint.route if endpoint is not None else self._label(scope)
+        return route, scope["method"] if scope["method"] in _METHODS else "other"

@@ -11,11 +11,14 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import iter_route_contexts
 
-from serving.deploy.fleet import Fleet, Served
+from serving.deploy.fleet import Served
 from serving.http_api import prediction_schemas
 from serving.http_api.documents import Error
+from serving.http_api.own_route import OwnRoute
 from serving.http_api.prediction_schemas import INFER_RESPONSE, infer_operation, predict_operation
+from serving.http_api.services import Services
 from serving.protocols.strict_json import dumps
 
 log = logging.getLogger("serving.docs")
@@ -55,22 +58,24 @@ _PARAMETERS = {
 }
 
 
-def document(app: FastAPI, *, models: bool = True) -> dict[str, Any]:
+def document(app: FastAPI, services: Services, *, models: bool = True) -> dict[str, Any]:
     """Make the OpenAPI document of the routes and, for who may know of them, of every live model."""
     made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     components = made.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    for name in ("HTTPValidationError", "ValidationError"):
-        schemas.pop(name, None)
     schemas["InferResponse"] = INFER_RESPONSE
     components["responses"] = {status: _failure(status) for status in FAILURES}
     components["parameters"] = _PARAMETERS
+    own = {c.path for c in iter_route_contexts(app.routes) if isinstance(c.original_route, OwnRoute)}
     for path, methods in made["paths"].items():
         for method, operation in methods.items():
-            _tell_failures(path, method, operation)
-    fleet: Fleet = app.state.fleet
+            if path in own:
+                _tell_failures(path, method, operation)
+    if "HTTPValidationError" not in str(made["paths"]):
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
     paths: dict[str, Any] = {}
-    for served in fleet.models.values() if models else ():
+    for served in services.fleet.models.values() if models else ():
         try:
             found = {path: {"post": operation} for path, operation in operations(served)}
             of_versions = [prediction_schemas.schemas(model) for model in (served.default, *served.versions.values())]
@@ -82,7 +87,7 @@ def document(app: FastAPI, *, models: bool = True) -> dict[str, Any]:
             for those in of_versions:
                 schemas |= those
     made["paths"] = {**paths, **made["paths"]}
-    closed = app.state.access.closed
+    closed = services.access.closed
     for methods in made["paths"].values():
         for operation in methods.values():
             asked = operation.get("security", [])

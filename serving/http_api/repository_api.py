@@ -19,16 +19,17 @@ from serving.deploy import publish
 from serving.deploy.delete import delete
 from serving.deploy.publish import Published
 from serving.deploy.staging import Writing
-from serving.deploy.traffic_changes import Changes
 from serving.errors import InvalidRequest, NotReady, PayloadTooLarge, UnsupportedMediaType, shown
 from serving.gate.report import GateRefused, Report
 from serving.gate.settings_check import with_settings
 from serving.http_api.deploy_documents import Deletion, Publication, PublicationRefused
 from serving.http_api.documents import Error
 from serving.http_api.metadata import json_answer
+from serving.http_api.own_route import OwnRoute
 from serving.http_api.parameters import Parameters
 from serving.http_api.route import ClientLeft
 from serving.http_api.security import Deployer
+from serving.http_api.services import LiveFleet, LiveServices, Services
 from serving.repository.manifest import MODEL_FILE, Entry
 from serving.repository.repository import VERSION
 from serving.repository.state_directory import staging_folder, state_folder
@@ -39,7 +40,6 @@ CHECKSUM = "x-checksum-sha256"
 SILENCE_S = 60.0
 """Seconds without a byte after which an upload is given up."""
 _BUFFER = 1024 * 1024
-_AT_ONCE = 4
 
 _BODY = {
     "requestBody": {
@@ -77,82 +77,81 @@ class _Upload:
         return {MODEL_FILE: self.entry}
 
 
-def router(
-    root: Path, *, max_model_bytes: int, state_dir: Path | None = None, extension_ops: bool = False
-) -> APIRouter:
-    """Make the routes that publish into the models folder `root`. state_dir: see `state_folder`."""
-    made = APIRouter(tags=["deploy"])
-    at_once = asyncio.Semaphore(_AT_ONCE)
-    one_gate = asyncio.Semaphore(1)
+router = APIRouter(route_class=OwnRoute, tags=["deploy"])
 
-    @made.put(
-        "/v1/repository/models/{model}/versions/{version}",
-        summary="Publish a version: the ONNX file is the body",
-        status_code=201,
-        openapi_extra=_BODY,
-        response_model=Publication,
-        responses={
-            200: {"model": Publication, "description": "The same bytes were published before"},
-            409: {"model": Error, "description": "The version is there with other bytes"},
-            422: {"model": PublicationRefused, "description": "The gate refuses it"},
-            503: {"model": Error, "description": "It could not be written now, and nothing has changed"},
-        },
-    )
-    async def publish_version(
-        request: Request, model: str, version: str, caller: Deployer, asked: Annotated[_Asked, Query()]
-    ) -> Response:
-        """Take `version` or, for `next`, the number after the highest.
 
-        It moves no traffic; `answers` is the version that callers get who name none. 201 with the gate's report; 200
-        where the same bytes were published before; 409 where the version is there with others; 422 with the report
-        where the gate refuses it. `X-Checksum-Sha256` (hexadecimal) is compared if given.
-        """
-        publish.check_name(model)
-        number = None if version == "next" else version
-        if number is not None and not VERSION.fullmatch(number):
-            raise InvalidRequest("the version is a whole number from 1, or next")
-        request.app.state.fleet.changes.check()
-        if at_once.locked():
-            raise NotReady("too many models are being published: try again in a minute")
-        try:
-            async with at_once, _received(request, root, state_dir, max_model_bytes) as upload, one_gate:
-                published = await asyncio.to_thread(
-                    publish.publish,
-                    root,
-                    model,
-                    upload,
-                    version=number,
-                    note=asked.note,
-                    who=caller.name,
-                    allow_breaking=asked.allow_breaking,
-                    state_dir=state_dir,
-                    extension_ops=extension_ops,
-                )
-        except GateRefused as refused:
-            log.warning("%s by %s is not published: %s", model, shown(caller.name), refused.message)
-            return json_answer({"error": refused.message, "report": refused.report.model_dump(mode="json")}, 422)
-        except ClientLeft:
-            return Response(status_code=499)  # nobody reads it
-        request.app.state.fleet.agent.rescan()
-        return _answer(model, published, await asyncio.to_thread(with_settings, published.report, root / model))
+@router.put(
+    "/v1/repository/models/{model}/versions/{version}",
+    summary="Publish a version: the ONNX file is the body",
+    status_code=201,
+    openapi_extra=_BODY,
+    response_model=Publication,
+    responses={
+        200: {"model": Publication, "description": "The same bytes were published before"},
+        409: {"model": Error, "description": "The version is there with other bytes"},
+        422: {"model": PublicationRefused, "description": "The gate refuses it"},
+        503: {"model": Error, "description": "It could not be written now, and nothing has changed"},
+    },
+)
+async def publish_version(  # noqa: PLR0917  FastAPI passes them by name
+    request: Request,
+    services: LiveServices,
+    model: str,
+    version: str,
+    caller: Deployer,
+    asked: Annotated[_Asked, Query()],
+) -> Response:
+    """Take `version` or, for `next`, the number after the highest.
 
-    @made.delete(
-        "/v1/repository/models/{model}/versions/{version}",
-        summary="Remove a version that has no role",
-        response_model=Deletion,
-        responses={409: {"model": Error, "description": "It is stable, canary, shadow, labelled or kept by name"}},
-    )
-    async def delete_version(
-        request: Request, model: str, version: str, caller: Deployer, asked: Annotated[_Why, Query()]
-    ) -> Response:
-        """Servers that have it loaded let it go; the history has who and why."""
-        changes: Changes = request.app.state.fleet.changes
-        changes.check()
-        after = await asyncio.to_thread(delete, changes.store, model, version, who=caller.name, why=asked.why)
-        request.app.state.fleet.agent.rescan()
-        return json_answer({"name": model, "version": version, "generation": after.generation})
+    It moves no traffic; `answers` is the version that callers get who name none. 201 with the gate's report; 200
+    where the same bytes were published before; 409 where the version is there with others; 422 with the report
+    where the gate refuses it. `X-Checksum-Sha256` (hexadecimal) is compared if given.
+    """
+    publish.check_name(model)
+    number = None if version == "next" else version
+    if number is not None and not VERSION.fullmatch(number):
+        raise InvalidRequest("the version is a whole number from 1, or next")
+    services.fleet.changes.check()
+    if services.uploads.locked():
+        raise NotReady("too many models are being published: try again in a minute")
+    try:
+        async with services.uploads, _received(request, services) as upload, services.one_gate:
+            published = await asyncio.to_thread(
+                publish.publish,
+                services.models,
+                model,
+                upload,
+                version=number,
+                note=asked.note,
+                who=caller.name,
+                allow_breaking=asked.allow_breaking,
+                state_dir=services.state_dir,
+                extension_ops=services.extension_ops,
+            )
+    except GateRefused as refused:
+        log.warning("%s by %s is not published: %s", model, shown(caller.name), refused.message)
+        return json_answer({"error": refused.message, "report": refused.report.model_dump(mode="json")}, 422)
+    except ClientLeft:
+        return Response(status_code=499)  # nobody reads it
+    services.fleet.agent.rescan()
+    report = await asyncio.to_thread(with_settings, published.report, services.models / model)
+    return _answer(model, published, report)
 
-    return made
+
+@router.delete(
+    "/v1/repository/models/{model}/versions/{version}",
+    summary="Remove a version that has no role",
+    response_model=Deletion,
+    responses={409: {"model": Error, "description": "It is stable, canary, shadow, labelled or kept by name"}},
+)
+async def delete_version(
+    fleet: LiveFleet, model: str, version: str, caller: Deployer, asked: Annotated[_Why, Query()]
+) -> Response:
+    """Servers that have it loaded let it go; the history has who and why."""
+    fleet.changes.check()
+    after = await asyncio.to_thread(delete, fleet.changes.store, model, version, who=caller.name, why=asked.why)
+    fleet.agent.rescan()
+    return json_answer({"name": model, "version": version, "generation": after.generation})
 
 
 def _answer(name: str, published: Published, report: Report) -> Response:
@@ -172,8 +171,9 @@ def _answer(name: str, published: Published, report: Report) -> Response:
 
 
 @asynccontextmanager
-async def _received(request: Request, root: Path, state_dir: Path | None, limit: int) -> AsyncIterator[_Upload]:
+async def _received(request: Request, services: Services) -> AsyncIterator[_Upload]:
     """Stream the body into a file that is gone afterwards."""
+    limit = services.max_model_bytes
     checksum = request.headers.get(CHECKSUM, "").lower()
     if checksum and not re.fullmatch("[0-9a-f]{64}", checksum):
         raise InvalidRequest("X-Checksum-Sha256 is not 64 hexadecimal digits")
@@ -186,7 +186,7 @@ async def _received(request: Request, root: Path, state_dir: Path | None, limit:
         raise PayloadTooLarge(f"the model has {int(declared)} bytes, and the limit is {limit}: see --max-model-bytes")
     folder = None
     try:
-        folder = await asyncio.to_thread(lambda: staging_folder(state_folder(root, state_dir)))
+        folder = await asyncio.to_thread(lambda: staging_folder(state_folder(services.models, services.state_dir)))
         with await asyncio.to_thread(Writing, folder / MODEL_FILE) as writing:
             await _write(request, writing, limit)
             entry = await asyncio.to_thread(writing.close)

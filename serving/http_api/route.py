@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Awaitable, Callable, Hashable
 
-from starlette.routing import BaseRoute, Route
+from fastapi import APIRouter, Request, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.access.access import Access
 from serving.bodies.buffer import OWN_PAGES_FROM, BodyBuffer
 from serving.bodies.byte_budget import ByteBudget
 from serving.bodies.inflation import Inflation, inflaters
-from serving.deploy.fleet import Fleet
-from serving.errors import InvalidRequest, ModelNotFound, PayloadTooLarge, ServingError, UnsupportedMediaType
+from serving.errors import InvalidRequest, PayloadTooLarge, ServingError, UnsupportedMediaType
 from serving.http_api.answer import METHOD_TEXT, error_body, error_headers, status_of
+from serving.http_api.own_route import OwnRoute
 from serving.http_api.prediction_paths import ROUTES
+from serving.http_api.services import Services, services_of
 from serving.prediction.authorization import authorize
 from serving.prediction.endpoint import Endpoint
-from serving.prediction.endpoints import EndpointTable
 from serving.prediction.prediction import Prediction
 from serving.prediction.request_options import RequestOptions, request_options
 from serving.protocols.codec import Blobs
@@ -33,49 +32,55 @@ class ClientLeft(Exception):
     """The client closed the connection before its request was whole."""
 
 
-def prediction_routes(fleet: Fleet, endpoints: EndpointTable, access: Access, bodies: ByteBudget) -> list[BaseRoute]:
-    """Make one route for each prediction path template."""
-    return [
-        Route(
-            template,
-            PredictionRoute(protocol, template, fleet, endpoints, access, bodies),
-            include_in_schema=False,
-        )
-        for (protocol, _), template in ROUTES.items()
-    ]
+class PredictionResponse(Response):
+    """The answer to a request whose body nobody has read: it reads it, and answers, once FastAPI lets it.
 
+    So all that an application asks of a request before (dependencies of its routers) has been asked.
+    """
 
-class PredictionRoute:
-    """An ASGI application for one prediction path template."""
-
-    def __init__(  # noqa: PLR0917
-        self, protocol: str, template: str, fleet: Fleet, endpoints: EndpointTable, access: Access, bodies: ByteBudget
-    ) -> None:
-        self._bodies = bodies
+    def __init__(self, protocol: str, services: Services) -> None:
         self._protocol = protocol
-        self._template = template
-        self._fleet = fleet
-        self._endpoints = endpoints
-        self._access = access
+        self._services = services
+        self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Errors are answered here, so that no framework text reaches a client."""
+        await self._answer(scope, receive, send)
+        if self.background is not None:
+            await self.background()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":  # else another route would take the path for the name of a model
             error = InvalidRequest(METHOD_TEXT)
             await respond(send, 405, [(b"allow", b"POST")], error_body(error))
             return
+        services = self._services
         try:
-            authorize(self._access, scope["headers"], "predict")  # before a stranger learns which models there are
-            parameters = scope["path_params"]
-            model = self._fleet.get(parameters["model"], parameters.get("version"), parameters.get("label"))
-            path = self._template.format(**{**parameters, "model": model.name})
-            endpoint = self._endpoints.paths.get(path.encode())
-            if endpoint is None:
-                raise ModelNotFound(f"model {model.name!r} has just gone")
+            authorize(services.access, scope["headers"], "predict")  # before a stranger learns which models there are
+            given = scope["path_params"]  # of an application's prefix too
+            endpoint = services.endpoints.find(self._protocol, given["model"], given.get("version"), given.get("label"))
         except ServingError as error:
             await respond(send, status_of(error, self._protocol), error_headers(error), error_body(error))
             return
-        await answer(endpoint, scope, receive, send, self._bodies)
+        await answer(endpoint, scope, receive, send, services.bodies)
+
+
+def _endpoint(protocol: str) -> Callable[[Request], Awaitable[Response]]:
+    async def predict(request: Request) -> Response:
+        return PredictionResponse(protocol, services_of(request))
+
+    return predict
+
+
+router = APIRouter(route_class=OwnRoute)
+for (_protocol, _kind), _template in ROUTES.items():
+    router.add_api_route(
+        _template,
+        _endpoint(_protocol),
+        methods=["POST", "GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"],
+        name=f"{_protocol}_{_kind}_prediction",
+        include_in_schema=False,
+    )
 
 
 async def answer(endpoint: Endpoint, scope: Scope, receive: Receive, send: Send, bodies: ByteBudget) -> None:

@@ -10,6 +10,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from serving.access.principal import Principal, Scope
 from serving.errors import ServingError
+from serving.http_api.services import services_of
 from serving.prediction.authorization import authorization, authorize
 
 BEARER = HTTPBearer(
@@ -20,7 +21,7 @@ BEARER = HTTPBearer(
 def may(request: Request, scope: Scope) -> bool:
     """Tell whether the sender of a request could do what `scope` names, for answers that tell them more."""
     try:
-        request.app.state.access.decide(authorization(request.scope["headers"]), scope, quiet=True)
+        services_of(request).access.decide(authorization(request.scope["headers"]), scope, quiet=True)
     except ServingError:
         return False
     return True
@@ -37,7 +38,7 @@ def requires(scope: Scope) -> Callable[..., Awaitable[Principal]]:
         request: Request,
         _: HTTPAuthorizationCredentials | None = Security(BEARER, scopes=[scope]),  # noqa: B008
     ) -> Principal:
-        return authorize(request.app.state.access, request.scope["headers"], scope)
+        return authorize(services_of(request).access, request.scope["headers"], scope)
 
     return permitted
 

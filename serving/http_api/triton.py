@@ -12,14 +12,16 @@ from fastapi import APIRouter, Depends, Request, Response
 from serving.deploy import description
 from serving.errors import InvalidRequest, ModelNotFound
 from serving.http_api import documents
-from serving.http_api.metadata import LiveFleet, json_answer
+from serving.http_api.metadata import json_answer
+from serving.http_api.own_route import OwnRoute
 from serving.http_api.route import read_body
 from serving.http_api.security import Deployer, requires
+from serving.http_api.services import LiveFleet, LiveServices
 from serving.protocols import strict_json
 from serving.repository import transitions
 
-router = APIRouter(tags=["open inference protocol"], dependencies=[Depends(requires("predict"))])
-changes_router = APIRouter(tags=["open inference protocol"])
+router = APIRouter(route_class=OwnRoute, tags=["open inference protocol"], dependencies=[Depends(requires("predict"))])
+changes_router = APIRouter(route_class=OwnRoute, tags=["open inference protocol"])
 
 _MOST_BYTES = 64 * 1024
 _SHARED_MEMORY = "shared memory that clients choose is not offered: send tensors in the request"
@@ -39,23 +41,23 @@ def _takes(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 @router.get("/v2/models/stats", summary="What every model did", response_model=documents.Statistics)
-async def all_statistics(request: Request, fleet: LiveFleet) -> Response:
+async def all_statistics(services: LiveServices) -> Response:
     """Count and time predictions of every version, over all workers, since the server started."""
-    return json_answer({"model_stats": await description.statistics(fleet, request.app.state.metrics)})
+    return json_answer({"model_stats": await description.statistics(services.fleet, services.metrics)})
 
 
 @router.get("/v2/models/{model}/stats", summary="What a model did", response_model=documents.Statistics)
-async def model_statistics(request: Request, model: str, fleet: LiveFleet) -> Response:
+async def model_statistics(model: str, services: LiveServices) -> Response:
     """Count and time the predictions of each version of a model."""
-    return json_answer({"model_stats": await description.statistics(fleet, request.app.state.metrics, model)})
+    return json_answer({"model_stats": await description.statistics(services.fleet, services.metrics, model)})
 
 
 @router.get(
     "/v2/models/{model}/versions/{version}/stats", summary="What a version did", response_model=documents.Statistics
 )
-async def version_statistics(request: Request, model: str, version: str, fleet: LiveFleet) -> Response:
+async def version_statistics(model: str, version: str, services: LiveServices) -> Response:
     """Count and time the predictions of one version."""
-    return json_answer({"model_stats": await description.statistics(fleet, request.app.state.metrics, model, version)})
+    return json_answer({"model_stats": await description.statistics(services.fleet, services.metrics, model, version)})
 
 
 @router.get("/v2/models/{model}/config", summary="How a model is run", response_model=documents.ModelConfig)

@@ -23,7 +23,8 @@ Routes: TypeAlias = Mapping[tuple[str, str], str]
 class EndpointTable:
     """Endpoints by what a request calls them: a path, or a name.
 
-    routes: what they are called. codecs: makes the codec of a version, by protocol. access: who may predict.
+    routes: what they are called. codecs: makes the codec of a version, by protocol. access: who may predict; None
+    where that is the caller's own affair.
     pool, max_text_bytes, max_body_bytes: see `Endpoint`.
     """
 
@@ -33,7 +34,7 @@ class EndpointTable:
         codecs: Mapping[str, Callable[[Described], Codec]],
         *,
         metrics: Metrics | None,
-        access: Access,
+        access: Access | None,
         pool: CodecPool,
         max_text_bytes: int,
         max_body_bytes: int,
@@ -110,13 +111,13 @@ class EndpointTable:
         return made
 
     def _endpoint(self, protocol: str, route: str, model: Model, loop: asyncio.AbstractEventLoop) -> Endpoint:
-        limits = model.limits
+        limits, access = model.limits, self._access
         return Endpoint(
             model,
             self._codec(model, protocol),
             route=route,
             metrics=self._metrics.model(model.name, model.version) if self._metrics else None,
-            access=self._access if limits.callers is not None or self._access.configured else None,
+            access=access if access is not None and (limits.callers is not None or access.configured) else None,
             deadline=limits.deadline_s,
             loop=loop,
             pool=self._pool,

@@ -276,7 +276,7 @@ def test_without_a_key_for_it_prediction_is_open_and_deploying_is_not(keys: str,
 
 
 def channel(client: TestClient) -> grpc.Channel:
-    return grpc.insecure_channel(f"127.0.0.1:{client.app.state.companion.port}")  # type: ignore[attr-defined]
+    return grpc.insecure_channel(f"127.0.0.1:{client.app.state.serving.companion.port}")  # type: ignore[attr-defined]
 
 
 def call(to: grpc.Channel, method: str, header: str | None) -> tuple[str, str]:

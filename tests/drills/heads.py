@@ -279,7 +279,7 @@ async def both_ways() -> AsyncIterator[tuple[Way, Way]]:
     """Load the shipped models, and make both ways to their answers: fast path, and the same application without it."""
     app = create_app(Settings(models=MODELS, max_batch_rows=1))  # larger ones round otherwise
     async with app.router.lifespan_context(app):
-        shared: FastPathState = app.state.shared
+        shared: FastPathState = app.state.serving.shared
         yield Way(app, fast_path_for(shared)), Way(app, fast_path_for(replace(shared, paths={})))
 
 

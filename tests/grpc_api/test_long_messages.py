@@ -42,7 +42,7 @@ def channel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpc.Channel]:
     options = [("grpc.max_receive_message_length", -1)]
     with (
         TestClient(app),
-        grpc.insecure_channel(f"127.0.0.1:{app.state.companion.port}", options) as opened,
+        grpc.insecure_channel(f"127.0.0.1:{app.state.serving.companion.port}", options) as opened,
     ):
         yield opened
 

@@ -53,7 +53,7 @@ def app() -> Iterator[Any]:
 
 @pytest.fixture
 def port(app: Any) -> int:
-    return int(app.state.companion.port)
+    return int(app.state.serving.companion.port)
 
 
 def test_a_thousand_calls_at_once_on_one_channel(port: int) -> None:

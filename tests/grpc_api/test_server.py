@@ -52,11 +52,11 @@ def test_a_model_goes_with_its_last_call(app: Any, eventually: Wait) -> None:
     """No call that was answered, refused or left holds a version that was unloaded, without the help of a collector."""
 
     async def unload() -> None:
-        app.state.fleet.models.pop("iris")
-        for hook in app.state.fleet.changed:
+        app.state.serving.fleet.models.pop("iris")
+        for hook in app.state.serving.fleet.changed:
             hook()
 
-    with grpc.insecure_channel(f"127.0.0.1:{app.state.companion.port}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{app.state.serving.companion.port}") as channel:
         ask = channel.unary_unary(PATH.decode())
         stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
         gc.disable()
@@ -69,7 +69,7 @@ def test_a_model_goes_with_its_last_call(app: Any, eventually: Wait) -> None:
             for body in (infer(), infer(20_000)):
                 ask.future(body).cancel()
             ask(infer(), timeout=20)
-            last = weakref.ref(app.state.fleet.models["iris"].default)
+            last = weakref.ref(app.state.serving.fleet.models["iris"].default)
             app.state.portal.call(unload)
             eventually(lambda: last() is None)
         finally:
@@ -78,7 +78,7 @@ def test_a_model_goes_with_its_last_call(app: Any, eventually: Wait) -> None:
 
 def test_a_planned_request_keeps_its_priority(app: Any) -> None:
     """What a request asks of the queue counts each time, not only the first time that it is seen."""
-    codec = app.state.fleet.models["iris"].default.codecs["grpc"]
+    codec = app.state.serving.fleet.models["iris"].default.codecs["grpc"]
     body = Request.FromString(infer())
     body.parameters["priority"].int64_param = 3
     data = body.SerializeToString()
@@ -91,21 +91,21 @@ def test_a_planned_request_keeps_its_priority(app: Any) -> None:
 def test_calls_in_progress_are_bounded(app: Any, monkeypatch: pytest.MonkeyPatch, eventually: Wait) -> None:
     """Where a worker has all the calls that it takes, the next is told so, and taken again when one has ended."""
     monkeypatch.setattr(connections, "MOST_CALLS", 2)
-    with Wire(app.state.companion.port) as wire:
+    with Wire(app.state.serving.companion.port) as wire:
         for stream in (1, 3):
             wire.send(frame(HEADERS, END_HEADERS, stream, headers()))
         assert call(wire, 5, infer())[0][b"grpc-status"] == b"8"
         wire.send(frame(RST_STREAM, 0, 1, number(CANCEL)))
         assert call(wire, 7, infer())[0][b"grpc-status"] == b"0"
-    eventually(lambda: app.state.companion.in_progress == 0)
+    eventually(lambda: app.state.serving.companion.in_progress == 0)
 
 
 def test_bytes_that_are_held_are_bounded(app: Any, eventually: Wait) -> None:
     """A message counts from its announcement until its call ends; what is too much is refused before it comes."""
-    bodies = app.state.shared.bodies
+    bodies = app.state.serving.shared.bodies
     bodies.limit = 300_000
     announced = b"\0" + (200_000).to_bytes(4, "big")
-    with Wire(app.state.companion.port) as wire:
+    with Wire(app.state.serving.companion.port) as wire:
         for stream, path in ((1, PATH), (101, f"/{SERVICE}/ModelStreamInfer".encode())):
             wire.send(frame(HEADERS, END_HEADERS, stream, headers(path)), frame(DATA, 0, stream, announced))
             wire.send(frame(PING, 0, 0, bytes(8)))
@@ -116,7 +116,7 @@ def test_bytes_that_are_held_are_bounded(app: Any, eventually: Wait) -> None:
             wire.send(frame(RST_STREAM, 0, stream, number(CANCEL)))
             eventually(lambda: bodies.held == 0)
         assert call(wire, 201, infer(5_000, outputs=[{"name": "label"}]))[0][b"grpc-status"] == b"0"
-    with grpc.insecure_channel(f"127.0.0.1:{app.state.companion.port}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{app.state.serving.companion.port}") as channel:
         ask = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
         for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
             for _ in range(3):  # three of 80 KB fit, and go when they are answered

@@ -31,7 +31,7 @@ def test_examples_have_no_digits_that_nobody_wrote(live: TestClient) -> None:
     assert not re.findall(r"\d\.\d{9,}", body.text)
     request = body.json()["paths"]["/v2/models/iris/infer"]["post"]["requestBody"]
     shown = request["content"]["application/json"]["example"]["inputs"][0]["data"]
-    answered = app.state.fleet.models["iris"].default.session.example[0]
+    answered = app.state.serving.fleet.models["iris"].default.session.example[0]
     assert [np.float32(value) for value in shown] == answered.ravel().tolist()
     iris = live.get("/v1/models/iris").json()
     ranges = [feature[end] for feature in iris["features"] for end in ("minimum", "maximum")]
@@ -41,11 +41,11 @@ def test_examples_have_no_digits_that_nobody_wrote(live: TestClient) -> None:
 def test_an_odd_model_leaves_the_others_documented(live: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     """A model whose operations can't be made is left out, and the log says so: the document has all others."""
     app: Any = live.app
-    whole = {path for path in openapi.document(app)["paths"] if "/models/" in path}
-    iris = app.state.fleet.models["iris"].default
+    whole = {path for path in openapi.document(app, app.state.serving)["paths"] if "/models/" in path}
+    iris = app.state.serving.fleet.models["iris"].default
     example, iris.session.example = iris.session.example, (object(),)
     try:
-        found = {path for path in openapi.document(app)["paths"] if "/models/" in path}
+        found = {path for path in openapi.document(app, app.state.serving)["paths"] if "/models/" in path}
     finally:
         iris.session.example = example
     assert whole - found == {path for path in whole if "/iris" in path}

@@ -54,7 +54,7 @@ def described(client: TestClient) -> dict[str, Any]:
 
 def snapshot(app: FastAPI) -> str:
     """Write the document, without what changes with every release."""
-    made = document(app)
+    made = document(app, app.state.serving)
     made["info"]["version"] = "0"
     return json.dumps(json.loads(dumps(made)), indent=1) + "\n"
 

@@ -1,0 +1,83 @@
+"""The class of this server's own routes: their errors have its form in anybody's application, and nobody else's do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request
+from fastapi.exception_handlers import http_exception_handler
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError, shown
+from serving.http_api.answer import METHOD_TEXT, error_body, error_headers, status_of
+from serving.http_api.parameters import taken
+from serving.protocols import strict_json
+from serving.repository.traffic import sentence
+
+
+class OwnRoute(APIRoute):
+    """A route that answers errors as every route of this server does."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wrap the handler, with all that it depends on."""
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except ServingError as error:
+                return await error_response(request, error)
+            except RequestValidationError as error:
+                return _answer(_invalid(request, error), 400)
+
+        return answer
+
+
+async def error_response(request: Request, error: Exception) -> Response:
+    """Answer a ServingError with its status and details; to be given to `app.add_exception_handler`."""
+    assert isinstance(error, ServingError)  # noqa: S101  Starlette types every handler for Exception
+    route = request.scope.get("route")
+    protocol = "v2" if isinstance(route, OwnRoute) and route.path.startswith("/v2") else "v1"
+    return _answer(error, status_of(error, protocol))
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    """Answer what Starlette refuses in this server's form; what an application's own routes raise in FastAPI's."""
+    assert isinstance(error, HTTPException)  # noqa: S101
+    route = request.scope.get("route")
+    if route is not None and not isinstance(route, OwnRoute):
+        return await http_exception_handler(request, error)
+    texts = {
+        404: "there is nothing at this path: see /docs",
+        405: METHOD_TEXT,
+    }
+    text = texts.get(error.status_code, str(error.detail))
+    return _answer(InvalidRequest(text), error.status_code, dict(error.headers or {}))
+
+
+async def unforeseen(request: Request, error: Exception) -> Response:
+    """Answer for a fault in code."""
+    return _answer(ServingError("the server failed on this request; its log has the reason"), 500)
+
+
+def _answer(error: ServingError, status: int, headers: dict[str, str] | None = None) -> Response:
+    extra = {k.decode(): v.decode() for k, v in error_headers(error)}
+    return Response(error_body(error), status, headers={**extra, **(headers or {})}, media_type="application/json")
+
+
+def _invalid(request: Request, error: RequestValidationError) -> InvalidRequest:
+    details = []
+    for found in error.errors()[:DETAILS_SHOWN]:
+        place: tuple[str | int, ...] = found["loc"] if found["type"] != "json_invalid" else ()
+        below = 1 if place[:1] == ("body",) else 0
+        text = sentence(found, below=below)
+        if found["type"] == "extra_forbidden" and place[0] == "query":
+            text = (
+                f"{shown(str(place[1]))}: there is no such parameter; parameters: {', '.join(taken(request)) or 'none'}"
+            )
+        details.append(Detail(strict_json.pointer(*place[below:]), text))
+    return InvalidRequest(f"the request is not valid: {details[0].message}; see /docs", details)

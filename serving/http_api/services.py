@@ -1,0 +1,218 @@
+"""What one application serves with: made once from settings, kept at `app.state.serving`, asked for by each route."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Protocol
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from serving.access.access import Access
+from serving.access.rate_limits import Buckets, Rates
+from serving.bodies.byte_budget import ByteBudget
+from serving.bodies.codec_pool import CodecPool
+from serving.deploy import channel
+from serving.deploy.deployment import Deployment
+from serving.deploy.fleet import Fleet
+from serving.engine.limits import Limits
+from serving.heartbeat import Heartbeat
+from serving.http_api.connection_reaper import Timeouts
+from serving.http_api.fast_path_state import FastPathState
+from serving.http_api.prediction_paths import CODECS, ROUTES
+from serving.http_api.public_url import Prefix
+from serving.in_process import predictor
+from serving.metrics.metrics import Metrics
+from serving.prediction.endpoints import EndpointTable
+from serving.repository.traffic_store import TrafficStore
+from serving.settings import Settings
+
+MEMORY_BYTES, MEMORY_FACTOR = 1 << 30, 128
+"""What reading a long body may take, at least and for each byte of JSON: the worst take some 100 bytes a byte."""
+UPLOADS = 4
+"""Models that may be published at a time."""
+
+
+class Companion(Protocol):
+    """Another server over the same fleet, with the application's life: gRPC."""
+
+    async def start(self) -> None:
+        """Take calls; models are loaded by then."""
+
+    async def stop(self) -> None:
+        """Take no more calls and finish those in progress; a second call waits for the same end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """All that one application serves with.
+
+    models, state_dir, max_model_bytes, extension_ops, strict, cors_origins, fast_path: as in the settings. endpoints:
+    by the bare path of a prediction; in_process: for this process's own code. bodies: bytes that are held. shared: of
+    all connections. deployment: where this application coordinates itself.
+    """
+
+    models: Path
+    state_dir: Path | None
+    max_model_bytes: int
+    extension_ops: bool
+    strict: bool
+    cors_origins: tuple[str, ...]
+    fast_path: bool
+    public: Prefix
+    fleet: Fleet
+    access: Access
+    metrics: Metrics | None
+    endpoints: EndpointTable
+    in_process: EndpointTable
+    pool: CodecPool
+    bodies: ByteBudget
+    shared: FastPathState
+    deployment: Deployment | None
+    companion: Companion | None
+    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(UPLOADS))
+    one_gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+
+
+def services_of(connection: HTTPConnection) -> Services:
+    """Give what the application that got a request serves with. Raises RuntimeError where it serves nothing."""
+    found = getattr(connection.app.state, "serving", None)
+    if found is None:
+        raise RuntimeError("no models are loaded: give the application serving.lifespan(...), and have it started")
+    services: Services = found
+    return services
+
+
+LiveServices = Annotated[Services, Depends(services_of)]
+
+
+def live_fleet(services: LiveServices) -> Fleet:
+    """Give the fleet of the application that got the request."""
+    return services.fleet
+
+
+LiveFleet = Annotated[Fleet, Depends(live_fleet)]
+
+
+def make_services(
+    settings: Settings,
+    *,
+    metrics: Metrics | None = None,
+    threads: int = 1,
+    memory_bytes: int | None = None,
+    companion: Callable[[Fleet, Metrics | None, Access, ByteBudget, CodecPool], Companion] | None = None,
+    link: socket.socket | None = None,
+    heartbeat: Heartbeat | None = None,
+    buckets: Buckets | None = None,
+) -> Services:
+    """Make what serves `settings.models`.
+
+    metrics: where to count; None makes a registry of this application's own, unless settings turn metrics off. threads:
+    onnxruntime threads for each model. memory_bytes: what its runs may take where settings do not say. companion: makes
+    what serves beside HTTP. link: to the coordinator of this worker's server; without one the application coordinates
+    itself. heartbeat: where to note which model runs. buckets: where what callers take of their rates is counted, with
+    other workers. Raises AccessInvalid for bad keys.
+    """
+    access = Access(
+        keys=settings.keys,
+        jwks=settings.jwks,
+        audience=settings.jwt_audience,
+        issuer=settings.jwt_issuer,
+        token_rates=Rates(settings.jwt_requests_per_s, settings.jwt_rows_per_s),
+        buckets=buckets,
+    )
+    if metrics is None and settings.metrics:
+        metrics = Metrics()
+    bodies = ByteBudget(settings.max_held_bytes)
+    pool = CodecPool(memory_bytes=max(MEMORY_BYTES, MEMORY_FACTOR * settings.max_json_bytes))
+    deployment = None
+    if link is None:
+        ours, link = channel.pair()
+        deployment = Deployment(
+            settings.models,
+            metrics.totals if metrics is not None else None,
+            state_dir=settings.state_dir,
+            extension_ops=settings.extension_ops,
+        )
+        deployment.attach(ours)
+    fleet = Fleet(
+        settings.models,
+        link,
+        store=TrafficStore(settings.models, settings.state_dir),
+        state_dir=settings.state_dir,
+        limits=_limits(settings, threads, memory_bytes),
+        metrics=metrics,
+        heartbeat=heartbeat,
+    )
+    endpoints = EndpointTable(
+        ROUTES,
+        CODECS,
+        metrics=metrics,
+        access=access,
+        pool=pool,
+        max_text_bytes=min(settings.max_json_bytes, settings.max_body_bytes),
+        max_body_bytes=settings.max_body_bytes,
+    )
+    endpoints.follow(fleet)
+    in_process = EndpointTable(
+        predictor.ROUTES,
+        predictor.CODECS,
+        metrics=metrics,
+        access=None,
+        pool=pool,
+        max_text_bytes=settings.max_body_bytes,
+        max_body_bytes=settings.max_body_bytes,
+    )
+    in_process.follow(fleet)
+    shared = FastPathState(_patience(settings), bodies=bodies)
+    if metrics is not None:
+        shared.cut = metrics.cut
+    return Services(
+        models=settings.models,
+        state_dir=settings.state_dir,
+        max_model_bytes=settings.max_model_bytes,
+        extension_ops=settings.extension_ops,
+        strict=settings.strict,
+        cors_origins=settings.cors_origins,
+        fast_path=settings.fast_path,
+        public=Prefix(settings.root_path, settings.trusted_proxies),
+        fleet=fleet,
+        access=access,
+        metrics=metrics,
+        endpoints=endpoints,
+        in_process=in_process,
+        pool=pool,
+        bodies=bodies,
+        shared=shared,
+        deployment=deployment,
+        companion=companion(fleet, metrics, access, bodies, pool) if companion is not None else None,
+    )
+
+
+def _limits(settings: Settings, threads: int, memory_bytes: int | None) -> Limits:
+    return Limits(
+        max_batch_rows=settings.max_batch_rows,
+        max_queued_rows=settings.max_queued_rows,
+        max_delay=settings.max_delay_ms / 1000,
+        deadline_s=settings.deadline_s,
+        instances=settings.instances,
+        threads=threads,
+        memory_bytes=settings.model_memory_bytes or memory_bytes,
+    )
+
+
+def _patience(settings: Settings) -> Timeouts:
+    return Timeouts(
+        head_s=settings.head_s,
+        body_s=settings.body_s,
+        body_bytes=settings.max_body_bytes,
+        write_s=settings.write_s,
+        idle_s=settings.keep_alive_s,
+        min_rate=settings.min_bytes_per_s,
+        head_bytes=settings.max_head_bytes,
+        connections=settings.max_connections,
+    )
