@@ -42,6 +42,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	MYPYPATH=docs/examples $(BIN)/mypy --config-file= --strict --explicit-package-bases docs/examples
 	$(BIN)/lint-imports
 	@for lock in requirements requirements-serve; do cp $$lock.lock .venv/$$lock.lock; done
 	@$(BIN)/$(COMPILE) --extra dev --output-file .venv/requirements.lock

@@ -1,0 +1,1 @@
+"""A clinic's service around two models: start your own from it."""
