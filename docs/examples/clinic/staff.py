@@ -28,7 +28,7 @@ class Token(BaseModel):
     """As OAuth2 wants it."""
 
     access_token: str
-    token_type: Literal["bearer"] = "bearer"
+    token_type: Literal["bearer"] = "bearer"  # noqa: S105  no password, as OAuth2 has it
 
 
 def hashed(password: str, salt: bytes) -> bytes:
