@@ -122,8 +122,8 @@ def host(settings: Settings, services: Services) -> FastAPI:
         raise _unfit(f"--app {settings.app}: there is no module {module} here") from None
     app = getattr(found, name or "app", None)
     if not isinstance(app, FastAPI):
-        what = "nothing of that name" if app is None else f"a {type(app).__name__}, and no FastAPI application"
-        raise _unfit(f"--app {settings.app}: in the module there is {what}")
+        what = "nothing" if app is None else type(app).__name__
+        raise _unfit(f"--app {settings.app}: should name a FastAPI application, and {name or 'app'} there is {what}")
     return app
 
 

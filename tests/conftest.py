@@ -50,6 +50,7 @@ class Server:
         environment: dict[str, str] | None = None,
         python: str = sys.executable,
         own_group: bool = False,
+        cwd: Path | None = None,
     ) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in stop
         self.process = subprocess.Popen(
@@ -57,6 +58,7 @@ class Server:
             stderr=self._log,
             stdout=self._log,
             start_new_session=own_group,
+            cwd=cwd,
             env={k: v for k, v in os.environ.items() if not k.startswith("SERVING_")}
             | {"COLUMNS": "200"}
             | (environment or {}),
