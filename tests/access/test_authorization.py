@@ -57,7 +57,7 @@ HTTP: dict[str, dict[str, str | None]] = {
     "/v2/repository/models/{model}/unload": {"POST": DEPLOY},
     "/v1/repository/models/{model}": {"GET": PREDICT},
     "/v1/repository/models/{model}/report/{version}": {"GET": PREDICT},
-    "/v1/repository/models/{model}/versions/{version}": {"PUT": DEPLOY},
+    "/v1/repository/models/{model}/versions/{version}": {"PUT": DEPLOY, "DELETE": DEPLOY},
     "/v1/repository/models/{model}/history": {"GET": DEPLOY},
     **{
         f"/v1/repository/models/{{model}}/{verb}": {"POST": DEPLOY}
@@ -184,8 +184,8 @@ def routes(app: FastAPI) -> dict[str, set[str]]:
     for route in iter_route_contexts(app.routes):
         # A mount has no methods of its own: StaticFiles answers GET and HEAD. A prediction route answers all other
         # methods than POST with 405, whoever asks.
-        own = {"POST"} if str(route.path).endswith((":predict", "/infer")) else {"GET", "HEAD"}
-        found.setdefault(str(route.path), set()).update(route.methods or own)
+        predicts = str(route.path).endswith((":predict", "/infer"))
+        found.setdefault(str(route.path), set()).update({"POST"} if predicts else route.methods or {"GET", "HEAD"})
     return found
 
 
