@@ -105,6 +105,14 @@ class Server:
             self._log.close()
 
 
+@pytest.fixture(autouse=True)
+def _priority_stays() -> Iterator[None]:
+    """Whatever a test starts after one that gave way would give way too."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    yield
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before, "this test lowered the priority of all that come after it"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _state_goes_with_the_tests() -> Iterator[None]:
     """Keep the state folders of the models folders that tests make out of the system's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -83,19 +84,22 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
     if is_pickle(model):
         console.print(instead_of_pickle(model), markup=False, soft_wrap=True)
         raise typer.Exit(2)
-    lowest_priority()  # a large file is read, hashed and written beside workers that answer
     try:
-        published = publish_version(
-            models,
-            name,
-            model,
-            version=version,
-            signature=None if signature is None else _read(signature),
-            note=note,
-            allow_breaking=allow_breaking,
-            extension_ops=extension_ops,
-            state_dir=state_dir,
-        )
+        embedded = None if signature is None else _read(signature)
+        # On a thread behind all others: a large file is read, hashed and written beside workers that answer.
+        with ThreadPoolExecutor(1, initializer=lowest_priority) as aside:
+            published = aside.submit(
+                publish_version,
+                models,
+                name,
+                model,
+                version=version,
+                signature=embedded,
+                note=note,
+                allow_breaking=allow_breaking,
+                extension_ops=extension_ops,
+                state_dir=state_dir,
+            ).result()
         console.print(table(with_settings(published.report, models / name), f"{name} {published.version}"))
         said = "published" if published.new else "is there already, with the same bytes"
         typer.echo(f"{name} version {published.version} {said}{_answers(name, published, asked=promote or canary)}")
