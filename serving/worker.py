@@ -139,7 +139,9 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
     first = given.slot == 0 and not given.replacement
     try:
         app = host(settings, services)
-    except Unfit:  # it has said why
+    except Exception as error:
+        if not isinstance(error, Unfit):  # which has said why
+            log.critical("the application %s can't be imported", settings.app, exc_info=True)
         pipe.finish()
         sys.exit(REFUSED)
     listener = Listener(
