@@ -18,7 +18,7 @@ from rich.table import Table
 from benchmarks.decoding import loaded
 from serving.deploy.fleet import Fleet
 from serving.engine.request import Outcome, Request
-from serving.http_api.prediction_schemas import example_row
+from serving.http_api.openapi.prediction_schemas import example_row
 from serving.protocols import open_inference, predict_v1, strict_json
 
 MODELS = Path(__file__).parent.parent / "models"

@@ -23,9 +23,9 @@ from serving.errors import InvalidRequest, ModelNotFound, shown
 from serving.gate import gate
 from serving.gate.report import Report
 from serving.gate.settings_check import with_settings
-from serving.http_api.deploy_documents import ChangedMeanwhile, TrafficChanged, TrafficHistory, TrafficState
-from serving.http_api.documents import Error
 from serving.http_api.metadata import json_answer
+from serving.http_api.openapi.deploy_documents import ChangedMeanwhile, TrafficChanged, TrafficHistory, TrafficState
+from serving.http_api.openapi.documents import Error
 from serving.http_api.own_route import OwnRoute
 from serving.http_api.parameters import NoParameters, Parameters
 from serving.http_api.route import read_body

@@ -16,8 +16,9 @@ from starlette.middleware.cors import CORSMiddleware
 
 from serving.access.access import Access
 from serving.errors import ServingError
-from serving.http_api import admin, docs, metadata, repository_api, route, triton
+from serving.http_api import admin, metadata, repository_api, route, triton
 from serving.http_api.metrics_middleware import Observed
+from serving.http_api.openapi import docs
 from serving.http_api.own_route import error_response, http_error, unforeseen
 from serving.http_api.prediction_paths import ROUTES
 from serving.http_api.public_url import redirect_relatively

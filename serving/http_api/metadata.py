@@ -12,8 +12,8 @@ from serving.deploy import description
 from serving.deploy.fleet import Fleet
 from serving.engine.model import Model
 from serving.errors import NotReady
-from serving.http_api import documents, readable
 from serving.http_api.compression import compressed
+from serving.http_api.openapi import documents, readable
 from serving.http_api.own_route import OwnRoute
 from serving.http_api.security import may, requires
 from serving.http_api.services import LiveFleet, LiveServices

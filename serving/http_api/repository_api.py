@@ -22,9 +22,9 @@ from serving.deploy.staging import Writing
 from serving.errors import InvalidRequest, NotReady, PayloadTooLarge, UnsupportedMediaType, shown
 from serving.gate.report import GateRefused, Report
 from serving.gate.settings_check import with_settings
-from serving.http_api.deploy_documents import Deletion, Publication, PublicationRefused
-from serving.http_api.documents import Error
 from serving.http_api.metadata import json_answer
+from serving.http_api.openapi.deploy_documents import Deletion, Publication, PublicationRefused
+from serving.http_api.openapi.documents import Error
 from serving.http_api.own_route import OwnRoute
 from serving.http_api.parameters import Parameters
 from serving.http_api.route import ClientLeft

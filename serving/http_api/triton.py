@@ -11,8 +11,8 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from serving.deploy import description
 from serving.errors import InvalidRequest, ModelNotFound
-from serving.http_api import documents
 from serving.http_api.metadata import json_answer
+from serving.http_api.openapi import documents
 from serving.http_api.own_route import OwnRoute
 from serving.http_api.route import read_body
 from serving.http_api.security import Deployer, requires

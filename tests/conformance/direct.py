@@ -14,8 +14,8 @@ import numpy as np
 from serving.engine.session import OnnxSession
 from serving.engine.signature import Described, TensorSpec
 from serving.errors import ServingError
-from serving.http_api.openapi import operations
-from serving.http_api.prediction_schemas import INFER_RESPONSE, schemas
+from serving.http_api.openapi.document import operations
+from serving.http_api.openapi.prediction_schemas import INFER_RESPONSE, schemas
 from serving.protocols import open_inference, predict_v1
 from serving.protocols.codec import Mixed
 from serving.protocols.http_codec import HttpCodec

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from serving.http_api import openapi
 from serving.http_api.app import create_app
+from serving.http_api.openapi import document as openapi
 from serving.settings import Settings
 from tests.conftest import MODELS
 

@@ -22,7 +22,7 @@ from fastapi.testclient import TestClient
 
 from serving.access.key_store import KeyStore
 from serving.http_api.app import create_app
-from serving.http_api.openapi import document
+from serving.http_api.openapi.document import document
 from serving.protocols.strict_json import dumps
 from serving.settings import Settings
 from tests.conftest import MODELS, Server

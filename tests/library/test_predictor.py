@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -90,14 +91,17 @@ def test_one_row_gets_one_prediction(on_loop: Any) -> None:
     assert on_loop(lambda iris: iris.predict(ROWS[0]))["label"] == "setosa"
 
 
-def test_arrays_that_come_back_are_the_callers_own(on_loop: Any) -> None:
-    """Writing to an answer, or to what was given, changes nothing for anybody else."""
-    given = MATRIX.copy()
-    answer = on_loop(lambda iris: iris.predict(given, version="1"))
-    answer["probabilities"][:] = 7
-    given[:] = 0
-    again = on_loop(lambda iris: iris.predict(MATRIX, version="1"))
-    np.testing.assert_allclose(again["probabilities"], expected("1"), rtol=1e-5, atol=1e-7)
+async def test_arrays_that_come_back_are_the_callers_own(models: Path, tmp_path: Path) -> None:
+    """Writing to an answer, or to what was given, changes nothing for anybody else, not even where answers are kept."""
+    shutil.copytree(models, tmp_path / "models")
+    (tmp_path / "models" / "iris" / "model.toml").write_text("[cache]\nentries = 8\n")
+    async with alive(serving.create_app(tmp_path / "models")) as iris:
+        for _ in range(3):
+            given = MATRIX.copy()
+            answer = await iris.predict(given, version="1")
+            np.testing.assert_allclose(answer["probabilities"], expected("1"), rtol=1e-5, atol=1e-7)
+            answer["probabilities"][:] = 7
+            given[:] = 0
 
 
 def test_a_canary_takes_whom_it_takes_over_http(client: TestClient, on_loop: Any) -> None:

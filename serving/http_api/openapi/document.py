@@ -14,10 +14,10 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 
 from serving.deploy.fleet import Served
-from serving.http_api import prediction_schemas
-from serving.http_api.documents import Error
+from serving.http_api.openapi import prediction_schemas
+from serving.http_api.openapi.documents import Error
+from serving.http_api.openapi.prediction_schemas import INFER_RESPONSE, infer_operation, predict_operation
 from serving.http_api.own_route import OwnRoute
-from serving.http_api.prediction_schemas import INFER_RESPONSE, infer_operation, predict_operation
 from serving.http_api.services import Services
 from serving.protocols.strict_json import dumps
 

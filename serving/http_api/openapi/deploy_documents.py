@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from serving.gate.report import Report
-from serving.http_api.documents import Document, Error
+from serving.http_api.openapi.documents import Document, Error
 from serving.repository.traffic import Traffic
 
 

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from serving.engine.model import Model
 from serving.engine.rows import Rows
 from serving.engine.signature import Signature, TensorSpec
-from serving.http_api.readable import example, readable
+from serving.http_api.openapi.readable import example, readable
 from serving.http_api.security import BEARER
 from serving.tensors import FLOATS, HALVES, INTEGERS, NUMPY
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from serving.http_api.compression import compressed
-from serving.http_api.openapi import document
+from serving.http_api.openapi.document import document
 from serving.http_api.security import may
 from serving.http_api.services import LiveServices
 from serving.protocols.strict_json import dumps
