@@ -225,7 +225,7 @@ def grpc_beside(
 
 def announce(fleet: Fleet, url: str, where: str, pipe: LogPipe) -> None:
     """Print what is served, what is not and why, and where the documentation is."""
-    table = Table(title=f"serving on {url}", title_justify="left", box=box.SIMPLE)
+    table = Table(box=box.SIMPLE)
     for column in ("model", "versions", "task", "features"):
         table.add_column(column, overflow="fold")
     for served in fleet.models.values():
@@ -239,6 +239,7 @@ def announce(fleet: Fleet, url: str, where: str, pipe: LogPipe) -> None:
             ", ".join(names[:4]) + more,
         )
     console = Console(file=cast("TextIO", pipe), highlight=False)
+    console.print(f"serving on {url}", markup=False, soft_wrap=True)
     console.print(table)
     for problem in fleet.problems:
         console.print(f"not served: {problem.name} {problem.version}: {problem.reason}", markup=False, soft_wrap=True)
