@@ -25,7 +25,8 @@ _UNSEEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u206
 
 
 class JsonLines(logging.Formatter):
-    """Writes a record as one JSON object: time (UTC), level, logger, process, message, exception where there is one.
+    """Writes a record as one JSON object: time (UTC), level, logger, process, message, the `fields` that a record
+    was given, exception where there is one.
 
     Everything outside ASCII, and every control character, is escaped.
     """
@@ -40,6 +41,7 @@ class JsonLines(logging.Formatter):
             "process": record.process,
             "message": record.getMessage(),
         }
+        line |= getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line).replace("\x7f", "\\u007f")
@@ -50,7 +52,8 @@ class TextLines(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the line, without a traceback."""
-        record.message = visible(record.message)
+        fields = " ".join(f"{name}={value}" for name, value in getattr(record, "fields", {}).items())
+        record.message = visible(f"{record.message} {fields}".rstrip())
         return super().formatMessage(record)
 
 

@@ -114,6 +114,12 @@ class Settings(BaseSettings):
     """Answer plain predictions on the short path; off sends every request through ASGI."""
     metrics: bool = True
     """Count and time, and answer GET /metrics."""
+    access_log: float = Field(0.0, ge=0, le=1)
+    """Share of requests that get a line in the log, with who asked what and how it ended: 1 all, 0.01 one of 100."""
+    slow_log_s: float | None = Field(None, gt=0)
+    """Seconds from which on a request gets a line in the log, with where its time went."""
+    server_timing: bool = False
+    """Say in the header Server-Timing of predictions over HTTP where their time went."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe message to log."""
     log_format: Literal["json", "text"] | None = None

@@ -199,6 +199,7 @@ def grpc_beside(
     """Return what makes the gRPC server of an application, for an address host:port."""
     from serving.grpc_api.connection_reaper import Timeouts  # noqa: PLC0415  only where gRPC is wanted
     from serving.grpc_api.server import GrpcServer  # noqa: PLC0415
+    from serving.prediction.request_log import RequestLog  # noqa: PLC0415
 
     patience = Timeouts(
         head_s=settings.head_s,
@@ -209,6 +210,7 @@ def grpc_beside(
         connections=settings.max_connections,
     )
     tls = server_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca, "h2")
+    log = RequestLog.wanted(settings.access_log, settings.slow_log_s)
     return lambda fleet, metrics, access, bodies, pool: GrpcServer(
         fleet,
         metrics,
@@ -220,6 +222,7 @@ def grpc_beside(
         max_bytes=settings.max_body_bytes,
         patience=patience,
         tls=tls,
+        log=log,
     )
 
 

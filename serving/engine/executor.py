@@ -106,6 +106,7 @@ class Executor:
                 batch.outcomes = [InferenceFailed("the model could not run") for _ in batch.requests]
             batch.ended = time.monotonic()
             since[0] = 0.0
+            _note(batch)
             if len(batch.requests) == 1:
                 _answer(batch)
             try:
@@ -132,6 +133,12 @@ class Executor:
             return outputs
         rows = [self._run(tuple(array[i : i + 1] for array in request.inputs)) for i in range(request.rows)]
         return tuple(np.concatenate(columns) for columns in zip(*rows, strict=True))
+
+
+def _note(batch: Batch) -> None:
+    ran = batch.started, batch.ended
+    for request in batch.requests:
+        request.ran = ran
 
 
 def _answer(batch: Batch) -> None:

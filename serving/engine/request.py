@@ -35,7 +35,7 @@ class Request(ABC):
     queue, which the batcher sets: its rows, or one where it runs alone.
     """
 
-    __slots__ = ("cost", "deadline", "done", "inputs", "priority", "queued_at", "rows")
+    __slots__ = ("cost", "deadline", "done", "inputs", "priority", "queued_at", "ran", "rows")
 
     inputs: Tensors
     rows: int
@@ -44,6 +44,8 @@ class Request(ABC):
     queued_at: float
     priority: int
     done: bool
+    ran: tuple[float, float] | None
+    """When the batch that it was in began to run, and ended; monotonic seconds. It is set once that is so."""
 
     @property
     def sender(self) -> Hashable:

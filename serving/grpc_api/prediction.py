@@ -10,14 +10,17 @@ from serving.bodies.codec_pool import CodecPool
 from serving.errors import ServingError
 from serving.grpc_api.call import Call
 from serving.grpc_api.connection import MOST_LENT_BYTES
-from serving.grpc_api.status import FAULT
+from serving.grpc_api.status import FAULT, status_of
 from serving.prediction.direct import DirectPrediction
 from serving.prediction.endpoint import Endpoint
 from serving.prediction.endpoints import EndpointTable
 from serving.prediction.prediction import Prediction
+from serving.prediction.request_id import request_id
+from serving.prediction.request_log import Ended
 from serving.prediction.request_options import DEFAULTS, RequestOptions
 from serving.prediction.socket_loan import SocketLoan
 from serving.protocols.codec import INLINE_BYTES, SMALL_BYTES
+from serving.protocols.headers import header
 from serving.protocols.infer_codec import InferCodec, Message, cut_up, opening_of, parsed
 from serving.protocols.protobuf_wire import Parts
 from serving.tensor_bytes import Buffer
@@ -46,7 +49,12 @@ class StreamPrediction(Prediction):
         return id(self.call.connection)  # no reference: who is remembered may have gone
 
     def answer(self, response: bytes | Parts) -> None:  # noqa: D102
+        if self.endpoint.told:
+            self.size = _size(response)
         self.finish(response)
+
+    def ended(self, error: ServingError | None, *, gone: bool) -> Ended:  # noqa: D102
+        return _ended(self, "ModelStreamInfer", error, gone=gone)
 
     def refuse(self, error: ServingError) -> None:  # noqa: D102
         self.finish(error)
@@ -68,8 +76,13 @@ class UnaryPrediction(DirectPrediction):
     # The call and this would hold each other, and with them the rows and the model.
 
     def answer(self, response: bytes | Parts) -> None:  # noqa: D102
+        if self.endpoint.told:
+            self.size = _size(response)
         self.call.prediction = None
         self.call.answer(response)
+
+    def ended(self, error: ServingError | None, *, gone: bool) -> Ended:  # noqa: D102
+        return _ended(self, "ModelInfer", error, gone=gone)
 
     def refuse(self, error: ServingError) -> None:  # noqa: D102
         self.call.prediction = None
@@ -81,6 +94,7 @@ class UnaryPrediction(DirectPrediction):
     def render(self, response: Any) -> bytes | None:  # noqa: D102
         if not isinstance(response, bytes) or len(response) > MOST_LENT_BYTES:
             return None
+        self.size = len(response)
         rendered, self._bytes = self.call.rendered(response)
         return rendered
 
@@ -89,6 +103,17 @@ class UnaryPrediction(DirectPrediction):
             self.call.prediction = None
             self.call.answered()
         self.call.connection.recovered(self.call, rest, self._bytes)
+
+
+def _size(response: bytes | Parts) -> int:
+    return len(response) if isinstance(response, bytes) else sum(map(len, response))
+
+
+def _ended(prediction: Prediction, method: str, error: ServingError | None, *, gone: bool) -> Ended:
+    identity = request_id(header(prediction.headers, b"x-request-id"))
+    if error is not None:
+        return Ended(identity, method, status_of(error).name, 0)
+    return Ended(identity, method, "CANCELLED" if gone else "OK", 0 if gone else prediction.size)
 
 
 class Predictor:

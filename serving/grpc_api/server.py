@@ -23,6 +23,7 @@ from serving.grpc_api.status import Status
 from serving.http2.hpack import MAX_LIST_BYTES, Headers
 from serving.metrics.metrics import Metrics
 from serving.prediction.endpoints import EndpointTable
+from serving.prediction.request_log import RequestLog
 from serving.protocols.messages import HEALTH, REFLECTION, REFLECTION_ALPHA, SERVICE, message, reader
 from serving.tls import server_options
 
@@ -34,7 +35,7 @@ class GrpcServer:
 
     address: "host:port", shared by all workers with SO_REUSEPORT. grace (for calls in progress when it
     stops): seconds. max_bytes: of one message. patience: with clients. tls: what
-    connections are accepted with, None for plain ones.
+    connections are accepted with, None for plain ones. log: of predictions.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class GrpcServer:
         max_bytes: int,
         patience: Timeouts | None = None,
         tls: ssl.SSLContext | None = None,
+        log: RequestLog | None = None,
     ) -> None:
         self._fleet = fleet
         endpoints = EndpointTable(
@@ -60,6 +62,7 @@ class GrpcServer:
             pool=pool,
             max_text_bytes=max_bytes,
             max_body_bytes=max_bytes,
+            log=log,
         )
         endpoints.follow(fleet)
         self._service = Service(fleet, metrics, access, endpoints, pool)

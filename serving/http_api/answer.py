@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import re
-import secrets
-
 from serving.errors import (
     Conflict,
     DeadlineExceeded,
@@ -48,9 +44,6 @@ OPEN_INFERENCE = STATUS | {SignatureMismatch: 400, InferenceFailed: 400}
 
 METHOD_TEXT = "this path does not take this method: see Allow"
 """What a 405 says."""
-_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_ids = itertools.count()
-_prefix = secrets.token_hex(8)
 
 
 def status_of(error: ServingError, protocol: str = "v1") -> int:
@@ -80,13 +73,3 @@ def error_headers(error: ServingError) -> HeaderList:
         challenge = f'Bearer realm="serving", error="insufficient_scope", scope="{error.scope}"'
         return [(b"www-authenticate", challenge.encode())]
     return []
-
-
-def request_id(given: bytes | None) -> bytes:
-    """Return the caller's request id where it is fit to be echoed and logged, else a new one."""
-    if given is not None and _REQUEST_ID.fullmatch(given):
-        return given
-    return b"%b-%x" % (_prefix_bytes, next(_ids))
-
-
-_prefix_bytes = _prefix.encode()

@@ -148,7 +148,15 @@ def _around(inner: Any, app: FastAPI, services: Services) -> Observed:
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after", "www-authenticate", "etag", LENGTH.decode()],
         )
-    return Observed(inner, metrics=metrics, paths=paths, bodies=services.bodies, label=names.of, prefix=prefix or "")
+    return Observed(
+        inner,
+        metrics=metrics,
+        paths=paths,
+        bodies=services.bodies,
+        label=names.of,
+        prefix=prefix or "",
+        log=services.log,
+    )
 
 
 def _below(prefix: str, services: Services) -> dict[bytes, Endpoint]:

@@ -17,9 +17,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.bodies.byte_budget import ByteBudget
 from serving.errors import InvalidRequest
-from serving.http_api.answer import error_body, request_id
+from serving.http_api.answer import error_body
 from serving.http_api.connection_reaper import ConnectionReaper
 from serving.linux.tcp import close_or_reset, half_close, reset
+from serving.prediction.request_id import request_id
 from serving.protocols.headers import Headers, header
 
 LINGER_S = 2.0

@@ -16,7 +16,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from serving.bodies.buffer import OWN_PAGES_FROM, BodyBuffer
 from serving.bodies.byte_budget import ByteBudget
 from serving.errors import ServingError
-from serving.http_api.answer import request_id
 from serving.http_api.connection import CUT_SHORT, Connection
 from serving.http_api.fast_path_prediction import FastPathPrediction
 from serving.http_api.fast_path_state import FastPathState
@@ -25,6 +24,7 @@ from serving.http_api.pipelining import Busy, Flow, Writer
 from serving.linux.tcp import close_idle, has_left
 from serving.prediction.authorization import authorize
 from serving.prediction.endpoint import Endpoint
+from serving.prediction.request_id import request_id
 from serving.prediction.request_options import DEFAULTS, RequestOptions
 from serving.prediction.socket_loan import SocketLoan
 from serving.protocols.codec import Blobs

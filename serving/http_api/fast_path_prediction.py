@@ -9,6 +9,7 @@ from serving.errors import ServingError
 from serving.http_api.answer import error_body, error_headers, status_of
 from serving.metrics.recorders import RouteMetrics
 from serving.prediction.direct import DirectPrediction
+from serving.prediction.request_log import Ended, server_timing
 from serving.prediction.socket_loan import SocketLoan
 from serving.protocols.codec import Blobs
 from serving.protocols.headers import JSON, HeaderList
@@ -48,13 +49,27 @@ class FastPathPrediction(DirectPrediction):
         return id(self.connection)  # no reference: who is remembered may have gone
 
     def answer(self, response: Encoded) -> None:  # noqa: D102
+        body, headers, kind = response
         self.count(200)
-        self.connection.write_answer(self.identity, 200, response[1], response[0], response[2])
+        if self.endpoint.told:
+            headers = self._told(body, headers)
+        self.connection.write_answer(self.identity, 200, headers, body, kind)
 
     def refuse(self, error: ServingError) -> None:  # noqa: D102
         status = status_of(error, self.endpoint.protocol)
         self.count(status)
         self.connection.write_answer(self.identity, status, error_headers(error), error_body(error), JSON)
+
+    def _told(self, body: bytes | Blobs, headers: HeaderList) -> HeaderList:
+        """Note the size of an answer for the log, and return its headers."""
+        self.size = len(body) if isinstance(body, bytes) else body.size
+        return [*headers, server_timing(self)] if self.endpoint.timing else headers
+
+    def ended(self, error: ServingError | None, *, gone: bool) -> Ended:  # noqa: D102
+        route = self.route.labels[0] if self.route is not None else self.endpoint.route  # below a prefix the former
+        if error is not None:
+            return Ended(self.identity, route, status_of(error, self.endpoint.protocol), len(error_body(error)))
+        return Ended(self.identity, route, 499 if gone else 200, 0 if gone else self.size)
 
     def count(self, status: int) -> None:
         """Count it among the requests of its route."""
@@ -72,6 +87,8 @@ class FastPathPrediction(DirectPrediction):
         body, headers, kind = response
         if not isinstance(body, bytes):
             return None
+        if self.endpoint.told:
+            headers = self._told(body, headers)
         lines = b"".join([b"%b: %b\r\n" % pair for pair in headers])
         head = b"%b%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n"
         return head % (self._heads[200, kind], lines, len(body), self.identity) + body

@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.bodies.byte_budget import ByteBudget
-from serving.http_api.answer import request_id
-from serving.http_api.route import answer
+from serving.errors import shown
+from serving.http_api.route import PREDICTION, answer
+from serving.http_api.security import CALLER
 from serving.metrics.metrics import Metrics
 from serving.prediction.endpoint import Endpoint
+from serving.prediction.request_id import request_id
+from serving.prediction.request_log import Ended, RequestLog
 from serving.protocols.headers import header
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
@@ -37,7 +40,9 @@ class Observed:
         bodies: ByteBudget,
         label: Callable[[Scope], str],
         prefix: str,
+        log: RequestLog | None,
     ) -> None:
+        self._log = log
         self._label = label
         self._prefix = prefix
         self._bodies = bodies
@@ -57,12 +62,15 @@ class Observed:
         identity = request_id(header(headers, b"x-request-id"))
         began = time.monotonic()
         status = 499  # the client left before there was an answer
+        size = 0
 
         async def observed_send(message: Message) -> None:
-            nonlocal status
+            nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", identity)]
+            else:
+                size += len(message.get("body", b""))
             await send(message)
 
         endpoint = self._paths.get(scope.get("raw_path", b"")) if scope["method"] == "POST" else None
@@ -79,8 +87,18 @@ class Observed:
             raise
         finally:
             del self._scopes[id(scope)]
+            seconds = time.monotonic() - began
             if self._metrics is not None:
-                self._metrics.route(*self._labels(scope, endpoint)).finished(status, time.monotonic() - began)
+                self._metrics.route(*self._labels(scope, endpoint)).finished(status, seconds)
+            if self._log is not None:
+                model, caller = scope.get("path_params", {}).get("model"), scope.get(CALLER)
+                self._log.asked(
+                    Ended(identity, self._labels(scope, endpoint)[0], status, size),
+                    seconds,
+                    scope.pop(PREDICTION, None),  # a connection keeps its last scope: the model must not live on in it
+                    shown(str(model)) if model is not None else None,
+                    caller.name if caller is not None else None,
+                )
 
     def _in_progress(self) -> Iterator[tuple[str, str]]:
         """Return route and method of each request in progress: which route it is, is known some time after it began."""

@@ -19,6 +19,7 @@ from serving.http_api.services import Services, services_of
 from serving.prediction.authorization import authorize
 from serving.prediction.endpoint import Endpoint
 from serving.prediction.prediction import Prediction
+from serving.prediction.request_log import server_timing
 from serving.prediction.request_options import RequestOptions, request_options
 from serving.protocols.codec import Blobs
 from serving.protocols.headers import JSON, HeaderList, Headers, header
@@ -26,6 +27,8 @@ from serving.protocols.http_codec import LENGTH, USE_BINARY, Encoded
 from serving.tensor_bytes import Buffer
 
 WATCH_AFTER_S = 0.05
+PREDICTION = "serving.prediction"
+"""Where a scope has the prediction that it asked for, while it is answered and if requests are logged."""
 
 
 class ClientLeft(Exception):
@@ -153,7 +156,10 @@ class AsgiPrediction(Prediction):
 
     def answer(self, response: Encoded) -> None:  # noqa: D102
         if not self.finished.done():
-            self.finished.set_result((200, response[1], response[0], response[2]))
+            body, headers, kind = response
+            if self.endpoint.timing:
+                headers = [*headers, server_timing(self)]
+            self.finished.set_result((200, headers, body, kind))
 
     def refuse(self, error: ServingError) -> None:  # noqa: D102
         if not self.finished.done():
@@ -167,6 +173,8 @@ async def predict(  # noqa: PLR0917  an ASGI call and what was read of it
     """Answer one prediction whose body is read; drop its rows if the client leaves before they run."""
     client = scope.get("client")  # address and port: its connection
     call = AsgiPrediction(endpoint.loop, tuple(client) if client else None)
+    if endpoint.log is not None:
+        scope[PREDICTION] = call
     call.start(endpoint, scope["headers"], body, options)
     if not call.finished.done():
         # A task that listens for the client's leaving costs as much as the rest: only slow answers get one.

@@ -17,6 +17,9 @@ BEARER = HTTPBearer(
     scheme_name="bearer", description="A key made by `serving keys create`, or a token (JWT).", auto_error=False
 )
 
+CALLER = "serving.caller"
+"""Where a scope has the Principal who was let in."""
+
 
 def may(request: Request, scope: Scope) -> bool:
     """Tell whether the sender of a request could do what `scope` names, for answers that tell them more."""
@@ -38,7 +41,8 @@ def requires(scope: Scope) -> Callable[..., Awaitable[Principal]]:
         request: Request,
         _: HTTPAuthorizationCredentials | None = Security(BEARER, scopes=[scope]),  # noqa: B008
     ) -> Principal:
-        return authorize(services_of(request).access, request.scope["headers"], scope)
+        caller = request.scope[CALLER] = authorize(services_of(request).access, request.scope["headers"], scope)
+        return caller
 
     return permitted
 

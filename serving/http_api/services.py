@@ -28,6 +28,7 @@ from serving.http_api.public_url import Prefix
 from serving.in_process import predictor
 from serving.metrics.metrics import Metrics
 from serving.prediction.endpoints import EndpointTable
+from serving.prediction.request_log import RequestLog
 from serving.repository.traffic_store import TrafficStore
 from serving.settings import Settings
 
@@ -52,8 +53,8 @@ class Services:
     """All that one application serves with.
 
     models, state_dir, max_model_bytes, extension_ops, strict, cors_origins, fast_path: as in the settings. endpoints:
-    by the bare path of a prediction; in_process: for this process's own code. bodies: bytes that are held. shared: of
-    all connections. deployment: where this application coordinates itself.
+    by the bare path of a prediction; in_process: for this process's own code. bodies: bytes that are held. log: of
+    requests. shared: of all connections. deployment: where this application coordinates itself.
     """
 
     models: Path
@@ -71,6 +72,7 @@ class Services:
     in_process: EndpointTable
     pool: CodecPool
     bodies: ByteBudget
+    log: RequestLog | None
     shared: FastPathState
     deployment: Deployment | None
     companion: Companion | None
@@ -148,6 +150,7 @@ def make_services(
         metrics=metrics,
         heartbeat=heartbeat,
     )
+    log = RequestLog.wanted(settings.access_log, settings.slow_log_s)
     endpoints = EndpointTable(
         ROUTES,
         CODECS,
@@ -156,6 +159,8 @@ def make_services(
         pool=pool,
         max_text_bytes=min(settings.max_json_bytes, settings.max_body_bytes),
         max_body_bytes=settings.max_body_bytes,
+        log=log,
+        timing=settings.server_timing,
     )
     endpoints.follow(fleet)
     in_process = EndpointTable(
@@ -187,6 +192,7 @@ def make_services(
         in_process=in_process,
         pool=pool,
         bodies=bodies,
+        log=log,
         shared=shared,
         deployment=deployment,
         companion=companion(fleet, metrics, access, bodies, pool) if companion is not None else None,

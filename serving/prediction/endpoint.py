@@ -14,6 +14,7 @@ from serving.deploy.shadow import Shadow
 from serving.engine.model import Model
 from serving.engine.request import Request
 from serving.metrics.recorders import ModelMetrics
+from serving.prediction.request_log import RequestLog
 from serving.protocols.codec import Codec, Spare
 
 
@@ -32,7 +33,7 @@ class Endpoint:
     route: the path template, or the method. access: who may predict; None where anyone may, or where that was asked
     before. deadline: seconds. pool: for long bodies and answers. max_text_bytes: of one body of JSON, or of its JSON;
     max_body_bytes: of one with raw tensors. canary: two versions share the name. shadow: gets copies of what is
-    answered here.
+    answered here. log: of requests, None for none. timing: whether answers over HTTP say where their time went.
     """
 
     model: Model
@@ -47,12 +48,17 @@ class Endpoint:
     max_body_bytes: int
     canary: CanarySplit | None = None
     shadow: Shadow | None = None
+    log: RequestLog | None = None
+    timing: bool = False
+    told: bool = field(init=False)
+    """Whether anything is told of single requests."""
     protocol: str = field(init=False)
     submit: Callable[[Request], None] = field(init=False)
     spare: Spare = field(init=False)
 
     def __post_init__(self) -> None:
         self.protocol = self.codec.protocol
+        self.told = self.timing or self.log is not None
         self.spare = self.pool.may_work_here
         # Without a call between: this is done for each request.
         self.submit = self.model.submit if self.model.cache is not None else self.model.batcher.submit

@@ -14,6 +14,7 @@ from serving.engine.signature import Described
 from serving.errors import ModelNotFound
 from serving.metrics.metrics import Metrics
 from serving.prediction.endpoint import CanarySplit, Endpoint
+from serving.prediction.request_log import RequestLog
 from serving.protocols.codec import Codec
 
 Routes: TypeAlias = Mapping[tuple[str, str], str]
@@ -25,7 +26,7 @@ class EndpointTable:
 
     routes: what they are called. codecs: makes the codec of a version, by protocol. access: who may predict; None
     where that is the caller's own affair.
-    pool, max_text_bytes, max_body_bytes: see `Endpoint`.
+    pool, max_text_bytes, max_body_bytes, log, timing: see `Endpoint`.
     """
 
     def __init__(
@@ -38,6 +39,8 @@ class EndpointTable:
         pool: CodecPool,
         max_text_bytes: int,
         max_body_bytes: int,
+        log: RequestLog | None = None,
+        timing: bool = False,
     ) -> None:
         self._routes = routes
         self._codecs = codecs
@@ -46,6 +49,8 @@ class EndpointTable:
         self._pool = pool
         self._max_text_bytes = max_text_bytes
         self._max_body_bytes = max_body_bytes
+        self._log = log
+        self._timing = timing
         self._get: Callable[..., Model]
         self.paths: dict[bytes, Endpoint] = {}
         self._bound: dict[str, tuple[Served, dict[bytes, Endpoint]]] = {}
@@ -123,6 +128,8 @@ class EndpointTable:
             pool=self._pool,
             max_text_bytes=self._max_text_bytes,
             max_body_bytes=self._max_body_bytes,
+            log=self._log,
+            timing=self._timing,
         )
 
 

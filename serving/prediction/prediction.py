@@ -20,6 +20,7 @@ from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed, RateLimited, ServingError
 from serving.prediction.authorization import authorize
 from serving.prediction.endpoint import CanarySplit, Endpoint
+from serving.prediction.request_log import Ended
 from serving.prediction.request_options import DEFAULTS, RequestOptions
 from serving.prediction.socket_loan import SocketLoan
 from serving.protocols.codec import Decoded, Elsewhere
@@ -43,13 +44,15 @@ class Prediction(Request):
     `answer` or `refuse` is called once, on the event loop, unless `cancel` came before.
     """
 
-    __slots__ = ("began", "caller", "context", "endpoint", "headers", "job", "loan", "options")
+    __slots__ = ("began", "caller", "context", "endpoint", "headers", "job", "loan", "options", "size")
 
     endpoint: Endpoint
     headers: Headers
     options: RequestOptions
     caller: Principal
     began: float
+    size: int
+    """Bytes of the answer's body, where they are logged."""
     context: Any
     loan: SocketLoan | None
     """What the model's thread may answer with: see `DirectPrediction`."""
@@ -64,6 +67,10 @@ class Prediction(Request):
     def refuse(self, error: ServingError) -> None:
         """Send an error."""
 
+    def ended(self, error: ServingError | None, *, gone: bool) -> Ended | None:
+        """Say for the log how it ended; None where whoever started it logs it. See `RequestLog.ended`."""
+        return None
+
     def start(self, endpoint: Endpoint, headers: Headers, body: Any, options: RequestOptions = DEFAULTS) -> None:
         """Decode and submit. A bad request, or a stranger's, is answered before this returns."""
         self.headers = headers
@@ -72,6 +79,7 @@ class Prediction(Request):
         self.done = False
         self.job = None
         self.loan = None
+        self.ran = None
         self.began = time.monotonic()
         if endpoint.access is None and endpoint.canary is None:
             self.endpoint = endpoint
@@ -93,6 +101,8 @@ class Prediction(Request):
             except ServingError as error:  # a stranger's: no count of the model's moves
                 self.done = True
                 self.refuse(error)
+                if endpoint.log is not None:
+                    endpoint.log.ended(self, error)
                 return
         if endpoint.canary is not None:
             self._choose(endpoint.canary, body)
@@ -153,6 +163,8 @@ class Prediction(Request):
                 endpoint.pool.cancel(self.job)
             if endpoint.metrics is not None:
                 endpoint.metrics.failed(endpoint.protocol, "gone", time.monotonic() - self.began)
+            if endpoint.log is not None:
+                endpoint.log.ended(self, None, gone=True)
 
     def _submit(self, decoded: Decoded | ServingError) -> None:
         if self.done:
@@ -221,6 +233,8 @@ class Prediction(Request):
             endpoint.metrics.answered(endpoint.protocol, self.rows, time.monotonic() - self.began)
         if endpoint.shadow is not None:
             endpoint.shadow.offer(self.inputs, self.rows, outputs)
+        if endpoint.log is not None:
+            endpoint.log.ended(self, None)
 
     def _fail(self, error: ServingError) -> None:
         self.done = True
@@ -228,6 +242,8 @@ class Prediction(Request):
         if endpoint.metrics is not None:
             endpoint.metrics.refused(endpoint.protocol, error, time.monotonic() - self.began)
         self.refuse(error)
+        if endpoint.log is not None:
+            endpoint.log.ended(self, error)
 
 
 def _outcome(decoding: asyncio.Future[Decoded]) -> Decoded | ServingError:
