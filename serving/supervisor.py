@@ -358,7 +358,8 @@ class Supervisor:
             self._workers.remove(worker)
         until = time.monotonic() + self._settings.drain_s + 2
         for worker in self._workers:
-            worker.order(DRAIN)
+            if worker.kill_at is None:  # one that a reload has told already would take it for haste
+                worker.order(DRAIN)
         bad: dict[int, int | None] = {}
         asked = self._ends_asked
         while self._workers:

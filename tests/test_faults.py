@@ -148,6 +148,26 @@ def test_reload_takes_new_settings_without_a_failed_request(folder: Path) -> Non
         assert "host can only change with a restart" in server.output()
 
 
+def test_sigterm_during_a_reload_answers_what_the_leaving_worker_accepted(folder: Path) -> None:
+    """A worker that a reload has told to drain is not hurried by the end of the server."""
+    with faulty({"slow": 5.0}, models=folder) as server:
+        answers: list[int] = []
+        asking = threading.Thread(target=lambda: answers.append(post(server, ROW)))
+        with socket.create_connection(("127.0.0.1", server.port), 30) as idle:
+            idle.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert idle.recv(4096)
+            asking.start()
+            url = f"{server.url}/metrics"
+            assert until(lambda: 'in_flight{method="POST",route="/v1/models/{model}:predict"} 1' in _text(url)) < 30
+            server.process.send_signal(signal.SIGHUP)
+            while idle.recv(4096):  # until the worker closes it, as one that drains does
+                pass
+        server.process.send_signal(signal.SIGTERM)
+        asking.join(30)
+        assert answers == [200]
+        assert server.process.wait(30) == 0
+
+
 def test_a_second_sigterm_refuses_what_is_left() -> None:
     """With a model that takes long, the second SIGTERM answers 503 to all that waits, and the status is 0."""
     with faulty({"slow": 60.0}, "--drain-s", "60") as server:
