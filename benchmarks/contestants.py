@@ -62,6 +62,13 @@ def contestants(models: Path, scratch: Path) -> dict[str, Contestant]:
         Contestant("serving, metrics off", (*ours, "--no-metrics"), paths, "/v2/health/ready"),
         Contestant("serving, 2 workers", (*ours, "--workers", "2"), paths, "/v2/health/ready"),
         Contestant(
+            "serving, in the example application",
+            (*ours, "--app", "clinic.main:app"),
+            {dialect: f"/ml{path}" for dialect, path in paths.items()},
+            "/ml/v2/health/ready",
+            {"PYTHONPATH": "docs/examples", "CLINIC_DATABASE": "sqlite+aiosqlite:///:memory:"},
+        ),
+        Contestant(
             "typical FastAPI",
             (*uvicorn, "benchmarks.typical_fastapi:app"),
             {"v1": "/predict", "v2": "/infer"},

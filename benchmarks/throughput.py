@@ -33,6 +33,13 @@ TARGETS = [
     ("v2, 1 row, 32 connections: bare uvicorn", "v2 1 row 32c", "serving", "bare uvicorn hello", 1.2),
     ("v2, 1 row, 32 connections: nginx static", "v2 1 row 32c", "serving", "nginx static reply", 0.33),
     ("V1, 1 row, 32 connections: typical FastAPI", "v1 1 row 32c", "serving", "typical FastAPI", 6.0),
+    (
+        "in the example application, v2: plain ASGI",
+        "v2 1 row 32c",
+        "serving, in the example application",
+        "serving, plain ASGI",
+        0.9,
+    ),
     ("plain ASGI, v2: typical FastAPI", "v2 1 row 32c", "serving, plain ASGI", "typical FastAPI", 3.0),
     ("v2, 32 rows, 32 connections: typical FastAPI", "v2 32 rows 32c", "serving", "typical FastAPI", 5.0),
     ("V1, 32 rows, 32 connections: typical FastAPI", "v1 32 rows 32c", "serving", "typical FastAPI", 5.0),
