@@ -226,9 +226,10 @@ def test_no_models_at_all_is_live_and_not_ready(tmp_path: Path) -> None:
         assert httpx.post(f"{server.url}/v1/models/iris:predict", json=ROW).status_code == 404
 
 
-def test_the_start_says_what_is_served_and_where_the_docs_are() -> None:
+def test_the_start_says_what_is_served_and_where_the_docs_are(eventually: Wait) -> None:
     """The start prints each model with its versions and features, and the address of the docs."""
     with running() as server:
+        eventually(lambda: "docs:" in server.output())  # behind all else
         text = server.output()
         for name in ("iris", "breast_cancer", "diabetes", "digits", "penguins", "docs_topic"):
             assert name in text
