@@ -62,10 +62,8 @@ class Supervisor:
         grpc: socket.socket | None,
         reread: Callable[[], Settings],
     ) -> None:
-        self._settings = settings
-        self._sock = sock
-        self._grpc = grpc
-        self._reread = reread
+        self._settings, self._reread = settings, reread
+        self._sock, self._grpc = sock, grpc
         self._context = multiprocessing.get_context("spawn")  # onnxruntime sessions do not survive fork
         self._workers: list[Worker] = []
         self._due: list[float] = []
