@@ -32,7 +32,7 @@ _MOST_CODECS = 64
 _START_S = 60.0
 _FAULT = "the server failed on this request; its log has the reason"
 TURN_BYTES = 256 * 1024
-"""Bytes that are worked on in one turn of the event loop; the rest of what came at once goes to the process."""
+"""Bytes that are worked on in one turn of the event loop; the rest of what came at once waits for the next ones."""
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +66,7 @@ class CodecPool:
         self._busy = False
         self._idle: asyncio.TimerHandle | None = None
         self._spent = 0  # bytes worked on in this turn of the loop
+        self._deferred: deque[tuple[int, Callable[[], None]]] = deque()  # what is read in the next ones
         self._closing = False
         # One thread speaks with the process, from start to end, and alone knows the attributes below.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="codecs")
@@ -76,10 +77,23 @@ class CodecPool:
         if not self._spent:
             asyncio.get_running_loop().call_soon(self._turned)
         self._spent += size
-        return self._spent <= TURN_BYTES
+        return self._spent <= TURN_BYTES and not self._deferred
+
+    def work_later(self, size: int, work: Callable[[], None]) -> None:
+        """Have a body read in one of the next turns, for which there was no room in this: it is quick all the same.
+
+        In the process it would wait behind what is long, and many connections at once would all be sent there.
+        """
+        self._deferred.append((size, work))
 
     def _turned(self) -> None:
         self._spent = 0
+        while self._deferred and self._spent < TURN_BYTES:
+            size, work = self._deferred.popleft()
+            self._spent += size
+            work()
+        if self._spent:
+            asyncio.get_running_loop().call_soon(self._turned)
 
     def submit(
         self,

@@ -13,7 +13,7 @@ from serving.client.tensors import Tensor, answered, tensors_of
 from serving.engine.signature import Described
 from serving.engine.tensor_binder import TensorBinder
 from serving.protocols import predict_v1
-from serving.protocols.codec import Decoded, Elsewhere, Spare
+from serving.protocols.codec import Decoded, Elsewhere, Later, Spare
 from serving.protocols.headers import Headers
 from serving.protocols.http_codec import NO_HEADERS, Encoded
 from serving.protocols.strict_json import lenient
@@ -32,7 +32,7 @@ class Codec(predict_v1.Codec):
         self._binder = TensorBinder(model.signature, together=model.together)
         self._names = [feature.name for feature in model.signature.features]
 
-    def begin(self, headers: Headers, body: Given, spare: Spare, most_text: int) -> Decoded | Elsewhere:  # type: ignore[override]
+    def begin(self, headers: Headers, body: Given, spare: Spare, most_text: int) -> Decoded | Elsewhere | Later:  # type: ignore[override]
         """Take rows as they were given. Raises as V1 does."""
         if body.rows is None or cells(body.rows) >= BINARY_CELLS:
             made = tensors_of(body, self.signature)

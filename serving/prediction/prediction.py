@@ -23,7 +23,7 @@ from serving.prediction.endpoint import CanarySplit, Endpoint
 from serving.prediction.request_log import Ended
 from serving.prediction.request_options import DEFAULTS, RequestOptions
 from serving.prediction.socket_loan import SocketLoan
-from serving.protocols.codec import Decoded, Elsewhere
+from serving.protocols.codec import Decoded, Elsewhere, Later
 from serving.protocols.headers import Headers, header
 from serving.tensors import Tensors
 
@@ -135,6 +135,9 @@ class Prediction(Request):
             if isinstance(found, Elsewhere):
                 self._decode_elsewhere(endpoint, found, then)
                 return
+            if isinstance(found, Later):
+                endpoint.pool.work_later(found.size, lambda: self._decode_later(endpoint, found, then))
+                return
         except ServingError as error:
             then(error.bare())
             return
@@ -142,6 +145,23 @@ class Prediction(Request):
             log.exception("a request could not be decoded")
             then(ServingError(FAULT))
             return
+        then(found)
+
+    def _decode_later(self, endpoint: Endpoint, later: Later, then: Then) -> None:
+        """Read the body in a turn of the event loop that has room for it."""
+        if self.done:
+            return
+        found: Decoded | Elsewhere | ServingError
+        try:
+            found = later.work()
+            if isinstance(found, Elsewhere):
+                self._decode_elsewhere(endpoint, found, then)
+                return
+        except ServingError as error:
+            found = error.bare()
+        except Exception:  # a fault of ours must be answered, or the caller hangs
+            log.exception("a request could not be decoded")
+            found = ServingError(FAULT)
         then(found)
 
     def _decode_elsewhere(self, endpoint: Endpoint, decoding: Elsewhere, then: Then) -> None:
@@ -205,7 +225,10 @@ class Prediction(Request):
         except Exception:  # one answer that can't be written must not take the batch's other answers along
             log.exception("an answer could not be encoded")
             made = UNWRITABLE
-        if isinstance(made, Elsewhere):
+        if isinstance(made, Later):
+            later = made
+            endpoint.pool.work_later(later.size, lambda: self._answer_later(later, outcome))
+        elif isinstance(made, Elsewhere):
             self.job = endpoint.pool.submit(
                 self,
                 endpoint.codec,
@@ -215,6 +238,17 @@ class Prediction(Request):
             )
         else:
             self._answer(made, outcome)
+
+    def _answer_later(self, later: Later, outputs: Tensors) -> None:
+        """Encode and send, in a turn of the event loop that has room for it."""
+        if self.done:
+            return
+        try:
+            made = later.work()
+        except Exception:
+            log.exception("an answer could not be encoded")
+            made = UNWRITABLE
+        self._answer(made, outputs)
 
     def _answer(self, response: Any, outputs: Tensors) -> None:
         if self.done:

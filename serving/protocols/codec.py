@@ -86,6 +86,13 @@ class Elsewhere(NamedTuple):
     on_thread: bool = False
 
 
+class Later(NamedTuple):
+    """What is quick, `size` bytes, and has no room in this turn of the event loop: `work` does it in another."""
+
+    size: int
+    work: Callable[[], Any]
+
+
 class Codec(Protocol):
     """One dialect bound to one version of a model; pickled, it is made anew from that version's signature.
 
@@ -97,14 +104,14 @@ class Codec(Protocol):
     raw_tensors: bool
     """Whether a body may have tensors as raw bytes, which are bounded otherwise than text is."""
 
-    def begin(self, headers: Headers, body: Any, spare: Spare, most_text: int) -> Decoded | Elsewhere:
+    def begin(self, headers: Headers, body: Any, spare: Spare, most_text: int) -> Decoded | Elsewhere | Later:
         """Decode a request where that is quick. most_text: bytes of text that a body may have.
 
         Raises InvalidRequest, SignatureMismatch with all the bad cells, or PayloadTooLarge.
         """
 
     def begin_answer(self, outputs: Tensors, context: Any, headers: Headers, spare: Spare) -> Any:
-        """Encode the answer where that is quick, else return Elsewhere.
+        """Encode the answer where that is quick, else return Elsewhere or Later.
 
         outputs: in the order of the signature's outputs. context: what came with the decoded request. headers: of the
         request.

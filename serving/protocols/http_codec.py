@@ -17,6 +17,7 @@ from serving.protocols.codec import (
     Blobs,
     Decoded,
     Elsewhere,
+    Later,
     Mixed,
     Spare,
 )
@@ -81,7 +82,7 @@ class HttpCodec(ABC):
     def encode(self, outputs: Tensors, context: Any) -> bytes | Mixed:
         """Write the answer; `context` is what `decode` returned with the inputs."""
 
-    def begin(self, headers: Headers, body: Buffer, spare: Spare, most_text: int) -> Decoded | Elsewhere:
+    def begin(self, headers: Headers, body: Buffer, spare: Spare, most_text: int) -> Decoded | Elsewhere | Later:
         """Read a body here where its bytes, brackets and company say that it takes little. Raises as `decode` does."""
         size = len(body)
         if size <= SMALL_BYTES:
@@ -93,28 +94,45 @@ class HttpCodec(ABC):
                 return self.decode(headers, body)
             return Elsewhere(_decode, (headers, body), on_thread=True)
         if size <= INLINE_BYTES:
-            body = bytes(body)
-            if body.count(b"{") + body.count(b"[") <= MOST_BRACKETS:
-                if length is None and spare(size) and (quick := self.quick(body)) is not None:
-                    return quick
-                # The long way takes up to eight times as long.
-                if size <= SLOW_INLINE_BYTES and spare(8 * size):
-                    return self.decode(headers, body)
+            text_body = bytes(body)
+            if text_body.count(b"{") + text_body.count(b"[") <= MOST_BRACKETS:
+                if length is not None:
+                    return self._begin_slow(headers, text_body, spare, text, most_text)
+                if spare(size):
+                    return self._begin_quick(headers, text_body, spare, most_text)
+                return Later(size, lambda: self._begin_quick(headers, text_body, spare, most_text))
+        return self._elsewhere(headers, body, text, most_text)
+
+    def _begin_quick(self, headers: Headers, body: bytes, spare: Spare, most_text: int) -> Decoded | Elsewhere:
+        quick = self.quick(body)
+        return quick if quick is not None else self._begin_slow(headers, body, spare, len(body), most_text)
+
+    def _begin_slow(
+        self, headers: Headers, body: bytes, spare: Spare, text: int, most_text: int
+    ) -> Decoded | Elsewhere:
+        """Read a body that has no short cut, here where it is small: the long way takes up to eight times as long."""
+        if len(body) <= SLOW_INLINE_BYTES and spare(8 * len(body)):
+            return self.decode(headers, body)
+        return self._elsewhere(headers, body, text, most_text)
+
+    def _elsewhere(self, headers: Headers, body: Buffer, text: int, most_text: int) -> Elsewhere:
         if text > most_text:
             raise too_much_json(text, most_text)
-        given: HeaderList = [] if length is None else [(LENGTH, length)]
+        given = [pair for pair in headers if pair[0] == LENGTH] if self.raw_tensors else []
         return Elsewhere(_decode_long, (given, pickle.PickleBuffer(body)))
 
-    def begin_answer(self, outputs: Tensors, context: Any, headers: Headers, spare: Spare) -> Encoded | Elsewhere:
+    def begin_answer(
+        self, outputs: Tensors, context: Any, headers: Headers, spare: Spare
+    ) -> Encoded | Elsewhere | Later:
         """Write an answer here where it is short, or raw tensors that nobody wants compressed."""
         size = sum([array.nbytes for array in outputs])
-        if (
-            size > SMALL_ANSWER_BYTES
-            and (header(headers, b"accept-encoding") is not None or self.slow_answer(context))
-            and not (size <= INLINE_ANSWER_BYTES and spare(2 * size))
-        ):
+        if size > SMALL_ANSWER_BYTES:
             accepted = [pair for pair in headers if pair[0] == b"accept-encoding"]
-            return Elsewhere(_encode_long, (outputs, context, accepted))
+            if accepted or self.slow_answer(context):
+                if size > INLINE_ANSWER_BYTES:
+                    return Elsewhere(_encode_long, (outputs, context, accepted))
+                if not spare(2 * size):
+                    return Later(2 * size, lambda: self.encoded(outputs, context, headers))
         made = self.encode(outputs, context)
         if isinstance(made, bytes) and len(made) < COMPRESS_FROM:
             return made, NO_HEADERS, JSON

@@ -12,6 +12,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from serving.errors import InvalidRequest
 from serving.protocols import strict_json
 from tests.conftest import Server, running
+from tests.drills.workers import workers
 
 Wait = Callable[[Callable[[], bool]], None]
 
@@ -302,3 +304,26 @@ def test_json_is_read_as_the_strictest_parser_reads_it(body: bytes) -> None:
             return error.message
 
     assert outcome(strict_json.loads) == outcome(strict_json.parse)
+
+
+def test_many_who_send_at_once_do_not_wait_for_the_process() -> None:
+    """Bodies that are quick to read are read by the worker itself, however many come together, and all are answered."""
+    document = {"instances": [dict(zip(NAMES, row, strict=True)) for row in ROWS[:250].tolist()]}
+    body = json.dumps(document).encode()
+    assert 256 * 1024 < 48 * len(body) < 48 * 64 * 1024
+    head = f"POST {PREDICT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    with running("--max-queued-rows", "50000") as server:
+        for _ in range(3):
+            with ExitStack() as stack:
+                address = ("127.0.0.1", server.port)
+                clients = [stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(48)]
+                for one in clients:
+                    one.sendall(head + body)
+                assert {one.recv(12) for one in clients} == {b"HTTP/1.1 200"}
+        started = [Path(f"/proc/{pid}/cmdline") for worker in workers(server) for pid in _children(worker)]
+        assert not [path for path in started if b"codec_process" in path.read_bytes()]
+
+
+def _children(pid: int) -> set[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return {int(child) for task in tasks for child in task.read_text().split()}
