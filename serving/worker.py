@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -241,9 +242,11 @@ def announce(fleet: Fleet, url: str, where: str, pipe: LogPipe) -> None:
             served.default.signature.task,
             ", ".join(names[:4]) + more,
         )
-    console = Console(file=cast("TextIO", pipe), highlight=False)
+    text = io.StringIO()
+    console = Console(file=text, highlight=False)
     console.print(f"serving on {url}", markup=False, soft_wrap=True)
     console.print(table)
     for problem in fleet.problems:
         console.print(f"not served: {problem.name} {problem.version}: {problem.reason}", markup=False, soft_wrap=True)
     console.print(where, markup=False, soft_wrap=True)
+    pipe.write(text.getvalue())  # at once: who waits for the first line may read on

@@ -248,9 +248,9 @@ if FAULTS:
     if "switch" in FAULTS:
         sys.setswitchinterval(FAULTS["switch"])
     if FAULTS.get("crash_at_start"):
-        import serving.http_api.app
+        import serving.http_api.services
 
-        _replace(serving.http_api.app, "create_app", lambda *_, **__: os.abort())
+        _replace(serving.http_api.services, "make_services", lambda *_, **__: os.abort())
 
 if __name__ == "__main__":
     from serving.cli import main
