@@ -391,7 +391,11 @@ def test_an_unmounted_volume_takes_nothing_down(folder: Path, tmp_path: Path) ->
     volume = tmp_path / "mnt"
     volume.mkdir()
     mount = f'mount -t tmpfs none {volume} && cp -r {folder}/iris {volume} && exec "$@"'
-    with started(volume, "--workers", "2", wrapper=("unshare", "-m", "sh", "-c", mount, "sh")) as (process, url):
+    wrapper = ("unshare", "-m", "sh", "-c", mount, "sh")
+    with (
+        (tmp_path / "log").open("w+") as log,
+        started(volume, "--workers", "2", wrapper=wrapper, stdout=log, stderr=log) as (process, url),
+    ):
 
         def inside(*command: str) -> None:
             subprocess.run(["nsenter", "-t", str(process.pid), "-m", *command], check=True)
@@ -399,6 +403,7 @@ def test_an_unmounted_volume_takes_nothing_down(folder: Path, tmp_path: Path) ->
         def gone() -> str:
             return re.findall(r"^serving_models_folder_gone (.*)", _text(f"{url}/metrics"), re.M)[0]
 
+        assert until(lambda: (tmp_path / "log").read_text().count(" models, ") == 2, 30) < 30, "both have loaded"
         assert gone() == "0.0"
         inside("umount", str(volume))
         assert until(lambda: gone() == "1.0", 30) < 30
