@@ -34,6 +34,11 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
         "Connections, and streams of gRPC, that the server ended for what their client did, by reason.",
         ("reason",),
     ),
+    "serving_drift_rows": ("Rows counted to be compared with the reference.", _MODEL),
+    "serving_drift_windows": ("Windows of rows compared with the reference: quiet or drifted.", (*_MODEL, "outcome")),
+    "serving_feedback_outcomes": ("True outcomes that were joined with a prediction.", _MODEL),
+    "serving_feedback_right": ("Those of a classifier whose label was the outcome.", _MODEL),
+    "serving_feedback_unmatched": ("True outcomes whose prediction was never found.", ("model",)),
     "serving_http_requests": ("HTTP requests by status class.", ("route", "method", "status")),
 }
 HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
@@ -77,6 +82,25 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
         (),
     ),
     "serving_models_folder_gone": ("1 while the models folder is gone, and what was loaded serves on.", ()),
+    "serving_drift_alarm": ("1 where the last window's rows differ from the reference.", _MODEL),
+    "serving_drift_window_timestamp_seconds": ("Unix time at which the last window ended.", _MODEL),
+    "serving_drift_psi": (
+        "Population stability index of a feature, or an output, in the last window.",
+        (*_MODEL, "feature"),
+    ),
+    "serving_drift_jensen_shannon_distance": (
+        "Jensen-Shannon distance of the last window from the reference, 0 to 1.",
+        (*_MODEL, "feature"),
+    ),
+    "serving_drift_ratio": (
+        "Share of the last window's values, 0 to 1, by kind: missing, unseen (a category) or out_of_range.",
+        (*_MODEL, "feature", "kind"),
+    ),
+    "serving_feedback_window_outcomes": ("Outcomes from which the live quality is computed.", _MODEL),
+    "serving_feedback_accuracy_ratio": ("Share of right labels among the last outcomes, 0 to 1.", _MODEL),
+    "serving_feedback_auc": ("Area under the ROC curve for the last outcomes, 0 to 1.", _MODEL),
+    "serving_feedback_brier": ("Brier score of the last outcomes; 0 is best.", _MODEL),
+    "serving_feedback_mae": ("Mean absolute error of the last outcomes.", _MODEL),
     "serving_model_info": ("1; the labels describe the version.", (*_MODEL, "task", "sha256")),
     "serving_worker_start_time_seconds": ("Unix time at which the worker in a slot started.", ("worker",)),
     "serving_worker_lag_seconds": (
@@ -85,6 +109,8 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "serving_worker_resident_bytes": ("Resident memory of the worker in a slot.", ("worker",)),
 }
+LAST_WINDOW = frozenset(name for name in GAUGES if name.startswith(("serving_drift_", "serving_feedback_")))
+"""What was found of the last window of rows, or of outcomes."""
 VERSIONED = frozenset(
     name
     for table in (COUNTERS, HISTOGRAMS, GAUGES)
@@ -93,7 +119,7 @@ VERSIONED = frozenset(
 )
 """What is counted of each version; the gate's figures are not: each status of the coordinator holds all of them."""
 LEAST = frozenset({"serving_model_ready", "serving_model_info", "serving_model_generation", "serving_gate_passed"})
-GREATEST = frozenset(
+GREATEST = LAST_WINDOW | frozenset(
     {
         "serving_last_prediction_timestamp_seconds",
         "serving_model_asked_generation",
