@@ -370,6 +370,25 @@ def test_a_folder_that_goes_and_comes_back(folder: Path) -> None:
         assert {predict(server.url) for _ in range(20)} == {200}
 
 
+def test_a_worker_that_comes_too_late_to_load_takes_no_requests(folder: Path) -> None:
+    """One that starts while the folder goes waits for it, where others serve; then both do."""
+    go = folder.with_name(f"{folder.name}-go")
+    with faulty({"wait": str(go)}, "--workers", "2", models=folder) as server:
+        assert until(lambda: ready(server, 1), 60) < 60
+        away = folder.with_name(f"{folder.name}-away")
+        folder.rename(away)
+        gone = re.compile(r"^serving_models_folder_gone 1", re.MULTILINE)
+        assert until(lambda: gone.search(_text(f"{server.url}/metrics")), 30) < 30
+        go.touch()
+        assert until(lambda: "a worker that starts can't load it" in server.output(), 30) < 30
+        late = time.monotonic() + 2  # it would take requests at once
+        while time.monotonic() < late:
+            assert predict(server.url) == 200
+        away.rename(folder)
+        assert until(lambda: ready(server, 2), 60) < 60
+        assert {predict(server.url) for _ in range(20)} == {200}
+
+
 MOUNTS = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
 in_a_mount_namespace = pytest.mark.skipif(not MOUNTS, reason="mounting needs rights that this user has not")
 

@@ -36,6 +36,10 @@ from serving.repository.traffic_store import TrafficStore
 
 log = logging.getLogger("serving.fleet")
 
+SCANNED_S = 1.0
+"""Seconds within which the coordinator says whether the folder is gone, where it is asked to look."""
+RELOADED_S = 30.0
+"""Seconds that a worker gives its models to load when the folder is back, before it serves those that have."""
 SILENT_S = 10.0
 """Seconds after which a coordinator that says nothing is silent: it says something every 2 s."""
 
@@ -112,6 +116,8 @@ class Fleet:
         began = time.monotonic()
         self.agent.start()
         failed = await self.agent.joined()
+        if failed and not self.models:
+            await self._await_folder({problem.name for problem in failed})
         self.problems = tuple({*self.problems, *failed})
         if strict and self.problems:
             for problem in self.problems:
@@ -123,6 +129,15 @@ class Fleet:
             self._heartbeat.enter(Phase.LOADED)
         log.info("%d models, %d versions in %.2f s", len(self.models), len(self.live()), time.monotonic() - began)
         self._expire()
+
+    async def _await_folder(self, missing: set[str]) -> None:
+        """Take no requests while the folder is gone: this worker came too late to load what others may serve."""
+        self.agent.rescan()
+        until = time.monotonic() + SCANNED_S
+        while missing - self.models.keys() and not self.draining and time.monotonic() < until:  # noqa: ASYNC110
+            if self.folder_gone:
+                until = time.monotonic() + RELOADED_S
+            await asyncio.sleep(0.05)
 
     async def _load(self, item: ModelVersion, batching: Batching, there: Model | None) -> Model:
         """Make a version that can serve; `there` is the same one as it serves now, whose session does."""

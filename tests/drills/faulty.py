@@ -9,6 +9,7 @@ module anew):
   "slow": seconds     each batch takes so much longer
   "shadow": seconds   each copy for a shadow takes so much longer, and fails
   "leak": bytes       each batch leaves so much behind: a control that the memory drill has to fail
+  "wait": path        all workers but the first do not begin until there is a file of this name
   "crash_at_start"    every worker dies before it is ready
   "switch": seconds   threads take turns so often, where one does not give its turn up
   "clock": seconds    the wall clock jumps by so much a second after the start
@@ -28,6 +29,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Executor, Future
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -105,6 +107,19 @@ def _hold_the_interpreter() -> None:
     import ctypes
 
     ctypes.PyDLL(None).sleep(3600)
+
+
+def _wait_to_start(go: Path) -> None:
+    from serving import worker
+
+    serve = worker._serve
+
+    def late(given: Any, *rest: Any, **named: Any) -> None:
+        while given.slot and not go.exists():
+            time.sleep(0.02)
+        serve(given, *rest, **named)
+
+    worker._serve = late
 
 
 def _off(name: str) -> None:
@@ -245,6 +260,8 @@ if FAULTS:
     if "clock" in FAULTS:
         began, real = time.monotonic(), time.time
         time.time = lambda: real() + (FAULTS["clock"] if time.monotonic() - began > 1 else 0)
+    if "wait" in FAULTS:
+        _wait_to_start(Path(FAULTS["wait"]))
     if "switch" in FAULTS:
         sys.setswitchinterval(FAULTS["switch"])
     if FAULTS.get("crash_at_start"):
