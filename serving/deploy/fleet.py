@@ -134,7 +134,7 @@ class Fleet:
         """Take no requests while the folder is gone: this worker came too late to load what others may serve."""
         self.agent.rescan()
         until = time.monotonic() + SCANNED_S
-        while missing - self.models.keys() and not self.draining and time.monotonic() < until:  # noqa: ASYNC110
+        while missing - self.models.keys() and not self.draining and time.monotonic() < until:
             if self.folder_gone:
                 until = time.monotonic() + RELOADED_S
             await asyncio.sleep(0.05)
