@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # the parent imports this module, and must not load onnxrunti
     from serving.deploy.fleet import Fleet
     from serving.http_api.services import Companion
     from serving.metrics.metrics import Metrics
+    from serving.prediction.request_log import RequestLog
 
 log = logging.getLogger("serving.worker")
 
@@ -196,11 +197,10 @@ def address(sock: socket.socket) -> str:
 
 def grpc_beside(
     settings: Settings, where: str
-) -> Callable[[Fleet, Metrics | None, Access, ByteBudget, CodecPool], Companion]:
+) -> Callable[[Fleet, Metrics | None, Access, ByteBudget, CodecPool, RequestLog | None], Companion]:
     """Return what makes the gRPC server of an application, for an address host:port."""
     from serving.grpc_api.connection_reaper import Timeouts  # noqa: PLC0415  only where gRPC is wanted
     from serving.grpc_api.server import GrpcServer  # noqa: PLC0415
-    from serving.prediction.request_log import RequestLog  # noqa: PLC0415
 
     patience = Timeouts(
         head_s=settings.head_s,
@@ -211,8 +211,7 @@ def grpc_beside(
         connections=settings.max_connections,
     )
     tls = server_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca, "h2")
-    log = RequestLog.wanted(settings.access_log, settings.slow_log_s)
-    return lambda fleet, metrics, access, bodies, pool: GrpcServer(
+    return lambda fleet, metrics, access, bodies, pool, log: GrpcServer(
         fleet,
         metrics,
         access=access,

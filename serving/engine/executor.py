@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from serving.engine.isolation import Isolation
-from serving.engine.request import Outcome, Request
+from serving.engine.request import Outcome, Request, Run
 from serving.errors import InferenceFailed, NotReady
 from serving.heartbeat import Record, unrecorded
 from serving.tensors import Tensors
@@ -136,7 +136,7 @@ class Executor:
 
 
 def _note(batch: Batch) -> None:
-    ran = batch.started, batch.ended
+    ran = Run(batch.started, batch.ended, batch.rows, len(batch.requests))
     for request in batch.requests:
         request.ran = ran
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from serving.errors import InvalidRequest, ServingError
 from serving.tensors import Tensors
@@ -26,6 +27,20 @@ def priority_of(asked: int, at: str) -> int:
     return asked - 1 if asked else NORMAL
 
 
+@dataclass(slots=True, eq=False)
+class Run:
+    """One run of a batch; times are monotonic seconds, requests: how many were in it.
+
+    span: of this run, once somebody traces one of its requests.
+    """
+
+    started: float
+    ended: float
+    rows: int
+    requests: int
+    span: Any = None
+
+
 class Request(ABC):
     """Rows on their way to a model; a transport derives its own, with a `reply` that writes the answer.
 
@@ -44,8 +59,8 @@ class Request(ABC):
     queued_at: float
     priority: int
     done: bool
-    ran: tuple[float, float] | None
-    """When the batch that it was in began to run, and ended; monotonic seconds. It is set once that is so."""
+    ran: Run | None
+    """The run of the batch that it was in, once that has ended."""
 
     @property
     def sender(self) -> Hashable:

@@ -118,6 +118,8 @@ async def serve(app: FastAPI, services: Services) -> AsyncIterator[None]:
             await asyncio.to_thread(services.deployment.stop)  # what it waits for may need this loop
         await fleet.close()
         await services.pool.close()
+        if services.log is not None:
+            await asyncio.to_thread(services.log.close)
         for task in tasks:
             task.cancel()
         if metrics is not None:

@@ -87,17 +87,19 @@ class Observed:
             raise
         finally:
             del self._scopes[id(scope)]
-            seconds = time.monotonic() - began
+            route, method = self._labels(scope, endpoint)
             if self._metrics is not None:
-                self._metrics.route(*self._labels(scope, endpoint)).finished(status, seconds)
+                self._metrics.route(route, method).finished(status, time.monotonic() - began)
             if self._log is not None:
                 model, caller = scope.get("path_params", {}).get("model"), scope.get(CALLER)
                 self._log.asked(
-                    Ended(identity, self._labels(scope, endpoint)[0], status, size),
-                    seconds,
-                    scope.pop(PREDICTION, None),  # a connection keeps its last scope: the model must not live on in it
-                    shown(str(model)) if model is not None else None,
-                    caller.name if caller is not None else None,
+                    Ended(identity, route, status, size, method),
+                    began,
+                    headers,
+                    # A connection keeps its last scope: the model must not live on in it.
+                    prediction=scope.pop(PREDICTION, None),
+                    model=shown(str(model)) if model is not None else None,
+                    caller=caller.name if caller is not None else None,
                 )
 
     def _in_progress(self) -> Iterator[tuple[str, str]]:

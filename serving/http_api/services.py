@@ -29,6 +29,7 @@ from serving.in_process import predictor
 from serving.metrics.metrics import Metrics
 from serving.prediction.endpoints import EndpointTable
 from serving.prediction.request_log import RequestLog
+from serving.prediction.tracing import Tracing
 from serving.repository.traffic_store import TrafficStore
 from serving.settings import Settings
 
@@ -106,7 +107,8 @@ def make_services(
     metrics: Metrics | None = None,
     threads: int = 1,
     memory_bytes: int | None = None,
-    companion: Callable[[Fleet, Metrics | None, Access, ByteBudget, CodecPool], Companion] | None = None,
+    companion: Callable[[Fleet, Metrics | None, Access, ByteBudget, CodecPool, RequestLog | None], Companion]
+    | None = None,
     link: socket.socket | None = None,
     heartbeat: Heartbeat | None = None,
     buckets: Buckets | None = None,
@@ -150,7 +152,7 @@ def make_services(
         metrics=metrics,
         heartbeat=heartbeat,
     )
-    log = RequestLog.wanted(settings.access_log, settings.slow_log_s)
+    log = RequestLog.wanted(settings.access_log, settings.slow_log_s, Tracing.from_environment())
     endpoints = EndpointTable(
         ROUTES,
         CODECS,
@@ -195,7 +197,7 @@ def make_services(
         log=log,
         shared=shared,
         deployment=deployment,
-        companion=companion(fleet, metrics, access, bodies, pool) if companion is not None else None,
+        companion=companion(fleet, metrics, access, bodies, pool, log) if companion is not None else None,
     )
 
 

@@ -42,6 +42,11 @@ _OUTCOMES: dict[type[ServingError], tuple[str, str]] = {
 T = TypeVar("T")
 
 
+def outcome_of(error: ServingError) -> tuple[str, str]:
+    """Return what a prediction that ended in an error counts as, and the reason where it was not run."""
+    return by_kind(_OUTCOMES, error, ("failed", ""))
+
+
 def _taken(values: list[T], number: int | None = None) -> list[T]:
     """Take what a list has; what is appended meanwhile stays for the next time."""
     number = len(values) if number is None else number
@@ -98,7 +103,7 @@ class ModelMetrics:
 
     def refused(self, protocol: str, error: ServingError, seconds: float) -> None:
         """Count a prediction that ended in an error, by who is to blame and, where it was not run, why."""
-        outcome, reason = by_kind(_OUTCOMES, error, ("failed", ""))
+        outcome, reason = outcome_of(error)
         self.failed(protocol, outcome, seconds)
         if reason:
             self._rejected[reason][0] += 1

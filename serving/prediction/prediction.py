@@ -44,7 +44,7 @@ class Prediction(Request):
     `answer` or `refuse` is called once, on the event loop, unless `cancel` came before.
     """
 
-    __slots__ = ("began", "caller", "context", "endpoint", "headers", "job", "loan", "options", "size")
+    __slots__ = ("began", "caller", "context", "endpoint", "headers", "job", "loan", "options", "outcome", "size")
 
     endpoint: Endpoint
     headers: Headers
@@ -53,6 +53,8 @@ class Prediction(Request):
     began: float
     size: int
     """Bytes of the answer's body, where they are logged."""
+    outcome: str
+    """How it ended, as it is counted, where that is logged."""
     context: Any
     loan: SocketLoan | None
     """What the model's thread may answer with: see `DirectPrediction`."""

@@ -1,4 +1,4 @@
-"""What is told of single requests: a line of the log for a share of them and for those that were slow, or a header.
+"""What is told of single requests: a line of the log for a share of them and for those that were slow, spans, a header.
 
 Who asked which model, how it ended and where the time went; never what was asked or answered.
 """
@@ -7,94 +7,187 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import time
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from serving.errors import ServingError
+from serving.metrics.recorders import outcome_of
+from serving.prediction.tracing import Tracing
+from serving.protocols.headers import Headers, header
 
 if TYPE_CHECKING:
     from serving.prediction.prediction import Prediction
 
 log = logging.getLogger("serving.requests")
 
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+# Of gRPC, those that its conventions count as the server's own failures.
+_FAILED = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
+
 
 class Ended(NamedTuple):
-    """What a transport knows of a request that has ended; size: bytes of the answer's body."""
+    """What a transport knows of a request that has ended; size: bytes of the answer's body.
+
+    route: the path template, or the method of gRPC. method: of HTTP, None over gRPC.
+    """
 
     identity: bytes
     route: str
     status: int | str
     size: int
+    method: str | None = "POST"
+
+
+class _Chosen(NamedTuple):
+    """A request of which something is told. now: monotonic seconds. context: of its spans. due: it gets a line."""
+
+    now: float
+    context: Any
+    due: bool
 
 
 class RequestLog:
-    """share: of all requests, from 0 to 1, get a line. slow_s: seconds from which on each gets one, with its stages."""
+    """Tells of requests. share: of all, from 0 to 1, get a line. slow_s: seconds from which on each gets one."""
 
-    def __init__(self, share: float, slow_s: float | None) -> None:
+    def __init__(self, share: float, slow_s: float | None, tracing: Tracing | None = None) -> None:
         self._share = share
         self._slow_s = slow_s if slow_s is not None else float("inf")
+        self._tracing = tracing
         log.setLevel(logging.INFO)  # who asks for these lines gets them, whatever else is logged
 
     @classmethod
-    def wanted(cls, share: float, slow_s: float | None) -> Self | None:
-        """Make one where there is something to log."""
-        return cls(share, slow_s) if share or slow_s is not None else None
+    def wanted(cls, share: float, slow_s: float | None, tracing: Tracing | None) -> Self | None:
+        """Make one where there is something to tell."""
+        return cls(share, slow_s, tracing) if share or slow_s is not None or tracing is not None else None
 
     def ended(self, prediction: Prediction, error: ServingError | None, *, gone: bool = False) -> None:
-        """Log a prediction, unless its transport does; error: what it ended in. gone: the caller left before that."""
-        seconds = time.monotonic() - prediction.began
-        if self._due(seconds) and (ended := prediction.ended(error, gone=gone)) is not None:
-            self._write(ended, seconds, prediction, None, None)
+        """Tell of a prediction, unless its transport does; error: what it ended in. gone: the caller left before."""
+        prediction.outcome = "gone" if gone else "ok" if error is None else outcome_of(error)[0]
+        chosen = self._chosen(prediction.began, prediction.headers)
+        if chosen is not None and (ended := prediction.ended(error, gone=gone)) is not None:
+            self._tell(ended, chosen, prediction.began, prediction.headers, prediction)
 
     def asked(
-        self, ended: Ended, seconds: float, prediction: Prediction | None, model: str | None, caller: str | None
+        self,
+        ended: Ended,
+        began: float,
+        headers: Headers,
+        *,
+        prediction: Prediction | None,
+        model: str | None,
+        caller: str | None,
     ) -> None:
-        """Log any other request, or one whose transport knows more. caller: their name, where one was asked for."""
-        if self._due(seconds):
-            self._write(ended, seconds, prediction, model, caller)
+        """Tell of any other request, or one whose transport knows more.
 
-    def _due(self, seconds: float) -> bool:
-        return seconds >= self._slow_s or random.random() < self._share  # noqa: S311  which ones is no secret
+        began: monotonic seconds. caller: their name, where one was asked for.
+        """
+        chosen = self._chosen(began, headers)
+        if chosen is not None:
+            self._tell(ended, chosen, began, headers, prediction, model, caller)
 
-    def _write(
-        self, ended: Ended, seconds: float, prediction: Prediction | None, model: str | None, caller: str | None
+    def _chosen(self, began: float, headers: Headers) -> _Chosen | None:
+        now = time.monotonic()
+        context = self._tracing.sampled(headers) if self._tracing is not None else None
+        due = now - began >= self._slow_s or random.random() < self._share  # noqa: S311  which ones is no secret
+        return _Chosen(now, context, due) if due or context is not None else None
+
+    def _tell(  # noqa: PLR0917
+        self,
+        ended: Ended,
+        chosen: _Chosen,
+        began: float,
+        headers: Headers,
+        prediction: Prediction | None,
+        model: str | None = None,
+        caller: str | None = None,
     ) -> None:
-        version = None
+        version = outcome = None
+        stages: list[tuple[str, float, float]] = []
         if prediction is not None:
             model, version = prediction.endpoint.model.name, prediction.endpoint.model.version
-            caller = prediction.caller.name
+            caller, outcome = prediction.caller.name, prediction.outcome
+            stages = stages_of(prediction, chosen.now)
+        given = _TRACEPARENT.fullmatch(header(headers, b"traceparent") or b"")
+        trace_id, span_id = given[1].decode() if given else None, None
+        if chosen.context is not None and self._tracing is not None:
+            name, attributes, failed = _described(ended)
+            facts = {"model.name": model, "model.version": version, "outcome": outcome, "principal": caller}
+            attributes |= {f"serving.{fact}": value for fact, value in facts.items() if value is not None}
+            trace_id, span_id = self._tracing.record(
+                chosen.context,
+                name,
+                attributes,
+                failed=failed,
+                began=began,
+                ended=chosen.now,
+                stages=stages,
+                run=prediction.ran if prediction is not None else None,
+            )
+        if not chosen.due:
+            return
+        seconds = chosen.now - began
         fields: dict[str, object] = {
             "request_id": ended.identity.decode("latin-1"),
+            "trace_id": trace_id,
+            "span_id": span_id,
             "route": ended.route,
             "model": model,
             "version": version,
             "status": ended.status,
+            "outcome": outcome,
             "ms": round(1000 * seconds, 3),
             "bytes": ended.size,
             "principal": caller,
         }
+        fields |= {f"{stage}_ms": round(1000 * (end - start), 3) for stage, start, end in stages}
         if seconds < self._slow_s:
             log.info("request", extra={"fields": fields})
         else:
-            stages = stages_of(prediction) if prediction is not None else {}
-            log.warning("slow request", extra={"fields": fields | {f"{name}_ms": ms for name, ms in stages.items()}})
+            log.warning("slow request", extra={"fields": fields})
+
+    def close(self) -> None:
+        """Export the spans that wait; for a thread, since it may take seconds."""
+        if self._tracing is not None:
+            self._tracing.close()
 
 
-def stages_of(prediction: Prediction) -> dict[str, float]:
-    """Return how many milliseconds each stage took that it has come to: decode, queue, inference."""
-    stages: dict[str, float] = {}
+def _described(ended: Ended) -> tuple[str, dict[str, str | int], bool]:
+    """Return a request's name, its attributes by OpenTelemetry's conventions, and whether the server failed on it."""
+    attributes: dict[str, str | int] = {"serving.request_id": ended.identity.decode("latin-1")}
+    status = ended.status
+    if isinstance(status, str):
+        failed = status in _FAILED
+        name = f"inference.GRPCInferenceService/{ended.route}"
+        attributes |= {"rpc.system.name": "grpc", "rpc.method": name, "rpc.response.status_code": status}
+    else:
+        failed = status >= 500
+        method = ended.method or ""
+        attributes |= {"http.request.method": method, "http.route": ended.route, "http.response.status_code": status}
+        name = f"{method} {ended.route}"
+    if failed:
+        attributes["error.type"] = str(status)
+    return name, attributes, failed
+
+
+def stages_of(prediction: Prediction, now: float) -> list[tuple[str, float, float]]:
+    """Return the stages that it has come to, and when each began and ended: decode, queue, inference, encode.
+
+    Monotonic seconds; the last ends `now`. Their sum is the whole, where it ran.
+    """
     queued_at: float | None = getattr(prediction, "queued_at", None)  # not where a cache answered, or it was refused
-    if queued_at is not None:
-        stages["decode"] = round(1000 * (queued_at - prediction.began), 3)
-    if prediction.ran is not None:
-        started, ended = prediction.ran
+    ran = prediction.ran
+    stages = [] if queued_at is None else [("decode", prediction.began, queued_at)]
+    if ran is not None:
         if queued_at is not None:
-            stages["queue"] = round(1000 * (started - queued_at), 3)
-        stages["inference"] = round(1000 * (ended - started), 3)
+            stages.append(("queue", queued_at, ran.started))
+        stages += [("inference", ran.started, ran.ended), ("encode", ran.ended, now)]
     return stages
 
 
 def server_timing(prediction: Prediction) -> tuple[bytes, bytes]:
     """Return the header that tells of a prediction's stages, and all its time until now (W3C, Server Timing)."""
-    stages = stages_of(prediction) | {"total": round(1000 * (time.monotonic() - prediction.began), 3)}
-    return b"server-timing", ", ".join(f"{name};dur={ms}" for name, ms in stages.items()).encode()
+    now = time.monotonic()
+    stages = [*stages_of(prediction, now), ("total", prediction.began, now)]
+    told = ", ".join(f"{stage};dur={round(1000 * (end - start), 3)}" for stage, start, end in stages)
+    return b"server-timing", told.encode()

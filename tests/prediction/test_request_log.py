@@ -1,4 +1,4 @@
-"""What is told of single requests: access log, slow requests, Server-Timing."""
+"""What is told of single requests: access log, slow requests, spans, Server-Timing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import logging
 import random
 import re
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,13 +24,14 @@ from fastapi.testclient import TestClient
 from serving.access.key_store import KeyStore
 from serving.http_api.app import create_app
 from serving.prediction.request_log import Ended, RequestLog
+from serving.prediction.tracing import Tracing
 from serving.settings import Settings
-from tests.conftest import MODELS, Server, running
+from tests.conftest import MODELS, ROOT, Server
 
 VALUE = 5.12345
 ROW = {"sepal_length": VALUE, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
 PREDICT = "/v1/models/{model}:predict"
-_TIMING = re.compile(r"decode;dur=[\d.]+, queue;dur=[\d.]+, inference;dur=[\d.]+, total;dur=[\d.]+")
+_TIMING = re.compile(r"decode;dur=[\d.]+, queue;dur=[\d.]+, inference;dur=[\d.]+, encode;dur=[\d.]+, total;dur=[\d.]+")
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +47,56 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return KeyStore(file).create("app", frozenset({"predict"})), file
 
 
+class Receiver:
+    """A receiver of spans in a process of its own; `endpoint` is what OTEL_EXPORTER_OTLP_ENDPOINT should say."""
+
+    def __init__(self, folder: Path) -> None:
+        self._printed = folder / "spans"
+        with self._printed.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.prediction.otlp_receiver"], stdout=file, cwd=ROOT
+            )
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._printed.read_text().splitlines()[0]}"
+
+    def started(self) -> bool:
+        return self._printed.read_text().endswith("\n")
+
+    def spans(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._printed.read_text().splitlines()[1:] if line.endswith("}")]
+
+
 @pytest.fixture(scope="module")
-def telling(models: Path, key: tuple[str, Path]) -> Iterator[Server]:
-    """A server that logs every request, and says in answers where their time went."""
+def receiver(
+    tmp_path_factory: pytest.TempPathFactory, eventually: Callable[[Callable[[], bool]], None]
+) -> Iterator[Receiver]:
+    made = Receiver(tmp_path_factory.mktemp("receiver"))
+    try:
+        eventually(made.started)
+        yield made
+    finally:
+        made.process.kill()
+        made.process.wait()
+
+
+@pytest.fixture(scope="module")
+def telling(models: Path, key: tuple[str, Path], receiver: Receiver) -> Iterator[Server]:
+    """A server that logs every request, traces those of callers that ask for it, and says where their time went."""
     flags = ("--access-log", "1", "--server-timing", "--keys", str(key[1]), "--grpc-port", "0", "--log-level", "error")
-    with running(*flags, models=models) as server:
-        yield server
+    environment = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": "0",
+        "OTEL_BSP_SCHEDULE_DELAY": "100",
+        "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test",
+    }
+    server = Server(*flags, "--max-delay-ms", "200", models=models, environment=environment)
+    try:
+        yield server.wait()
+    finally:
+        server.stop()
 
 
 def lines(server: Server) -> list[dict[str, Any]]:
@@ -103,13 +152,125 @@ def test_every_kind_of_request_has_its_line(
     assert key[0] not in telling.output()
 
 
+def trace_parent(number: int, sampled: bool = True) -> dict[str, str]:
+    """Return the header of a caller whose trace and span have this number."""
+    return {"traceparent": f"00-{number:032x}-{number:016x}-0{sampled:d}"}
+
+
+def tree(spans: list[dict[str, Any]], number: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the span of a request in a caller's trace, and those of its stages by name."""
+    mine = [span for span in spans if span["trace"] == f"{number:032x}"]
+    (whole,) = (span for span in mine if span["parent"] == f"{number:016x}")
+    return whole, {span["name"]: span for span in mine if span["parent"] == whole["id"]}
+
+
+def test_a_caller_s_trace_goes_on_over_every_transport(
+    telling: Server, receiver: Receiver, key: tuple[str, Path], eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    """Fast path, ASGI and gRPC: a span of the request under the caller's, and of its stages, one behind the other."""
+    bearer = {"authorization": f"Bearer {key[0]}"}
+    body = json.dumps({"instances": [ROW]}).encode()
+    url = f"{telling.url}/v1/models/iris:predict"
+    with httpx.Client(headers=bearer | {"content-type": "application/json"}) as client:
+        client.post(url, content=body, headers=trace_parent(1) | {"x-request-id": "traced", "tracestate": "a=1,b=2"})
+        client.post(url, content=iter([body]), headers=trace_parent(2))
+        client.post(url, content=b"{}", headers=trace_parent(3))
+        client.get(f"{telling.url}/v2/models/iris", headers=trace_parent(4))
+        client.post(url, content=body, headers=trace_parent(5, sampled=False) | {"x-request-id": "unsampled"})
+        client.post(url, content=body, headers={"x-request-id": "nobody's"})
+    address = re.search(r"gRPC: (127\.0\.0\.1:\d+)", telling.output())
+    assert address is not None
+    tensor = triton_grpc.InferInput("features", [1, 4], "FP32")
+    tensor.set_data_from_numpy(np.array([list(ROW.values())], np.float32))
+    with triton_grpc.InferenceServerClient(address[1]) as asked:
+        asked.infer("iris", [tensor], headers=bearer | trace_parent(6))
+    due = {f"{number:032x}" for number in (1, 2, 3, 4, 6)}
+    eventually(lambda: due <= {span["trace"] for span in receiver.spans() if span["kind"] == 2})
+    spans = receiver.spans()
+    assert f"{5:032x}" not in {span["trace"] for span in spans}
+    for number in (1, 2, 6):
+        whole, stages = tree(spans, number)
+        assert list(stages) == ["decode", "queue", "inference", "encode"]
+        times = [time for span in stages.values() for time in (span["start"], span["end"])]
+        assert times == sorted(times)
+        assert whole["start"] <= times[0]
+        assert times[-1] == whole["end"]
+        (batch,) = (span for span in spans if span["id"] in stages["inference"]["links"])
+        assert (batch["name"], batch["links"]) == ("batch", [whole["id"]])
+        assert batch["attributes"] == {
+            "serving.model.name": "iris",
+            "serving.model.version": "2",
+            "serving.batch.rows": 1,
+            "serving.batch.requests": 1,
+        }
+    whole = tree(spans, 1)[0]
+    assert (whole["name"], whole["kind"], whole["state"], whole["status"]) == (f"POST {PREDICT}", 2, "a=1,b=2", 0)
+    assert whole["attributes"] == {
+        "http.request.method": "POST",
+        "http.route": PREDICT,
+        "http.response.status_code": 200,
+        "serving.model.name": "iris",
+        "serving.model.version": "2",
+        "serving.outcome": "ok",
+        "serving.principal": "app",
+        "serving.request_id": "traced",
+    }
+    assert tree(spans, 3)[0]["attributes"]["serving.outcome"] == "invalid"
+    assert tree(spans, 4)[0]["name"] == "GET /v2/models/{model}"
+    whole = tree(spans, 6)[0]
+    assert whole["name"] == whole["attributes"]["rpc.method"] == "inference.GRPCInferenceService/ModelInfer"
+    assert (whole["attributes"]["rpc.system.name"], whole["attributes"]["rpc.response.status_code"]) == ("grpc", "OK")
+    assert whole["resource"]["service.name"] == "serving"
+    assert whole["resource"]["deployment.environment.name"] == "test"
+    eventually(lambda: {"traced", "unsampled", "nobody's"} <= {line["request_id"] for line in lines(telling)})
+    by_id = {line["request_id"]: (line["trace_id"], line["span_id"]) for line in lines(telling)}
+    assert by_id["traced"] == (f"{1:032x}", tree(spans, 1)[0]["id"])
+    assert by_id["unsampled"] == (f"{5:032x}", None)
+    assert by_id["nobody's"] == (None, None)
+
+
+def test_requests_of_one_batch_are_linked_to_its_one_span(
+    telling: Server, receiver: Receiver, key: tuple[str, Path], eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    """Two callers whose rows ran together find the same span of a batch of two."""
+    body = json.dumps({"instances": [ROW]}).encode()
+    sockets = [socket.create_connection(("127.0.0.1", telling.port)) for _ in range(2)]
+    for number, sock in enumerate(sockets, 11):  # both within the time that a model waits for company
+        head = f"POST /v1/models/iris:predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key[0]}\r\n"
+        head += f"traceparent: {trace_parent(number)['traceparent']}\r\nContent-Length: {len(body)}\r\n\r\n"
+        sock.sendall(head.encode() + body)
+    for sock in sockets:
+        assert sock.recv(64).startswith(b"HTTP/1.1 200")
+        sock.close()
+    due = {f"{number:032x}" for number in (11, 12)}
+    eventually(lambda: due <= {span["trace"] for span in receiver.spans() if span["kind"] == 2})
+    spans = receiver.spans()
+    links = [tree(spans, number)[1]["inference"]["links"] for number in (11, 12)]
+    assert links[0] == links[1]
+    (batch,) = (span for span in spans if span["id"] in links[0])
+    assert (batch["attributes"]["serving.batch.rows"], batch["attributes"]["serving.batch.requests"]) == (2, 2)
+
+
+def test_traces_that_can_t_be_had_are_named_and_do_no_harm(
+    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exporter that is not installed, a sampler that there is not: an error in the log, and predictions go on."""
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "pigeon")
+    assert Tracing.from_environment() is None
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "2")
+    assert Tracing.from_environment() is None
+    assert ["pigeon" in caplog.messages[0], "from 0 to 1" in caplog.messages[1]] == [True, True]
+
+
 def test_slow_requests_are_logged_with_their_stages(models: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What takes longer than is wanted has a line that says where its time went, though no other has one."""
     with TestClient(create_app(Settings(models=models, slow_log_s=1e-6))) as client:
         assert "server-timing" not in client.post("/v1/models/iris:predict", json={"instances": [ROW]}).headers
     found = [record.fields for record in caplog.records if record.getMessage() == "slow request"]  # type: ignore[attr-defined]
     assert len(found) == 1
-    stages = [found[0][f"{name}_ms"] for name in ("decode", "queue", "inference")]
+    stages = [found[0][f"{name}_ms"] for name in ("decode", "queue", "inference", "encode")]
     assert all(ms >= 0 for ms in stages)
     assert sum(stages) <= found[0]["ms"] + 0.01
     caplog.clear()
@@ -124,5 +285,5 @@ def test_a_share_of_requests_is_logged(caplog: pytest.LogCaptureFixture) -> None
     log = RequestLog(0.1, None)
     with caplog.at_level(logging.INFO):
         for _ in range(1000):
-            log.asked(Ended(b"id", "/", 200, 1), 0.01, None, None, None)
+            log.asked(Ended(b"id", "/", 200, 1), time.monotonic(), (), prediction=None, model=None, caller=None)
     assert 70 < len(caplog.records) < 130
