@@ -40,27 +40,44 @@ class Answers:
         """Write `{"predictions": [one a row]}`."""
         return b"%b%b]}" % (self._head_rows, self._texts(outputs))
 
+    def texts(self, outputs: Tensors) -> list[bytes]:
+        """Write each row's prediction by itself."""
+        if self._whole:
+            return [self._texts(outputs)]
+        if (by_class := self._by_class(outputs)) is not None:
+            return by_class
+        if len(outputs) > 1:
+            return [dumps(record) for record in self._records(outputs)]
+        plain = _plain(outputs[0])
+        one_number_each = not isinstance(plain, list) and plain.ndim == 1
+        return dumps(plain)[1:-1].split(b",") if one_number_each else [dumps(row) for row in plain]
+
     def _texts(self, outputs: Tensors) -> bytes:
         """Write predictions with commas between them."""
         if self._whole:
             values = [_nested(output) for output in outputs]
             value = values[0] if len(values) == 1 else dict(zip(self._names, values, strict=True))
             return dumps(value)
-        if self._named:
-            labels, scores = outputs[self._label], outputs[self._scores]  # type: ignore[index]
-            width = scores.shape[1]
-            if width == len(self._classes or ()):
-                texts = dumps(scores.ravel())[1:-1].split(b",")
-                made = [
-                    self._template % (text, *texts[i * width : (i + 1) * width])
-                    for i, text in enumerate(self._labels(labels))
-                ]
-                return b",".join(made)
-        if len(outputs) == 1:
-            return dumps(_plain(outputs[0]))[1:-1]
+        if (by_class := self._by_class(outputs)) is not None:
+            return b",".join(by_class)
+        return dumps(_plain(outputs[0]) if len(outputs) == 1 else self._records(outputs))[1:-1]
+
+    def _by_class(self, outputs: Tensors) -> list[bytes] | None:
+        """Write label and scores of each row by the names of the classes; None where these are not the model's."""
+        if not self._named:
+            return None
+        labels, scores = outputs[self._label], outputs[self._scores]  # type: ignore[index]
+        width = scores.shape[1]
+        if width != len(self._classes or ()):
+            return None
+        texts = dumps(scores.ravel())[1:-1].split(b",")
+        return [
+            self._template % (text, *texts[i * width : (i + 1) * width]) for i, text in enumerate(self._labels(labels))
+        ]
+
+    def _records(self, outputs: Tensors) -> list[dict[str, Any]]:
         columns = [_listed(output) for output in outputs]
-        records = [dict(zip(self._names, row, strict=True)) for row in zip(*columns, strict=True)]
-        return dumps(records)[1:-1]
+        return [dict(zip(self._names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def columns(self, outputs: Tensors) -> bytes:
         """Write `{"outputs": {name: column}}`, or the column alone where there is one output."""

@@ -61,7 +61,7 @@ class Checked:
         known = {"instances", "inputs", "signature_name", "parameters"}
         for key in document:
             if key not in known:
-                raise InvalidRequest(f'unknown key {key[:64]!r}{_meant(key, known)}: send "instances" or "inputs"')
+                raise InvalidRequest(f'unknown key {key[:64]!r}{meant(key, known)}: send "instances" or "inputs"')
         if ("instances" in document) == ("inputs" in document):
             raise InvalidRequest('send either "instances" (rows) or "inputs" (columns)')
         if document.get("signature_name", "serving_default") != "serving_default":
@@ -306,7 +306,8 @@ def _dumped(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-def _meant(given: str, known: set[str]) -> str:
+def meant(given: str, known: set[str]) -> str:
+    """Say what a name was meant to be, where one is close."""
     # A name of a megabyte would take 36 to be compared.
     close = difflib.get_close_matches(given[:_LONGEST_NAME], known, n=1, cutoff=0.6)
     return f", did you mean {close[0]!r}?" if close else ""
@@ -321,7 +322,7 @@ def _sentence(found: ErrorDetails, missing: list[str], names: set[str], weights:
         "extra_forbidden": lambda: (
             "is a weight of this model: send it as a tensor to /v2/models/NAME/infer"
             if found["loc"][-1] in weights
-            else "is not a feature of this model" + _meant(str(found["loc"][-1]), set(missing) or names)
+            else "is not a feature of this model" + meant(str(found["loc"][-1]), set(missing) or names)
         ),
         "float_type": lambda: f"should be a number, and is {got}",
         "int_type": lambda: f"should be a whole number, and is {got}",

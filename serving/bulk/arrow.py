@@ -1,0 +1,188 @@
+"""Arrow streams and Parquet: tables of typed columns, batch by batch."""
+
+from __future__ import annotations
+
+import math
+import struct
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import ipc, parquet
+
+from serving.bulk.batch import BEGIN, BadRow, Batch, Found, Position, gathered
+from serving.bulk.columns import ColumnBinder
+from serving.engine.rows import Rows
+from serving.engine.signature import Described
+from serving.errors import InvalidRequest, SignatureMismatch
+from serving.protocols.predict_v1_validation import Checked
+from serving.tensors import INTEGERS
+
+MOST_MESSAGE_BYTES = 32 << 20
+"""Of one message of a stream: 100,000 rows of 30 doubles fit in."""
+MOST_ROWS = 1 << 18
+"""Of one message: columns of nulls, or of one value, have no bytes that would bound them."""
+ROWS = 16384
+"""That are read of Parquet at a time."""
+
+
+class TableReader(ABC):
+    """Reads batches of one model's rows from tables; `start` counts rows."""
+
+    def __init__(self, described: Described, source: BinaryIO, start: Position = BEGIN) -> None:
+        self.columns = ColumnBinder(described.signature)
+        self._checked = Checked(described.signature, Rows(described.signature, described.name))
+        self._source = source
+        self._start = start
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Read on. Raises SignatureMismatch for columns that are not the model's, InvalidRequest for no table."""
+        row = self._start.offset
+        try:
+            for table in self._tables(row):
+                end = row + len(table)
+                yield from gathered(self._sifted(table, row + 1), Position(end, end + 1), at_once=self.columns.at_once)
+                row = end
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            first = str(error).split("\n", 1)[0][:200]
+            raise InvalidRequest(f"{self._kind} can't be read behind row {row}: {first}") from None
+
+    _kind: str
+
+    @abstractmethod
+    def _tables(self, skip: int) -> Iterator[Any]:
+        """Give the record batches behind so many rows."""
+
+    def _sifted(self, table: Any, row: int) -> Iterator[Found]:
+        """Find the bad rows, by halves; the first is number `row`."""
+        rows = len(table)
+        if not rows:
+            return
+        inputs = self.columns.feeds(table) if self.columns.at_once else None
+        if inputs is not None:
+            yield inputs, np.arange(row, row + rows, dtype=np.int64)
+            return
+        if rows == 1:
+            yield self._single(table, row)
+            return
+        yield from self._sifted(table.slice(0, rows // 2), row)
+        yield from self._sifted(table.slice(rows // 2), row + rows // 2)
+
+    def _single(self, table: Any, row: int) -> Found:
+        time.sleep(0)  # such rows take the interpreter a while: whoever serves has a turn between them
+        document = {
+            feature.name: _plain(table.column(feature.name)[0].as_py(), whole=feature.datatype in INTEGERS)
+            for feature in self.columns.features
+        }
+        try:
+            return self._checked.read({"instances": [document]}).inputs, np.array([row], np.int64)
+        except SignatureMismatch as error:
+            return BadRow.of(row, error.details, error.message)
+        except InvalidRequest as error:
+            return BadRow(row, "", error.message)
+
+
+def _plain(value: Any, *, whole: bool) -> Any:
+    """Give a cell as JSON has it: NaN is how floats say that there is none."""
+    if isinstance(value, list):
+        return [_plain(each, whole=whole) for each in value]
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return int(value) if whole and isinstance(value, float) and value.is_integer() else value
+
+
+class ArrowReader(TableReader):
+    """An Arrow IPC stream, from whoever it may be."""
+
+    _kind = "the Arrow stream"
+
+    def _tables(self, skip: int) -> Iterator[Any]:
+        stream = ipc.open_stream(pa.PythonFile(_Bounded(self._source), mode="r"))
+        self.columns.check_types(stream.schema)
+        for table in stream:
+            if len(table) > MOST_ROWS:
+                raise InvalidRequest(f"a record batch has {len(table)} rows, and the limit is {MOST_ROWS}: send fewer")
+            # What says of itself where its cells begin may say anything.
+            table.validate(full=True)
+            if skip < len(table):
+                yield table.slice(skip)
+            skip = max(0, skip - len(table))
+
+
+class _Bounded:
+    """Gives a stream's bytes, and refuses messages that would take memory without bound."""
+
+    closed = False
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self._metadata_bytes = 0
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MOST_MESSAGE_BYTES:
+            raise InvalidRequest(
+                f"an Arrow message has {size} bytes, and the limit is {MOST_MESSAGE_BYTES}: send smaller record batches"
+            )
+        data = self._source.read(size)
+        if size == 4:  # how long the metadata is that follows, or the mark before
+            self._metadata_bytes = int.from_bytes(data, "little", signed=True)
+        elif size == self._metadata_bytes:
+            self._metadata_bytes = 0
+            try:
+                _check_bounded(data)
+            except (struct.error, IndexError):
+                raise InvalidRequest("the Arrow stream can't be read: its metadata is broken") from None
+        return data
+
+
+_DICTIONARY, _RECORDS = 2, 3
+
+
+def _check_bounded(metadata: bytes) -> None:
+    """Refuse a message whose size says nothing of what it takes. Raises InvalidRequest, struct.error, IndexError.
+
+    Source: Message.fbs of the Arrow format, and how FlatBuffers are laid out.
+    """
+
+    def field(table: int, index: int) -> int:
+        fields = table - struct.unpack_from("<i", metadata, table)[0]
+        at = 4 + 2 * index
+        known = at < struct.unpack_from("<H", metadata, fields)[0]
+        offset = struct.unpack_from("<H", metadata, fields + at)[0] if known else 0
+        return table + offset if offset else 0
+
+    def followed(at: int) -> int:
+        return at + int(struct.unpack_from("<I", metadata, at)[0])
+
+    message = followed(0)
+    kind = metadata[field(message, 1)] if field(message, 1) else 0
+    if kind not in (_DICTIONARY, _RECORDS):
+        return
+    batch = followed(field(message, 2))
+    if kind == _DICTIONARY:
+        if field(batch, 2) and metadata[field(batch, 2)]:
+            raise InvalidRequest("the Arrow stream has dictionaries that grow, which are not read: write it without")
+        batch = followed(field(batch, 1))
+    if field(batch, 3):
+        raise InvalidRequest("the Arrow stream has compressed buffers, which are not read: write it uncompressed")
+
+
+class ParquetReader(TableReader):
+    """A Parquet file; only the model's columns are read, and no more than it takes of a row group at a time."""
+
+    _kind = "the Parquet file"
+
+    def _tables(self, skip: int) -> Iterator[Any]:
+        file = parquet.ParquetFile(self._source, pre_buffer=False, buffer_size=1 << 20)
+        self.columns.check_types(file.schema_arrow)
+        groups = list(range(file.num_row_groups))
+        while groups and skip >= (rows := file.metadata.row_group(groups[0]).num_rows):
+            skip -= rows
+            del groups[0]
+        for table in file.iter_batches(ROWS, row_groups=groups, columns=self.columns.names, use_threads=False):
+            if skip < len(table):
+                yield table.slice(skip)
+            skip = max(0, skip - len(table))

@@ -1,0 +1,74 @@
+"""The formats by name. Raises where the extra `serving[bulk]` is not installed, and only once one is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
+
+from serving.bulk.batch import BEGIN, Batch, Position
+from serving.engine.signature import Described
+from serving.errors import UnsupportedMediaType
+
+if TYPE_CHECKING:
+    from serving.bulk.answers import Sink, Writer
+
+Format: TypeAlias = Literal["ndjson", "csv", "arrow", "parquet"]
+
+MEDIA_TYPES: dict[str, Format] = {
+    "application/x-ndjson": "ndjson",
+    "text/csv": "csv",
+    "application/vnd.apache.arrow.stream": "arrow",
+    "application/vnd.apache.parquet": "parquet",
+}
+"""What each is called over HTTP; Parquet is read from its end, and never a stream."""
+SUFFIXES: dict[str, Format] = {
+    ".ndjson": "ndjson",
+    ".jsonl": "ndjson",
+    ".csv": "csv",
+    ".arrows": "arrow",
+    ".parquet": "parquet",
+}
+"""What each is called in a folder."""
+
+
+def check_installed() -> None:
+    """Raise UnsupportedMediaType, which names the extra, where it is not installed."""
+    if find_spec("pyarrow") is None:
+        raise UnsupportedMediaType("rows in bulk need pyarrow, which is not installed: pip install 'serving[bulk]'")
+
+
+def reader(kind: Format, source: BinaryIO, described: Described, start: Position = BEGIN) -> Iterable[Batch]:
+    """Give a model's rows in batches, in order.
+
+    source: is read as far as is needed for the next batch; can seek where `start` is not its beginning, and for
+    Parquet. start: the `end` of the batch behind which reading goes on.
+
+    Iterating raises SignatureMismatch for columns that are not the model's, with all that are wrong, and InvalidRequest
+    for what is not of the format; single rows that are bad are part of their batches.
+    """
+    check_installed()
+    from serving.bulk import arrow, text  # noqa: PLC0415  50 MB, for those who ask
+
+    readers: dict[Format, Any] = {
+        "ndjson": text.NdjsonReader,
+        "csv": text.CsvReader,
+        "arrow": arrow.ArrowReader,
+        "parquet": arrow.ParquetReader,
+    }
+    made: Iterable[Batch] = readers[kind](described, source, start)
+    return made
+
+
+def writer(kind: Format, described: Described, sink: Sink) -> Writer:
+    """Give what writes a model's answers to a sink."""
+    check_installed()
+    from serving.bulk import answers  # noqa: PLC0415  50 MB, for those who ask
+
+    writers: dict[Format, type[Writer]] = {
+        "ndjson": answers.NdjsonWriter,
+        "csv": answers.CsvWriter,
+        "arrow": answers.ArrowWriter,
+        "parquet": answers.ParquetWriter,
+    }
+    return writers[kind](described, sink)

@@ -1,0 +1,136 @@
+"""Text cut into blocks of whole lines, in bounded memory, whatever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
+
+from serving.bulk.batch import BEGIN, BadRow, Position
+from serving.errors import InvalidRequest
+
+BLOCK_BYTES = 1 << 20
+"""What is parsed at a time: large enough that a call costs nothing beside it, small enough to be held by many."""
+MOST_LINE_BYTES = 4 << 20
+"""Of one row: an image of 600 x 600 pixels fits in."""
+
+_BOM = b"\xef\xbb\xbf"
+
+Read: TypeAlias = Callable[[int], bytes]
+"""Gives so many bytes at most, and none at the end."""
+
+
+class Block(NamedTuple):
+    """Some whole lines, each with its end, a newline; the number of the first; where the next block begins."""
+
+    data: bytes
+    line: int
+    end: Position
+
+
+class Splitter:
+    """Cuts text into blocks of whole lines; one that is too long is passed over, and said to be bad.
+
+    read: begins at `start`. quotes: a line ends where no quote is open (RFC 4180).
+    """
+
+    def __init__(
+        self,
+        read: Read,
+        start: Position = BEGIN,
+        *,
+        quotes: bool = False,
+        block_bytes: int = BLOCK_BYTES,
+        most_line_bytes: int = MOST_LINE_BYTES,
+    ) -> None:
+        self._read = read
+        self._offset, self._line = start
+        self._quotes = quotes
+        self._block_bytes = block_bytes
+        self._most = most_line_bytes
+        self._held = b""
+        self._ended = False
+
+    def blocks(self) -> Iterator[Block | BadRow]:
+        """Give the text in order. Raises InvalidRequest where it is UTF-16 or UTF-32."""
+        if not self._offset:
+            self._begin()
+        while True:
+            if end := self._cut():
+                yield self._taken(end)
+            elif self._ended and not self._held:
+                return
+            elif len(self._held) > self._most or (self._ended and b"\n" in self._held):
+                yield self._passed_over()
+            elif self._ended:
+                yield self._taken(len(self._held))
+            else:
+                self._fill()
+
+    @property
+    def position(self) -> Position:
+        """Where what was given so far ends."""
+        return Position(self._offset, self._line)
+
+    def first(self) -> Block | None:
+        """Give the first line alone; None where there is none."""
+        self._begin()
+        while not (end := self._first_cut()) and not self._ended and len(self._held) <= self._most:
+            self._fill()
+        return self._taken(end or len(self._held)) if self._held else None
+
+    def _begin(self) -> None:
+        while len(self._held) < 4 and not self._ended:
+            self._fill()
+        head = self._held[:4]
+        if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:
+            raise InvalidRequest("the text is UTF-16 or UTF-32: send it as UTF-8")
+        if head.startswith(_BOM):
+            self._drop(len(_BOM))
+
+    def _fill(self) -> None:
+        more = self._read(self._block_bytes)
+        self._ended = not more
+        self._held += more
+
+    def _cut(self) -> int:
+        """Return where the last line that is whole ends; 0 where none is."""
+        held = self._held
+        end = held.rfind(b"\n")
+        if self._quotes and b'"' in held:
+            quotes = held.count(b'"', 0, end + 1)
+            while end >= 0 and quotes % 2:  # it is part of a field
+                before = held.rfind(b"\n", 0, end)
+                quotes -= held.count(b'"', before + 1, end)
+                end = before
+        return end + 1
+
+    def _first_cut(self) -> int:
+        end = self._held.find(b"\n")
+        while self._quotes and end >= 0 and self._held.count(b'"', 0, end) % 2:
+            end = self._held.find(b"\n", end + 1)
+        return end + 1
+
+    def _taken(self, end: int) -> Block:
+        line = self._line
+        data = self._drop(end)
+        if not data.endswith(b"\n"):
+            data += b"\n"
+        self._line += data.count(b"\n")
+        return Block(data, line, self.position)
+
+    def _drop(self, size: int) -> bytes:
+        data, self._held = self._held[:size], self._held[size:]
+        self._offset += size
+        return data
+
+    def _passed_over(self) -> BadRow:
+        """Pass over a line that never seems to end; where a quote is open, over the line that opens it."""
+        bad = BadRow(self._line, "", f"is a line of over {self._most} bytes, which is the limit")
+        if b"\n" in self._held:
+            bad = BadRow(self._line, "", "opens a quote that is not closed: write a quote inside of a field as two")
+        while b"\n" not in self._held and not self._ended:
+            self._drop(len(self._held))
+            self._fill()
+        self._drop(self._held.find(b"\n") + 1 or len(self._held))
+        self._line += 1
+        return bad

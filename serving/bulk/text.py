@@ -1,0 +1,275 @@
+"""NDJSON and CSV: whole blocks of lines at once by Arrow, and where one is wrong, its rows singly by V1's rules."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv as arrow_csv
+from pyarrow import json as arrow_json
+
+from serving.bulk.batch import BEGIN, NO_LINES, BadRow, Batch, Found, Lines, Position, gathered
+from serving.bulk.columns import ColumnBinder
+from serving.bulk.lines import MOST_LINE_BYTES, Block, Splitter
+from serving.engine.rows import Rows
+from serving.engine.signature import Described, Feature
+from serving.errors import InvalidRequest, SignatureMismatch
+from serving.protocols import predict_v1, strict_json
+from serving.protocols.predict_v1_validation import Checked
+from serving.tensors import INTEGERS, Tensors
+
+_SINGLY = 8
+"""Rows among which a bad one is looked for singly: below it Arrow costs more than it spares."""
+_MISSING = ("", "NA", "NaN", "nan", "null")
+"""What a cell of CSV says where a number is missing."""
+_TRUE, _FALSE = ("true", "True", "TRUE", "1"), ("false", "False", "FALSE", "0")
+_WHOLE = re.compile(r"[+-]?\d{1,400}", re.ASCII)
+_HEX = re.compile(rb"0[xX]")
+
+csv.field_size_limit(MOST_LINE_BYTES)  # a cell of numbers in an array is longer than a name
+
+
+class TextReader(ABC):
+    """Reads batches of one model's rows from text. `source` can seek where `start` is not its beginning."""
+
+    quotes = False
+
+    def __init__(self, described: Described, source: BinaryIO, start: Position = BEGIN) -> None:
+        self.columns = ColumnBinder(described.signature)
+        self._checked = Checked(described.signature, Rows(described.signature, described.name))
+        self._source = source
+        self._start = start
+        # V1 knows nothing of numbers that are not finite: rows with some are tried as one by one as others.
+        self._singly = 0 if any(feature.allow_non_finite for feature in self.columns.features) else _SINGLY
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Read on. Raises SignatureMismatch for columns that are not the model's, InvalidRequest for other text."""
+        if self._start.offset:
+            self._source.seek(self._start.offset)
+        yield from self._read(Splitter(self._source.read, self._start, quotes=self.quotes))
+
+    def _read(self, splitter: Splitter) -> Iterator[Batch]:
+        for block in splitter.blocks():
+            if isinstance(block, BadRow):
+                yield Batch(None, 0, NO_LINES, (block,), splitter.position)
+            else:
+                yield from self._batches(block)
+
+    @abstractmethod
+    def _at_once(self, data: bytes, rows: int) -> Tensors | None:
+        """Make the feeds of lines that are so many good rows; None in doubt."""
+
+    @abstractmethod
+    def _records(self, block: Block) -> list[tuple[int, bytes]]:
+        """Give the rows of a block, each with the number of its line."""
+
+    @abstractmethod
+    def _document(self, record: bytes) -> Any:
+        """Read one row as V1 has it in JSON. Raises InvalidRequest."""
+
+    def _batches(self, block: Block) -> Iterator[Batch]:
+        rows = block.end.line - block.line
+        inputs = self._at_once(block.data, rows) if self.columns.at_once else None
+        if inputs is not None:
+            lines: Lines = np.arange(block.line, block.end.line, dtype=np.int64)
+            yield Batch(inputs, rows, lines, (), block.end)
+        else:
+            yield from gathered(self._sifted(self._records(block)), block.end, at_once=self.columns.at_once)
+
+    def _sifted(self, records: Sequence[tuple[int, bytes]]) -> Iterator[Found]:
+        """Find the bad ones, by halves."""
+        if self.columns.at_once and len(records) > self._singly:
+            inputs = self._at_once(b"".join([record for _, record in records]), len(records))
+            if inputs is not None:
+                yield inputs, np.array([line for line, _ in records], np.int64)
+                return
+            if len(records) > 1:
+                middle = len(records) // 2
+                yield from self._sifted(records[:middle])
+                yield from self._sifted(records[middle:])
+                return
+        yield from map(self._single, records)
+
+    def _single(self, numbered: tuple[int, bytes]) -> Found:
+        line, record = numbered
+        time.sleep(0)  # such rows take the interpreter a while: whoever serves has a turn between them
+        try:
+            return self._checked.read({"instances": [self._document(record)]}).inputs, np.array([line], np.int64)
+        except SignatureMismatch as error:
+            return BadRow.of(line, error.details, error.message)
+        except InvalidRequest as error:
+            return BadRow(line, "", error.message)
+
+
+class NdjsonReader(TextReader):
+    """A row a line: an object by feature name, or what else V1 takes for an instance."""
+
+    def __init__(self, described: Described, source: BinaryIO, start: Position = BEGIN) -> None:
+        super().__init__(described, source, start)
+        self._codec = predict_v1.Codec(described)
+        self._parsing = arrow_json.ParseOptions(
+            explicit_schema=pa.schema(list(self.columns.types.items())), unexpected_field_behavior="error"
+        )
+        self._colons = sum(1 + name.count(":") for name in self.columns.names)
+        self._nullable = any(feature.nullable for feature in self.columns.features)
+
+    def _at_once(self, data: bytes, rows: int) -> Tensors | None:
+        if b"\r" in data:
+            data = data.replace(b"\r\n", b"\n")
+        if _fenced(data, b"{", b"}"):  # the schema allows none inside: each line is an object, or several
+            return self._named(data, rows)
+        if _fenced(data, b"[", b"]") and data.count(b"[") == rows:
+            try:
+                decoded = self._codec.quick(b'{"instances":[%b]}' % data[:-1].replace(b"\n", b","))
+            except SignatureMismatch:
+                return None
+            return decoded.inputs if decoded is not None and decoded.rows == rows else None
+        return None
+
+    def _named(self, data: bytes, rows: int) -> Tensors | None:
+        try:
+            if not data.isascii():
+                data.decode()
+            table = arrow_json.read_json(
+                pa.BufferReader(data),
+                read_options=arrow_json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+                parse_options=self._parsing,
+            )
+        except (pa.ArrowInvalid, UnicodeDecodeError):
+            return None
+        if len(table) != rows:
+            return None
+        batch = table.combine_chunks().to_batches()[0]
+        # A key that is not there reads like a null.
+        nulls = self._nullable and any(column.null_count for column in batch.columns)
+        if nulls and data.count(b":") != rows * self._colons:
+            return None
+        return self.columns.feeds(batch, nan_is_missing=False)
+
+    def _records(self, block: Block) -> list[tuple[int, bytes]]:
+        lines = block.data.splitlines(keepends=True)
+        return [(line, record) for line, record in enumerate(lines, block.line) if not record.isspace()]
+
+    def _document(self, record: bytes) -> Any:
+        try:
+            return strict_json.loads(record)
+        except InvalidRequest as error:
+            raise InvalidRequest(error.message.replace("the body", "the line").replace(" at line 1,", " at")) from None
+
+
+def _fenced(data: bytes, opening: bytes, closing: bytes) -> bool:
+    """Tell whether each line begins and ends with a bracket."""
+    text = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(text == 10)
+    begins = np.concatenate(([0], ends[:-1] + 1))
+    return bool((text[begins] == opening[0]).all() and (text[ends - 1] == closing[0]).all())
+
+
+class CsvReader(TextReader):
+    """RFC 4180 with a header; the cells are read as the types of the features."""
+
+    quotes = True
+
+    def _read(self, splitter: Splitter) -> Iterator[Batch]:
+        if self._start.offset:
+            self._source.seek(0)
+        begun = Splitter(self._source.read, quotes=True) if self._start.offset else splitter
+        header = begun.first()
+        if header is None:
+            raise InvalidRequest("there is no header: name the features in the first line, with commas between them")
+        self._take_header(header.data)
+        if self._start.offset:
+            self._source.seek(self._start.offset)
+        yield from super()._read(splitter)
+
+    def _take_header(self, line: bytes) -> None:
+        self._names = _cells(line)
+        hint = ": write commas between columns" if ";" in self._names[0] or "\t" in self._names[0] else ""
+        self.columns.check_names(self._names, hint)
+        features = {feature.name: feature for feature in self.columns.features}
+        self._features = [features[name] for name in self._names]
+        self._arrays = any(feature.shape for feature in self._features)
+        self._integers = any(feature.datatype in INTEGERS for feature in self._features)
+        self._conversion = arrow_csv.ConvertOptions(
+            column_types=self.columns.types,
+            null_values=list(_MISSING),
+            strings_can_be_null=False,
+            true_values=list(_TRUE),
+            false_values=list(_FALSE),
+        )
+
+    def _at_once(self, data: bytes, rows: int) -> Tensors | None:
+        if self._arrays or (self._integers and _HEX.search(data)):  # Arrow reads such numbers, and nobody else does
+            return None
+        try:
+            table = arrow_csv.read_csv(
+                pa.BufferReader(data),
+                read_options=arrow_csv.ReadOptions(
+                    use_threads=False, block_size=len(data) + 1, column_names=self._names
+                ),
+                parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
+                convert_options=self._conversion,
+            )
+        except pa.ArrowInvalid:
+            return None
+        return self.columns.feeds(table.combine_chunks().to_batches()[0]) if len(table) == rows else None
+
+    def _records(self, block: Block) -> list[tuple[int, bytes]]:
+        records: list[tuple[int, bytes]] = []
+        begun, parts, quotes = block.line, [], 0
+        for number, line in enumerate(block.data.split(b"\n")[:-1], block.line):
+            parts.append(line)
+            quotes += line.count(b'"')
+            if quotes % 2 == 0:
+                record = b"\n".join(parts) + b"\n"
+                if not record.isspace():
+                    records.append((begun, record))
+                begun, parts, quotes = number + 1, [], 0
+        if parts:
+            records.append((begun, b"\n".join(parts) + b"\n"))
+        return records
+
+    def _document(self, record: bytes) -> Any:
+        cells = _cells(record)
+        if len(cells) != len(self._names):
+            raise InvalidRequest(f"has {len(cells)} cells, and the header has {len(self._names)}")
+        return {feature.name: _value(cell, feature) for feature, cell in zip(self._features, cells, strict=True)}
+
+
+def _cells(record: bytes) -> list[str]:
+    """Split one row of CSV. Raises InvalidRequest."""
+    try:
+        return next(csv.reader(io.StringIO(record.decode(), newline=""), strict=True))
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the line is not UTF-8: byte {error.start} can't be decoded") from None
+    except csv.Error as error:
+        raise InvalidRequest(f"the line is not CSV: {error}") from None
+
+
+def _value(text: str, feature: Feature) -> Any:
+    """Read a cell as its feature's type; what can't be read so stays text, for V1 to say so."""
+    if feature.shape:
+        try:
+            return strict_json.loads(text.encode())
+        except InvalidRequest:
+            return text
+    if feature.datatype == "BYTES":
+        return text
+    text = text.strip()
+    if feature.datatype == "BOOL":
+        return True if text in _TRUE else False if text in _FALSE else text
+    if text in _MISSING:
+        return None
+    if _WHOLE.fullmatch(text):
+        return int(text)
+    try:
+        return text if "_" in text else float(text)
+    except ValueError:
+        return text
