@@ -61,8 +61,11 @@ def describe(inputs: list[Port], outputs: list[Port], probe: Callable[[Tensors],
     numbers = PROBE_ROWS if batch == "dynamic" else (1,)
     inner, runs = _try(inputs, numbers, probe)
     zipped = _zipped(outputs, runs)
+    # A rank may be decided by whole numbers (axes, a shape), and those of a probe are made up.
+    by_value = any(spec.datatype not in FLOATS for spec in specs)
     output_specs = tuple(
-        _output(port, [seen[index] for _, seen in runs], zipped.get(index)) for index, port in enumerate(outputs)
+        _output(port, [seen[index] for _, seen in runs], zipped.get(index), declared=by_value)
+        for index, port in enumerate(outputs)
     )
     if batch != "none" and not _one_a_row(inputs, outputs, runs, zipped, len(numbers)):
         batch = "none"
@@ -148,7 +151,8 @@ def _zipped(outputs: list[Port], runs: list[Run]) -> dict[int, tuple[Any, ...]]:
     return zipped
 
 
-def _output(port: Port, seen: list[Any], keys: tuple[Any, ...] | None) -> TensorSpec:
+def _output(port: Port, seen: list[Any], keys: tuple[Any, ...] | None, *, declared: bool) -> TensorSpec:
+    """Describe an output by what came out. declared: a rank that the graph gives counts for more than a probe's."""
     if keys is not None:
         return TensorSpec(name=port.name, datatype="FP32", shape=(-1, len(keys)))
     spec = port.spec("output")
@@ -156,7 +160,7 @@ def _output(port: Port, seen: list[Any], keys: tuple[Any, ...] | None) -> Tensor
         return spec
     # Exporters often leave an output's shape out, or wrong; what came out is the truth.
     if any(len(spec.shape) != array.ndim for array in seen):
-        shape = (-1,) * seen[0].ndim
+        shape = spec.shape if declared and spec.shape else (-1,) * seen[0].ndim
     else:
         shape = tuple(
             d if all(d == got for got in sizes) else -1

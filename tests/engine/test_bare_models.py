@@ -196,6 +196,25 @@ def test_no_batch_dimension(put: Put) -> None:
     assert out["y"]["data"] == [2, 3, 4]
 
 
+def test_an_output_whose_rank_its_inputs_decide_is_described_as_declared(put: Put) -> None:
+    """Where axes are an input, the made-up ones of a probe say nothing of the rank, and are not shown as an example."""
+    made = graph(
+        [node("Identity", ["a"], ["axes"]), node("ReduceSum", ["x", "axes"], ["y"], keepdims=0)],
+        [("x", FLOAT, [2, 3, 4]), ("a", INT64, [2])],
+        [("y", FLOAT, [4])],
+    )
+    client = put(made)
+    assert client.get("/v2/models/m").json()["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [4]}]
+    described = client.get("/openapi.json").json()["paths"]["/v1/models/m:predict"]["post"]
+    assert "example" not in described["requestBody"]["content"]["application/json"]
+    out = v2(
+        client,
+        {"name": "x", "datatype": "FP32", "shape": [2, 3, 4], "data": [1] * 24},
+        {"name": "a", "datatype": "INT64", "shape": [2], "data": [0, 1]},
+    )
+    assert (out["y"]["shape"], out["y"]["data"]) == ([4], [6.0] * 4)
+
+
 def test_a_model_without_rows_takes_one_example_a_request(put: Put) -> None:
     """Where a graph has no batch dimension, a second row is refused, not dropped, and outputs stand whole."""
     client = put(graph([node("NonZero", ["x"], ["y"])], [("x", FLOAT, ["n"])], [("y", INT64, [1, "k"])]))
