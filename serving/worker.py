@@ -115,6 +115,7 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
     from serving.http_api.services import make_services  # noqa: PLC0415
     from serving.library import Unfit, host  # noqa: PLC0415
     from serving.metrics.metrics import Metrics  # noqa: PLC0415
+    from serving.monitoring.shared import SharedDocuments  # noqa: PLC0415
 
     if given.replacement:
         _await_folder(settings.models, given.parent)
@@ -133,6 +134,7 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
         link=given.link,
         heartbeat=given.heartbeat,
         buckets=given.buckets,
+        documents=SharedDocuments(given.metrics_dir, given.slot),
     )
     url = location(given.sock, settings)
     where = f"docs: {url}/docs   metrics: {url}/metrics" if settings.app is None else f"application: {settings.app}"

@@ -138,6 +138,10 @@ class Client(_Base):
         """Return what a model takes and answers: features, classes, tensors, an example."""
         return self._run(self._conversations.describe(model, version))
 
+    def drift(self, model: str, version: str | None = None) -> dict[str, Any]:
+        """Return whether the rows that a version gets are as those that it was made for: histograms, PSI, p-values."""
+        return self._run(self._conversations.drift(model, version))
+
     def close(self) -> None:
         """Close the connections."""
         if self._own:
@@ -257,6 +261,10 @@ class AsyncClient(_Base):
     async def describe(self, model: str, version: str | None = None) -> dict[str, Any]:
         """Return what a model takes and answers: features, classes, tensors, an example."""
         return await self._run(self._conversations.describe(model, version))
+
+    async def drift(self, model: str, version: str | None = None) -> dict[str, Any]:
+        """Return whether the rows that a version gets are as those that it was made for: histograms, PSI, p-values."""
+        return await self._run(self._conversations.drift(model, version))
 
     async def close(self) -> None:
         """Close the connections."""

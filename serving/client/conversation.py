@@ -91,6 +91,12 @@ class Conversations:
         described: dict[str, Any] = yield from self._described(model, version, time.monotonic() + self._timeout)
         return described
 
+    def drift(self, model: str, version: str | None = None) -> Conversation[dict[str, Any]]:
+        """Ask whether a version's rows are as those that it was made for."""
+        path = f"{_path(model, version)}/drift"
+        found: dict[str, Any] = yield from self._document("GET", path, {}, b"", time.monotonic() + self._timeout)
+        return found
+
     def predict(
         self, model: str, data: Any, *, version: str | None, label: str | None, timeout: float | None
     ) -> Conversation[Answer]:
@@ -198,8 +204,7 @@ class Conversations:
             del self._known[key]
 
     def _described(self, model: str, version: str | None, deadline: float) -> Conversation[Any]:
-        path = f"/v1/models/{_quoted(model)}" + (f"/versions/{_quoted(version)}" if version is not None else "")
-        return (yield from self._document("GET", path, {}, b"", deadline))
+        return (yield from self._document("GET", _path(model, version), {}, b"", deadline))
 
     def _document(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, deadline: float
@@ -229,6 +234,10 @@ class Conversations:
 
 def _request(method: str, path: str, headers: Mapping[str, str], body: bytes, left: float) -> Request:
     return Request(method, path, {**headers, TIMEOUT: f"{left:.6f}"}, body, left)
+
+
+def _path(model: str, version: str | None) -> str:
+    return f"/v1/models/{_quoted(model)}" + (f"/versions/{_quoted(version)}" if version is not None else "")
 
 
 def _quoted(name: str) -> str:

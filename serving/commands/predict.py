@@ -24,6 +24,8 @@ from serving.protocols import strict_json
 if TYPE_CHECKING:
     from serving.client.client import Client
 
+Url = Annotated[str, typer.Option(envvar="SERVING_URL", help="Where the server is; the key is $SERVING_API_KEY.")]
+ApiKey = Annotated[str | None, typer.Option(envvar="SERVING_API_KEY", hidden=True)]
 _AT_ONCE = 1000
 """Rows a request, of a file: a server refuses more than it lets wait."""
 
@@ -46,19 +48,18 @@ def predict(  # noqa: PLR0917  typer makes options of parameters
     label: Annotated[str | None, typer.Option(help="Which label's version answers.", show_default=False)] = None,
     timeout: Annotated[float, typer.Option(help="Seconds for one request.", min=0.001)] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one row a line, also on a terminal.")] = False,
-    url: Annotated[
-        str, typer.Option(envvar="SERVING_URL", help="Where the server is; the key is $SERVING_API_KEY.")
-    ] = "http://127.0.0.1:8080",
-    api_key: Annotated[str | None, typer.Option(envvar="SERVING_API_KEY", hidden=True)] = None,
+    url: Url = "http://127.0.0.1:8080",
+    api_key: ApiKey = None,
 ) -> None:
     """Predict, and print a prediction a row: JSON, or a table on a terminal."""
-    with explained(), _client(url, api_key, timeout) as client, _read(client, name, version, rows, data) as given:
+    with explained(), client_of(url, api_key, timeout) as client, _read(client, name, version, rows, data) as given:
         show = _lines if as_json or not sys.stdout.isatty() else _table
         show(_answered(client, name, given, version=version, label=label))
 
 
 @contextmanager
-def _client(url: str, api_key: str | None, timeout: float) -> Iterator[Client]:
+def client_of(url: str, api_key: str | None, timeout: float) -> Iterator[Client]:
+    """Connect to a server. Raises InvalidRequest where the extra for it is missing."""
     try:
         from serving.client.client import Client  # noqa: PLC0415  an extra
     except ImportError as error:

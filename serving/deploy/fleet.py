@@ -29,6 +29,7 @@ from serving.gate.prepared import locate
 from serving.heartbeat import Heartbeat, Phase, unrecorded
 from serving.linux.thread_scheduling import give_way
 from serving.metrics.metrics import Metrics
+from serving.monitoring.drift import DriftMonitor
 from serving.repository.repository import ModelVersion, Problem
 from serving.repository.state_directory import state_folder
 from serving.repository.traffic import Traffic
@@ -70,7 +71,7 @@ class Fleet:
     root: the models folder. state_dir: see `state_folder`.
 
     `prepare` are called with each new model, on a thread, before it can get requests; `changed` on the event loop,
-    right after `models` was replaced. heartbeat: where to note which model runs.
+    right after `models` was replaced. heartbeat: where to note which model runs. drift: is shown what they are asked.
     """
 
     def __init__(
@@ -83,11 +84,13 @@ class Fleet:
         limits: Limits,
         metrics: Metrics | None,
         heartbeat: Heartbeat | None = None,
+        drift: DriftMonitor | None = None,
     ) -> None:
         self._root = root
         self._state_dir = state_dir
         self.limits = limits
         self._heartbeat = heartbeat
+        self._drift = drift
         self._metrics = metrics
         self._tick: asyncio.TimerHandle | None = None
         self.models: dict[str, Served] = {}
@@ -148,6 +151,10 @@ class Fleet:
             session = await loop.run_in_executor(self._loader, self._read, item, batching)
         metrics = self._metrics.model(item.name, item.version) if self._metrics is not None else None
         observer: Observer = metrics or Unobserved()
+        tracker = None
+        if self._drift is not None:
+            its = item.name, item.version, item.sha256, session.signature, self.limits.of(batching.own).drift
+            tracker = await loop.run_in_executor(self._loader, self._drift.follow, *its)
         model = Model(
             item.name,
             item.version,
@@ -158,6 +165,7 @@ class Fleet:
             loop=loop,
             observer=observer,
             heartbeat=self._heartbeat,
+            seen_by=tracker,
         )
         if metrics is not None:
             metrics.info(task=session.signature.task, sha256=item.sha256)

@@ -26,6 +26,33 @@ class CacheSize(_Frozen):
         return f"{self.entries} entries" if self.bytes is None else f"{self.bytes} bytes"
 
 
+class Drift(_Frozen):
+    """How rows are compared with the reference. learn_rows: the first so many are the reference."""
+
+    enabled: bool = True
+    window_rows: int = 1000
+    learn_rows: int | None = None
+
+    def __str__(self) -> str:
+        if not self.enabled:
+            return "off"
+        learned = f", by the first {self.learn_rows} rows" if self.learn_rows else ""
+        return f"in windows of {self.window_rows} rows{learned}"
+
+
+COMPARED = Drift()
+
+
+class Feedback(_Frozen):
+    """How predictions are kept for outcomes that come later: the last `keep` rows; quality is that of `window`."""
+
+    keep: int = 100_000
+    window: int = 1000
+
+    def __str__(self) -> str:
+        return f"for {self.keep} rows, quality of {self.window} outcomes"
+
+
 class Overrides(_Frozen):
     """What one model has of its own of `Limits`, by the same names. None: as the server's settings say."""
 
@@ -39,6 +66,8 @@ class Overrides(_Frozen):
     warm_rows: int | None = None
     providers: tuple[Provider, ...] | None = None
     cache: CacheSize | None = None
+    drift: Drift | None = None
+    feedback: Feedback | None = None
     callers: frozenset[str] | None = None
 
 
@@ -48,8 +77,9 @@ class Limits:
 
     deadline_s: of its predictions, where their callers ask for none that is shorter. memory_bytes: see `OnnxSession`.
     exact_threads: whether a small model gets all of `threads` too. warm_rows: the largest batch that warming up tries;
-    None tries up to max_batch_rows, for as long as that is quick. providers: beside the processor, in order. cache:
-    None answers each request anew. callers: names of those who may predict; None: whoever the server lets.
+    None tries up to max_batch_rows, for as long as that is quick. providers: beside the processor, in order.
+    cache: None answers each request anew. feedback: None keeps no predictions. callers: names of who may predict;
+    None: whoever the server lets.
     """
 
     max_batch_rows: int = 512
@@ -63,6 +93,8 @@ class Limits:
     warm_rows: int | None = None
     providers: tuple[Provider, ...] = ()
     cache: CacheSize | None = None
+    drift: Drift = COMPARED
+    feedback: Feedback | None = None
     callers: frozenset[str] | None = None
 
     def of(self, own: Overrides) -> Limits:

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import math
 import weakref
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from serving.engine import golden
 from serving.engine.batcher import Batcher, Observer
@@ -20,14 +21,23 @@ from serving.engine.session import WARM_S, OnnxSession
 from serving.engine.signature import Described, Signature
 from serving.errors import InferenceFailed, InvalidRequest, ModelInvalid
 from serving.heartbeat import Heartbeat, unrecorded
+from serving.tensors import Tensors
 
 log = logging.getLogger("serving.model")
+
+
+class Seen(Protocol):
+    """Whoever looks at what a model was asked and answered. What it is shown belongs to the requests: it copies."""
+
+    def offer(self, inputs: Tensors, outputs: Tensors) -> None:
+        """Look at a batch; quickly, for callers wait."""
 
 
 class Model:
     """A loaded, warm version: a session that `load` made, which is slow and runs off the event loop, and its batcher.
 
-    limits: the server's; batching: how requests run here, with what this version has of its own.
+    limits: the server's; batching: how requests run here, with what this version has of its own. seen_by: is shown
+    each batch and its answers, on the model's thread.
     """
 
     def __init__(
@@ -42,6 +52,7 @@ class Model:
         loop: asyncio.AbstractEventLoop,
         observer: Observer,
         heartbeat: Heartbeat | None = None,
+        seen_by: Seen | None = None,
     ) -> None:
         self.name = name
         self.version = version
@@ -54,8 +65,9 @@ class Model:
         self.limits = limits.of(batching.own)
         self.batched = batching.together and self.signature.batch == "dynamic"
         """Whether requests of different callers run together."""
+        self.seen_by = seen_by
         self.batcher = Batcher(
-            session.run,
+            session.run if seen_by is None else _seen(session.run, seen_by),
             name=f"{name}-{version}",
             batched=self.batched,
             one_by_one=self.signature.batch == "one",
@@ -92,6 +104,17 @@ class Model:
         if self.cache is not None:
             self.cache.expire(now)
         self.batcher.expire(now)
+
+
+def _seen(run: Callable[[Tensors], Tensors], seen_by: Seen) -> Callable[[Tensors], Tensors]:
+    offer = seen_by.offer
+
+    def run_and_show(inputs: Tensors) -> Tensors:
+        outputs = run(inputs)
+        offer(inputs, outputs)
+        return outputs
+
+    return run_and_show
 
 
 def load(path: Path, *, limits: Limits, prepared: Path | None = None, quiet: bool = False) -> OnnxSession:

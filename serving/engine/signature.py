@@ -47,14 +47,26 @@ class Feature(_Frozen):
     categories: tuple[str, ...] | tuple[int, ...] | None = None
     """The values that training saw; `unknown_category` says what happens to others."""
     unknown_category: Literal["accept", "refuse"] = "accept"
-    histogram: tuple[tuple[float, ...], tuple[int, ...]] | None = None
-    """Reference histogram from training: bin edges (n + 1) and counts (n)."""
 
     @model_validator(mode="after")
     def _missing_has_a_meaning(self) -> Feature:
         if self.nullable and not (self.datatype in FLOATS or (self.datatype == "BYTES" and not self.shape)):
             raise ValueError(f"feature {self.name}: only floats and scalar strings can be nullable")
         return self
+
+
+class Reference(_Frozen):
+    """How often a feature, or a column of an output, had which values: what later ones are compared with."""
+
+    name: str
+    edges: tuple[float, ...] | None = None
+    """Of the bins of numbers, one more than there are bins: a bin has its lower edge, and the last one both."""
+    categories: tuple[bool, ...] | tuple[int, ...] | tuple[str, ...] | None = None
+    counts: tuple[int, ...]
+    """Rows, by bin or by category."""
+    other: int = 0
+    """Rows of other categories."""
+    missing: int = 0
 
 
 class Parity(_Frozen):
@@ -103,6 +115,10 @@ class Signature(_Frozen):
     example: dict[str, Any] | None = None
     """One real row by feature name."""
     golden: Golden | None = None
+    reference: tuple[Reference, ...] = ()
+    """Of features by training rows, of outputs by held-out ones."""
+    background: tuple[dict[str, Any], ...] = ()
+    """A few rows of training, which stand for `any other row` where it is explained what a feature contributes."""
     tools: dict[str, str] = {}
     """Versions of what made the file, for instance {"scikit-learn": "1.9.1"}."""
 

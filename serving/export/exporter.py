@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 import pandas as pd
 
+from serving.engine.reference import columns_of, reference_of
 from serving.engine.rows import Rows
-from serving.engine.signature import Feature, Golden, Signature
+from serving.engine.signature import Feature, Golden, Reference, Signature
 from serving.export import mlflow_folder, networks
 from serving.export.exported import Exported, sealed
 from serving.export.features import features_of, feeds_of, plain_row
@@ -26,9 +27,11 @@ from serving.export.refusal import CannotExport
 from serving.export.session import Session
 from serving.export.table import table_of
 from serving.export.trial import Trial, proven
-from serving.tensors import Array
+from serving.tensors import Array, Tensors
 
 GOLDEN_ROWS = 5
+BACKGROUND_ROWS, LEAST_BACKGROUND, BACKGROUND_CELLS = 32, 8, 4096
+"""Of the rows that explanations stand on: what a file has of them at most, at least, and in cells."""
 UnknownCategory = Literal["accept", "refuse"]
 
 
@@ -52,7 +55,7 @@ def export(
     model_or_path: a fitted scikit-learn estimator or pipeline, a model or booster of XGBoost, LightGBM or CatBoost,
         a network of PyTorch or Keras that takes one tensor, the path of an ONNX file made elsewhere, or that of an
         MLflow model folder with the onnx flavour, whose signature and example do where `train` is left out.
-    train: the rows it was fitted on, for types, ranges, categories and histograms: a DataFrame of pandas or polars, an
+    train: the rows it was fitted on, for types, ranges, categories and reference: a DataFrame of pandas or polars, an
         array, or a Series of texts. held_out: rows that it has not seen, for parity, the example and the golden rows;
         its columns may be in another order. Columns are features; missing values are NaN, None or pandas' NA. Whole
         numbers and booleans are asked for as such.
@@ -122,6 +125,7 @@ def export(
         say("writing the signature")
         return _written(
             made,
+            rows,
             unseen,
             compared,
             label=label,
@@ -254,6 +258,7 @@ def _class_names(original: Original, classes: Sequence[str] | None) -> Sequence[
 
 def _written(
     made: Trial,
+    train: pd.DataFrame,
     held_out: pd.DataFrame,
     compared: Compared | None,
     *,
@@ -290,8 +295,30 @@ def _written(
             outputs={name: array[:count].tolist() for name, array in made.outputs.items()},
             tolerance=tolerance,
         ),
+        background=() if image else _background(train, made.features),
     )
+    feeds = feeds_of(train, base.inputs, layout=made.layout, image=image[1] if image else None)
+    signature = signature.model_copy(update={"reference": _reference(signature, feeds, made.outputs)})
     return sealed(proto, signature, compared.worst if compared else None)
+
+
+def _reference(signature: Signature, feeds: Tensors, outputs: Mapping[str, Array]) -> tuple[Reference, ...]:
+    """Describe features by training rows, and outputs by held-out ones: of what it has seen a model is too sure."""
+    answered = tuple(np.asarray(outputs[spec.name]) for spec in signature.outputs)
+    known = {feature.name: feature.categories for feature in signature.features}
+    found = (
+        reference_of(column, column.values(feeds), known[column.name])
+        if column.of == "input"
+        else reference_of(column, column.values(answered))
+        for column in columns_of(signature)
+    )
+    return tuple(reference for reference in found if reference is not None)
+
+
+def _background(train: pd.DataFrame, features: tuple[Feature, ...]) -> tuple[dict[str, Any], ...]:
+    count = min(len(train), max(LEAST_BACKGROUND, min(BACKGROUND_ROWS, BACKGROUND_CELLS // len(features))))
+    chosen = np.random.default_rng(0).choice(len(train), count, replace=False)
+    return tuple(plain_row(train, int(index), features) for index in chosen)
 
 
 def _rounded(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -8,12 +8,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from serving.engine.reference import MOST_CATEGORIES
 from serving.engine.signature import Feature, TensorSpec
 from serving.export.refusal import CannotExport
 from serving.tensors import NUMPY, Array, Datatype
-
-HISTOGRAM_BINS = 10
-MOST_CATEGORIES = 100
 
 
 def features_of(
@@ -25,7 +23,7 @@ def features_of(
     double: bool = False,
     closed: Collection[str] = (),
 ) -> tuple[Feature, ...]:
-    """Describe each column: type and missing values by all rows, range, categories and histogram by those of training.
+    """Describe each column: type and missing values by all rows, range and categories by those of training.
 
     closed: columns of which the model knows the values of training only, so that others are refused.
     """
@@ -70,14 +68,7 @@ def _feature(
         return Feature(**told, categories=tuple(sorted({int(v) for v in numbers})), unknown_category=unknown)
     if not len(numbers):
         return Feature(**told, nullable=nullable)
-    counts, edges = np.histogram(numbers, bins=HISTOGRAM_BINS)
-    return Feature(
-        **told,
-        nullable=nullable,
-        minimum=float(numbers.min()),
-        maximum=float(numbers.max()),
-        histogram=(tuple(round(float(e), 6) for e in edges), tuple(int(c) for c in counts)),
-    )
+    return Feature(**told, nullable=nullable, minimum=float(numbers.min()), maximum=float(numbers.max()))
 
 
 def _wider(one: Datatype, other: Datatype, name: str, double: bool) -> Datatype:

@@ -25,6 +25,7 @@ from serving.http_api.public_url import redirect_relatively
 from serving.http_api.route_names import RouteNames
 from serving.http_api.services import Services, make_services
 from serving.metrics.metrics import Metrics
+from serving.monitoring.drift import DriftMonitor
 from serving.prediction.endpoint import Endpoint
 from serving.protocols.http_codec import LENGTH
 from serving.settings import Settings
@@ -109,6 +110,7 @@ async def serve(app: FastAPI, services: Services) -> AsyncIterator[None]:
             tasks.append(asyncio.create_task(_reread(access)))
         if metrics is not None:
             tasks.append(asyncio.create_task(_fold(metrics)))
+        tasks.append(asyncio.create_task(_compare(services.drift, metrics)))
         yield
     finally:
         fleet.draining = True
@@ -122,6 +124,7 @@ async def serve(app: FastAPI, services: Services) -> AsyncIterator[None]:
             await asyncio.to_thread(services.log.close)
         for task in tasks:
             task.cancel()
+        services.drift.close()
         if metrics is not None:
             metrics.flush()
         app.middleware_stack = inner
@@ -198,3 +201,19 @@ async def _fold(metrics: Metrics) -> None:
     while True:
         await asyncio.sleep(1)
         await asyncio.to_thread(metrics.flush)
+
+
+async def _compare(drift: DriftMonitor, metrics: Metrics | None) -> None:
+    while True:
+        await asyncio.sleep(1)
+        try:
+            found = await asyncio.to_thread(drift.tick)
+        except Exception:  # predictions go on, and so does the next second
+            log.exception("rows could not be compared with their reference")
+            continue
+        if metrics is not None:
+            metrics.last_window = drift.gauges
+            for version, rows in found.rows.items():
+                metrics.model(*version).compared(rows)
+            for version, drifted in found.windows:
+                metrics.model(*version).window_closed(drifted)

@@ -16,7 +16,8 @@ from serving.http_api.compression import compressed
 from serving.http_api.openapi import documents, readable
 from serving.http_api.own_route import OwnRoute
 from serving.http_api.security import may, requires
-from serving.http_api.services import LiveFleet, LiveServices
+from serving.http_api.services import LiveFleet, LiveServices, Services
+from serving.monitoring.report import Drift
 from serving.protocols.strict_json import dumps
 
 router = APIRouter(route_class=OwnRoute, dependencies=[Depends(requires("predict"))])
@@ -99,6 +100,33 @@ async def model_signature(model: str, fleet: LiveFleet) -> Response:
 async def version_signature(model: str, version: str, fleet: LiveFleet) -> Response:
     """Describe one version as the model."""
     return json_answer(description.signature_def(fleet.get(model, version)))
+
+
+@router.get(
+    "/v1/models/{model}/drift",
+    tags=["models"],
+    summary="Whether the rows that a model gets are as those it was made for",
+    response_model=Drift,
+)
+async def model_drift(model: str, services: LiveServices) -> Response:
+    """Compare the last window of rows with the reference: histograms, PSI, Jensen-Shannon distance, p-value."""
+    return await _drift(services, services.fleet.get(model))
+
+
+@router.get(
+    "/v1/models/{model}/versions/{version}/drift",
+    tags=["models"],
+    summary="Whether the rows that a version gets are as those it was made for",
+    response_model=Drift,
+)
+async def version_drift(model: str, version: str, services: LiveServices) -> Response:
+    """Answer for one version as for the model."""
+    return await _drift(services, services.fleet.get(model, version))
+
+
+async def _drift(services: Services, model: Model) -> Response:
+    found = await asyncio.to_thread(services.drift.report, model.name, model.version, model.limits.drift)
+    return json_answer(found.model_dump())
 
 
 def _status(model: Model) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from serving.bodies.codec_pool import CodecPool
 from serving.deploy import channel
 from serving.deploy.deployment import Deployment
 from serving.deploy.fleet import Fleet
-from serving.engine.limits import Limits
+from serving.engine.limits import Drift, Limits
 from serving.heartbeat import Heartbeat
 from serving.http_api.connection_reaper import Timeouts
 from serving.http_api.fast_path_state import FastPathState
@@ -27,9 +27,12 @@ from serving.http_api.prediction_paths import CODECS, ROUTES
 from serving.http_api.public_url import Prefix
 from serving.in_process import predictor
 from serving.metrics.metrics import Metrics
+from serving.monitoring.drift import DriftMonitor
+from serving.monitoring.shared import SharedDocuments
 from serving.prediction.endpoints import EndpointTable
 from serving.prediction.request_log import RequestLog
 from serving.prediction.tracing import Tracing
+from serving.repository.state_directory import state_folder
 from serving.repository.traffic_store import TrafficStore
 from serving.settings import Settings
 
@@ -74,6 +77,7 @@ class Services:
     pool: CodecPool
     bodies: ByteBudget
     log: RequestLog | None
+    drift: DriftMonitor
     shared: FastPathState
     deployment: Deployment | None
     companion: Companion | None
@@ -112,6 +116,7 @@ def make_services(
     link: socket.socket | None = None,
     heartbeat: Heartbeat | None = None,
     buckets: Buckets | None = None,
+    documents: SharedDocuments | None = None,
 ) -> Services:
     """Make what serves `settings.models`.
 
@@ -119,7 +124,7 @@ def make_services(
     onnxruntime threads for each model. memory_bytes: what its runs may take where settings do not say. companion: makes
     what serves beside HTTP. link: to the coordinator of this worker's server; without one the application coordinates
     itself. heartbeat: where to note which model runs. buckets: where what callers take of their rates is counted, with
-    other workers. Raises AccessInvalid for bad keys.
+    other workers. documents: what the workers show each other of drift. Raises AccessInvalid for bad keys.
     """
     access = Access(
         keys=settings.keys,
@@ -143,6 +148,9 @@ def make_services(
             extension_ops=settings.extension_ops,
         )
         deployment.attach(ours)
+    drift = DriftMonitor(
+        documents or SharedDocuments(None, 0), lambda: state_folder(settings.models, settings.state_dir)
+    )
     fleet = Fleet(
         settings.models,
         link,
@@ -151,6 +159,7 @@ def make_services(
         limits=_limits(settings, threads, memory_bytes),
         metrics=metrics,
         heartbeat=heartbeat,
+        drift=drift,
     )
     log = RequestLog.wanted(settings.access_log, settings.slow_log_s, Tracing.from_environment())
     endpoints = EndpointTable(
@@ -195,6 +204,7 @@ def make_services(
         pool=pool,
         bodies=bodies,
         log=log,
+        drift=drift,
         shared=shared,
         deployment=deployment,
         companion=companion(fleet, metrics, access, bodies, pool, log) if companion is not None else None,
@@ -209,6 +219,7 @@ def _limits(settings: Settings, threads: int, memory_bytes: int | None) -> Limit
         deadline_s=settings.deadline_s,
         instances=settings.instances,
         threads=threads,
+        drift=Drift(enabled=settings.drift),
         memory_bytes=settings.model_memory_bytes or memory_bytes,
     )
 

@@ -63,6 +63,8 @@ class Metrics:
         self._store = Store()
         self._status: dict[Key, float] = {}
         """Gauges of what the coordinator says of all models; replaced and never changed, for other threads."""
+        self.last_window: Mapping[Key, float] = {}
+        """Gauges of what was found of rows and outcomes; replaced and never changed."""
         self._generations: dict[Key, float] = {}
         self._models: dict[Version, ModelMetrics] = {}
         self._routes: dict[Labels, RouteMetrics] = {}
@@ -204,7 +206,7 @@ class Metrics:
         for key, value in (*live.items(), *self._counts.unkept().items()):
             whole.counters[key] += value
         whole.histograms, whole.sizes = self._store.histograms, self._store.sizes
-        whole.gauges = self._store.gauges | self._status | self._generations.copy()
+        whole.gauges = self._store.gauges | self._status | self._generations.copy() | dict(self.last_window)
         return whole.dump(self._counts.identity, live)
 
     def totals(self, versions: Iterable[Version]) -> dict[Version, VersionTotals]:

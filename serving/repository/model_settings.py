@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving.engine.batching import NOTHING_OF_ITS_OWN, Batching, Independence
-from serving.engine.limits import LEAST_MODEL_MEMORY, CacheSize, Overrides
+from serving.engine.limits import LEAST_MODEL_MEMORY, CacheSize, Drift, Feedback, Overrides
 from serving.engine.providers import Provider, fault
 from serving.errors import InvalidRequest, ServingError
 from serving.linux.files import Stamp, stamp
@@ -89,6 +89,26 @@ class CacheTable(_Strict):
         return self
 
 
+class DriftTable(_Strict):
+    """`[drift]` of model.toml."""
+
+    enabled: bool = True
+    """Compare the model's rows with the reference, whatever the server's settings say."""
+    window_rows: int = Field(1000, ge=100, le=10_000_000)
+    """Rows, over all workers, that are compared at a time."""
+    learn_rows: int | None = Field(None, ge=100, le=100_000)
+    """Take the first so many rows for the reference, in place of the one in the file."""
+
+
+class FeedbackTable(_Strict):
+    """`[feedback]` of model.toml; that it is there switches it on."""
+
+    keep: int = Field(100_000, ge=100, le=10_000_000)
+    """Rows predicted that are kept to be joined with their outcomes; the oldest go first."""
+    window: int = Field(1000, ge=20, le=100_000)
+    """Outcomes of a version from which its live quality is computed."""
+
+
 class AccessTable(_Strict):
     """`[access]` of model.toml."""
 
@@ -105,6 +125,8 @@ class SettingsDocument(_Strict):
     limits: LimitsTable = LimitsTable()
     execution: ExecutionTable = ExecutionTable()
     cache: CacheTable | None = None
+    drift: DriftTable | None = None
+    feedback: FeedbackTable | None = None
     access: AccessTable = AccessTable()
 
 
@@ -125,9 +147,9 @@ class ModelSettings:
         named: dict[str, Any] = {
             "batching": self.off,
             "allow_dynamic_quantization": self.allow_dynamic_quantization,
-            **own.model_dump(exclude_none=True, exclude={"providers", "cache", "callers"}),
+            **own.model_dump(exclude_none=True, exclude={"providers", "cache", "drift", "feedback", "callers"}),
             "providers": [provider.name for provider in own.providers or ()],
-            "cache": str(own.cache or ""),
+            **{name: str(getattr(own, name) or "") for name in ("cache", "drift", "feedback")},
         }
         return {name: value for name, value in named.items() if value not in ("", False, [])} | (
             {} if own.callers is None else {"predict": sorted(own.callers)}
@@ -211,6 +233,8 @@ def read(folder: Path) -> ModelSettings:
         warm_rows=execution.warm_rows,
         providers=execution.providers,
         cache=CacheSize(entries=document.cache.entries, bytes=document.cache.bytes) if document.cache else None,
+        drift=Drift.model_validate(document.drift.model_dump()) if document.drift else None,
+        feedback=Feedback.model_validate(document.feedback.model_dump()) if document.feedback else None,
         callers=frozenset(document.access.predict) if document.access.predict is not None else None,
     )
     return ModelSettings(off, batching.allow_dynamic_quantization, own, config.keep)

@@ -168,16 +168,26 @@ def test_text_needs_no_locale_of_the_machine() -> None:
 
 
 def test_a_regressor_and_missing_values_are_described() -> None:
-    """Ranges, histograms and missing values are read from the training rows."""
+    """Ranges, the reference and missing values are read from the training rows, the outputs' from held-out ones."""
     table = TRAIN.copy()
     table.iloc[3, 1] = np.nan
     model = HistGradientBoostingClassifier(max_iter=5).fit(table, TARGET)
-    first, second, *_ = export(model, train=table, held_out=HELD_OUT).signature.features
+    signature = export(model, train=table, held_out=HELD_OUT).signature
+    first, second, *_ = signature.features
     assert not first.nullable
     assert second.nullable
     assert first.minimum == pytest.approx(TRAIN.iloc[:, 0].min())
-    assert first.histogram is not None
-    assert sum(first.histogram[1]) == len(TRAIN)
+    reference = {one.name: one for one in signature.reference}
+    of_first, of_second = reference[first.name], reference[second.name]
+    assert sum(of_first.counts) == len(TRAIN)
+    assert (sum(of_second.counts), of_second.missing) == (len(TRAIN) - 1, 1)
+    assert of_first.edges is not None
+    values = TRAIN.iloc[:, 0].astype("float32")
+    for low, high, count in list(zip(of_first.edges, of_first.edges[1:], of_first.counts, strict=False))[:-1]:
+        assert ((values >= low) & (values < high)).sum() == count
+    assert sum(reference["output label"].counts) == len(HELD_OUT)
+    assert len(signature.background) == 32
+    assert signature.background[0].keys() == {f.name for f in signature.features}
     regressor = RandomForestRegressor(n_estimators=5, random_state=0).fit(TRAIN, TARGET.astype(float))
     assert export(regressor, train=TRAIN, held_out=HELD_OUT).signature.task == "regression"
 

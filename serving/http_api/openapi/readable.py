@@ -30,5 +30,5 @@ def example(signature: Signature) -> dict[str, Any] | None:
 
 def described(feature: Feature) -> dict[str, Any]:
     """Give what a feature says of itself."""
-    made = feature.model_dump(exclude={"histogram"}, exclude_none=True)
+    made = feature.model_dump(exclude_none=True)
     return made | {name: readable(made[name], feature.datatype) for name in ("minimum", "maximum") if name in made}

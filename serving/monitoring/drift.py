@@ -1,0 +1,272 @@
+"""Compares the rows that versions get with their references: each worker counts, and one of them closes the windows.
+
+A worker's counts only grow, and lie in the folder that the workers share; a slot's next worker goes on from them. A
+window is what all of them together have counted since the one before. All of it goes when the server ends; a reference
+that was learned stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from pydantic import TypeAdapter
+
+from serving.engine.limits import Drift as Settings
+from serving.engine.reference import Column, columns_of, reference_of
+from serving.engine.signature import Reference, Signature
+from serving.linux.files import write_whole
+from serving.metrics.definitions import Key, Version
+from serving.monitoring.report import Drift, Window, window
+from serving.monitoring.shared import SharedDocuments
+from serving.monitoring.tally import Tally
+from serving.monitoring.tracker import Tracker
+from serving.tensors import Array
+
+log = logging.getLogger("serving.drift")
+
+MOST_SERIES = 600
+"""Columns of all versions together that get series of their own, the first ones of each version first."""
+MOST_LEARNED_CELLS = 4_000_000
+_WINDOWS = "windows"
+_REFERENCES = TypeAdapter(tuple[Reference, ...])
+
+
+@dataclass(slots=True, eq=False)
+class _Followed:
+    """One live version in this worker."""
+
+    name: str
+    version: str
+    sha256: str
+    signature: Signature
+    settings: Settings
+    columns: list[Column]
+    tracker: weakref.ReferenceType[Tracker]
+    tallies: list[Tally] = field(default_factory=list)
+    key: str = ""
+    """Of its counts: by what they are counted against, too."""
+    learned: list[list[Array]] = field(default_factory=list)
+    learned_rows: int = 0
+
+
+@dataclass(slots=True)
+class Ticked:
+    """What a tick has found: rows that were counted here, and windows that it closed, with whether they drifted."""
+
+    rows: dict[Version, int] = field(default_factory=dict)
+    windows: list[tuple[Version, bool]] = field(default_factory=list)
+
+
+class DriftMonitor:
+    """Follows the versions that one worker serves.
+
+    shared: between the workers. state: makes the folder in which learned references are kept; raises OSError.
+    `tick` takes as long as its rows, and `report` reads files: both may be called on any thread.
+    """
+
+    def __init__(self, shared: SharedDocuments, state: Callable[[], Path]) -> None:
+        self._shared = shared
+        self._state = state
+        self._lock = threading.Lock()
+        self._followed: dict[Version, _Followed] = {}
+        inherited = shared.read(shared.mine)
+        self._counts: dict[str, Array] = {key: np.array(counts, np.int64) for key, counts in inherited.items()}
+        self.gauges: dict[Key, float] = {}
+        """What is found of each version's last window, where this worker leads; replaced and never changed."""
+
+    def follow(self, name: str, version: str, sha256: str, signature: Signature, settings: Settings) -> Tracker | None:
+        """Return what is to be offered a version's rows, for as long as it lives; None: nothing is to be compared."""
+        known = {reference.name for reference in signature.reference}
+        columns = [column for column in columns_of(signature) if settings.learn_rows or column.name in known]
+        if not columns or not settings.enabled:
+            return None
+        tracker = Tracker(columns)
+        followed = _Followed(name, version, sha256, signature, settings, columns, weakref.ref(tracker))
+        if not settings.learn_rows:
+            _compare_with(followed, signature.reference)
+        with self._lock:
+            self._followed[name, version] = followed
+        return tracker
+
+    def close(self) -> None:
+        """Leave what one worker does for all to another."""
+        with self._lock:
+            self._shared.close()
+
+    def tick(self) -> Ticked:
+        """Count what was taken since the last time; who leads also closes the windows that are full."""
+        found = Ticked()
+        with self._lock:
+            live = [(one, tracker) for one in self._followed.values() if (tracker := one.tracker()) is not None]
+            self._followed = {(one.name, one.version): one for one, _ in live}
+            for one, tracker in live:
+                if one.settings.learn_rows and not one.tallies:
+                    self._learn(one, tracker)
+                    continue
+                rows, columns = tracker.drain()
+                if not rows:
+                    continue
+                found.rows[one.name, one.version] = rows
+                seen = np.concatenate([tally.of(c) for tally, c in zip(one.tallies, columns, strict=True)])
+                self._counts[one.key] = seen + self._counts.get(one.key, 0)
+            keys = {one.key for one, _ in live}
+            self._counts = {key: counts for key, counts in self._counts.items() if key in keys}
+            if found.rows:
+                self._shared.write(self._shared.mine, self._counts)
+            if self._shared.leads():
+                self._close_windows([one for one, _ in live if one.tallies], found)
+            else:
+                self.gauges = {}
+        return found
+
+    def _learn(self, one: _Followed, tracker: Tracker) -> None:
+        """Gather rows for a reference, until there are enough of them here, or another worker has had them."""
+        path = self._learned(one)
+        try:
+            references = _REFERENCES.validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            rows, columns = tracker.drain()
+            if rows:
+                one.learned.append(columns)
+                one.learned_rows += rows
+            most = max(100, MOST_LEARNED_CELLS // len(one.columns))
+            if one.learned_rows < min(one.settings.learn_rows or 0, most):
+                return
+            values = [np.concatenate(parts) for parts in zip(*one.learned, strict=True)]
+            made = [reference_of(column, value) for column, value in zip(one.columns, values, strict=True)]
+            references = tuple(reference for reference in made if reference is not None)
+            one.learned.clear()
+            one.learned_rows = 0
+            try:
+                write_whole(path, _REFERENCES.dump_json(references))
+            except OSError as error:
+                log.error("%s %s: its reference can't be kept: %s", one.name, one.version, error.strerror)
+            log.info("%s %s: the reference is learned", one.name, one.version)
+            return  # the next tick reads what stands there: two workers may have written one
+        one.learned.clear()
+        _compare_with(one, references)
+        known = {tally.column.name for tally in one.tallies}
+        tracker.follow([column for column in one.columns if column.name in known])
+
+    def _learned(self, one: _Followed) -> Path:
+        folder = self._state() / "drift"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{one.sha256}-{one.settings.learn_rows}.json"
+
+    def _close_windows(self, live: list[_Followed], found: Ticked) -> None:
+        """Close what is full, by what all workers have counted."""
+        documents = self._shared.everybodys()
+        known, windows = self._shared.read(_WINDOWS), {}
+        now, changed = time.time(), False
+        for one in live:
+            total = _total(documents, one)
+            its = known.get(one.key)
+            if its is None or (total < np.array(its["start"])).any():  # what was counted has gone with who counted it
+                its = {
+                    "start": np.zeros_like(total) if its is None else total,
+                    "opened": now,
+                    "closed": 0,
+                    "drifted": 0,
+                }
+                changed = True
+            rows = _rows(one, total - np.array(its["start"]))
+            if not rows:
+                its = its | {"opened": now}  # a window begins with its first rows
+            elif rows >= one.settings.window_rows:
+                last = {"counts": total - np.array(its["start"]), "opened": its["opened"], "ended": now}
+                shifted = _window(one, last).drifted
+                found.windows.append(((one.name, one.version), shifted))
+                its = {
+                    "start": total,
+                    "opened": now,
+                    "closed": its["closed"] + 1,
+                    "drifted": its["drifted"] + shifted,
+                    "last": last,
+                }
+                changed = True
+            windows[one.key] = its
+        if changed or windows.keys() != known.keys():
+            self._shared.write(_WINDOWS, windows)
+        if changed or not self.gauges:
+            self.gauges = _gauges(
+                [(one, _window(one, its["last"])) for one in live if "last" in (its := windows[one.key])]
+            )
+
+    def report(self, name: str, version: str, settings: Settings) -> Drift:
+        """Say how a version's rows fare, over all workers."""
+        told: dict[str, Any] = {"model": name, "version": version, "window_rows": settings.window_rows}
+        with self._lock:
+            one = self._followed.get((name, version))
+            if one is None or not settings.enabled:
+                return Drift(**told, status="no reference" if settings.enabled else "off")
+            if not one.tallies:
+                return Drift(**told, status="learning", learned_rows=one.learned_rows)
+            its = self._shared.read(_WINDOWS).get(one.key)
+            if its is None:
+                return Drift(**told, status="comparing")
+            last = its.get("last")
+            if last is None:
+                counts = _total(self._shared.everybodys(), one) - np.array(its["start"])
+                last = {"counts": np.maximum(counts, 0), "opened": its["opened"], "ended": None}
+            return Drift(
+                **told,
+                status="comparing",
+                windows=its["closed"],
+                drifted_windows=its["drifted"],
+                window=_window(one, last),
+            )
+
+
+def _compare_with(one: _Followed, references: tuple[Reference, ...]) -> None:
+    by_name = {reference.name: reference for reference in references}
+    one.tallies = [Tally(column, by_name[column.name]) for column in one.columns if column.name in by_name]
+    content = orjson.dumps([tally.reference.model_dump() for tally in one.tallies])
+    one.key = f"{one.name}/{one.version}/{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def _total(documents: list[Any], one: _Followed) -> Array:
+    """Add up what workers have counted of a version."""
+    size = sum(tally.size for tally in one.tallies)
+    total = np.zeros(size, np.int64)
+    for document in documents:
+        counts = document.get(one.key, ())
+        if len(counts) == size:
+            total += np.array(counts, np.int64)
+    return total
+
+
+def _rows(one: _Followed, counts: Array) -> int:
+    return int(counts[: one.tallies[0].size].sum())
+
+
+def _window(one: _Followed, last: dict[str, Any]) -> Window:
+    return window(one.tallies, np.array(last["counts"], np.int64), last["opened"], last["ended"], one.signature)
+
+
+def _gauges(seen: list[tuple[_Followed, Window]]) -> dict[Key, float]:
+    """Say as metrics what was found of the last windows."""
+    gauges: dict[Key, float] = {}
+    most = MOST_SERIES // max(1, len(seen))
+    for one, its in seen:
+        labels = one.name, one.version
+        gauges["serving_drift_alarm", labels] = float(its.drifted)
+        gauges["serving_drift_window_timestamp_seconds", labels] = its.ended or 0.0
+        # What has drifted is there in any case, as far as there is room.
+        for column in sorted(its.columns, key=lambda column: not column.drifted)[:most]:
+            of = *labels, column.name
+            gauges["serving_drift_psi", of] = column.psi
+            gauges["serving_drift_jensen_shannon_distance", of] = column.jensen_shannon
+            for kind in ("missing", "unseen", "out_of_range"):
+                if share := getattr(column, kind):
+                    gauges["serving_drift_ratio", (*of, kind)] = share
+    return gauges
