@@ -114,6 +114,8 @@ class Settings(BaseSettings):
     """Answer plain predictions on the short path; off sends every request through ASGI."""
     metrics: bool = True
     """Count and time, and answer GET /metrics."""
+    metrics_compat: Literal["triton"] | None = None
+    """triton has GET /metrics give the counts by Triton's names (nv_inference_*) too."""
     access_log: float = Field(0.0, ge=0, le=1)
     """Share of requests that get a line in the log, with who asked what and how it ended: 1 all, 0.01 one of 100."""
     slow_log_s: float | None = Field(None, gt=0)

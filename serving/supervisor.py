@@ -271,12 +271,13 @@ class Supervisor:
             seconds = min(worker.link.behind(now), now - self._awake_since)
             worker.heartbeat.lag = round(seconds, 1) if seconds > 1 else 0.0
             lags["serving_worker_lag_seconds", (str(worker.slot),)] = worker.heartbeat.lag
+            unfinished = self._deployment.coordinator.unfinished.get(worker.link, 0)
+            lags["serving_worker_changes_pending", (str(worker.slot),)] = unfinished
         for model, (generation, refused) in self._deployment.coordinator.asked.items():
             lags["serving_model_asked_generation", (model,)] = generation
             lags["serving_model_refused", (model,)] = float(refused)
-        if lags != self._lags:
-            self._lags = lags
-            self._write_snapshot()
+        self._lags = lags
+        self._write_snapshot()
 
     def _write_snapshot(self) -> None:
         """Put what only the parent knows into the folder that every scrape adds up."""

@@ -122,8 +122,12 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
     metrics = None
     if settings.metrics:
         metrics = Metrics(
-            directory=given.metrics_dir, slot=given.slot, counts=given.counts, dropped_lines=lambda: pipe.dropped
+            directory=given.metrics_dir,
+            slot=given.slot,
+            counts=given.counts,
+            triton=settings.metrics_compat == "triton",
         )
+        metrics.follow("serving_log_lines_dropped", lambda: pipe.dropped)
     companion = grpc_beside(settings, address(given.grpc)) if given.grpc is not None else None
     services = make_services(
         settings,

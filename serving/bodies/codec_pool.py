@@ -64,6 +64,9 @@ class CodecPool:
         self._queues: OrderedDict[Hashable, deque[Job]] = OrderedDict()  # by sender, the next one first
         self._bodies = 0  # that wait
         self._busy = False
+        self._began = 0.0
+        self.busy_s = 0.0
+        """Seconds in which the process was at work, added up."""
         self._idle: asyncio.TimerHandle | None = None
         self._spent = 0  # bytes worked on in this turn of the loop
         self._deferred: deque[tuple[int, Callable[[], None]]] = deque()  # what is read in the next ones
@@ -128,6 +131,11 @@ class CodecPool:
             self._next(loop)
         return job
 
+    @property
+    def waiting(self) -> int:
+        """How many bodies and answers wait for the process."""
+        return sum(map(len, self._queues.copy().values()))
+
     def cancel(self, job: Job) -> None:
         """Drop a job whose caller has left, and what it holds; nothing is told."""
         job.done = None
@@ -159,6 +167,7 @@ class CodecPool:
         if queue:
             self._queues[sender] = queue
         self._bodies -= job.timer is not None
+        self._began = time.monotonic()
         doing = loop.run_in_executor(self._thread, self._do, job)
         doing.add_done_callback(lambda done: self._finished(job, done, loop))
 
@@ -167,6 +176,7 @@ class CodecPool:
             job.timer.cancel()
         # Whoever waits for the model next needs the body no longer; and the caller and its job would hold each other.
         done, job.done, job.given = job.done, None, ()
+        self.busy_s += time.monotonic() - self._began
         self._next(loop)
         if done is not None and not doing.cancelled():
             done(doing.result())

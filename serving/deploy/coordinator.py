@@ -14,16 +14,16 @@ import selectors
 import socket
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 
 from serving.deploy.channel import Link
-from serving.deploy.decision import ModelContents, decide, unreplaced
+from serving.deploy.decision import ModelContents, by_name, decide, unreplaced
 from serving.deploy.folder_guard import FolderGuard
 from serving.deploy.model_state import Change, ModelState, Refusal
 from serving.deploy.plan import Plan
@@ -37,8 +37,6 @@ log = logging.getLogger("serving.coordinator")
 
 SCAN_S = 2.0
 """Seconds between scans of the folder when no event came: for file systems that raise none."""
-
-_Item = TypeVar("_Item", ModelVersion, Problem)
 
 
 class Coordinator:
@@ -76,6 +74,8 @@ class Coordinator:
         """What the last scan found that is followed."""
         self.asked: dict[str, tuple[int, bool]] = {}
         """By model, the generation that the folder asks for, and whether it can't be served; replaced as `plans` is."""
+        self.unfinished: dict[Link, int] = {}
+        """By worker, how many changes it was told and has not finished; replaced as `plans` is."""
         self._general: tuple[Problem, ...] = ()
         self._guard = FolderGuard()
         self._status: bytes = b""
@@ -261,7 +261,7 @@ class Coordinator:
         if gone:
             return  # what is loaded serves on
         self.contents = contents
-        found, problems = _by_name(contents.found), _by_name(contents.problems)
+        found, problems = by_name(contents.found), by_name(contents.problems)
         for name in sorted((found.keys() | problems.keys() | self._models.keys()) - {""}):
             state = self._models.setdefault(name, ModelState())
             if state.change is None:  # else its turn comes when that is done
@@ -353,6 +353,8 @@ class Coordinator:
         """Sum up the state of all models, and give workers that start what is in force."""
         self.plans = {name: state.served for name, state in self._models.items() if state.served is not None}
         self.asked = {name: (state.asked, bool(state.error)) for name, state in self._models.items()}
+        waited = Counter(worker for s in self._models.values() if s.change is not None for worker in s.change.waiting)
+        self.unfinished = {link: waited[worker] for worker, link in self._workers.items()}
         summary = self.summary()
         status = orjson.dumps(summary)
         if status != self._status:
@@ -390,11 +392,3 @@ class Coordinator:
             "errors": self._errors,
             "problems": [[p.name, p.version, p.reason] for p in problems],
         }
-
-
-def _by_name(items: Iterable[_Item]) -> defaultdict[str, list[_Item]]:
-    """Sort them by model in one go: there may be thousands."""
-    found: defaultdict[str, list[_Item]] = defaultdict(list)
-    for item in items:
-        found[item.name].append(item)
-    return found

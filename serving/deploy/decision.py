@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from serving.deploy.model_state import ModelState
 from serving.deploy.plan import Plan
@@ -13,6 +15,8 @@ from serving.gate.results import Parted
 from serving.repository.model_settings import ModelSettings
 from serving.repository.repository import ModelVersion, Problem
 from serving.repository.traffic import NOTHING, Roles, Traffic, plan, without
+
+_Item = TypeVar("_Item", ModelVersion, Problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,14 @@ class Decision:
     error: str
     problems: tuple[Problem, ...]
     target: Plan | None = None
+
+
+def by_name(items: Iterable[_Item]) -> defaultdict[str, list[_Item]]:
+    """Sort them by model in one go: there may be thousands."""
+    found: defaultdict[str, list[_Item]] = defaultdict(list)
+    for item in items:
+        found[item.name].append(item)
+    return found
 
 
 def unreplaced(

@@ -186,9 +186,6 @@ def _statistics(model: Model, total: VersionTotals, sizes: Sizes) -> dict[str, A
 
     queued, batches = total.queued, total.batches
     answering = max(0.0, total.prediction_seconds - total.failing_seconds)
-    # Each request of a batch takes as long as its batch, which is how Triton counts.
-    infer = total.inference_seconds / batches * queued if batches else 0.0
-    around = max(0.0, answering - total.queue_seconds - infer) / 2
     return {
         "name": model.name,
         "version": model.version,
@@ -199,9 +196,9 @@ def _statistics(model: Model, total: VersionTotals, sizes: Sizes) -> dict[str, A
             "success": duration(total.ok, answering),
             "fail": duration(total.failed, total.failing_seconds),
             "queue": duration(queued, total.queue_seconds),
-            "compute_input": duration(queued, around),
-            "compute_infer": duration(queued, infer),
-            "compute_output": duration(queued, around),
+            "compute_input": duration(queued, total.decode_seconds),
+            "compute_infer": duration(queued, total.request_inference_seconds),
+            "compute_output": duration(queued, total.encode_seconds),
             "cache_hit": duration(total.cache_hits + total.cache_joined, 0),
             "cache_miss": duration(total.cache_misses, 0),
         },

@@ -145,10 +145,13 @@ class Fleet:
     async def _load(self, item: ModelVersion, batching: Batching, there: Model | None) -> Model:
         """Make a version that can serve; `there` is the same one as it serves now, whose session does."""
         loop = asyncio.get_running_loop()
+        seconds = None
         if there is not None and there.limits.same_session(self.limits.of(batching.own)):
             session = there.session
         else:
+            began = time.monotonic()
             session = await loop.run_in_executor(self._loader, self._read, item, batching)
+            seconds = time.monotonic() - began
         metrics = self._metrics.model(item.name, item.version) if self._metrics is not None else None
         observer: Observer = metrics or Unobserved()
         tracker = None
@@ -168,7 +171,8 @@ class Fleet:
             seen_by=tracker,
         )
         if metrics is not None:
-            metrics.info(task=session.signature.task, sha256=item.sha256)
+            threads = model.limits.instances
+            metrics.info(task=session.signature.task, sha256=item.sha256, threads=threads, load_seconds=seconds)
             metrics.used_by(model)
         self._memory.follow(model)
         for hook in self.prepare:

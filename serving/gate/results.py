@@ -122,6 +122,7 @@ class GateResults:
             for of, figures in (("this", report.figures), ("serving", report.beside))
             if figures is not None
             for what, value in (
+                ("seconds", sum(check.seconds for check in report.checks) if of == "this" else None),
                 ("load_seconds", figures.load_s),
                 ("row_seconds", figures.row_s),
                 ("memory_bytes", figures.memory_bytes),

@@ -51,6 +51,7 @@ class Call:
         "_task",
         "_wake",
         "began",
+        "code",
         "connection",
         "done",
         "ended",
@@ -66,6 +67,8 @@ class Call:
         self.id = stream_id
         self.head = head
         self.began = time.monotonic()
+        self.code: int = Status.CANCELLED
+        """How it ended, as it is counted; as it stands where the client leaves."""
         self.done = False
         self.ended = False
         """Whether the client has sent all that it will."""
@@ -257,6 +260,7 @@ class Call:
         if self.done:
             return
         self.done = True
+        self.code = 0
         if self._held:
             self._release_all()
         connection = self.connection
@@ -298,6 +302,7 @@ class Call:
         if self.done:
             return
         self.done = True
+        self.code = status
         self._drop()
         block = b"" if self._opened else OPENING
         block += literal(b"grpc-status", b"%d" % status)
@@ -347,6 +352,7 @@ class Call:
                 await self.write(response)
             if not self.done:
                 self.done = True
+                self.code = 0
                 self._release_all()
                 self._open()
                 self.connection.finish(self, _OK)

@@ -47,6 +47,9 @@ class CallHandler(Protocol):
     too_large: Head
     """What is made of a call whose metadata is larger than is taken."""
 
+    def ended(self, call: Call) -> None:
+        """Count a call that is open no more."""
+
     def gone(self) -> None:
         """Take note that a connection has ended."""
 
@@ -171,7 +174,7 @@ class Connection(asyncio.Protocol):
     def _forget(self, call: Call) -> None:
         if self.calls.pop(call.id, None) is None:
             return
-        self.endpoint.in_progress -= 1
+        self.endpoint.ended(call)
         if not self.calls:
             self.since = self.guard.now
             if self.http2.draining:
@@ -179,8 +182,8 @@ class Connection(asyncio.Protocol):
 
     def _leave(self) -> None:
         calls, self.calls = self.calls, {}
-        self.endpoint.in_progress -= len(calls)
         for call in calls.values():
+            self.endpoint.ended(call)
             call.on_reset()
 
     def respond(self, call: Call, template: ResponseTemplate, data: bytes) -> bool:
@@ -234,6 +237,7 @@ class Connection(asyncio.Protocol):
         if rest and not self.transport.is_closing():
             self.transport.write(rest)
         self.http2.settle(call.id, _MOST_LENT_PAYLOAD - size, written=True)
+        call.code = 0
         self._forget(call)
         if self.http2.has_output:
             self._flush_soon()

@@ -12,6 +12,7 @@ from serving.access.access import Access
 from serving.bodies.byte_budget import ByteBudget
 from serving.bodies.codec_pool import CodecPool
 from serving.deploy.fleet import Fleet
+from serving.grpc_api.call import Call
 from serving.grpc_api.connection import LINGER_S, Connection
 from serving.grpc_api.connection_reaper import ConnectionReaper, Timeouts
 from serving.grpc_api.head import Head, Method, head_of
@@ -21,6 +22,7 @@ from serving.grpc_api.reflection import Reflection
 from serving.grpc_api.service import Service
 from serving.grpc_api.status import Status
 from serving.http2.hpack import MAX_LIST_BYTES, Headers
+from serving.metrics.counts import Cells
 from serving.metrics.metrics import Metrics
 from serving.prediction.endpoints import EndpointTable
 from serving.prediction.request_log import RequestLog
@@ -75,7 +77,14 @@ class GrpcServer:
         self._tls = tls
         if metrics is not None:
             self.guard.cut = metrics.cut
+            metrics.follow("serving_grpc_in_flight", lambda: self.in_progress)
+            metrics.follow("serving_connections", lambda: len(self.guard.connections), "grpc")
+        self._ended: Cells[tuple[str, int]] | None = None
+        if metrics is not None:
+            self._ended = Cells(lambda ended: metrics.call(ended[0], Status(ended[1]).name))
         self._methods: dict[bytes, Method] = {}
+        self._names: dict[int, str] = {}
+        """By identity of a method, the one that calls are counted by."""
         self._watching: Method | None = None  # it never ends by itself
         self._health = Health(SERVICE)
         self._following: asyncio.Task[None] | None = None
@@ -93,6 +102,7 @@ class GrpcServer:
         said = self._fleet.ready
         self._health.set(said)
         self._methods = self._all_methods()
+        self._names = {id(method): path[1:].decode() for path, method in self._methods.items()}
         refusal = Status.RESOURCE_EXHAUSTED, f"the metadata is larger than {MAX_LIST_BYTES} bytes"
         self.too_large = replace(self.head([(b":method", b"POST")]), refusal=refusal, http_status=200)
         host, _, port = self._address.rpartition(":")
@@ -137,6 +147,12 @@ class GrpcServer:
         return {path.encode(): method for path, method in made.items()}
 
     # What connections ask
+
+    def ended(self, call: Call) -> None:
+        """Count a call that is open no more; those of methods that there are not, as one."""
+        self.in_progress -= 1
+        if self._ended is not None:
+            self._ended[self._names.get(id(call.head.method), "other"), call.code][0] += 1
 
     def gone(self) -> None:
         """Take note that a connection has ended."""

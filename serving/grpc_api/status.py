@@ -28,6 +28,7 @@ class Status(IntEnum):
     """Source: https://grpc.github.io/grpc/core/md_doc_statuscodes.html."""
 
     OK = 0
+    CANCELLED = 1
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5

@@ -198,8 +198,12 @@ async def _reread(access: Access) -> None:
 
 
 async def _fold(metrics: Metrics) -> None:
+    loop = asyncio.get_running_loop()
     while True:
-        await asyncio.sleep(1)
+        for _ in range(10):
+            due = loop.time() + 0.1
+            await asyncio.sleep(0.1)
+            metrics.loop_lag(loop.time() - due)
         await asyncio.to_thread(metrics.flush)
 
 

@@ -265,9 +265,9 @@ def _ready(fleet: Fleet, model: Model) -> Response:
     response_class=PlainTextResponse,
 )
 async def metrics(request: Request, services: LiveServices) -> Response:
-    """Expose the metrics in Prometheus's text format."""
+    """Expose the metrics in Prometheus's text format, or in OpenMetrics with exemplars where Accept names it."""
     registry = services.metrics
     if registry is None:
         raise HTTPException(404, "nothing is counted here")
     # On a thread: with hundreds of models it takes as long as hundreds of predictions.
-    return await compressed(request, *await asyncio.to_thread(registry.render))
+    return await compressed(request, *await asyncio.to_thread(registry.render, request.headers.get("accept", "")))

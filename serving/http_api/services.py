@@ -6,7 +6,9 @@ import asyncio
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 from typing import Annotated, Protocol
 
 from fastapi import Depends
@@ -135,7 +137,7 @@ def make_services(
         buckets=buckets,
     )
     if metrics is None and settings.metrics:
-        metrics = Metrics()
+        metrics = Metrics(triton=settings.metrics_compat == "triton")
     bodies = ByteBudget(settings.max_held_bytes)
     pool = CodecPool(memory_bytes=max(MEMORY_BYTES, MEMORY_FACTOR * settings.max_json_bytes))
     deployment = None
@@ -187,6 +189,11 @@ def make_services(
     shared = FastPathState(_patience(settings), bodies=bodies)
     if metrics is not None:
         shared.cut = metrics.cut
+        metrics.describe((version("serving"), python_version(), version("onnxruntime")), settings.model_dump())
+        metrics.follow("serving_held_bytes", lambda: bodies.held)
+        metrics.follow("serving_codec_waiting", lambda: pool.waiting)
+        metrics.follow("serving_codec_busy_seconds", lambda: pool.busy_s)
+        metrics.follow("serving_connections", lambda: len(shared.taken), "http")
     return Services(
         models=settings.models,
         state_dir=settings.state_dir,

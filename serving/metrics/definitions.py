@@ -10,11 +10,15 @@ Version: TypeAlias = tuple[str, str]
 Key: TypeAlias = tuple[str, Labels]
 Cell: TypeAlias = "memoryview[float]"
 """A counter: a view of one number."""
+Exemplar: TypeAlias = tuple[str, float, float]
+"""The id of a trace, the value that was observed of it, and when (Unix time)."""
 Sizes: TypeAlias = dict[int, tuple[float, float]]
 """By rows of a batch: how many such batches ran, and their seconds in the model."""
 
 SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+STAGES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25)
+"""Fewer: what is read of a stage is its share of the whole."""
 DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0, 100.0)
 
 _MODEL = ("model", "version")
@@ -40,11 +44,16 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_feedback_right": ("Those of a classifier whose label was the outcome.", _MODEL),
     "serving_feedback_unmatched": ("True outcomes whose prediction was never found.", ("model",)),
     "serving_http_requests": ("HTTP requests by status class.", ("route", "method", "status")),
+    "serving_grpc_calls": ("gRPC calls by status.", ("method", "code")),
+    "serving_codec_busy_seconds": ("Seconds of the workers' codec processes, which read and write what is long.", ()),
+    "process_cpu_seconds": ("Processor time of the worker in a slot, or of the `parent` of all.", ("worker",)),
 }
 HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
     "serving_batch_rows": ("Rows that ran together.", _MODEL, ROWS),
     "serving_queue_seconds": ("Seconds from accepted to running, each request.", _MODEL, SECONDS),
     "serving_inference_seconds": ("Seconds in the model, each batch.", _MODEL, SECONDS),
+    "serving_decode_seconds": ("Seconds from body to queue, each answered prediction that ran.", _MODEL, STAGES),
+    "serving_encode_seconds": ("Seconds from the end of its batch to the answer, each of these.", _MODEL, STAGES),
     "serving_prediction_seconds": ("Seconds from body to answer, each prediction.", _MODEL, SECONDS),
     "serving_shadow_seconds": ("Seconds in the shadow's model, each copy.", _MODEL, SECONDS),
     "serving_shadow_score_difference": (
@@ -53,6 +62,11 @@ HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
         DIFFERENCES,
     ),
     "serving_http_request_seconds": ("Seconds from request to answer.", ("route", "method"), SECONDS),
+    "serving_event_loop_lag_seconds": (
+        "Seconds by which an event loop came late to a timer, ten times a second.",
+        (),
+        SECONDS,
+    ),
 }
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_queued_rows": ("Rows that wait, over all workers.", _MODEL),
@@ -67,6 +81,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     **{
         f"serving_gate_{what}": (f"{text}, of `this` version or the one that was `serving` then.", (*_MODEL, "of"))
         for what, text in (
+            ("seconds", "Seconds that the gate took in all"),
             ("load_seconds", "Seconds that the gate took to load and warm it"),
             ("row_seconds", "Seconds of one row in the gate, the median"),
             ("memory_bytes", "Growth of the gate's process that loaded it"),
@@ -102,12 +117,27 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_feedback_brier": ("Brier score of the last outcomes; 0 is best.", _MODEL),
     "serving_feedback_mae": ("Mean absolute error of the last outcomes.", _MODEL),
     "serving_model_info": ("1; the labels describe the version.", (*_MODEL, "task", "sha256")),
-    "serving_worker_start_time_seconds": ("Unix time at which the worker in a slot started.", ("worker",)),
+    "serving_model_threads": ("Batches that may run at a time, over all workers.", _MODEL),
+    "serving_model_load_seconds": ("Seconds in which a worker loaded and warmed the version.", _MODEL),
+    "serving_connections": ("Open connections, over all workers.", ("transport",)),
+    "serving_grpc_in_flight": ("gRPC calls in progress, over all workers.", ()),
+    "serving_codec_waiting": ("Long bodies and answers that wait for a codec process, over all workers.", ()),
+    "serving_held_bytes": ("Bytes of long bodies, and of answers not yet taken, over all workers.", ()),
+    "serving_build_info": ("1; the labels say what runs.", ("version", "python", "onnxruntime")),
+    "serving_setting": ("Value of a setting that is a number; 0 and 1 where it is a switch.", ("name",)),
+    "serving_worker_changes_pending": (
+        "Changes of models that the worker in a slot was told and has not finished, as the parent sees it.",
+        ("worker",),
+    ),
     "serving_worker_lag_seconds": (
         "Seconds for which the worker in a slot has left unacknowledged what it was told to serve.",
         ("worker",),
     ),
-    "serving_worker_resident_bytes": ("Resident memory of the worker in a slot.", ("worker",)),
+    "process_start_time_seconds": ("Unix time at which the process started.", ("worker",)),
+    "process_resident_memory_bytes": ("Resident memory of the process.", ("worker",)),
+    "process_virtual_memory_bytes": ("Virtual memory of the process.", ("worker",)),
+    "process_open_fds": ("Open file descriptors of the process.", ("worker",)),
+    "process_max_fds": ("File descriptors that the process may open.", ("worker",)),
 }
 LAST_WINDOW = frozenset(name for name in GAUGES if name.startswith(("serving_drift_", "serving_feedback_")))
 """What was found of the last window of rows, or of outcomes."""
@@ -118,7 +148,16 @@ VERSIONED = frozenset(
     if family[1][:2] == _MODEL and not name.startswith("serving_gate_")
 )
 """What is counted of each version; the gate's figures are not: each status of the coordinator holds all of them."""
-LEAST = frozenset({"serving_model_ready", "serving_model_info", "serving_model_generation", "serving_gate_passed"})
+LEAST = frozenset(
+    {
+        "serving_model_ready",
+        "serving_model_info",
+        "serving_model_generation",
+        "serving_gate_passed",
+        "serving_build_info",
+        "serving_setting",
+    }
+)
 GREATEST = LAST_WINDOW | frozenset(
     {
         "serving_last_prediction_timestamp_seconds",
@@ -128,6 +167,8 @@ GREATEST = LAST_WINDOW | frozenset(
         "serving_coordinator_silent_seconds",
         "serving_model_quarantined",
         "serving_coordinator_failures",
+        "serving_model_load_seconds",
+        "serving_gate_seconds",
         "serving_gate_load_seconds",
         "serving_gate_row_seconds",
         "serving_gate_memory_bytes",

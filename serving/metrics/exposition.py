@@ -1,61 +1,94 @@
-"""The metrics as Prometheus reads them; the sole owner of prometheus_client."""
+"""The metrics as Prometheus reads them: its text format, or OpenMetrics with exemplars.
+
+Written here, and not by a library: with hundreds of models a scrape has tens of thousands of lines, over which
+prometheus_client spends a second of the interpreter, and predictions would wait for it.
+
+Source: https://prometheus.io/docs/instrumenting/exposition_formats and OpenMetrics 1.0.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-
-from serving.metrics.definitions import COUNTERS, GAUGES, HISTOGRAMS, Key, Labels
-from serving.metrics.store import Store, cumulative
+from serving.metrics.definitions import COUNTERS, GAUGES, HISTOGRAMS, Exemplar, Key, Labels
+from serving.metrics.store import Store
+from serving.metrics.triton_names import triton_samples
 
 T = TypeVar("T")
 
-
-class _Collector:
-    """One scrape's store as prometheus_client's registry takes it."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def collect(self) -> Iterator[Metric]:
-        yield from _families(self._store)
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
-def exposition(store: Store) -> tuple[bytes, str]:
-    """Return a store's metrics in Prometheus' text format, and its content type."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(store))
-    return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
+def exposition(store: Store, *, openmetrics: bool = False, triton: bool = False) -> tuple[bytes, str]:
+    """Return a store's metrics and their content type; triton: with the names of Triton beside our own."""
+    lines = list(_lines(store, openmetrics=openmetrics))
+    if triton:
+        for name, (text, of, samples) in triton_samples(store).items():
+            # Triton's counters do not end in _total, as counters must here.
+            lines += _head(name, "unknown" if openmetrics else "untyped", text)
+            lines += [_sample(name, _labels(of, labels), value) for labels, value in samples]
+    if openmetrics:
+        lines.append("# EOF")
+    lines.append("")
+    return "\n".join(lines).encode(), OPENMETRICS if openmetrics else TEXT
 
 
-def _families(store: Store) -> Iterator[Metric]:
+def _lines(store: Store, *, openmetrics: bool) -> Iterator[str]:
     counters, histograms = _by_name(store.counters), _by_name(store.histograms)
-    for name, (text, label_names) in COUNTERS.items():
-        counter = CounterMetricFamily(name, text, labels=label_names)
+    for name, (text, of) in COUNTERS.items():
+        yield from _head(name if openmetrics else f"{name}_total", "counter", text)
         for labels, value in counters[name]:
-            counter.add_metric(labels, value)
-        yield counter
-    for name, (text, label_names, bounds) in HISTOGRAMS.items():
-        histogram = HistogramMetricFamily(name, text, labels=label_names)
+            yield _sample(f"{name}_total", _labels(of, labels), value)
+    for name, (text, of, bounds) in HISTOGRAMS.items():
+        yield from _head(name, "histogram", text)
+        upper = [*map(repr, bounds), "+Inf"]
         for labels, cells in histograms[name]:
-            histogram.add_metric(labels, list(cumulative(bounds, cells)), cells[-1])
-        yield histogram
+            exemplars = store.exemplars.get((name, labels), {}) if openmetrics else {}
+            yield from _histogram(name, _labels(of, labels), upper, cells, exemplars)
     agreeing = dict(counters["serving_shadow_agreeing_rows"])
     for labels, rows in counters["serving_shadow_rows"]:
         if not rows:  # all that was asked had none
             continue
         store.gauges["serving_shadow_agreement_ratio", labels] = agreeing.get(labels, 0.0) / rows
     gauges = _by_name(store.gauges)
-    for name, (text, label_names) in GAUGES.items():
-        gauge = GaugeMetricFamily(name, text, labels=label_names)
+    for name, (text, of) in GAUGES.items():
+        yield from _head(name, "gauge", text)
         for labels, value in gauges[name]:
-            gauge.add_metric(labels, value)
-        yield gauge
+            yield _sample(name, _labels(of, labels), value)
+
+
+def _histogram(
+    name: str, labels: str, upper: list[str], cells: list[float], exemplars: dict[int, Exemplar]
+) -> Iterator[str]:
+    start = f'{name}_bucket{{{labels},le="' if labels else f'{name}_bucket{{le="'
+    total = 0.0
+    for at, (bound, total) in enumerate(zip(upper, accumulate(cells[:-1]), strict=True)):
+        line = f'{start}{bound}"}} {total:.0f}'
+        if at in exemplars:
+            trace, value, when = exemplars[at]
+            line += f' # {{trace_id="{trace}"}} {value} {when}'
+        yield line
+    yield _sample(f"{name}_count", labels, total)
+    yield _sample(f"{name}_sum", labels, cells[-1])
+
+
+def _head(name: str, kind: str, text: str) -> tuple[str, str]:
+    return f"# HELP {name} {text}", f"# TYPE {name} {kind}"
+
+
+def _sample(name: str, labels: str, value: float) -> str:
+    return f"{name}{{{labels}}} {value!r}" if labels else f"{name} {value!r}"
+
+
+def _labels(names: Iterable[str], values: Labels) -> str:
+    return ",".join(
+        [f'{name}="{value.translate(_ESCAPES)}"' for name, value in sorted(zip(names, values, strict=True))]
+    )
 
 
 def _by_name(table: dict[Key, T]) -> dict[str, list[tuple[Labels, T]]]:

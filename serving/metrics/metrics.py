@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from serving.linux.files import write_whole
+from serving.linux.process_usage import usage
 from serving.metrics.counts import Counts
-from serving.metrics.definitions import Key, Labels, Sizes, Version
+from serving.metrics.definitions import COUNTERS, Cell, Key, Labels, Sizes, Version
 from serving.metrics.exposition import exposition
-from serving.metrics.recorders import ModelMetrics, RouteMetrics, ShadowMetrics
+from serving.metrics.recorders import ModelMetrics, RouteMetrics, ShadowMetrics, taken
 from serving.metrics.store import Store, read_snapshot, read_snapshots
 from serving.metrics.totals import VersionTotals, totals_of
 
@@ -41,9 +40,9 @@ class Metrics:
     """All counters of one worker, and the view over all workers that share `directory`.
 
     directory: where the workers' snapshots lie; None keeps to this process. slot: this worker's number.
-    counts: has this worker's counters where the parent reads them. dropped_lines: says how many lines of the log this
-    process dropped. `flush`, `render`, `totals` and `statistics` take long where there are many models, and may be
-    called on any thread; all else belongs to the event loop's.
+    counts: has this worker's counters where the parent reads them. triton: whether a scrape has Triton's names too.
+    `flush`, `render`, `totals` and `statistics` take long where there are many models, and may be called on any thread;
+    all else belongs to the event loop's.
     """
 
     def __init__(
@@ -52,13 +51,12 @@ class Metrics:
         directory: Path | None = None,
         slot: int = 0,
         counts: Counts | None = None,
-        dropped_lines: Callable[[], int] = int,
+        triton: bool = False,
     ) -> None:
         self._directory = directory
         self._counts = counts or Counts()
+        self._triton = triton
         self._lock = threading.Lock()
-        self._dropped_lines = dropped_lines
-        self._dropped = 0
         self._slot = slot
         self._store = Store()
         self._status: dict[Key, float] = {}
@@ -74,7 +72,9 @@ class Metrics:
         self.in_progress: Callable[[], Iterable[Labels]] = tuple
         """Says route and method of each request that ASGI answers now; asked on any thread."""
         self._cut_before: Counter[str] = Counter()
-        self._store.gauges["serving_worker_start_time_seconds", (str(slot),)] = time.time()
+        self._followed: dict[Key, Callable[[], float]] = {}
+        self._told: dict[Key, float] = {}
+        self._loop_lags: list[float] = []
         if directory is not None:
             for snapshot in read_snapshots([self._file()]):
                 self._store.add(snapshot._replace(gauges=()))
@@ -147,6 +147,25 @@ class Metrics:
         model = self._models.get((row[0], row[1]))
         return model is not None and model.in_use
 
+    def call(self, method: str, code: str) -> Cell:
+        """Return the counter of gRPC calls that end so; whoever asks bounds the methods."""
+        return self._counts.cell("serving_grpc_calls", (method, code))
+
+    def follow(self, name: str, read: Callable[[], float], *labels: str) -> None:
+        """Have a gauge say what `read` returns, or a counter how much that has grown; asked on any thread."""
+        self._followed[name, labels] = read
+
+    def describe(self, build: Labels, settings: Mapping[str, object]) -> None:
+        """Say what runs (see `serving_build_info`), and with which settings: of these, those that are numbers."""
+        self._store.gauges["serving_build_info", build] = 1.0
+        for name, value in settings.items():
+            if isinstance(value, int | float):
+                self._store.gauges["serving_setting", (name,)] = float(value)
+
+    def loop_lag(self, seconds: float) -> None:
+        """Count by how much the event loop came late to a timer."""
+        self._loop_lags.append(max(0.0, seconds))
+
     def silent(self, seconds: float) -> None:
         """Say for how long this worker has heard nothing of the coordinator, where that is too long."""
         self._store.gauges["serving_coordinator_silent_seconds", ()] = seconds
@@ -193,10 +212,19 @@ class Metrics:
         for reason, number in (cut - self._cut_before).items():
             self._store.counters["serving_connections_cut", (reason,)] += number
         self._cut_before = cut
-        self._store.gauges["serving_worker_resident_bytes", (str(self._slot),)] = _resident_bytes()
-        dropped = self._dropped_lines()
-        self._store.counters["serving_log_lines_dropped", ()] += dropped - self._dropped
-        self._dropped = dropped
+        self._store.observe("serving_event_loop_lag_seconds", (), taken(self._loop_lags))
+        for key, read in self._followed.items():
+            self._tell(key, read())
+        with contextlib.suppress(OSError):
+            for name, value in usage().items():
+                self._tell((name, (str(self._slot),)), value)
+
+    def _tell(self, key: Key, value: float) -> None:
+        if key[0] in COUNTERS:
+            self._store.counters[key] += value - self._told.get(key, 0.0)
+            self._told[key] = value
+        else:
+            self._store.gauges[key] = value
 
     def _snapshot(self) -> bytes:
         """Write down all that this worker knows, with what its cells have counted so far."""
@@ -206,6 +234,7 @@ class Metrics:
         for key, value in (*live.items(), *self._counts.unkept().items()):
             whole.counters[key] += value
         whole.histograms, whole.sizes = self._store.histograms, self._store.sizes
+        whole.exemplars = self._store.exemplars
         whole.gauges = self._store.gauges | self._status | self._generations.copy() | dict(self.last_window)
         return whole.dump(self._counts.identity, live)
 
@@ -218,9 +247,9 @@ class Metrics:
         whole = self._whole(sizes=True)
         return {version: (total, whole.sizes.get(version, {})) for version, total in totals_of(whole, versions).items()}
 
-    def render(self) -> tuple[bytes, str]:
-        """Return the exposition of all workers together, and its content type."""
-        return exposition(self._whole())
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Return the exposition of all workers together, and its content type; OpenMetrics where `accept` names it."""
+        return exposition(self._whole(), openmetrics="application/openmetrics-text" in accept, triton=self._triton)
 
     def _whole(self, *, sizes: bool = False) -> Store:
         """Flush, and add up the snapshots of all workers. sizes: with those of batches, which may be most of them."""
@@ -234,9 +263,3 @@ class Metrics:
         for snapshot in snapshots:
             whole.add(snapshot if sizes else snapshot._replace(sizes=()))
         return whole
-
-
-def _resident_bytes() -> float:
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        return float(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0.0

@@ -5,6 +5,7 @@ The methods are called on the event loop and only add and append; `flush` may ru
 
 from __future__ import annotations
 
+import re
 import time
 import weakref
 from typing import TypeVar
@@ -39,6 +40,11 @@ _OUTCOMES: dict[type[ServingError], tuple[str, str]] = {
     DeadlineExceeded: ("expired", "deadline"),
 }
 
+_SAMPLED = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f][13579bdf](?:-.*)?")
+
+_MOST_TRACES = 64
+"""That are looked at in a flush: there is room for one a bucket, whoever traces every prediction."""
+
 T = TypeVar("T")
 
 
@@ -47,7 +53,7 @@ def outcome_of(error: ServingError) -> tuple[str, str]:
     return by_kind(_OUTCOMES, error, ("failed", ""))
 
 
-def _taken(values: list[T], number: int | None = None) -> list[T]:
+def taken(values: list[T], number: int | None = None) -> list[T]:
     """Take what a list has; what is appended meanwhile stays for the next time."""
     number = len(values) if number is None else number
     taken = values[:number]
@@ -75,12 +81,19 @@ class ModelMetrics:
         self._failing = cell("serving_failed_prediction_seconds")
         self._rows_before = 0.0
         self._seconds: list[float] = []
+        self._decode: list[float] = []
+        self._encode: list[float] = []
+        self.slowest = 0.0
+        """Seconds of the slowest prediction since the last flush whose trace was asked for."""
+        self._traced: list[tuple[float, str]] = []
         self._batch_rows: list[int] = []
         self._queue: list[float] = []
         self._inference: list[float] = []
         self._queued = 0
         self._ready = False
         self._info: Labels | None = None
+        self._threads = 0
+        self._load_seconds = 0.0
 
     def used_by(self, model: object) -> None:
         """Keep the version's series for as long as this lives, which counts here."""
@@ -96,6 +109,21 @@ class ModelMetrics:
         self._ok[protocol][0] += 1
         self._rows[0] += rows
         self._seconds.append(seconds)
+
+    def stages(self, decode: float, encode: float) -> None:
+        """Count the seconds of a prediction before it was queued, and after its batch ended."""
+        self._decode.append(decode)
+        self._encode.append(encode)
+
+    def slow(self, seconds: float, traceparent: bytes | None) -> None:
+        """Take the trace of the slowest prediction so far, if its caller records one (W3C, Trace Context)."""
+        self.slowest = seconds
+        if traceparent is not None and (found := _SAMPLED.fullmatch(traceparent)) is not None:
+            self.traced(seconds, found[1].decode())
+
+    def traced(self, seconds: float, trace: str) -> None:
+        """Take the trace of a prediction."""
+        self._traced.append((seconds, trace))
 
     def failed(self, protocol: str, outcome: str, seconds: float) -> None:
         """Count a prediction that ended in another way."""
@@ -140,9 +168,11 @@ class ModelMetrics:
         """Say whether this worker serves the version."""
         self._ready = is_ready
 
-    def info(self, *, task: str, sha256: str) -> None:
-        """Describe the version."""
+    def info(self, *, task: str, sha256: str, threads: int, load_seconds: float | None) -> None:
+        """Describe the version. threads: that run it here. load_seconds: None where it was loaded before."""
         self._info = (task, sha256)
+        self._threads = threads
+        self._load_seconds = self._load_seconds if load_seconds is None else load_seconds
 
     def flush(self, store: Store) -> None:
         """Move what was gathered into the store."""
@@ -150,18 +180,25 @@ class ModelMetrics:
         if self._rows[0] != self._rows_before:
             self._rows_before = self._rows[0]
             store.gauges["serving_last_prediction_timestamp_seconds", labels] = time.time()
-        seconds = _taken(self._inference)
-        rows = _taken(self._batch_rows, len(seconds))  # appended before it
+        seconds = taken(self._inference)
+        rows = taken(self._batch_rows, len(seconds))  # appended before it
         store.ran(labels, rows, seconds)
-        store.observe("serving_prediction_seconds", labels, _taken(self._seconds))
+        store.observe("serving_prediction_seconds", labels, taken(self._seconds))
+        store.observe("serving_decode_seconds", labels, taken(self._decode))
+        store.observe("serving_encode_seconds", labels, taken(self._encode))
+        self.slowest = 0.0
+        for slow, trace in taken(self._traced)[-_MOST_TRACES:]:
+            store.exemplify("serving_prediction_seconds", labels, slow, trace)
         store.observe("serving_batch_rows", labels, rows)
-        store.observe("serving_queue_seconds", labels, _taken(self._queue))
+        store.observe("serving_queue_seconds", labels, taken(self._queue))
         store.observe("serving_inference_seconds", labels, seconds)
         if self._queued or ("serving_queue_seconds", labels) in store.histograms:
             store.gauges["serving_queued_rows", labels] = self._queued
         store.gauges["serving_model_ready", labels] = float(self._ready)
         if self._info is not None:
             store.gauges["serving_model_info", (*labels, *self._info)] = 1.0
+            store.gauges["serving_model_load_seconds", labels] = self._load_seconds
+            store.gauges["serving_model_threads", labels] = self._threads if self._ready else 0.0
 
 
 class ShadowMetrics:
@@ -194,8 +231,8 @@ class ShadowMetrics:
 
     def flush(self, store: Store) -> None:
         """Move what was gathered into the store."""
-        store.observe("serving_shadow_score_difference", self.labels, _taken(self._differences))
-        store.observe("serving_shadow_seconds", self.labels, _taken(self._seconds))
+        store.observe("serving_shadow_score_difference", self.labels, taken(self._differences))
+        store.observe("serving_shadow_seconds", self.labels, taken(self._seconds))
 
 
 class RouteMetrics:
@@ -217,4 +254,4 @@ class RouteMetrics:
     def flush(self, store: Store) -> None:
         """Move what was gathered into the store."""
         store.gauges["serving_http_in_flight", self.labels] = self.in_flight + self.in_flight_by_asgi
-        store.observe("serving_http_request_seconds", self.labels, _taken(self._seconds))
+        store.observe("serving_http_request_seconds", self.labels, taken(self._seconds))

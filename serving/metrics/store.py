@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import time
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from serving.metrics.definitions import (
     HISTOGRAMS,
     LEAST,
     VERSIONED,
+    Exemplar,
     Key,
     Labels,
     Sizes,
@@ -42,6 +45,7 @@ class Snapshot(NamedTuple):
     identity: float = 0.0
     """Of the shared memory from which `live`, a part of the counters, was read, and which goes on counting."""
     live: tuple[tuple[str, Labels, float], ...] = ()
+    exemplars: tuple[tuple[str, Labels, dict[int, Exemplar]], ...] = ()
 
 
 _SNAPSHOT = TypeAdapter(Snapshot)
@@ -54,6 +58,8 @@ class Store:
         self.counters: dict[Key, float] = defaultdict(float)
         self.histograms: dict[Key, list[float]] = {}
         """For each: a count a bucket, one beyond the last, and the sum."""
+        self.exemplars: dict[Key, dict[int, Exemplar]] = {}
+        """For histograms, by bucket: the last prediction there of which a trace is known."""
         self.gauges: dict[Key, float] = {}
         self.sizes: dict[Version, Sizes] = {}
         """What batches of each size did; no metric, for each size would be a series."""
@@ -68,6 +74,11 @@ class Store:
         for index, number in enumerate(np.bincount(places, minlength=len(bounds) + 1).tolist()):
             cells[index] += number
         cells[-1] += math.fsum(values)
+
+    def exemplify(self, name: str, labels: Labels, value: float, trace: str) -> None:
+        """Note the trace of one value that was observed."""
+        bucket = bisect_left(HISTOGRAMS[name][2], value)
+        self.exemplars.setdefault((name, labels), {})[bucket] = trace, value, time.time()
 
     def ran(self, version: Version, rows: list[int], seconds: list[float]) -> None:
         """Count batches by their sizes."""
@@ -92,7 +103,7 @@ class Store:
 
     def forget(self, version: Version) -> None:
         """Drop all that was counted of a version."""
-        for table in (self.counters, self.histograms, self.gauges):
+        for table in (self.counters, self.histograms, self.gauges, self.exemplars):
             for key in [key for key in table if key[0] in VERSIONED and key[1][:2] == version]:
                 del table[key]
         self.sizes.pop(version, None)
@@ -105,7 +116,8 @@ class Store:
 
         sizes = [[of, [[size, *did] for size, did in mine.items()]] for of, mine in self.sizes.items()]
         tables = [rows(table) for table in (self.counters, self.histograms, self.gauges)]
-        return orjson.dumps([*tables, sizes, identity, rows(live or {})])
+        fields = [*tables, sizes, identity, rows(live or {}), rows(self.exemplars)]
+        return orjson.dumps(fields, option=orjson.OPT_NON_STR_KEYS)
 
     def add(self, snapshot: Snapshot) -> None:
         """Add what a snapshot holds, but series that are not known here: another release wrote it."""
@@ -117,6 +129,9 @@ class Store:
                 mine = self.histograms.setdefault((name, labels), [0.0] * len(cells))
                 for index, cell in enumerate(cells):
                     mine[index] += cell
+        for name, labels, buckets in snapshot.exemplars:
+            known = self.exemplars.setdefault((name, labels), {})
+            known.update({at: one for at, one in buckets.items() if at not in known or known[at][-1] < one[-1]})
         for version, batch in snapshot.sizes:
             self._ran(version, batch)
         for name, labels, value in snapshot.gauges:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from serving.linux.files import write_whole
+from serving.linux.process_usage import usage
 from serving.metrics.counts import Counts
-from serving.metrics.definitions import DIFFERENCES, Key, Version
+from serving.metrics.definitions import COUNTERS, DIFFERENCES, Key, Version
 from serving.metrics.store import Snapshot, Store, cumulative, read_snapshots
 
 
@@ -56,6 +57,8 @@ class VersionTotals:
     queue_seconds: float = _summed("queue_seconds")
     batches: float = _observed("inference_seconds")
     inference_seconds: float = _summed("inference_seconds")
+    decode_seconds: float = _summed("decode_seconds")
+    encode_seconds: float = _summed("encode_seconds")
     cache_hits: float = _counted("cache_requests", "hit")
     cache_joined: float = _counted("cache_requests", "joined")
     cache_misses: float = _counted("cache_requests", "miss")
@@ -73,6 +76,11 @@ class VersionTotals:
     difference_sum: float = _summed("shadow_score_difference")
     differences_up_to: dict[str, float] = field(default_factory=dict)
     """By upper bound, as text."""
+
+    @property
+    def request_inference_seconds(self) -> float:
+        """Seconds in the model, added up over requests: each one of a batch takes as long as its batch."""
+        return self.inference_seconds / self.batches * self.queued if self.batches else 0.0
 
     def since(self, before: VersionTotals) -> VersionTotals:
         """Return what was done since `before`; never below zero, for series that nobody asks for are forgotten."""
@@ -129,5 +137,8 @@ def write_parent_snapshot(directory: Path, *, counters: dict[Key, float], gauges
     store = Store()
     store.counters.update(counters)
     store.gauges.update(gauges)
+    with contextlib.suppress(OSError):
+        for name, value in usage().items():
+            (store.counters if name in COUNTERS else store.gauges)[name, ("parent",)] = value
     with contextlib.suppress(OSError):  # a full disk: the next one says it again
         write_whole(directory / "worker-parent.json", store.dump())

@@ -265,8 +265,15 @@ class Prediction(Request):
         """Count it among those that were answered, and let a shadow have what was asked."""
         self.done = True
         endpoint = self.endpoint
-        if endpoint.metrics is not None:
-            endpoint.metrics.answered(endpoint.protocol, self.rows, time.monotonic() - self.began)
+        metrics = endpoint.metrics
+        if metrics is not None:
+            now = time.monotonic()
+            seconds = now - self.began
+            metrics.answered(endpoint.protocol, self.rows, seconds)
+            if self.ran is not None:  # else a cache answered
+                metrics.stages(self.queued_at - self.began, now - self.ran.ended)
+            if seconds > metrics.slowest:
+                metrics.slow(seconds, header(self.headers, b"traceparent"))
         if endpoint.shadow is not None:
             endpoint.shadow.offer(self.inputs, self.rows, outputs)
         if endpoint.log is not None:
@@ -275,8 +282,12 @@ class Prediction(Request):
     def _fail(self, error: ServingError) -> None:
         self.done = True
         endpoint = self.endpoint
-        if endpoint.metrics is not None:
-            endpoint.metrics.refused(endpoint.protocol, error, time.monotonic() - self.began)
+        metrics = endpoint.metrics
+        if metrics is not None:
+            seconds = time.monotonic() - self.began
+            metrics.refused(endpoint.protocol, error, seconds)
+            if seconds > metrics.slowest:
+                metrics.slow(seconds, header(self.headers, b"traceparent"))
         self.refuse(error)
         if endpoint.log is not None:
             endpoint.log.ended(self, error)

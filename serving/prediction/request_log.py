@@ -124,6 +124,8 @@ class RequestLog:
                 stages=stages,
                 run=prediction.ran if prediction is not None else None,
             )
+            if prediction is not None and prediction.endpoint.metrics is not None:
+                prediction.endpoint.metrics.traced(chosen.now - began, trace_id)
         if not chosen.due:
             return
         seconds = chosen.now - began

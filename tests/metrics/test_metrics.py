@@ -20,7 +20,7 @@ from serving.metrics.counts import Counts
 from serving.metrics.metrics import MOST_SERIES, Metrics
 from serving.metrics.store import MOST_SIZES
 from serving.metrics.totals import read_totals, settle
-from tests.conftest import Server, running
+from tests.conftest import Server
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 FIGURES = ("load_seconds", "row_seconds", "memory_bytes")
@@ -39,7 +39,7 @@ def scraped(metrics: Metrics) -> Samples:
     return parsed(metrics.render()[0].decode())
 
 
-def of(samples: Samples, name: str, **labels: str) -> float:
+def of(samples: Samples, name: str, /, **labels: str) -> float:
     """Add up the samples of a name that carry these labels."""
     return sum(v for (n, ls), v in samples.items() if n == name and labels.items() <= dict(ls).items())
 
@@ -270,32 +270,33 @@ def test_series_are_bounded() -> None:
     assert sum(1 for name, _ in samples if name == "serving_http_requests_total") == MOST_SERIES + 1
 
 
-def test_tritons_clients_see_what_batches_of_each_size_did(eventually: Callable[[Callable[[], bool]], None]) -> None:
+def test_tritons_clients_see_what_batches_of_each_size_did(
+    two_workers: Server, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
     """Over HTTP and gRPC `batch_stats` lists each size once, over all workers; the counts are those of the batches."""
     import tritonclient.grpc
     import tritonclient.http
 
-    with running("--workers", "2", "--grpc-port", "0") as server:
-        for rows in (1, 3, 3, 7):
-            for _ in range(4):
-                body = {"instances": IRIS["instances"] * rows}
-                assert httpx.post(f"{server.url}/v1/models/iris:predict", json=body).status_code == 200
-        found = re.search(r"gRPC: (\S+)", server.output())
-        assert found
-        http = tritonclient.http.InferenceServerClient(server.url.removeprefix("http://"))
-        with tritonclient.grpc.InferenceServerClient(found[1]) as grpc:
+    for rows in (1, 3, 3, 7):
+        for _ in range(4):
+            body = {"instances": IRIS["instances"] * rows}
+            assert httpx.post(f"{two_workers.url}/v1/models/iris:predict", json=body).status_code == 200
+    found = re.search(r"gRPC: (\S+)", two_workers.output())
+    assert found
+    http = tritonclient.http.InferenceServerClient(two_workers.url.removeprefix("http://"))
+    with tritonclient.grpc.InferenceServerClient(found[1]) as grpc:
 
-            def stats() -> list[dict[str, Any]]:
-                told = (http.get_inference_statistics("iris"), grpc.get_inference_statistics("iris", as_json=True))
-                return [next(m for m in one["model_stats"] if m["version"] == "2") for one in told]
+        def stats() -> list[dict[str, Any]]:
+            told = (http.get_inference_statistics("iris"), grpc.get_inference_statistics("iris", as_json=True))
+            return [next(m for m in one["model_stats"] if m["version"] == "2") for one in told]
 
-            eventually(lambda: all(int(one.get("execution_count", 0)) == 16 for one in stats()))
-            for one in stats():
-                sizes = {int(b["batch_size"]): b["compute_infer"] for b in one["batch_stats"]}
-                assert {size: int(did["count"]) for size, did in sizes.items()} == {1: 4, 3: 8, 7: 4}
-                assert all(int(did["ns"]) > 0 for did in sizes.values())
-                assert int(one["inference_count"]) == sum(size * int(did["count"]) for size, did in sizes.items())
-        http.close()
+        eventually(lambda: all(int(one.get("execution_count", 0)) == 16 for one in stats()))
+        for one in stats():
+            sizes = {int(b["batch_size"]): b["compute_infer"] for b in one["batch_stats"]}
+            assert {size: int(did["count"]) for size, did in sizes.items()} == {1: 4, 3: 8, 7: 4}
+            assert all(int(did["ns"]) > 0 for did in sizes.values())
+            assert int(one["inference_count"]) == sum(size * int(did["count"]) for size, did in sizes.items())
+    http.close()
 
 
 def test_sizes_of_batches_are_bounded(tmp_path: Path) -> None:
