@@ -54,6 +54,7 @@ class RequestLog:
         self._share = share
         self._slow_s = slow_s if slow_s is not None else float("inf")
         self._tracing = tracing
+        self._logs = bool(share) or slow_s is not None
         log.setLevel(logging.INFO)  # who asks for these lines gets them, whatever else is logged
 
     @classmethod
@@ -87,8 +88,10 @@ class RequestLog:
             self._tell(ended, chosen, began, headers, prediction, model, caller)
 
     def _chosen(self, began: float, headers: Headers) -> _Chosen | None:
-        now = time.monotonic()
         context = self._tracing.sampled(headers) if self._tracing is not None else None
+        if context is None and not self._logs:
+            return None
+        now = time.monotonic()
         due = now - began >= self._slow_s or random.random() < self._share  # noqa: S311  which ones is no secret
         return _Chosen(now, context, due) if due or context is not None else None
 

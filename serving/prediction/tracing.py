@@ -11,16 +11,18 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import entry_points, version
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from serving.engine.request import Run
-from serving.protocols.headers import Headers, header
+from serving.protocols.headers import Headers
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import SpanProcessor
+    from opentelemetry.trace import Link, SpanContext
 
 log = logging.getLogger("serving.tracing")
 
@@ -30,21 +32,27 @@ _OTLP = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 
 
 class Tracing:
-    """Makes the spans of requests that are sampled. provider: exports every span that it is given.
+    """Makes the spans of requests that are sampled, and gives them to `processors`.
 
-    follow: who sends a `traceparent` has decided already. share: of the other requests, from 0 to 1, are sampled.
+    They are made whole, past the SDK's tracer: a request has six, and starting and ending each costs as much as a small
+    prediction. follow: who sends a `traceparent` has decided already. share: of the other requests, from 0 to 1, are
+    sampled.
     """
 
-    def __init__(self, provider: TracerProvider, *, follow: bool, share: float) -> None:
+    def __init__(self, processors: Sequence[SpanProcessor], resource: Resource, *, follow: bool, share: float) -> None:
         from opentelemetry import trace  # noqa: PLC0415  an extra
         from opentelemetry.context import Context  # noqa: PLC0415
+        from opentelemetry.sdk.trace import ReadableSpan  # noqa: PLC0415
+        from opentelemetry.sdk.util.instrumentation import InstrumentationScope  # noqa: PLC0415
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
         self._trace = trace
+        self._span = ReadableSpan
+        self._scope = InstrumentationScope("serving", version("serving"))
         self._no_parent = Context()
         self._propagator = TraceContextTextMapPropagator()
-        self._provider = provider
-        self._tracer = provider.get_tracer("serving", version("serving"))
+        self._processors = processors
+        self._resource = resource
         self._follow = follow
         self._share = share
 
@@ -57,25 +65,11 @@ class Tracing:
         if wanted == "none" or env("OTEL_SDK_DISABLED", "").strip().lower() == "true":
             return None
         try:
-            from opentelemetry.sdk.resources import OTELResourceDetector, Resource  # noqa: PLC0415
-            from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
             from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
-            from opentelemetry.sdk.trace.sampling import ALWAYS_ON  # noqa: PLC0415
 
-            who: dict[str, str | int] = {
-                "service.name": "serving",
-                "service.version": version("serving"),
-                "process.pid": os.getpid(),
-            }
-            provider = TracerProvider(
-                sampler=ALWAYS_ON,  # `sampled` has decided before, without a span
-                resource=Resource(who).merge(OTELResourceDetector().detect()),
-                shutdown_on_exit=False,
-            )
-            for name in wanted.split(","):
-                provider.add_span_processor(BatchSpanProcessor(_exporter(name.strip())()))
             follow, share = _sampler()
-            return cls(provider, follow=follow, share=share)
+            processors = [BatchSpanProcessor(_exporter(name.strip())()) for name in wanted.split(",")]
+            return cls(processors, _resource(), follow=follow, share=share)
         except ImportError:
             log.error('the environment asks for traces (OTEL_*): pip install "serving[otel]", or there are none')
         except Exception as error:  # whatever it is, predictions matter more
@@ -84,15 +78,19 @@ class Tracing:
 
     def sampled(self, headers: Headers) -> Context | None:
         """Return what the spans of a request hang on; None where it is to have none. Source: W3C Trace Context."""
-        parent = self._no_parent
-        if header(headers, b"traceparent") is not None:
-            carrier = {name.decode(): value.decode("latin-1") for name, value in headers if name.startswith(b"trace")}
-            parent = self._propagator.extract(carrier, parent)
-            given = self._trace.get_current_span(parent).get_span_context()
-            if given.is_valid:
-                taken = given.trace_flags.sampled if self._follow else given.trace_id % 2**64 < self._share * 2**64
-                return parent if taken else None
-        return parent if random.random() < self._share else None  # noqa: S311  which ones is no secret
+        for name, _ in headers:
+            if name == b"traceparent":
+                return self._continued(headers)
+        return self._no_parent if random.random() < self._share else None  # noqa: S311  which ones is no secret
+
+    def _continued(self, headers: Headers) -> Context | None:
+        carrier = {name.decode(): value.decode("latin-1") for name, value in headers if name.startswith(b"trace")}
+        parent = self._propagator.extract(carrier, self._no_parent)
+        given = self._trace.get_current_span(parent).get_span_context()
+        if self._follow and given.is_valid:
+            return parent if given.trace_flags.sampled else None
+        drawn = given.trace_id % 2**64 / 2**64 if given.is_valid else random.random()  # noqa: S311
+        return parent if drawn < self._share else None
 
     def record(
         self,
@@ -111,36 +109,91 @@ class Tracing:
         context: as `sampled` returned it. Times are monotonic seconds. run: the batch that its rows ran in, which has
         one span for all that were in it; it is a trace of its own, since it belongs to none of them.
         """
-        trace, start = self._trace, self._tracer.start_span
+        trace = self._trace
         shift = time.time_ns() - int(time.monotonic() * 1e9)
 
-        def at(seconds: float) -> int:
-            return int(seconds * 1e9) + shift
+        def made(
+            name: str,
+            own: SpanContext,
+            parent: SpanContext | None,
+            since: float,
+            until: float,
+            *,
+            attributes: Mapping[str, str | int] | None = None,
+            links: Sequence[Link] = (),
+            kind: Any = trace.SpanKind.INTERNAL,
+            status: Any = trace.StatusCode.UNSET,
+        ) -> None:
+            span = self._span(
+                name,
+                own,
+                parent,
+                self._resource,
+                attributes,
+                links=links,
+                kind=kind,
+                status=trace.Status(status),
+                start_time=int(since * 1e9) + shift,
+                end_time=int(until * 1e9) + shift,
+                instrumentation_scope=self._scope,
+            )
+            for processor in self._processors:
+                processor.on_end(span)
 
-        span = start(name, context, trace.SpanKind.SERVER, attributes, start_time=at(began))
-        own = span.get_span_context()
+        above: SpanContext | None = trace.get_current_span(context).get_span_context()
+        if above is None or not above.is_valid:
+            above = None
+        own = self._fresh(above)
         if run is not None and run.span is None:
             facts = {key: value for key, value in attributes.items() if key.startswith("serving.model.")}
             facts |= {"serving.batch.rows": run.rows, "serving.batch.requests": run.requests}
-            batch = start(
-                "batch", self._no_parent, attributes=facts, links=[trace.Link(own)], start_time=at(run.started)
-            )
-            batch.end(at(run.ended))
-            run.span = batch.get_span_context()
-        inside = trace.set_span_in_context(span, context)
+            run.span = self._fresh(None)
+            made("batch", run.span, None, run.started, run.ended, attributes=facts, links=[trace.Link(own)])
         for stage, since, until in stages:
-            links = [trace.Link(run.span)] if run is not None and stage == "inference" else None
-            start(stage, inside, links=links, start_time=at(since)).end(at(until))
-        if failed:
-            span.set_status(trace.StatusCode.ERROR)
-        span.end(at(ended))
+            links = [trace.Link(run.span)] if run is not None and stage == "inference" else ()
+            made(stage, self._fresh(own), own, since, until, links=links)
+        made(
+            name,
+            own,
+            above,
+            began,
+            ended,
+            attributes=attributes,
+            kind=trace.SpanKind.SERVER,
+            status=trace.StatusCode.ERROR if failed else trace.StatusCode.UNSET,
+        )
         return f"{own.trace_id:032x}", f"{own.span_id:016x}"
+
+    def _fresh(self, parent: SpanContext | None) -> SpanContext:
+        """Return what a new span is known by, in its parent's trace or one of its own."""
+        trace_id, state = (random.getrandbits(128), None) if parent is None else (parent.trace_id, parent.trace_state)
+        sampled = self._trace.TraceFlags(self._trace.TraceFlags.SAMPLED)
+        return self._trace.SpanContext(trace_id, random.getrandbits(64), False, sampled, state)
 
     def close(self) -> None:
         """Export what is left, and give up after a while: a receiver that has gone must not hold up the end."""
-        closing = threading.Thread(target=self._provider.shutdown, name="tracing", daemon=True)
-        closing.start()
-        closing.join(FLUSH_S)
+        closing = [threading.Thread(target=each.shutdown, name="tracing", daemon=True) for each in self._processors]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join(FLUSH_S)
+
+
+def _resource() -> Resource:
+    """Return who is traced, as the environment says it, or else by this server's name."""
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource  # noqa: PLC0415
+
+    class Known(Resource):
+        """Hashed by identity: the exporter asks for each span, and its own hash writes all of it as JSON."""
+
+        __hash__ = object.__hash__
+
+    who: dict[str, str | int] = {
+        "service.name": "serving",
+        "service.version": version("serving"),
+        "process.pid": os.getpid(),
+    }
+    return Known({**who, **OTELResourceDetector().detect().attributes})
 
 
 def _exporter(name: str) -> type:
