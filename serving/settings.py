@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
@@ -122,6 +123,12 @@ class Settings(BaseSettings):
     """Seconds from which on a request gets a line in the log, with where its time went."""
     drift: bool = True
     """Compare the rows that models get with the reference in their files; a model.toml has the word for its model."""
+    capture_dir: Path | None = None
+    """Folder where a share of what models are asked and answer is kept, as Parquet; without it nothing is kept."""
+    capture_share: float = Field(0.01, ge=0, le=1)
+    """Share of predictions that are kept there; a model's own settings may say otherwise."""
+    capture_max_bytes: int = Field(1024**3, ge=1024 * 1024)
+    """Most bytes there, whoever wrote them; the oldest files go first."""
     server_timing: bool = False
     """Say in the header Server-Timing of predictions over HTTP where their time went."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -147,7 +154,14 @@ class Settings(BaseSettings):
                 ip_network(proxy)  # what it says is wrong with it is fit to be told
         return proxies
 
-    @field_validator("state_dir")
+    @field_validator("capture_dir")
+    @classmethod
+    def _writable(cls, folder: Path | None) -> Path | None:
+        if folder is not None and find_spec("pyarrow") is None:
+            raise ValueError('it needs pyarrow: pip install "serving[bulk]"')
+        return folder
+
+    @field_validator("state_dir", "capture_dir")
     @classmethod
     def _outside(cls, folder: Path | None, info: ValidationInfo) -> Path | None:
         models = info.data.get("models")

@@ -69,6 +69,8 @@ class Overrides(_Frozen):
     drift: Drift | None = None
     feedback: Feedback | None = None
     callers: frozenset[str] | None = None
+    capture_share: float | None = None
+    sensitive: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class Limits:
     None tries up to max_batch_rows, for as long as that is quick. providers: beside the processor, in order.
     cache: None answers each request anew. feedback: None keeps no predictions. callers: names of who may predict;
     None: whoever the server lets.
+    capture_share: of its requests, from 0 to 1, are captured, but for its features that are sensitive.
     """
 
     max_batch_rows: int = 512
@@ -96,6 +99,8 @@ class Limits:
     drift: Drift = COMPARED
     feedback: Feedback | None = None
     callers: frozenset[str] | None = None
+    capture_share: float = 0.0
+    sensitive: frozenset[str] = frozenset()
 
     def of(self, own: Overrides) -> Limits:
         """Return those of a model with settings of its own."""

@@ -61,6 +61,8 @@ class Model:
         self.session = session
         self.codecs: dict[str, Any] = {}
         """What each dialect prepared for this version, by protocol; must hold no reference to it."""
+        self.tap: Any = None
+        """Whoever keeps a share of its requests: see `serving.capture`."""
         self.batching = batching
         self.limits = limits.of(batching.own)
         self.batched = batching.together and self.signature.batch == "dynamic"

@@ -38,6 +38,8 @@ class Feature(_Frozen):
     shape: tuple[int, ...] = ()
     """Per row, without the batch dimension: () for a scalar, (8, 8) for an image; -1 where dynamic."""
     description: str = ""
+    sensitive: bool = False
+    """It is left out of whatever keeps requests."""
     nullable: bool = False
     """null means a missing value, in any place of a shape: NaN for floats; the empty string for strings without one."""
     allow_non_finite: bool = False

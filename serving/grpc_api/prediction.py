@@ -15,12 +15,10 @@ from serving.prediction.direct import DirectPrediction
 from serving.prediction.endpoint import Endpoint
 from serving.prediction.endpoints import EndpointTable
 from serving.prediction.prediction import Prediction
-from serving.prediction.request_id import request_id
 from serving.prediction.request_log import Ended
 from serving.prediction.request_options import DEFAULTS, RequestOptions
 from serving.prediction.socket_loan import SocketLoan
 from serving.protocols.codec import INLINE_BYTES, SMALL_BYTES
-from serving.protocols.headers import header
 from serving.protocols.infer_codec import InferCodec, Message, cut_up, opening_of, parsed
 from serving.protocols.protobuf_wire import Parts
 from serving.tensor_bytes import Buffer
@@ -110,7 +108,7 @@ def _size(response: bytes | Parts) -> int:
 
 
 def _ended(prediction: Prediction, method: str, error: ServingError | None, *, gone: bool) -> Ended:
-    identity = request_id(header(prediction.headers, b"x-request-id"))
+    identity = prediction.identity
     if error is not None:
         return Ended(identity, method, status_of(error).name, 0, None)
     return Ended(identity, method, "CANCELLED" if gone else "OK", 0 if gone else prediction.size, None)

@@ -122,6 +122,8 @@ async def serve(app: FastAPI, services: Services) -> AsyncIterator[None]:
         await services.pool.close()
         if services.log is not None:
             await asyncio.to_thread(services.log.close)
+        if services.capture is not None:
+            await asyncio.to_thread(services.capture.close)
         for task in tasks:
             task.cancel()
         services.drift.close()

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.bodies.byte_budget import ByteBudget
 from serving.errors import shown
-from serving.http_api.route import PREDICTION, answer
+from serving.http_api.route import IDENTITY, PREDICTION, answer
 from serving.http_api.security import CALLER
 from serving.metrics.metrics import Metrics
 from serving.prediction.endpoint import Endpoint
@@ -59,7 +59,7 @@ class Observed:
             await self._app(scope, receive, send)
             return
         headers = scope["headers"]
-        identity = request_id(header(headers, b"x-request-id"))
+        identity = scope[IDENTITY] = request_id(header(headers, b"x-request-id"))
         began = time.monotonic()
         status = 499  # the client left before there was an answer
         size = 0

@@ -27,6 +27,8 @@ from serving.protocols.http_codec import LENGTH, USE_BINARY, Encoded
 from serving.tensor_bytes import Buffer
 
 WATCH_AFTER_S = 0.05
+IDENTITY = "serving.request_id"
+"""Where a scope has what its request is called."""
 PREDICTION = "serving.prediction"
 """Where a scope has the prediction that it asked for, while it is answered and if requests are logged."""
 
@@ -144,15 +146,20 @@ class Reservation:
 class AsgiPrediction(Prediction):
     """A prediction whose answer a coroutine waits for."""
 
-    __slots__ = ("client", "finished")
+    __slots__ = ("_identity", "client", "finished")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, client: Hashable) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, client: Hashable, identity: bytes) -> None:
         self.client = client
+        self._identity = identity
         self.finished: asyncio.Future[tuple[int, HeaderList, bytes | Blobs, bytes]] = loop.create_future()
 
     @property
     def sender(self) -> Hashable:  # noqa: D102
         return self.client
+
+    @property
+    def identity(self) -> bytes:  # noqa: D102
+        return self._identity
 
     def answer(self, response: Encoded) -> None:  # noqa: D102
         if not self.finished.done():
@@ -172,7 +179,7 @@ async def predict(  # noqa: PLR0917  an ASGI call and what was read of it
 ) -> None:
     """Answer one prediction whose body is read; drop its rows if the client leaves before they run."""
     client = scope.get("client")  # address and port: its connection
-    call = AsgiPrediction(endpoint.loop, tuple(client) if client else None)
+    call = AsgiPrediction(endpoint.loop, tuple(client) if client else None, scope[IDENTITY])
     if endpoint.log is not None:
         scope[PREDICTION] = call
     call.start(endpoint, scope["headers"], body, options)

@@ -18,6 +18,7 @@ from serving.access.access import Access
 from serving.access.rate_limits import Buckets, Rates
 from serving.bodies.byte_budget import ByteBudget
 from serving.bodies.codec_pool import CodecPool
+from serving.capture.capture import Capture
 from serving.deploy import channel
 from serving.deploy.deployment import Deployment
 from serving.deploy.fleet import Fleet
@@ -80,6 +81,7 @@ class Services:
     bodies: ByteBudget
     log: RequestLog | None
     drift: DriftMonitor
+    capture: Capture | None
     shared: FastPathState
     deployment: Deployment | None
     companion: Companion | None
@@ -163,6 +165,10 @@ def make_services(
         heartbeat=heartbeat,
         drift=drift,
     )
+    capture = None
+    if settings.capture_dir is not None:
+        capture = Capture(settings.capture_dir, max_bytes=settings.capture_max_bytes)
+        fleet.prepare.append(capture.attach)
     log = RequestLog.wanted(settings.access_log, settings.slow_log_s, Tracing.from_environment())
     endpoints = EndpointTable(
         ROUTES,
@@ -212,6 +218,7 @@ def make_services(
         bodies=bodies,
         log=log,
         drift=drift,
+        capture=capture,
         shared=shared,
         deployment=deployment,
         companion=companion(fleet, metrics, access, bodies, pool, log) if companion is not None else None,
@@ -228,6 +235,7 @@ def _limits(settings: Settings, threads: int, memory_bytes: int | None) -> Limit
         threads=threads,
         drift=Drift(enabled=settings.drift),
         memory_bytes=settings.model_memory_bytes or memory_bytes,
+        capture_share=settings.capture_share,
     )
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from serving.access.access import Access
 from serving.bodies.codec_pool import CodecPool
+from serving.capture.capture import Tap
 from serving.deploy.canary_selection import CanarySelection
 from serving.deploy.shadow import Shadow
 from serving.engine.model import Model
@@ -52,6 +53,8 @@ class Endpoint:
     timing: bool = False
     told: bool = field(init=False)
     """Whether anything is told of single requests."""
+    tap: Tap | None = field(init=False)
+    """Keeps a share of requests."""
     protocol: str = field(init=False)
     submit: Callable[[Request], None] = field(init=False)
     spare: Spare = field(init=False)
@@ -59,6 +62,7 @@ class Endpoint:
     def __post_init__(self) -> None:
         self.protocol = self.codec.protocol
         self.told = self.timing or self.log is not None
+        self.tap = self.model.tap
         self.spare = self.pool.may_work_here
         # Without a call between: this is done for each request.
         self.submit = self.model.submit if self.model.cache is not None else self.model.batcher.submit

@@ -20,6 +20,7 @@ from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed, RateLimited, ServingError
 from serving.prediction.authorization import authorize
 from serving.prediction.endpoint import CanarySplit, Endpoint
+from serving.prediction.request_id import request_id
 from serving.prediction.request_log import Ended
 from serving.prediction.request_options import DEFAULTS, RequestOptions
 from serving.prediction.socket_loan import SocketLoan
@@ -72,6 +73,11 @@ class Prediction(Request):
     def ended(self, error: ServingError | None, *, gone: bool) -> Ended | None:
         """Say for the log how it ended; None where whoever started it logs it. See `RequestLog.ended`."""
         return None
+
+    @property
+    def identity(self) -> bytes:
+        """What the request is called; its caller's name for it, where there is one."""
+        return request_id(header(self.headers, b"x-request-id"))
 
     def start(self, endpoint: Endpoint, headers: Headers, body: Any, options: RequestOptions = DEFAULTS) -> None:
         """Decode and submit. A bad request, or a stranger's, is answered before this returns."""
@@ -276,6 +282,8 @@ class Prediction(Request):
                 metrics.slow(seconds, header(self.headers, b"traceparent"))
         if endpoint.shadow is not None:
             endpoint.shadow.offer(self.inputs, self.rows, outputs)
+        if endpoint.tap is not None and endpoint.tap.wants():
+            endpoint.tap.take(self.identity, self.caller.name, self.inputs, self.rows, outputs)
         if endpoint.log is not None:
             endpoint.log.ended(self, None)
 

@@ -107,6 +107,18 @@ class FeedbackTable(_Strict):
     """Rows predicted that are kept to be joined with their outcomes; the oldest go first."""
     window: int = Field(1000, ge=20, le=100_000)
     """Outcomes of a version from which its live quality is computed."""
+class CaptureTable(_Strict):
+    """`[capture]` of model.toml."""
+
+    share: float | None = Field(None, ge=0, le=1)
+    """Share of predictions that are kept, where the server has a folder for them; 0 keeps none."""
+
+
+class PrivacyTable(_Strict):
+    """`[privacy]` of model.toml."""
+
+    sensitive: tuple[str, ...] | None = Field(None, strict=False, max_length=10_000)
+    """Names of features that are left out of what is kept, beside those that the signature marks."""
 
 
 class AccessTable(_Strict):
@@ -127,6 +139,8 @@ class SettingsDocument(_Strict):
     cache: CacheTable | None = None
     drift: DriftTable | None = None
     feedback: FeedbackTable | None = None
+    capture: CaptureTable = CaptureTable()
+    privacy: PrivacyTable = PrivacyTable()
     access: AccessTable = AccessTable()
 
 
@@ -147,9 +161,12 @@ class ModelSettings:
         named: dict[str, Any] = {
             "batching": self.off,
             "allow_dynamic_quantization": self.allow_dynamic_quantization,
-            **own.model_dump(exclude_none=True, exclude={"providers", "cache", "drift", "feedback", "callers"}),
+            **own.model_dump(
+                exclude_none=True, exclude={"providers", "cache", "drift", "feedback", "callers", "sensitive"}
+            ),
             "providers": [provider.name for provider in own.providers or ()],
             **{name: str(getattr(own, name) or "") for name in ("cache", "drift", "feedback")},
+            "sensitive": sorted(own.sensitive or ()),
         }
         return {name: value for name, value in named.items() if value not in ("", False, [])} | (
             {} if own.callers is None else {"predict": sorted(own.callers)}
@@ -236,6 +253,8 @@ def read(folder: Path) -> ModelSettings:
         drift=Drift.model_validate(document.drift.model_dump()) if document.drift else None,
         feedback=Feedback.model_validate(document.feedback.model_dump()) if document.feedback else None,
         callers=frozenset(document.access.predict) if document.access.predict is not None else None,
+        capture_share=document.capture.share,
+        sensitive=frozenset(document.privacy.sensitive) if document.privacy.sensitive is not None else None,
     )
     return ModelSettings(off, batching.allow_dynamic_quantization, own, config.keep)
 
@@ -265,7 +284,7 @@ class SettingsFiles:
             if before is not None:
                 settings, meanwhile = before[1], "what was set before goes on"
             else:  # nobody knows what it should say: one at a time is never wrong
-                own = Overrides(callers=_callers(folder))
+                own = Overrides(callers=_callers(folder), capture_share=0.0)
                 settings, meanwhile = ModelSettings(off="its settings can't be read", own=own), "requests run alone"
             problem = f"{error.message} (until that is mended {meanwhile})"
             log.error("%s: %s", name, problem)
