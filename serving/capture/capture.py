@@ -1,4 +1,4 @@
-"""Keeps a share of what models were asked and answered as Parquet: `<folder>/<model>/<version>/<time>-<host>-<pid>.parquet`.
+"""Keeps a share of what models were asked and answered as Parquet, at <folder>/<model>/<version>/.
 
 The event loop only copies; a thread writes, a file for each version once a minute or sooner. What can't be written is a
 warning, and nothing else.
@@ -105,7 +105,7 @@ class Tap:
 
 
 class Capture:
-    """One process's part in the folder; `close` writes what waits. max_bytes: of all files there, whoever wrote them."""
+    """One process's part in the folder; `close` writes what waits. max_bytes: of all files, whoever wrote them."""
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
         self._folder = folder
@@ -125,7 +125,9 @@ class Capture:
         unknown = sorted(hidden - {feature.name for feature in model.signature.features})
         if unknown:  # a misspelt name would give away what it is to protect
             names = ", ".join(unknown)
-            log.error("%s %s: not captured: privacy.sensitive has no such feature: %s", model.name, model.version, names)
+            log.error(
+                "%s %s: not captured: privacy.sensitive has no such feature: %s", model.name, model.version, names
+            )
         elif model.limits.capture_share:
             model.tap = Tap(self, model, model.limits.capture_share, hidden)
 

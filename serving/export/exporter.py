@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +44,7 @@ def export(
     metrics: Mapping[str, float] | None = None,
     description: str = "",
     descriptions: Mapping[str, str] | None = None,
+    sensitive: Collection[str] = (),
     unknown_category: UnknownCategory = "accept",
     tolerance: float = 1e-4,
     double: bool = False,
@@ -61,6 +62,8 @@ def export(
         numbers and booleans are asked for as such.
     classes: names of the classes where the model's own are 0, 1, 2 and so on, or false and true. A file or network
         that answers with one score for each gets a label: the class of the highest.
+    sensitive: names of features whose values no server keeps, whatever it keeps of requests; the file itself has those
+        of the rows that it is proved with.
     unknown_category: whether callers may send categories that training did not see. Where the model itself refuses
         them, or its file would answer otherwise for them, they are refused in any case.
     tolerance: largest difference of a score or a prediction, relative where values are above 1.
@@ -74,7 +77,9 @@ def export(
     if path is not None and mlflow_folder.is_one(path):
         folder = mlflow_folder.read(path)
         if train is None:
-            return _of_mlflow(folder, description=description, metrics=metrics or {}, tolerance=tolerance)
+            return _of_mlflow(
+                folder, description=description, metrics=metrics or {}, tolerance=tolerance, sensitive=sensitive
+            )
         path = folder.model
     for what, given in (("train", train), ("held_out", held_out)):
         if given is None:
@@ -135,10 +140,26 @@ def export(
             metrics=metrics or {},
             tolerance=tolerance,
             image=image,
+            sensitive=sensitive,
         )
 
 
-def _of_mlflow(folder: MLflowFolder, *, description: str, metrics: Mapping[str, float], tolerance: float) -> Exported:
+def _marked(features: tuple[Feature, ...], sensitive: Collection[str]) -> tuple[Feature, ...]:
+    """Mark features as sensitive. Raises CannotExport for a name that none has."""
+    unknown = sorted(set(sensitive) - {feature.name for feature in features})
+    if unknown:
+        raise CannotExport("sensitive", f"names {', '.join(unknown)}", "name features")
+    return tuple(f.model_copy(update={"sensitive": True}) if f.name in sensitive else f for f in features)
+
+
+def _of_mlflow(
+    folder: MLflowFolder,
+    *,
+    description: str,
+    metrics: Mapping[str, float],
+    tolerance: float,
+    sensitive: Collection[str],
+) -> Exported:
     """Take over what an MLflow folder says: nothing is compared, since its original is not there."""
     proto = onnx.load(str(folder.model))
     keys = plain_outputs(proto)
@@ -154,6 +175,7 @@ def _of_mlflow(folder: MLflowFolder, *, description: str, metrics: Mapping[str, 
             }
         )
     )
+    signature = signature.model_copy(update={"features": _marked(signature.features, sensitive)})
     rows = folder.rows(signature)[:GOLDEN_ROWS]
     if rows:
         try:
@@ -269,6 +291,7 @@ def _written(
     metrics: Mapping[str, float],
     tolerance: float,
     image: tuple[str, tuple[int, ...]] | None,
+    sensitive: Collection[str],
 ) -> Exported:
     proto, base = made.proto, made.session.signature
     count = min(GOLDEN_ROWS, len(held_out))
@@ -283,7 +306,7 @@ def _written(
         inputs=base.inputs,
         outputs=base.outputs,
         layout=made.layout,
-        features=(_tensor_feature(made.features, image),) if image else made.features,
+        features=_marked((_tensor_feature(made.features, image),) if image else made.features, sensitive),
         label=label,
         scores=scores,
         classes=tuple(classes) if classes else None,

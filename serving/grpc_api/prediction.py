@@ -108,7 +108,7 @@ def _size(response: bytes | Parts) -> int:
 
 
 def _ended(prediction: Prediction, method: str, error: ServingError | None, *, gone: bool) -> Ended:
-    identity = prediction.identity
+    identity = prediction.request_id()
     if error is not None:
         return Ended(identity, method, status_of(error).name, 0, None)
     return Ended(identity, method, "CANCELLED" if gone else "OK", 0 if gone else prediction.size, None)

@@ -48,6 +48,9 @@ class FastPathPrediction(DirectPrediction):
     def sender(self) -> int:  # noqa: D102
         return id(self.connection)  # no reference: who is remembered may have gone
 
+    def request_id(self) -> bytes:  # noqa: D102
+        return self.identity
+
     def answer(self, response: Encoded) -> None:  # noqa: D102
         body, headers, kind = response
         self.count(200)

@@ -146,20 +146,19 @@ class Reservation:
 class AsgiPrediction(Prediction):
     """A prediction whose answer a coroutine waits for."""
 
-    __slots__ = ("_identity", "client", "finished")
+    __slots__ = ("client", "finished", "identity")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, client: Hashable, identity: bytes) -> None:
         self.client = client
-        self._identity = identity
+        self.identity = identity
         self.finished: asyncio.Future[tuple[int, HeaderList, bytes | Blobs, bytes]] = loop.create_future()
 
     @property
     def sender(self) -> Hashable:  # noqa: D102
         return self.client
 
-    @property
-    def identity(self) -> bytes:  # noqa: D102
-        return self._identity
+    def request_id(self) -> bytes:  # noqa: D102
+        return self.identity
 
     def answer(self, response: Encoded) -> None:  # noqa: D102
         if not self.finished.done():

@@ -74,8 +74,7 @@ class Prediction(Request):
         """Say for the log how it ended; None where whoever started it logs it. See `RequestLog.ended`."""
         return None
 
-    @property
-    def identity(self) -> bytes:
+    def request_id(self) -> bytes:
         """What the request is called; its caller's name for it, where there is one."""
         return request_id(header(self.headers, b"x-request-id"))
 
@@ -283,7 +282,7 @@ class Prediction(Request):
         if endpoint.shadow is not None:
             endpoint.shadow.offer(self.inputs, self.rows, outputs)
         if endpoint.tap is not None and endpoint.tap.wants():
-            endpoint.tap.take(self.identity, self.caller.name, self.inputs, self.rows, outputs)
+            endpoint.tap.take(self.request_id(), self.caller.name, self.inputs, self.rows, outputs)
         if endpoint.log is not None:
             endpoint.log.ended(self, None)
 
