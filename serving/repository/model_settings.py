@@ -107,6 +107,8 @@ class FeedbackTable(_Strict):
     """Rows predicted that are kept to be joined with their outcomes; the oldest go first."""
     window: int = Field(1000, ge=20, le=100_000)
     """Outcomes of a version from which its live quality is computed."""
+
+
 class CaptureTable(_Strict):
     """`[capture]` of model.toml."""
 
