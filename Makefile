@@ -36,6 +36,9 @@ dist: install
 	.venv-dist/bin/pip install --quiet --require-hashes -r requirements-serve.lock
 	.venv-dist/bin/pip install --quiet --no-deps dist/*.whl
 	cd .venv-dist && bin/python -I $(CURDIR)/tests/installed.py $(CURDIR)/models
+	sed -n 's/^\([a-z0-9][^\\]*==[^\\]*\) \\$$/\1/p' requirements.lock >.venv-dist/constraints.txt
+	.venv-dist/bin/pip install --quiet --constraint .venv-dist/constraints.txt "$$(echo $(CURDIR)/dist/*.whl)[export,client]"
+	cd .venv-dist && bin/python -I $(CURDIR)/tests/newcomer.py $(CURDIR)/README.md
 	rm -rf .venv-dist
 
 check: install

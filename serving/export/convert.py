@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,8 +149,6 @@ def register() -> None:
 
     And that scikit-learn's own trees see float32, whatever is computed before them.
     """
-    from onnxmltools.convert.lightgbm.operator_converters.LightGbm import convert_lightgbm  # noqa: PLC0415
-    from onnxmltools.convert.xgboost.operator_converters.XGBoost import convert_xgboost  # noqa: PLC0415
     from skl2onnx import update_registered_converter  # noqa: PLC0415
     from skl2onnx.common import _registration  # noqa: PLC0415
     from skl2onnx.common.shape_calculator import (  # noqa: PLC0415
@@ -176,14 +175,17 @@ def register() -> None:
         options=linear,
     )
     choices = {"nocl": [True, False], "zipmap": [True, False, "columns"]}
-    for family, prefix, convert, kinds in (
-        ("lightgbm", "LGBM", convert_lightgbm, ("Classifier", "Regressor", "Ranker")),
-        ("xgboost", "XGB", convert_xgboost, ("Classifier", "Regressor", "RFClassifier", "RFRegressor", "Ranker")),
+    for family, prefix, name, kinds in (
+        ("lightgbm", "LGBM", "LightGbm", ("Classifier", "Regressor", "Ranker")),
+        ("xgboost", "XGB", "XGBoost", ("Classifier", "Regressor", "RFClassifier", "RFRegressor", "Ranker")),
     ):
         try:
-            module = __import__(family)
+            module = import_module(family)
         except ImportError:
             continue
+        # Which imports the library that it converts, and may do so only where that is there.
+        converters = import_module(f"onnxmltools.convert.{family}.operator_converters.{name}")
+        convert = getattr(converters, f"convert_{family}")
         for kind in kinds:
             answers_classes = kind.endswith("Classifier")
             update_registered_converter(

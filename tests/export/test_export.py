@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +236,21 @@ def test_every_shipped_model_gives_its_golden_answers(path: Path) -> None:
 def test_the_shipped_models_are_small() -> None:
     """All shipped models together stay under 5 MB."""
     assert sum(p.stat().st_size for p in MODELS.rglob("*") if p.is_file()) < 5_000_000
+
+
+@pytest.mark.parametrize("only", ["", "lightgbm", "xgboost"])
+def test_it_exports_with_what_its_extra_installs(only: str) -> None:
+    """Where no library of boosted trees is there, or one without the others, scikit-learn's models convert."""
+    made = f"""
+import sys
+for name in {{"lightgbm", "xgboost", "catboost", "httpx2", "grpc"}} - {{{only!r}}}:
+    sys.modules[name] = None
+import numpy
+from sklearn.linear_model import LogisticRegression
+from serving.export import export
+rows = numpy.random.default_rng(0).normal(size=(60, 3))
+model = LogisticRegression().fit(rows, rows[:, 0] > 0)
+print(export(model, train=rows, held_out=rows).signature.task)
+"""
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", made], capture_output=True, text=True, check=False)
+    assert ended.stdout == "classification\n", ended.stderr
