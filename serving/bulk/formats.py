@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
@@ -21,7 +22,7 @@ MEDIA_TYPES: dict[str, Format] = {
     "application/vnd.apache.arrow.stream": "arrow",
     "application/vnd.apache.parquet": "parquet",
 }
-"""What each is called over HTTP; Parquet is read from its end, and never a stream."""
+"""What each is called over HTTP."""
 SUFFIXES: dict[str, Format] = {
     ".ndjson": "ndjson",
     ".jsonl": "ndjson",
@@ -30,6 +31,30 @@ SUFFIXES: dict[str, Format] = {
     ".parquet": "parquet",
 }
 """What each is called in a folder."""
+
+
+def bulk_format(content_type: bytes) -> Format | None:
+    """Return the format that a Content-Type names; None for others, such as JSON.
+
+    >>> bulk_format(b"Text/CSV; charset=utf-8"), bulk_format(b"application/json")
+    ('csv', None)
+    """
+    return MEDIA_TYPES.get(content_type.partition(b";")[0].strip().lower().decode("latin-1"))
+
+
+def accepted_format(accept: bytes | None, given: Format) -> Format:
+    """Return the format that an Accept likes best; where it names none that is known, that of what was given.
+
+    >>> accepted_format(b"text/csv;q=0.5, application/x-ndjson, */*;q=0.1", "arrow"), accepted_format(None, "arrow")
+    ('ndjson', 'arrow')
+    """
+    liked: list[tuple[float, Format]] = []
+    for item in (accept or b"").split(b","):
+        kind = bulk_format(item)
+        quality = re.search(rb";\s*q=([01](?:\.\d{0,3})?)", item)
+        if kind is not None and kind != "parquet":
+            liked.append((float(quality[1]) if quality else 1.0, kind))
+    return max(liked, key=lambda each: each[0], default=(1.0, given))[1]
 
 
 def check_installed() -> None:

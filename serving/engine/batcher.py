@@ -178,6 +178,11 @@ class Batcher:
         """Rows that wait, not counting those that run."""
         return self._queued_rows
 
+    @property
+    def batches(self) -> int:
+        """How often a batch was taken from the queue."""
+        return self._taken
+
     def waits(self, request: Request) -> bool:
         """Tell whether a request has not begun to run."""
         return any(request in line for line in self._lines)

@@ -16,9 +16,12 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.bodies.byte_budget import ByteBudget
+from serving.bulk.formats import bulk_format
 from serving.errors import InvalidRequest
 from serving.http_api.answer import error_body
+from serving.http_api.bulk_route import CONNECTION
 from serving.http_api.connection_reaper import ConnectionReaper
+from serving.http_api.parsed_head import rooted
 from serving.linux.tcp import close_or_reset, half_close, reset
 from serving.prediction.request_id import request_id
 from serving.protocols.headers import Headers, header
@@ -69,6 +72,8 @@ class Connection(HttpToolsProtocol):
         self._unread = 0  # bytes written that the client has not taken
         self._waiting = 0  # bytes of answers that are counted
         self._spare = False
+        self.streamed = False  # the answer to the request that is being read begins before that is whole
+        self._seen = 0  # bytes of its body when `since` was set
         self._over = False  # refused: what still comes is thrown away until then
         self._fault = MALFORMED
         self._refusal: tuple[int, str, str] | None = None  # waits behind an answer that is owed
@@ -175,6 +180,7 @@ class Connection(HttpToolsProtocol):
         self._begun += 1
         self._head_bytes = 0
         self._midway = self._in_head = True
+        self.streamed = False
         self.since = self.shared.now
 
     def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102
@@ -184,8 +190,10 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:  # noqa: D102
         if not self.url.startswith(b"/"):
-            self.url = _rooted(self.url)
+            self.url = rooted(self.url)
         self.judge_head()
+        if bulk_format(header(self.headers, b"content-type") or b"") is not None:
+            self.scope[CONNECTION] = self  # type: ignore[literal-required]
         super().on_headers_complete()
         self._in_head = False
         if self._spare:
@@ -194,7 +202,7 @@ class Connection(HttpToolsProtocol):
     def judge_head(self) -> None:
         """Judge a head by what only all of it tells. Raises ValueError, which the parser turns into its own error."""
         self.since = self.shared.now
-        self._received = self._pieces = self._overhead = 0
+        self._received = self._seen = self._pieces = self._overhead = 0
         if self._spare and self.url.partition(b"?")[0] not in ALWAYS:
             self._wrong(CROWDED)
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -285,6 +293,11 @@ class Connection(HttpToolsProtocol):
         elif self._in_head:
             if seconds > patience.head_s:
                 self.refuse(SLOW_HEAD)
+        elif self.streamed:
+            if self._received - self._seen >= patience.min_rate * seconds:
+                self.since, self._seen = self.shared.now, self._received
+            elif seconds > patience.body_s:
+                self._abort("slow_body")
         elif not self._unanswered():
             if seconds > patience.head_s:  # it has its answer, and does not stop to send what was not wanted
                 self._abort("unwanted_body")
@@ -360,8 +373,14 @@ class Connection(HttpToolsProtocol):
         """Write the answer to what can't be read, and nothing behind it."""
         status, _, text = fault
         self._refusal = None
-        self.since = self.shared.now
         self.write_refusal(status, text, self.headers if self._midway else ())
+        self.break_off()
+
+    def break_off(self) -> None:
+        """End the connection behind what is written; amid an answer no client takes that for whole."""
+        self.shared.taken.discard(self)
+        self._over = True
+        self.since = self.shared.now
         # Closing at once would reset the connection under what the client still sends, and with it the answer.
         half_close(self.transport)
         if self.cycle is not None:
@@ -378,11 +397,3 @@ class Connection(HttpToolsProtocol):
             b"x-request-id: %b\r\nconnection: close\r\n\r\n" % identity,
         ]
         self.transport.write(b"".join([STATUS_LINE[status], *lines, body]))
-
-
-def _rooted(url: bytes) -> bytes:
-    """Give a target in absolute form the path that it may leave out (RFC 9112, 3.2.2)."""
-    parsed = httptools.parse_url(url)
-    if parsed.path is not None:
-        return url
-    return b"/" if parsed.query is None else b"/?" + parsed.query

@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+import httptools
+
 from serving.bodies.byte_budget import ByteBudget
+from serving.bulk.formats import bulk_format
 from serving.errors import InvalidRequest
 from serving.prediction.request_options import DEFAULTS, PRIORITY, TIMEOUT, RequestOptions, request_options
 from serving.protocols.headers import HeaderList
@@ -17,6 +20,7 @@ from serving.protocols.http_codec import LENGTH
 
 # A header that asks for more than the fast path does.
 _UNUSUAL = frozenset({b"transfer-encoding", b"expect", b"content-encoding", b"upgrade", b"origin"})
+_PLAIN_TYPES = frozenset({b"application/json", b"application/octet-stream"})
 _ASKING = frozenset({PRIORITY, TIMEOUT})
 _LONGEST = 1024
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=\r\n)", re.IGNORECASE)
@@ -43,6 +47,8 @@ def plain_head(headers: HeaderList) -> PlainHead | None:
             return None
         if name == b"content-length":
             length = value
+        elif name == b"content-type" and value not in _PLAIN_TYPES and bulk_format(value) is not None:
+            return None
         elif name == b"x-request-id":
             identity = value
         elif name == LENGTH:
@@ -116,3 +122,11 @@ def parsed_head(
     at = head.count(b"\n", 0, found.start(1)) - 1
     exact = length if length <= ByteBudget.FREE else -1  # what is larger is counted, by the other way
     return ParsedHead(head, exact, head[: found.start(1)], head[found.end(1) :], url, headers, at, options)
+
+
+def rooted(url: bytes) -> bytes:
+    """Give a target in absolute form the path that it may leave out (RFC 9112, 3.2.2)."""
+    parsed = httptools.parse_url(url)
+    if parsed.path is not None:
+        return url
+    return b"/" if parsed.query is None else b"/?" + parsed.query

@@ -11,8 +11,10 @@ from starlette.types import Message, Receive, Scope, Send
 from serving.bodies.buffer import OWN_PAGES_FROM, BodyBuffer
 from serving.bodies.byte_budget import ByteBudget
 from serving.bodies.inflation import Inflation, inflaters
+from serving.bulk.formats import bulk_format
 from serving.errors import InvalidRequest, PayloadTooLarge, ServingError, UnsupportedMediaType
 from serving.http_api.answer import METHOD_TEXT, error_body, error_headers, status_of
+from serving.http_api.bulk_route import answer_stream
 from serving.http_api.own_route import OwnRoute
 from serving.http_api.prediction_paths import ROUTES
 from serving.http_api.services import Services, services_of
@@ -89,7 +91,14 @@ for (_protocol, _kind), _template in ROUTES.items():
 
 
 async def answer(endpoint: Endpoint, scope: Scope, receive: Receive, send: Send, bodies: ByteBudget) -> None:
-    """Read a body under the limit and answer the prediction that it options for."""
+    """Read a body under the limit and answer the prediction that it options for; or a stream of rows."""
+    kind = bulk_format(header(scope["headers"], b"content-type") or b"") if endpoint.protocol == "v1" else None
+    if kind is not None:
+        try:
+            await answer_stream(endpoint, kind, scope, receive, send, bodies)
+        except ServingError as error:
+            await respond(send, status_of(error, endpoint.protocol), error_headers(error), error_body(error))
+        return
     lease = Reservation(bodies)
     try:
         await _answer(endpoint, scope, receive, send, lease)

@@ -26,6 +26,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_predictions": ("Predictions by how they ended.", (*_MODEL, "protocol", "outcome")),
     "serving_failed_prediction_seconds": ("Seconds from body to answer, of predictions that failed.", _MODEL),
     "serving_rows": ("Rows predicted.", _MODEL),
+    "serving_bad_rows": ("Rows of streams that could not be predicted.", _MODEL),
     "serving_rejected": ("Predictions that were not run, by reason.", (*_MODEL, "reason")),
     "serving_cache_requests": ("Predictions looked up in a response cache: hit, joined or miss.", (*_MODEL, "outcome")),
     "serving_invalid_features": ("Bad cells by feature.", (*_MODEL, "feature")),

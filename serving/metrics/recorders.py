@@ -78,6 +78,7 @@ class ModelMetrics:
         self._compared: Cells[str] = Cells(lambda _: cell("serving_drift_rows"))
         self._windows: Cells[str] = Cells(lambda outcome: cell("serving_drift_windows", outcome))
         self._rows = cell("serving_rows")
+        self._bad_rows = cell("serving_bad_rows")
         self._failing = cell("serving_failed_prediction_seconds")
         self._rows_before = 0.0
         self._seconds: list[float] = []
@@ -141,6 +142,15 @@ class ModelMetrics:
             for detail in error.details:
                 if detail.feature:
                     self._invalid[detail.feature][0] += 1
+
+    def bulk_rows(self, good: int, bad: int) -> None:
+        """Count rows that came in bulk."""
+        self._rows[0] += good
+        self._bad_rows[0] += bad
+
+    def bulk_ended(self, protocol: str, outcome: str) -> None:
+        """Count how rows in bulk ended, all of them as one prediction, whose seconds say nothing of others."""
+        self._other[protocol, outcome][0] += 1
 
     def cached(self, outcome: str) -> None:
         """Count what a response cache made of a request."""
