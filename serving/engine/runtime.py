@@ -28,8 +28,8 @@ from serving.tensors import NUMPY, Array
 
 WEIGHTS_FILE = "weights.bin"
 """Where the prepared form of a model has its weights."""
-EXTENSIONS = "ai.onnx.contrib"
-"""Domain of the operators of onnxruntime-extensions: tokenizers, image decoding."""
+EXTENSIONS = ("ai.onnx.contrib", "com.microsoft.extensions")
+"""Domains of the operators of onnxruntime-extensions: tokenizers and sound in the first, pictures in the second."""
 LIMITED = "is smaller than requested bytes"
 NO_MEMORY = re.compile(LIMITED + "|bad_alloc|bad allocation")
 
@@ -169,7 +169,7 @@ def extended(make: Callable[[], ort.InferenceSession], chosen: ort.SessionOption
         return make()
     except ERRORS as error:
         library = extensions_library()
-        if EXTENSIONS not in str(error) or library is None:
+        if library is None or not any(domain in str(error) for domain in EXTENSIONS):
             raise
     chosen.register_custom_ops_library(str(library))
     return make()

@@ -141,7 +141,7 @@ class Examination:
                 if node.domain not in BUILT_IN and (node.domain, node.op_type) not in own
             }
         )
-        extensions = [name for name in strange if name.startswith(f"{EXTENSIONS}::")]
+        extensions = [name for name in strange if name.partition("::")[0] in EXTENSIONS]
         others = [name for name in strange if name not in extensions]
         if others:
             raise Refused(f"no library here has its operators {', '.join(others[:5])}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
 import numpy as np
 import onnx
 import pytest
@@ -66,6 +68,30 @@ def test_strings_in_vectors_out(tmp_path: Path) -> None:
         tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["moon"]}
         said = client.post("/v2/models/sentence/infer", json={"inputs": [tensor]}).json()
         np.testing.assert_allclose(said["outputs"][0]["data"], expected("moon"), rtol=1e-5)
+
+
+def test_a_picture_in_its_colours_out(tmp_path: Path) -> None:
+    """A file's bytes go in as UINT8, and are decoded in the graph."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("DecodeImage", ["file"], ["pixels"], domain="com.microsoft.extensions"),
+            helper.make_node("Cast", ["pixels"], ["numbers"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["numbers"], ["colour"], axes=[0, 1], keepdims=0),
+        ],
+        "picture",
+        [helper.make_tensor_value_info("file", TensorProto.UINT8, ["bytes"])],
+        [helper.make_tensor_value_info("colour", TensorProto.FLOAT, [3])],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft.extensions", 1)]
+    (tmp_path / "picture" / "1").mkdir(parents=True)
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "picture" / "1" / "model.onnx")
+    pixels = np.full((8, 6, 3), (200, 100, 0), np.uint8)
+    file = io.BytesIO()
+    matplotlib.image.imsave(file, pixels, format="png")
+    with TestClient(create_app(Settings(models=tmp_path, strict=True, extension_ops=True))) as client:
+        sent = {"name": "file", "datatype": "UINT8", "shape": [len(file.getvalue())], "data": list(file.getvalue())}
+        answer = client.post("/v2/models/picture/infer", json={"inputs": [sent]})
+        assert answer.json()["outputs"][0]["data"] == [0, 100, 200]  # blue, green, red
 
 
 def test_it_is_for_each_server_to_allow(tmp_path: Path) -> None:
