@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 
-from serving.commands import drift, export, keys, predict, status, traffic, tune, versions
+from serving.commands import drift, export, keys, predict, replay, status, traffic, tune, versions
 from serving.server import CannotStart, serve
 from serving.settings import Settings, read
 from serving.supervisor import CannotReload
@@ -117,6 +117,7 @@ tune.register(app)
 predict.register(app)
 drift.register(app)
 keys.register(app)
+replay.register(app)
 
 
 def main() -> None:

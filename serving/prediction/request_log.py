@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from serving.errors import ServingError
 from serving.metrics.recorders import outcome_of
-from serving.prediction.tracing import Tracing
+from serving.prediction.tracing import Described, Tracing
 from serving.protocols.headers import Headers, header
 
 if TYPE_CHECKING:
@@ -114,21 +114,15 @@ class RequestLog:
         given = _TRACEPARENT.fullmatch(header(headers, b"traceparent") or b"")
         trace_id, span_id = given[1].decode() if given else None, None
         if chosen.context is not None and self._tracing is not None:
-            name, attributes, failed = _described(ended)
             facts = {"model.name": model, "model.version": version, "outcome": outcome, "principal": caller}
-            attributes |= {f"serving.{fact}": value for fact, value in facts.items() if value is not None}
             trace_id, span_id = self._tracing.record(
                 chosen.context,
-                name,
-                attributes,
-                failed=failed,
+                lambda: _described(ended, facts),
                 began=began,
                 ended=chosen.now,
                 stages=stages,
                 run=prediction.ran if prediction is not None else None,
             )
-            if prediction is not None and prediction.endpoint.metrics is not None:
-                prediction.endpoint.metrics.traced(chosen.now - began, trace_id)
         if not chosen.due:
             return
         seconds = chosen.now - began
@@ -157,8 +151,8 @@ class RequestLog:
             self._tracing.close()
 
 
-def _described(ended: Ended) -> tuple[str, dict[str, str | int], bool]:
-    """Return a request's name, its attributes by OpenTelemetry's conventions, and whether the server failed on it."""
+def _described(ended: Ended, facts: dict[str, str | None]) -> Described:
+    """Describe a request by OpenTelemetry's conventions, and what they have no word for below `serving.`."""
     attributes: dict[str, str | int] = {"serving.request_id": ended.identity.decode("latin-1")}
     status = ended.status
     if isinstance(status, str):
@@ -172,7 +166,8 @@ def _described(ended: Ended) -> tuple[str, dict[str, str | int], bool]:
         name = f"{method} {ended.route}"
     if failed:
         attributes["error.type"] = str(status)
-    return name, attributes, failed
+    attributes |= {f"serving.{fact}": value for fact, value in facts.items() if value is not None}
+    return Described(name, attributes, failed)
 
 
 def stages_of(prediction: Prediction, now: float) -> list[tuple[str, float, float]]:

@@ -11,9 +11,10 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import entry_points, version
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from serving.engine.request import Run
 from serving.protocols.headers import Headers
@@ -21,8 +22,9 @@ from serving.protocols.headers import Headers
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import SpanProcessor
-    from opentelemetry.trace import Link, SpanContext
+    from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+    from opentelemetry.sdk.trace.export import SpanExporter
+    from opentelemetry.trace import SpanContext
 
 log = logging.getLogger("serving.tracing")
 
@@ -31,28 +33,49 @@ FLUSH_S = 5.0
 _OTLP = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 
 
-class Tracing:
-    """Makes the spans of requests that are sampled, and gives them to `processors`.
+class Described(NamedTuple):
+    """What a request was: its span's name and attributes, and whether the server failed on it."""
 
-    They are made whole, past the SDK's tracer: a request has six, and starting and ending each costs as much as a small
-    prediction. follow: who sends a `traceparent` has decided already. share: of the other requests, from 0 to 1, are
-    sampled.
+    name: str
+    attributes: dict[str, str | int]
+    failed: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Record:
+    """What the spans of a request are made of; `context` is what a processor asks of a span that it is given.
+
+    own: the request's span; above: its parent, if it has one. describe: called by a thread.
     """
 
-    def __init__(self, processors: Sequence[SpanProcessor], resource: Resource, *, follow: bool, share: float) -> None:
+    context: SpanContext
+    own: tuple[int, int]
+    above: SpanContext | None
+    describe: Callable[[], Described]
+    began: float
+    ended: float
+    stages: Sequence[tuple[str, float, float]]
+    run: Run | None
+    first: bool
+    """Whether it is the first of its batch, and brings the batch's span."""
+
+
+class Tracing:
+    """Takes down what the spans of sampled requests are made of, for `processors`, which have them made.
+
+    follow: who sends a `traceparent` has decided already. share: of the other requests, from 0 to 1, are sampled.
+    """
+
+    def __init__(self, processors: Sequence[SpanProcessor], *, follow: bool, share: float) -> None:
         from opentelemetry import trace  # noqa: PLC0415  an extra
         from opentelemetry.context import Context  # noqa: PLC0415
-        from opentelemetry.sdk.trace import ReadableSpan  # noqa: PLC0415
-        from opentelemetry.sdk.util.instrumentation import InstrumentationScope  # noqa: PLC0415
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
-        self._trace = trace
-        self._span = ReadableSpan
-        self._scope = InstrumentationScope("serving", version("serving"))
+        self._current_span = trace.get_current_span
+        self._sampled = trace.SpanContext(1, 1, False, trace.TraceFlags(trace.TraceFlags.SAMPLED))
         self._no_parent = Context()
         self._propagator = TraceContextTextMapPropagator()
         self._processors = processors
-        self._resource = resource
         self._follow = follow
         self._share = share
 
@@ -68,8 +91,11 @@ class Tracing:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
 
             follow, share = _sampler()
-            processors = [BatchSpanProcessor(_exporter(name.strip())()) for name in wanted.split(",")]
-            return cls(processors, _resource(), follow=follow, share=share)
+            made: list[SpanProcessor] = []
+            for name in wanted.split(","):
+                exporter: Any = _SpanMaker(_exporter(name.strip())())
+                made.append(BatchSpanProcessor(exporter))
+            return cls(made, follow=follow, share=share)
         except ImportError:
             log.error('the environment asks for traces (OTEL_*): pip install "serving[otel]", or there are none')
         except Exception as error:  # whatever it is, predictions matter more
@@ -86,7 +112,7 @@ class Tracing:
     def _continued(self, headers: Headers) -> Context | None:
         carrier = {name.decode(): value.decode("latin-1") for name, value in headers if name.startswith(b"trace")}
         parent = self._propagator.extract(carrier, self._no_parent)
-        given = self._trace.get_current_span(parent).get_span_context()
+        given = self._current_span(parent).get_span_context()
         if self._follow and given.is_valid:
             return parent if given.trace_flags.sampled else None
         drawn = given.trace_id % 2**64 / 2**64 if given.is_valid else random.random()  # noqa: S311
@@ -95,80 +121,29 @@ class Tracing:
     def record(
         self,
         context: Context,
-        name: str,
-        attributes: Mapping[str, str | int],
+        describe: Callable[[], Described],
         *,
-        failed: bool,
         began: float,
         ended: float,
-        stages: Iterable[tuple[str, float, float]] = (),
-        run: Run | None = None,
+        stages: Sequence[tuple[str, float, float]],
+        run: Run | None,
     ) -> tuple[str, str]:
-        """Make the span of a request and one of each stage; return its trace's id and its own, in hexadecimal.
+        """Have the span of a request made, and one of each stage; return its trace's id and its own, in hexadecimal.
 
         context: as `sampled` returned it. Times are monotonic seconds. run: the batch that its rows ran in, which has
         one span for all that were in it; it is a trace of its own, since it belongs to none of them.
         """
-        trace = self._trace
-        shift = time.time_ns() - int(time.monotonic() * 1e9)
-
-        def made(
-            name: str,
-            own: SpanContext,
-            parent: SpanContext | None,
-            since: float,
-            until: float,
-            *,
-            attributes: Mapping[str, str | int] | None = None,
-            links: Sequence[Link] = (),
-            kind: Any = trace.SpanKind.INTERNAL,
-            status: Any = trace.StatusCode.UNSET,
-        ) -> None:
-            span = self._span(
-                name,
-                own,
-                parent,
-                self._resource,
-                attributes,
-                links=links,
-                kind=kind,
-                status=trace.Status(status),
-                start_time=int(since * 1e9) + shift,
-                end_time=int(until * 1e9) + shift,
-                instrumentation_scope=self._scope,
-            )
-            for processor in self._processors:
-                processor.on_end(span)
-
-        above: SpanContext | None = trace.get_current_span(context).get_span_context()
-        if above is None or not above.is_valid:
+        above = None if context is self._no_parent else self._current_span(context).get_span_context()
+        if above is not None and not above.is_valid:
             above = None
-        own = self._fresh(above)
-        if run is not None and run.span is None:
-            facts = {key: value for key, value in attributes.items() if key.startswith("serving.model.")}
-            facts |= {"serving.batch.rows": run.rows, "serving.batch.requests": run.requests}
-            run.span = self._fresh(None)
-            made("batch", run.span, None, run.started, run.ended, attributes=facts, links=[trace.Link(own)])
-        for stage, since, until in stages:
-            links = [trace.Link(run.span)] if run is not None and stage == "inference" else ()
-            made(stage, self._fresh(own), own, since, until, links=links)
-        made(
-            name,
-            own,
-            above,
-            began,
-            ended,
-            attributes=attributes,
-            kind=trace.SpanKind.SERVER,
-            status=trace.StatusCode.ERROR if failed else trace.StatusCode.UNSET,
-        )
-        return f"{own.trace_id:032x}", f"{own.span_id:016x}"
-
-    def _fresh(self, parent: SpanContext | None) -> SpanContext:
-        """Return what a new span is known by, in its parent's trace or one of its own."""
-        trace_id, state = (random.getrandbits(128), None) if parent is None else (parent.trace_id, parent.trace_state)
-        sampled = self._trace.TraceFlags(self._trace.TraceFlags.SAMPLED)
-        return self._trace.SpanContext(trace_id, random.getrandbits(64), False, sampled, state)
+        own = random.getrandbits(128) if above is None else above.trace_id, random.getrandbits(64)
+        first = run is not None and run.span is None
+        if run is not None and first:
+            run.span = random.getrandbits(128), random.getrandbits(64)
+        record: Any = _Record(self._sampled, own, above, describe, began, ended, stages, run, first)
+        for processor in self._processors:
+            processor.on_end(record)
+        return f"{own[0]:032x}", f"{own[1]:016x}"
 
     def close(self) -> None:
         """Export what is left, and give up after a while: a receiver that has gone must not hold up the end."""
@@ -177,6 +152,58 @@ class Tracing:
             thread.start()
         for thread in closing:
             thread.join(FLUSH_S)
+
+
+class _SpanMaker:
+    """An exporter that makes spans of records, and has another one export them.
+
+    Many at a time on the thread that exports: one by one on the event loop they cost three times as much. They are made
+    whole, past the SDK's tracer, which costs as much again.
+    """
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        from opentelemetry import trace  # noqa: PLC0415  an extra
+        from opentelemetry.sdk.trace import ReadableSpan  # noqa: PLC0415
+        from opentelemetry.sdk.util.instrumentation import InstrumentationScope  # noqa: PLC0415
+
+        self._trace = trace
+        self._span = ReadableSpan
+        self._exporter = exporter
+        self._resource = _resource()
+        self._scope = InstrumentationScope("serving", version("serving"))
+        self._flags = trace.TraceFlags(trace.TraceFlags.SAMPLED)
+        self._unset, self._error = trace.Status(), trace.Status(trace.StatusCode.ERROR)
+        self.shutdown = exporter.shutdown
+        self.force_flush = exporter.force_flush
+
+    def export(self, records: Sequence[_Record]) -> Any:
+        """Export the spans of some requests."""
+        # Spans have the time of day, and stages are measured by a clock that nobody sets.
+        shift = time.time_ns() - int(time.monotonic() * 1e9)
+        return self._exporter.export([span for record in records for span in self._spans(record, shift)])
+
+    def _spans(self, record: _Record, shift: int) -> Iterator[ReadableSpan]:
+        trace, run = self._trace, record.run
+        name, attributes, failed = record.describe()
+        state = record.above.trace_state if record.above is not None else None
+        own = trace.SpanContext(*record.own, False, self._flags, state)
+
+        def made(name: str, its: SpanContext, since: float, until: float, **more: Any) -> ReadableSpan:
+            start, end = int(since * 1e9) + shift, int(until * 1e9) + shift
+            common: Any = {"resource": self._resource, "instrumentation_scope": self._scope, "status": self._unset}
+            return self._span(name, its, start_time=start, end_time=end, **(common | more))
+
+        batch = trace.SpanContext(*run.span, False, self._flags) if run is not None else None
+        if run is not None and batch is not None and record.first:
+            facts = {key: value for key, value in attributes.items() if key.startswith("serving.model.")}
+            facts |= {"serving.batch.rows": run.rows, "serving.batch.requests": run.requests}
+            yield made("batch", batch, run.started, run.ended, attributes=facts, links=[trace.Link(own)])
+        for stage, since, until in record.stages:
+            its = trace.SpanContext(own.trace_id, random.getrandbits(64), False, self._flags, state)
+            links = [trace.Link(batch)] if batch is not None and stage == "inference" else ()
+            yield made(stage, its, since, until, parent=own, links=links)
+        more = {"attributes": attributes, "kind": trace.SpanKind.SERVER} | ({"status": self._error} if failed else {})
+        yield made(name, own, record.began, record.ended, parent=record.above, **more)
 
 
 def _resource() -> Resource:
