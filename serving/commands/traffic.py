@@ -51,6 +51,11 @@ MinAgreement = Annotated[
     float | None, typer.Option("--min-agreement", help="Share of rows with the same label as stable, 0 to 1.")
 ]
 
+MaxAccuracyLoss = Annotated[
+    float | None,
+    typer.Option("--max-accuracy-loss", help="How far its share of right labels may lie below stable's, 0 to 1."),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
@@ -91,6 +96,7 @@ def canary(  # noqa: PLR0917
     max_error_rate: MaxErrors = None,
     max_latency_ratio: MaxLatency = None,
     min_agreement: MinAgreement = None,
+    max_accuracy_loss: MaxAccuracyLoss = None,
     models: Models = Path("models"),
     state_dir: StateDir = None,
     no_wait: NoWait = False,
@@ -105,7 +111,7 @@ def canary(  # noqa: PLR0917
             percent=percent,
             sticky=sticky if any(sticky.values()) else None,
             why=why,
-            judge=judged(after, rows, max_error_rate, max_latency_ratio, min_agreement),
+            judge=judged(after, rows, max_error_rate, max_latency_ratio, min_agreement, max_accuracy_loss),
         )
         carry_out(models, state_dir, name, order, no_wait=no_wait)
 
@@ -250,12 +256,13 @@ def user() -> str:
         return f"uid {os.getuid()}"
 
 
-def judged(
+def judged(  # noqa: PLR0917
     after: str | None,
     rows: int | None,
     max_error_rate: float | None,
     max_latency_ratio: float | None,
     min_agreement: float | None,
+    max_accuracy_loss: float | None = None,
 ) -> dict[str, Any] | None:
     """Make the rules of a judgement from options; None where none is wanted. Raises InvalidRequest."""
     rules = {
@@ -264,6 +271,7 @@ def judged(
         "error_rate": max_error_rate,
         "latency_ratio": max_latency_ratio,
         "agreement": min_agreement,
+        "accuracy_loss": max_accuracy_loss,
     }
     given = {key: value for key, value in rules.items() if value is not None}
     if given and after is None and rows is None:

@@ -12,6 +12,8 @@ from serving.repository.traffic import Canary, Judge, Shadow, Traffic
 
 LEAST = 20
 """Predictions, and comparisons of latency, before they say that a version is good."""
+LEAST_OUTCOMES = 100
+"""True outcomes of each version before they say that the new one is as good."""
 WINDOW = 5
 """Timed predictions of each version that make a comparison of their means."""
 DEATHS = 2
@@ -75,6 +77,11 @@ class Figures:
     """Answers whose labels were compared."""
     differing: float = 0.0
     """The same, by the share of their rows with another label: rows of one request are no separate witnesses."""
+    outcomes: float = 0.0
+    """Answers whose true outcomes are known."""
+    wrong: float = 0.0
+    other_outcomes: float = 0.0
+    other_wrong: float = 0.0
     windows: float = 0.0
     """Short spans of time in each of which both versions were timed."""
     slower: float = 0.0
@@ -102,6 +109,8 @@ def live(did: VersionTotals) -> Figures:
         rows=did.rows,
         seconds=did.prediction_seconds,
         timed=did.predictions,
+        outcomes=did.outcomes,
+        wrong=did.outcomes - did.right,
     )
 
 
@@ -125,6 +134,8 @@ def seen(analysis: Analysis, did: VersionTotals, other: VersionTotals) -> Figure
         _copied(did) if shadow else live(did),
         other_predictions=others.predictions,
         other_refused=others.refused,
+        other_outcomes=others.outcomes,
+        other_wrong=others.wrong,
         # A copy is timed in the model alone.
         other_seconds=other.inference_seconds if shadow else others.seconds,
         other_timed=other.batches if shadow else others.timed,
@@ -168,6 +179,8 @@ def analyse(analysis: Analysis, found: Figures, *, deaths: int = 0, usual: float
         said.append(f"{_ratio(found, usual)} the latency")
     if found.compared:
         said.append(f"labels differ in {_count(found.differing)} of {_count(found.compared)} answers")
+    if found.outcomes:
+        said.append(f"{_count(found.wrong)} of {_count(found.outcomes)} labels were wrong")
     missing = list(_missing(analysis, found, usual))
     if missing:
         return Verdict("wait", f"{missing[0]}; {', '.join(said)}")
@@ -197,6 +210,13 @@ def _broken(analysis: Analysis, found: Figures) -> str:
             f"its labels differ in {_of(found.differing, found.compared)} answers, and "
             f"{percent(1 - rules.agreement)} is the most"
         )
+    if rules.accuracy_loss is not None and exceeds(
+        found.wrong, found.outcomes, min(1.0, at_most(found.other_wrong, found.other_outcomes) + rules.accuracy_loss)
+    ):
+        return (
+            f"{_of(found.wrong, found.outcomes)} of its labels were wrong, of the other version's "
+            f"{_of(found.other_wrong, found.other_outcomes)}, and {percent(rules.accuracy_loss)} more is the most"
+        )
     return ""
 
 
@@ -221,6 +241,14 @@ def _missing(analysis: Analysis, found: Figures, usual: float | None) -> Iterato
         found.compared >= LEAST and within(found.differing, found.compared, 1 - rules.agreement)
     ):
         yield f"too few comparisons to tell that labels agree in {percent(rules.agreement)}"
+    if rules.accuracy_loss is not None:
+        if min(found.outcomes, found.other_outcomes) < LEAST_OUTCOMES:
+            yield f"{_count(found.outcomes)} true outcomes so far, and {LEAST_OUTCOMES} of each version say the least"
+        elif found.wrong / found.outcomes > found.other_wrong / found.other_outcomes + rules.accuracy_loss:
+            yield (
+                f"{_of(found.wrong, found.outcomes)} of its labels were wrong, of the other version's "
+                f"{_of(found.other_wrong, found.other_outcomes)}"
+            )
     if rules.after_s is not None and found.observed < rules.after_s:
         yield f"{rules.after_s - found.observed:.0f} s to go"
     if rules.rows is not None and found.rows < rules.rows:

@@ -29,7 +29,7 @@ from serving.gate.prepared import locate
 from serving.heartbeat import Heartbeat, Phase, unrecorded
 from serving.linux.thread_scheduling import give_way
 from serving.metrics.metrics import Metrics
-from serving.monitoring.drift import DriftMonitor
+from serving.monitoring.monitoring import Monitoring
 from serving.repository.repository import ModelVersion, Problem
 from serving.repository.state_directory import state_folder
 from serving.repository.traffic import Traffic
@@ -71,7 +71,8 @@ class Fleet:
     root: the models folder. state_dir: see `state_folder`.
 
     `prepare` are called with each new model, on a thread, before it can get requests; `changed` on the event loop,
-    right after `models` was replaced. heartbeat: where to note which model runs. drift: is shown what they are asked.
+    right after `models` was replaced. heartbeat: where to note which model runs. monitoring: is shown what they
+    are asked.
     """
 
     def __init__(
@@ -84,13 +85,13 @@ class Fleet:
         limits: Limits,
         metrics: Metrics | None,
         heartbeat: Heartbeat | None = None,
-        drift: DriftMonitor | None = None,
+        monitoring: Monitoring | None = None,
     ) -> None:
         self._root = root
         self._state_dir = state_dir
         self.limits = limits
         self._heartbeat = heartbeat
-        self._drift = drift
+        self._monitoring = monitoring
         self._metrics = metrics
         self._tick: asyncio.TimerHandle | None = None
         self.models: dict[str, Served] = {}
@@ -154,10 +155,11 @@ class Fleet:
             seconds = time.monotonic() - began
         metrics = self._metrics.model(item.name, item.version) if self._metrics is not None else None
         observer: Observer = metrics or Unobserved()
-        tracker = None
-        if self._drift is not None:
-            its = item.name, item.version, item.sha256, session.signature, self.limits.of(batching.own).drift
-            tracker = await loop.run_in_executor(self._loader, self._drift.follow, *its)
+        tracker = recorder = None
+        if self._monitoring is not None:
+            limits, its = self.limits.of(batching.own), (item.name, item.version, item.sha256, session.signature)
+            tracker = await loop.run_in_executor(self._loader, self._monitoring.drift.follow, *its, limits.drift)
+            recorder = self._monitoring.feedback.follow(*its, limits.feedback)
         model = Model(
             item.name,
             item.version,
@@ -169,6 +171,7 @@ class Fleet:
             observer=observer,
             heartbeat=self._heartbeat,
             seen_by=tracker,
+            recorder=recorder,
         )
         if metrics is not None:
             threads = model.limits.instances
@@ -350,6 +353,15 @@ def _check(plan: Plan, found: dict[ModelVersion, Model]) -> None:
     """Raise InvalidRequest where a plan asks for what its versions do not have: a feature, or labels to compare."""
     _split(plan, found)
     roles, judge = plan.roles, plan.traffic.judge
+    if judge is not None and judge.accuracy_loss is not None:
+        for item, model in found.items():
+            if item.version in (roles.stable, roles.canary and roles.canary.version) and (
+                model.recorder is None or model.signature.label is None
+            ):
+                raise InvalidRequest(
+                    f"judge.accuracy_loss: version {item.version} keeps no labels for true outcomes to be compared "
+                    "with: the model's model.toml needs [feedback], and the version labels"
+                )
     if judge is None or judge.agreement is None or roles.shadow is None:
         return
     for item, model in found.items():

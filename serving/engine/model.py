@@ -33,11 +33,18 @@ class Seen(Protocol):
         """Look at a batch; quickly, for callers wait."""
 
 
+class Recorder(Protocol):
+    """Whoever keeps answers until it is known what was true."""
+
+    def keep(self, key: str, outputs: Tensors, rows: int) -> None:
+        """Keep an answer. key: what its caller calls the request."""
+
+
 class Model:
     """A loaded, warm version: a session that `load` made, which is slow and runs off the event loop, and its batcher.
 
     limits: the server's; batching: how requests run here, with what this version has of its own. seen_by: is shown
-    each batch and its answers, on the model's thread.
+    each batch and its answers, on the model's thread. recorder: keeps answers for outcomes that come later.
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class Model:
         observer: Observer,
         heartbeat: Heartbeat | None = None,
         seen_by: Seen | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.name = name
         self.version = version
@@ -67,7 +75,7 @@ class Model:
         self.limits = limits.of(batching.own)
         self.batched = batching.together and self.signature.batch == "dynamic"
         """Whether requests of different callers run together."""
-        self.seen_by = seen_by
+        self.recorder = recorder
         self.batcher = Batcher(
             session.run if seen_by is None else _seen(session.run, seen_by),
             name=f"{name}-{version}",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from serving.deploy.analysis import analysis_of
 from serving.deploy.commands import ORDERS, Order
@@ -130,7 +130,7 @@ def _endpoint(kind: type[Order]) -> Callable[..., Awaitable[Response]]:
     return change
 
 
-def _schema(kind: type[Order]) -> dict[str, Any]:
+def body_schema(kind: type[BaseModel]) -> dict[str, Any]:
     """Return the JSON schema of a body, whole: OpenAPI has no place for definitions inside of one."""
     whole = kind.model_json_schema()
     definitions = whole.pop("$defs", {})
@@ -205,7 +205,7 @@ for _order in ORDERS:
         summary=_does.rstrip("."),
         description=f"{_does} Answers when every worker of every server serves it. With `If-Match`, only if nobody "
         "has changed the model since that generation.",
-        openapi_extra={"requestBody": {"content": {"application/json": {"schema": _schema(_order)}}}},
+        openapi_extra={"requestBody": {"content": {"application/json": {"schema": body_schema(_order)}}}},
         response_model=TrafficChanged,
         responses={
             202: {

@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from serving.access.access import Access
 from serving.errors import ServingError
-from serving.http_api import admin, metadata, repository_api, route, triton
+from serving.http_api import admin, feedback, metadata, repository_api, route, triton
 from serving.http_api.metrics_middleware import Observed
 from serving.http_api.openapi import docs
 from serving.http_api.own_route import error_response, http_error, unforeseen
@@ -25,7 +25,7 @@ from serving.http_api.public_url import redirect_relatively
 from serving.http_api.route_names import RouteNames
 from serving.http_api.services import Services, make_services
 from serving.metrics.metrics import Metrics
-from serving.monitoring.drift import DriftMonitor
+from serving.monitoring.monitoring import Monitoring
 from serving.prediction.endpoint import Endpoint
 from serving.protocols.http_codec import LENGTH
 from serving.settings import Settings
@@ -39,6 +39,7 @@ for _part in (
     metadata.health_router,
     triton.router,  # before: its /v2/models/stats is no model called stats
     metadata.router,
+    feedback.router,
     triton.changes_router,
     admin.router,
     repository_api.router,
@@ -110,7 +111,7 @@ async def serve(app: FastAPI, services: Services) -> AsyncIterator[None]:
             tasks.append(asyncio.create_task(_reread(access)))
         if metrics is not None:
             tasks.append(asyncio.create_task(_fold(metrics)))
-        tasks.append(asyncio.create_task(_compare(services.drift, metrics)))
+        tasks.append(asyncio.create_task(_monitor(services.monitoring, metrics)))
         yield
     finally:
         fleet.draining = True
@@ -126,7 +127,7 @@ async def serve(app: FastAPI, services: Services) -> AsyncIterator[None]:
             await asyncio.to_thread(services.capture.close)
         for task in tasks:
             task.cancel()
-        services.drift.close()
+        await asyncio.to_thread(services.monitoring.close)
         if metrics is not None:
             metrics.flush()
         app.middleware_stack = inner
@@ -209,17 +210,23 @@ async def _fold(metrics: Metrics) -> None:
         await asyncio.to_thread(metrics.flush)
 
 
-async def _compare(drift: DriftMonitor, metrics: Metrics | None) -> None:
+async def _monitor(monitoring: Monitoring, metrics: Metrics | None) -> None:
     while True:
         await asyncio.sleep(1)
         try:
-            found = await asyncio.to_thread(drift.tick)
+            found = await asyncio.to_thread(monitoring.tick)
         except Exception:  # predictions go on, and so does the next second
-            log.exception("rows could not be compared with their reference")
+            log.exception("what models are asked could not be looked at")
             continue
-        if metrics is not None:
-            metrics.last_window = drift.gauges
-            for version, rows in found.rows.items():
-                metrics.model(*version).compared(rows)
-            for version, drifted in found.windows:
-                metrics.model(*version).window_closed(drifted)
+        if metrics is None:
+            continue
+        metrics.last_window = found.gauges
+        for version, rows in found.rows.items():
+            metrics.model(*version).add("serving_drift_rows", rows)
+        for version, drifted in found.windows:
+            metrics.model(*version).add("serving_drift_windows", 1, "drifted" if drifted else "quiet")
+        for told in found.outcomes:
+            metrics.model(*told.version).add("serving_feedback_outcomes", told.outcomes)
+            metrics.model(*told.version).add("serving_feedback_right", told.right)
+        for name, outcomes in found.unmatched.items():
+            metrics.unmatched(name, outcomes)

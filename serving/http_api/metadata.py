@@ -125,7 +125,7 @@ async def version_drift(model: str, version: str, services: LiveServices) -> Res
 
 
 async def _drift(services: Services, model: Model) -> Response:
-    found = await asyncio.to_thread(services.drift.report, model.name, model.version, model.limits.drift)
+    found = await asyncio.to_thread(services.monitoring.drift.report, model.name, model.version, model.limits.drift)
     return json_answer(found.model_dump())
 
 

@@ -30,7 +30,7 @@ from serving.http_api.prediction_paths import CODECS, ROUTES
 from serving.http_api.public_url import Prefix
 from serving.in_process import predictor
 from serving.metrics.metrics import Metrics
-from serving.monitoring.drift import DriftMonitor
+from serving.monitoring.monitoring import Monitoring
 from serving.monitoring.shared import SharedDocuments
 from serving.prediction.endpoints import EndpointTable
 from serving.prediction.request_log import RequestLog
@@ -80,7 +80,7 @@ class Services:
     pool: CodecPool
     bodies: ByteBudget
     log: RequestLog | None
-    drift: DriftMonitor
+    monitoring: Monitoring
     capture: Capture | None
     shared: FastPathState
     deployment: Deployment | None
@@ -152,7 +152,7 @@ def make_services(
             extension_ops=settings.extension_ops,
         )
         deployment.attach(ours)
-    drift = DriftMonitor(
+    monitoring = Monitoring(
         documents or SharedDocuments(None, 0), lambda: state_folder(settings.models, settings.state_dir)
     )
     fleet = Fleet(
@@ -163,7 +163,7 @@ def make_services(
         limits=_limits(settings, threads, memory_bytes),
         metrics=metrics,
         heartbeat=heartbeat,
-        drift=drift,
+        monitoring=monitoring,
     )
     capture = None
     if settings.capture_dir is not None:
@@ -217,7 +217,7 @@ def make_services(
         pool=pool,
         bodies=bodies,
         log=log,
-        drift=drift,
+        monitoring=monitoring,
         capture=capture,
         shared=shared,
         deployment=deployment,

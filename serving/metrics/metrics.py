@@ -177,6 +177,10 @@ class Metrics:
             self._shadows[labels] = ShadowMetrics(labels, self._counts)
         return self._shadows[labels]
 
+    def unmatched(self, model: str, outcomes: int) -> None:
+        """Count true outcomes whose predictions were never found."""
+        self._counts.cell("serving_feedback_unmatched", (model,))[0] += outcomes
+
     def route(self, template: str, method: str) -> RouteMetrics:
         """Return the counters of one route template and method."""
         labels = (template, method)

@@ -75,8 +75,7 @@ class ModelMetrics:
         self._rejected: Cells[str] = Cells(lambda reason: cell("serving_rejected", reason))
         self._invalid: Cells[str] = Cells(lambda feature: cell("serving_invalid_features", feature))
         self._looked_up: Cells[str] = Cells(lambda outcome: cell("serving_cache_requests", outcome))
-        self._compared: Cells[str] = Cells(lambda _: cell("serving_drift_rows"))
-        self._windows: Cells[str] = Cells(lambda outcome: cell("serving_drift_windows", outcome))
+        self._seldom: Cells[tuple[str, ...]] = Cells(lambda of: cell(*of))
         self._rows = cell("serving_rows")
         self._bad_rows = cell("serving_bad_rows")
         self._failing = cell("serving_failed_prediction_seconds")
@@ -162,13 +161,9 @@ class ModelMetrics:
         self._queue += queue_seconds
         self._inference.append(inference_seconds)
 
-    def compared(self, rows: int) -> None:
-        """Count rows that were taken to be compared with the reference."""
-        self._compared[""][0] += rows
-
-    def window_closed(self, drifted: bool) -> None:
-        """Count a window of rows."""
-        self._windows["drifted" if drifted else "quiet"][0] += 1
+    def add(self, name: str, number: float, *labels: str) -> None:
+        """Count what seldom comes, into a counter of the version with these labels behind its own."""
+        self._seldom[name, *labels][0] += number
 
     def queued(self, rows: int) -> None:
         """Say how many rows wait now."""

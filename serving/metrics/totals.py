@@ -59,6 +59,9 @@ class VersionTotals:
     inference_seconds: float = _summed("inference_seconds")
     decode_seconds: float = _summed("decode_seconds")
     encode_seconds: float = _summed("encode_seconds")
+    outcomes: float = _counted("feedback_outcomes")
+    """True outcomes that were joined with its predictions."""
+    right: float = _counted("feedback_right")
     cache_hits: float = _counted("cache_requests", "hit")
     cache_joined: float = _counted("cache_requests", "joined")
     cache_misses: float = _counted("cache_requests", "miss")

@@ -59,14 +59,6 @@ class _Followed:
     learned_rows: int = 0
 
 
-@dataclass(slots=True)
-class Ticked:
-    """What a tick has found: rows that were counted here, and windows that it closed, with whether they drifted."""
-
-    rows: dict[Version, int] = field(default_factory=dict)
-    windows: list[tuple[Version, bool]] = field(default_factory=list)
-
-
 class DriftMonitor:
     """Follows the versions that one worker serves.
 
@@ -98,14 +90,13 @@ class DriftMonitor:
             self._followed[name, version] = followed
         return tracker
 
-    def close(self) -> None:
-        """Leave what one worker does for all to another."""
-        with self._lock:
-            self._shared.close()
+    def tick(self, *, leads: bool) -> tuple[dict[Version, int], list[tuple[Version, bool]]]:
+        """Count what was taken since the last time; who leads also closes the windows that are full.
 
-    def tick(self) -> Ticked:
-        """Count what was taken since the last time; who leads also closes the windows that are full."""
-        found = Ticked()
+        Returns how many rows were counted here, and the windows that were closed, with whether they had drifted.
+        """
+        counted: dict[Version, int] = {}
+        windows: list[tuple[Version, bool]] = []
         with self._lock:
             live = [(one, tracker) for one in self._followed.values() if (tracker := one.tracker()) is not None]
             self._followed = {(one.name, one.version): one for one, _ in live}
@@ -116,18 +107,18 @@ class DriftMonitor:
                 rows, columns = tracker.drain()
                 if not rows:
                     continue
-                found.rows[one.name, one.version] = rows
+                counted[one.name, one.version] = rows
                 seen = np.concatenate([tally.of(c) for tally, c in zip(one.tallies, columns, strict=True)])
                 self._counts[one.key] = seen + self._counts.get(one.key, 0)
             keys = {one.key for one, _ in live}
             self._counts = {key: counts for key, counts in self._counts.items() if key in keys}
-            if found.rows:
+            if counted:
                 self._shared.write(self._shared.mine, self._counts)
-            if self._shared.leads():
-                self._close_windows([one for one, _ in live if one.tallies], found)
+            if leads:
+                windows = self._close_windows([one for one, _ in live if one.tallies])
             else:
                 self.gauges = {}
-        return found
+        return counted, windows
 
     def _learn(self, one: _Followed, tracker: Tracker) -> None:
         """Gather rows for a reference, until there are enough of them here, or another worker has had them."""
@@ -163,10 +154,11 @@ class DriftMonitor:
         folder.mkdir(exist_ok=True)
         return folder / f"{one.sha256}-{one.settings.learn_rows}.json"
 
-    def _close_windows(self, live: list[_Followed], found: Ticked) -> None:
+    def _close_windows(self, live: list[_Followed]) -> list[tuple[Version, bool]]:
         """Close what is full, by what all workers have counted."""
         documents = self._shared.everybodys()
         known, windows = self._shared.read(_WINDOWS), {}
+        closed = []
         now, changed = time.time(), False
         for one in live:
             total = _total(documents, one)
@@ -185,7 +177,7 @@ class DriftMonitor:
             elif rows >= one.settings.window_rows:
                 last = {"counts": total - np.array(its["start"]), "opened": its["opened"], "ended": now}
                 shifted = _window(one, last).drifted
-                found.windows.append(((one.name, one.version), shifted))
+                closed.append(((one.name, one.version), shifted))
                 its = {
                     "start": total,
                     "opened": now,
@@ -201,6 +193,8 @@ class DriftMonitor:
             self.gauges = _gauges(
                 [(one, _window(one, its["last"])) for one in live if "last" in (its := windows[one.key])]
             )
+
+        return closed
 
     def report(self, name: str, version: str, settings: Settings) -> Drift:
         """Say how a version's rows fare, over all workers."""

@@ -12,7 +12,7 @@ from serving.bodies.codec_pool import CodecPool
 from serving.capture.capture import Tap
 from serving.deploy.canary_selection import CanarySelection
 from serving.deploy.shadow import Shadow
-from serving.engine.model import Model
+from serving.engine.model import Model, Recorder
 from serving.engine.request import Request
 from serving.metrics.recorders import ModelMetrics
 from serving.prediction.request_log import RequestLog
@@ -58,11 +58,13 @@ class Endpoint:
     protocol: str = field(init=False)
     submit: Callable[[Request], None] = field(init=False)
     spare: Spare = field(init=False)
+    recorder: Recorder | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.protocol = self.codec.protocol
         self.told = self.timing or self.log is not None
         self.tap = self.model.tap
+        self.recorder = self.model.recorder
         self.spare = self.pool.may_work_here
         # Without a call between: this is done for each request.
         self.submit = self.model.submit if self.model.cache is not None else self.model.batcher.submit

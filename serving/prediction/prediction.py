@@ -215,6 +215,13 @@ class Prediction(Request):
         except ServingError as error:
             self._fail(error)
 
+    def key(self) -> str:
+        """Return what the caller may call it by later: the id in the request itself, or the one that its answer has."""
+        own = getattr(self.context, "identity", None)
+        if own:
+            return own if isinstance(own, str) else str(own, errors="replace")
+        return self.request_id().decode("latin-1")
+
     def recover(self) -> bool:
         """Take back what was lent; return whether the answer is written."""
         return False
@@ -283,6 +290,8 @@ class Prediction(Request):
             endpoint.shadow.offer(self.inputs, self.rows, outputs)
         if endpoint.tap is not None and endpoint.tap.wants():
             endpoint.tap.take(self.request_id(), self.caller.name, self.inputs, self.rows, outputs)
+        if endpoint.recorder is not None:
+            endpoint.recorder.keep(self.key(), outputs, self.rows)
         if endpoint.log is not None:
             endpoint.log.ended(self, None)
 

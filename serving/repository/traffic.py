@@ -96,6 +96,9 @@ class Judge(_Frozen):
     agreement: Annotated[float, Field(ge=0, le=1)] | None = None
     """Least share of rows with the same label as stable, 0 to 1; a canary gets copies of stable's requests for it."""
 
+    accuracy_loss: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Most that its share of right labels may lie below stable's, 0 to 1, by the true outcomes that callers report."""
+
     @model_validator(mode="after")
     def _ends(self) -> Judge:
         if self.after_s is None and self.rows is None:
@@ -153,6 +156,12 @@ class Traffic(_Frozen):
                 raise ValueError("judge.agreement: only a canary or a shadow answers the same rows as stable")
             if self.canary is not None and self.shadow is not None:
                 raise ValueError("judge.agreement: end the shadow first, for the canary must be compared in its place")
+        if (
+            self.judge is not None
+            and self.judge.accuracy_loss is not None
+            and (self.canary is None or self._all_to_canary)
+        ):
+            raise ValueError("judge.accuracy_loss: only a canary of less than 100 % answers callers beside stable")
         return self
 
     @property

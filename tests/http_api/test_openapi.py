@@ -39,6 +39,7 @@ def client() -> Iterator[TestClient]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "models"
         shutil.copytree(MODELS, root, ignore=shutil.ignore_patterns(".*"))
+        (root / "iris" / "model.toml").write_text("[feedback]")
         keys = Path(folder) / "keys"
         key = KeyStore(keys).create("ann", frozenset({"deploy"}))
         with TestClient(create_app(Settings(models=root, keys=str(keys)))) as made:
@@ -119,6 +120,10 @@ def test_every_route_answers_as_the_document_says(client: TestClient, described:
     infer, predict = "/v2/models/iris/infer", "/v1/models/iris:predict"
     ask("POST", predict, 200, json={"inputs": {name: [value] * 2 for name, value in ROW.items()}})
     ask("POST", predict, 422, json={"instances": [{**ROW, "petal_width": "wide"}]})
+    feedback, told = "/v1/models/{model}:feedback", {"id": "a", "outcomes": ["setosa"]}
+    ask("POST", feedback, 200, json={"feedback": [told]})
+    ask("POST", feedback, 422, json={"feedback": [{**told, "outcomes": ["rose"]}]})
+    ask("POST", feedback, 400, content=b"{")
     ask("POST", predict, 413, content=b"x" * (8 * 1024 * 1024 + 1))
     ask("POST", predict, 415, content=b"x", headers={"content-encoding": "br"})
     tensor = {"name": "features", "datatype": "FP32", "shape": [1, 4], "data": [5.1, 3.5, 1.4, 0.2]}

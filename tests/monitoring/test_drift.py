@@ -144,10 +144,11 @@ def test_drift_is_seen_over_all_workers(tmp_path: Path, eventually: Wait) -> Non
                 (s.name, s.labels.get("feature")): s.value
                 for family in text_string_to_metric_families(http.get("/metrics").text)
                 for s in family.samples
+                if s.labels.get("model", "iris") == "iris"
             }
-            return samples.get(("serving_drift_alarm", None)) == 1 and samples.get(
-                ("serving_drift_psi", "petal_length"), 0
-            ) == pytest.approx(by_name["petal_length"]["psi"])
+            psi = {column["name"]: column["psi"] for column in state()["window"]["columns"]}
+            shown = {name: samples.get(("serving_drift_psi", name)) for name in psi}
+            return samples.get(("serving_drift_alarm", None)) == 1 and shown == pytest.approx(psi)
 
         eventually(alarm)
         shown = command("drift", "iris", "--url", server.url)

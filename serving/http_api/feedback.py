@@ -1,0 +1,86 @@
+"""Telling what turned out to be true, and asking how good a model is by that."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serving.errors import Detail, InvalidRequest, SignatureMismatch
+from serving.http_api.admin import body_schema
+from serving.http_api.metadata import json_answer
+from serving.http_api.openapi.documents import Error
+from serving.http_api.own_route import OwnRoute
+from serving.http_api.route import read_body
+from serving.http_api.security import requires
+from serving.http_api.services import LiveServices
+from serving.monitoring.feedback import LONGEST_KEY, MOST_OUTCOMES, Quality
+from serving.protocols.strict_json import pointer
+
+router = APIRouter(route_class=OwnRoute, dependencies=[Depends(requires("predict"))], tags=["models"])
+_MOST_BYTES = 4 * 1024 * 1024
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class RequestOutcomes(_Strict):
+    """What turned out to be true for one request's rows."""
+
+    id: Annotated[str, Field(min_length=1, max_length=LONGEST_KEY)]
+    """The prediction's X-Request-Id, as sent or answered; over Open Inference the request's own `id`, if it had one."""
+    outcomes: Annotated[list[str | bool | int | float], Field(min_length=1, max_length=MOST_OUTCOMES)]
+    """Of its rows, in their order: the right label, by the name that predictions have, or the right number."""
+
+
+class Outcomes(_Strict):
+    """True outcomes of earlier predictions."""
+
+    feedback: Annotated[list[RequestOutcomes], Field(min_length=1, max_length=MOST_OUTCOMES)]
+
+
+class Accepted(BaseModel):
+    """How much was taken; it is joined with its predictions within a few seconds."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    accepted: int
+    """Outcomes, one a row."""
+
+
+@router.post(
+    "/v1/models/{model}:feedback",
+    summary="Tell what turned out to be true",
+    response_model=Accepted,
+    responses={422: {"model": Error, "description": "An outcome is none that the model could give"}},
+    openapi_extra={"requestBody": {"content": {"application/json": {"schema": body_schema(Outcomes)}}}},
+)
+async def give_feedback(model: str, request: Request, services: LiveServices) -> Response:
+    """Take true outcomes of earlier predictions, whichever worker or version made them.
+
+    For models whose model.toml has [feedback].
+    """
+    services.fleet.get(model)
+    body = bytes(await read_body(request.scope["headers"], request.receive, _MOST_BYTES))
+    try:
+        told = Outcomes.model_validate_json(body)
+    except ValidationError as error:
+        found = [Detail(pointer(*e["loc"]), e["msg"]) for e in error.errors(include_url=False)[:20]]
+        if any(e["type"] == "json_invalid" for e in error.errors(include_url=False)):
+            raise InvalidRequest(f"the body is not JSON: {found[0].message}") from None
+        raise SignatureMismatch("the feedback has not the form that is wanted", found) from None
+    rows = [(one.id, one.outcomes, f"/feedback/{i}/outcomes") for i, one in enumerate(told.feedback)]
+    if sum(len(outcomes) for _, outcomes, _ in rows) > MOST_OUTCOMES:
+        raise InvalidRequest(f"/feedback: has more than {MOST_OUTCOMES} outcomes: send them in parts")
+    return json_answer({"accepted": await asyncio.to_thread(services.monitoring.feedback.take, model, rows)})
+
+
+@router.get("/v1/models/{model}/feedback", summary="How good a model is, by what was true", response_model=Quality)
+async def live_quality(model: str, services: LiveServices) -> Response:
+    """Say of each loaded version how good its last predictions were, as far as their outcomes are known."""
+    services.fleet.get(model)
+    found = await asyncio.to_thread(services.monitoring.feedback.report, model)
+    return json_answer(found.model_dump())

@@ -1,0 +1,292 @@
+"""Live quality: predictions are kept until their true outcomes come, by whatever worker, and both are compared."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sqlite3
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from serving.engine.limits import Feedback as Settings
+from serving.engine.signature import Signature
+from serving.errors import Detail, InvalidRequest, NotReady, SignatureMismatch
+from serving.metrics.definitions import Key, Version
+from serving.monitoring import quality
+from serving.monitoring.feedback_store import FeedbackStore, Judged, Kept
+from serving.tensors import INTEGERS, Tensors
+
+log = logging.getLogger("serving.feedback")
+
+MOST_WAITING = 20_000
+"""Rows that a worker holds until they are written down, once a second; further ones are not kept."""
+LONGEST_KEY = 256
+MOST_OUTCOMES = 10_000
+
+Outcome = str | bool | int | float
+
+
+class VersionQuality(BaseModel):
+    """The live quality of one version, by its last outcomes; null where it has none, or the task has no such figure."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    version: str
+    outcomes: int
+    """From which the figures are."""
+    accuracy: float | None = None
+    auc: float | None = None
+    """Area under the ROC curve; of more than two classes the mean of each against the others."""
+    brier: float | None = None
+    """0 is best. Of two classes that of the second, 1 at most; of more summed over classes, 2 at most."""
+    mae: float | None = None
+    """Mean absolute error of a regressor."""
+
+
+class Quality(BaseModel):
+    """The live quality of a model's versions."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    model: str
+    versions: list[VersionQuality]
+    kept: int
+    """Rows predicted that wait for their outcomes."""
+    unmatched: int
+    """Outcomes that wait for their predictions: those of another server, or that were not kept, never come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Outcomes that have been joined. right: of labels."""
+
+    version: Version
+    outcomes: int
+    right: int
+
+
+class Recorder:
+    """Keeps what one version answers; `keep` belongs to the event loop."""
+
+    def __init__(self, name: str, version: str, content: str, signature: Signature, settings: Settings) -> None:
+        self.of = (name, version)
+        self.content = content
+        self.settings = settings
+        names = [spec.name for spec in signature.outputs]
+        self._label = names.index(signature.label) if signature.label else None
+        self._scores = names.index(signature.scores) if signature.scores else None
+        self.classes: tuple[str, ...] = tuple(_text(name) for name in signature.classes or ())
+        self.probabilities = signature.scores_key == "probabilities"
+        self._indexed = bool(
+            self._label is not None
+            and signature.outputs[self._label].datatype in INTEGERS
+            and isinstance((signature.classes or (0,))[0], str)
+        )
+        self._waiting: list[tuple[str, Tensors]] = []
+        self._rows = 0
+
+    @property
+    def labels(self) -> bool:
+        """Whether outcomes are labels, and not numbers."""
+        return self._label is not None
+
+    def keep(self, key: str, outputs: Tensors, rows: int) -> None:
+        """Remember an answer by what its caller calls the request."""
+        if len(key) > LONGEST_KEY or self._rows + rows > MOST_WAITING:
+            return
+        self._rows += rows
+        self._waiting.append((key, outputs))
+
+    def drain(self) -> list[Kept]:
+        """Return the rows that are to be written down; on any thread."""
+        number = len(self._waiting)
+        taken = self._waiting[:number]
+        del self._waiting[:number]
+        self._rows = 0
+        return [kept for key, outputs in taken for kept in self._kept(key, outputs)]
+
+    def _kept(self, key: str, outputs: Tensors) -> list[Kept]:
+        if self._label is None:
+            values = outputs[0].ravel().astype(float).tolist()
+            return [Kept(self.of[0], key, i, self.of[1], self.content, None, None, v) for i, v in enumerate(values)]
+        scores = outputs[self._scores].astype(np.float32) if self._scores is not None else None
+        return [
+            Kept(
+                *(self.of[0], key, i, self.of[1], self.content, self._named(label)),
+                scores[i].tobytes() if scores is not None else None,
+                None,
+            )
+            for i, label in enumerate(outputs[self._label].ravel().tolist())
+        ]
+
+    def _named(self, label: Any) -> str:
+        return self.classes[label] if self._indexed and 0 <= label < len(self.classes) else _text(label)
+
+    def outcome(self, value: Outcome, at: str) -> str:
+        """Read an outcome as it is compared. Raises SignatureMismatch."""
+        if self.labels:
+            text = _text(value)
+            if self.classes and text not in self.classes:
+                message = f"should be one of {', '.join(self.classes[:50])}"
+                raise SignatureMismatch("an outcome is none of the model's classes", [Detail(at, message)])
+            return text
+        if isinstance(value, bool | str) or not math.isfinite(value):
+            raise SignatureMismatch("an outcome is no number", [Detail(at, "should be a number")])
+        return repr(float(value))
+
+    def quality(self, judged: Sequence[Judged]) -> VersionQuality:
+        """Say how good the joined rows were."""
+        found = VersionQuality(version=self.of[1], outcomes=len(judged))
+        if not judged:
+            return found
+        if not self.labels:
+            errors = [abs((value or 0.0) - float(outcome)) for _, _, value, outcome in judged]
+            return found.model_copy(update={"mae": math.fsum(errors) / len(errors)})
+        right = np.array([label == outcome for label, _, _, outcome in judged])
+        figures: dict[str, float | None] = {"accuracy": quality.accuracy(right)}
+        blobs = [scores for _, scores, _, _ in judged if scores is not None]
+        if len(blobs) == len(judged) and len(self.classes) > 1:
+            scores = np.frombuffer(b"".join(blobs), np.float32)
+            if len(scores) == len(judged) * len(self.classes):
+                table = scores.reshape(len(judged), -1).astype(float)
+                places = np.array([self.classes.index(outcome) for *_, outcome in judged])
+                figures["auc"] = quality.auc(places, table)
+                if self.probabilities:
+                    figures["brier"] = quality.brier(places, table)
+        return found.model_copy(update=figures)
+
+
+class FeedbackMonitor:
+    """Follows the versions of one worker whose models ask for it. `state`: makes the state folder; raises OSError.
+
+    `tick`, `take` and `report` wait for the disk, and may be called on any thread.
+    """
+
+    def __init__(self, state: Callable[[], Path]) -> None:
+        self._state = state
+        self._lock = threading.Lock()
+        self._opened: FeedbackStore | None = None
+        self._recorders: weakref.WeakValueDictionary[Version, Recorder] = weakref.WeakValueDictionary()
+        self._unmatched: dict[str, int] = {}
+        self.gauges: dict[Key, float] = {}
+        """Replaced and never changed."""
+
+    def follow(
+        self, name: str, version: str, sha256: str, signature: Signature, settings: Settings | None
+    ) -> Recorder | None:
+        """Return what is to keep a version's answers, for as long as it lives; None where nobody asks for that."""
+        if settings is None:
+            return None
+        number = signature.outputs[0].datatype not in ("BYTES", "BOOL") and signature.outputs[0].shape[1:] in ((), (1,))
+        if signature.batch == "none" or (signature.label is None and not (len(signature.outputs) == 1 and number)):
+            log.warning("%s %s: [feedback] is for models that answer a row with a label or one number", name, version)
+            return None
+        recorder = Recorder(name, version, sha256[:16], signature, settings)
+        self._recorders[name, version] = recorder
+        return recorder
+
+    def _store(self) -> FeedbackStore:
+        if self._opened is None:
+            self._opened = FeedbackStore(self._state() / "feedback.sqlite")
+        return self._opened
+
+    def _of(self, model: str) -> list[Recorder]:
+        found = [one for one in self._recorders.copy().values() if one.of[0] == model]
+        return sorted(found, key=lambda one: (len(one.of[1]), one.of[1]))  # numbers, as texts
+
+    def tick(self, *, leads: bool) -> tuple[list[Told], dict[str, int]]:
+        """Write down what was answered, and join it with outcomes, where this worker does that for all.
+
+        Returns what was joined, and by model how many outcomes were given up.
+        """
+        live = list(self._recorders.copy().values())
+        if not live:
+            return [], {}
+        with self._lock:
+            store = self._store()
+            kept = [row for one in live for row in one.drain()]
+            if kept:
+                store.keep(kept, {one.of[0]: one.settings.keep for one in live})
+            unmatched, self._unmatched = self._unmatched, {}
+            if not leads:
+                self.gauges = {}
+                return [], unmatched
+            joined = store.join({one.of[0]: one.settings.window for one in live})
+            if joined or not self.gauges:
+                self.gauges = _gauges([(one.of, one.quality(store.judged(*one.of, one.content))) for one in live])
+        return [Told((model, version), number, right) for model, version, number, right in joined], unmatched
+
+    def take(self, model: str, outcomes: Sequence[tuple[str, Sequence[Outcome], str]]) -> int:
+        """Take true outcomes: of each request its key, its rows' outcomes, and where it stands in what was sent.
+
+        Returns how many there were. Raises InvalidRequest where the model keeps nothing, SignatureMismatch for an
+        outcome that can't be, NotReady where they can't be kept.
+        """
+        known = self._of(model)
+        if not known:
+            raise InvalidRequest(f"model {model!r} keeps no predictions: its model.toml has no [feedback]")
+        rows = [
+            (key, row, known[0].outcome(value, f"{at}/{row}"))
+            for key, values, at in outcomes
+            for row, value in enumerate(values)
+        ]
+        try:
+            with self._lock:
+                dropped = self._store().take(model, rows, known[0].settings.keep)
+                self._unmatched[model] = self._unmatched.get(model, 0) + dropped
+        except (OSError, sqlite3.Error):
+            log.exception("outcomes can't be kept")
+            raise NotReady("outcomes can't be kept now: send them again later") from None
+        return len(rows)
+
+    def report(self, model: str) -> Quality:
+        """Say how good a model's versions are. Raises InvalidRequest where it keeps nothing."""
+        known = self._of(model)
+        if not known:
+            raise InvalidRequest(f"model {model!r} keeps no predictions: its model.toml has no [feedback]")
+        with self._lock:
+            store = self._store()
+            kept, unmatched = store.waiting(model)
+            versions = [one.quality(store.judged(*one.of, one.content)) for one in known]
+        return Quality(model=model, versions=versions, kept=kept, unmatched=unmatched)
+
+    def close(self) -> None:
+        """Write down what was answered."""
+        with self._lock:
+            try:
+                kept = [row for one in self._recorders.copy().values() for row in one.drain()]
+                if kept:
+                    self._store().keep(kept, {})
+            except (OSError, sqlite3.Error):
+                log.exception("the last predictions can't be kept")
+            if self._opened is not None:
+                self._opened.close()
+                self._opened = None
+
+
+def _text(value: Outcome) -> str:
+    """Write a label so that equal ones are equal texts, whatever type JSON or the model has for them."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _gauges(seen: list[tuple[Version, VersionQuality]]) -> dict[Key, float]:
+    gauges: dict[Key, float] = {}
+    for of, found in seen:
+        figures = {
+            "window_outcomes": float(found.outcomes),
+            "accuracy_ratio": found.accuracy,
+            "auc": found.auc,
+            "brier": found.brier,
+            "mae": found.mae,
+        }
+        gauges |= {(f"serving_feedback_{name}", of): value for name, value in figures.items() if value is not None}
+    return gauges
