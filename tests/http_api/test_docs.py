@@ -24,6 +24,18 @@ def live() -> Iterator[TestClient]:
         yield client
 
 
+def test_every_example_is_answered(live: TestClient) -> None:
+    """What the document shows as a request of a model's is answered, whichever of its operations it is sent to."""
+    found = 0
+    for path, methods in live.get("/openapi.json").json()["paths"].items():
+        content = methods.get("post", {}).get("requestBody", {}).get("content", {}).get("application/json", {})
+        if "/models/" in path and "example" in content:
+            answer = live.post(path.replace("{label}", "stable"), json=content["example"])
+            assert answer.status_code == 200, (path, answer.text)
+            found += 1
+    assert found > 2 * len(list(MODELS.iterdir()))
+
+
 def test_examples_have_no_digits_that_nobody_wrote(live: TestClient) -> None:
     """A 32-bit float is shown with the fewest digits that read back as it: 5.1, and not 5.099999904632568."""
     app: Any = live.app
