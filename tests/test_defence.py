@@ -59,7 +59,7 @@ def test_hostile_frames_are_refused() -> None:
 def test_slow_clients_of_grpc_are_cut() -> None:
     """Clients that trickle, stall, hold windows shut or take up room end in time, and take no more than their bound."""
     report = Report()
-    slow_clients_grpc.run(report, sockets=30, patience=1.0, unread=40)
+    slow_clients_grpc.run(report, sockets=30, patience=1.0, unread=40, at_once=True)
     assert report.kept, report.broken()
 
 

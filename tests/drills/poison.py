@@ -194,8 +194,9 @@ def poison(report: Report, *, seconds: int = 2, rounds: int = 3, requests: int =
     with TemporaryDirectory() as folder:
         root = Path(folder)
         tiny(root)
-        signals(root, late=False)
         signals(root, late=True)
+        if rounds:
+            signals(root, late=False)
         with on(CORES - {max(CORES)} or CORES), faulty({}, models=root) as server:
             for model in ("tiny", "late"):
                 report.exactly(f"{model}: wrong answers", wrong(server, model, requests), 0)

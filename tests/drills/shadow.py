@@ -16,6 +16,7 @@ import httpx2 as httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.deploy.publish import publish
+from serving.gate.gate import Gate
 from tests.conftest import Server, faulty, running
 from tests.drills.drill import Report, drill
 from tests.drills.open_loop import Load, Sample
@@ -34,14 +35,14 @@ UNSEEN = {"shadow": 2.0}
 @contextmanager
 def served(mebibytes: int, faults: dict[str, Any] | None = None) -> Iterator[Server]:
     """Serve the models of KINDS from one worker; the large shadow has weights of `mebibytes`."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, Gate() as gate:
         models, file = Path(folder) / "models", Path(folder) / "dense.onnx"
         models.mkdir()
         for kind, shadow in zip(KINDS, (None, 0, mebibytes), strict=True):
             for seed, size in enumerate((0, shadow)):
                 if size is not None:
                     file.write_bytes(dense(size, seed).SerializeToString())
-                    publish(models, kind, file, who="drill")
+                    publish(models, kind, file, who="drill", examiner=gate)
             traffic = {"generation": 1, "stable": "1"} | ({} if shadow is None else {"shadow": {"version": "2"}})
             (models / kind / "traffic.json").write_text(json.dumps(traffic))
         flags = ("--log-level", "error")

@@ -8,6 +8,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 from tests.conftest import Server, faulty, running
@@ -74,8 +75,23 @@ DEAF = "not reading"
 
 
 @drill("slow_clients_grpc", "gRPC clients that trickle, stall or take nothing end in time, and others go on")
-def run(report: Report, *, sockets: int = 300, patience: float = 5.0, unread: int = 400) -> None:
-    """`patience`: seconds for each thing that is waited for. `unread`: large answers that nobody takes."""
+def run(report: Report, *, sockets: int = 300, patience: float = 5.0, unread: int = 400, at_once: bool = False) -> None:
+    """`patience`: seconds for each thing that is waited for. `unread`: large answers that nobody takes.
+
+    at_once: all of it at the same time, for it is mostly waiting, and without the clock.
+    """
+    with ThreadPoolExecutor(4 if at_once else 1) as pool:
+        parts = [
+            pool.submit(_slow, report, sockets, patience, timed=not at_once),
+            pool.submit(_endless, report, patience),
+            pool.submit(_company, report),
+            pool.submit(_unread, report, unread),
+        ]
+        for part in parts:
+            part.result()
+
+
+def _slow(report: Report, sockets: int, patience: float, *, timed: bool) -> None:
     limits = tuple(f for name in ("--head-s", "--write-s", "--keep-alive-s") for f in (name, str(patience)))
     # Who stalls behind much of a message has the time that so much may take: short here, to see the end of it.
     limits += ("--min-bytes-per-s", "100000")
@@ -84,20 +100,22 @@ def run(report: Report, *, sockets: int = 300, patience: float = 5.0, unread: in
     ) as server:
         left, latest = _trickle(grpc_port(server), sockets, 2 * patience + 4)
         report.exactly(f"slow clients not ended, of {sockets} {dict(left) or ''}".rstrip(), sum(left.values()), 0)
+    if timed:
         # Who does not read may stall in the middle of a message, and be idle once that has ended.
         deaf = latest.pop(DEAF)
         report.at_most("the last was ended after", max(latest.values()), patience + 2.5, "s")
         report.at_most("the last of those that do not read was ended after", deaf, 2 * patience + 2.5, "s")
-    endless = ("head-s", "body-s", "write-s", "keep-alive-s")
-    never = [f for name in endless for f in (f"--{name}", "1000")] + ["--min-bytes-per-s", "1"]
+
+
+def _endless(report: Report, patience: float) -> None:
+    waits = ("head-s", "body-s", "write-s", "keep-alive-s")
+    never = [f for name in waits for f in (f"--{name}", "1000")] + ["--min-bytes-per-s", "1"]
     with running("--grpc-port", "0", "--max-queued-rows", "1000000", *never) as server:
         left, _ = _trickle(grpc_port(server), len(KINDS) + 1, patience + 1)
         with _many(grpc_port(server), 60, GREETING + _PING) as clients:
             together = _taken(clients)
     report.control("without patience's end slow clients stay, all kinds", len(left) == len(KINDS) + 1)
     report.control("with a larger cap all of 60 connections are taken", together == 60)
-    _company(report)
-    _unread(report, unread)
 
 
 def _trickle(port: int, sockets: int, seconds: float) -> tuple[Counter[str], dict[str, float]]:
@@ -185,14 +203,14 @@ def _many(port: int, number_of: int, first: bytes) -> Iterator[list[socket.socke
 def _company(report: Report) -> None:
     """Take up all the connections that there are, with nothing, and with work that does not end."""
     held = GREETING + OPEN + frame(DATA, END_STREAM, 1, framed(infer())) + _PING
-    with running("--grpc-port", "0", "--max-connections", "8", "--max-delay-ms", "1000") as server:
+    with faulty({"slow": 2.0}, "--grpc-port", "0", "--max-connections", "8") as server:
         port = grpc_port(server)
         with _many(port, 30, GREETING):
             report.exactly("a newcomer among idle connections is answered", float(_answers(port)), 1)
         with _many(port, 30, GREETING + frame(HEADERS, END_HEADERS, 1, headers(STREAM))):
             report.exactly("a newcomer among streams that say nothing is answered", float(_answers(port)), 1)
         with _many(port, 20, held) as clients:
-            _taken(clients)  # they are all at work now, and will be for most of a second
+            _taken(clients)  # they are all at work now, and will be for seconds
             report.exactly("health among busy connections is answered", float(_answers(port, HEALTH)), 1)
             report.exactly("a call among busy connections is refused", float(not _answers(port)), 1)
         with _many(port, 60, held) as clients:

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from serving.access.key_store import KeyStore
 from serving.deploy.publish import publish
+from serving.gate.gate import Gate
 from tests.commands.test_command import children
 from tests.conftest import MODELS, Server, faulty, running
 from tests.drills.drill import Report, drill
@@ -53,12 +54,11 @@ def served(
     with tempfile.TemporaryDirectory() as folder:
         models, file = Path(folder) / "models", Path(folder) / "dense.onnx"
         models.mkdir()
-        publish(models, "iris", MODELS / "iris" / "2" / "model.onnx", who="drill")
-        for seed in (1, 2):
-            file.write_bytes(dense(mebibytes, seed).SerializeToString())
-            publish(models, "dense", file, who="drill")
-        file.write_bytes(dense(0, 3).SerializeToString())
-        publish(models, "dense", file, who="drill")
+        with Gate() as gate:
+            publish(models, "iris", MODELS / "iris" / "2" / "model.onnx", who="drill", examiner=gate)
+            for seed, size in ((1, mebibytes), (2, mebibytes), (3, 0)):
+                file.write_bytes(dense(size, seed).SerializeToString())
+                publish(models, "dense", file, who="drill", examiner=gate)
         kept = "3" if alone else "2"
         (models / "dense" / "traffic.json").write_text(f'{{"generation": 1, "stable": "2", "keep": ["{kept}"]}}')
         key = KeyStore(Path(folder) / "keys").create("drill", frozenset({"deploy"}))

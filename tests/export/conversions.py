@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from fastapi.testclient import TestClient
+from threadpoolctl import threadpool_limits
 
 from serving.export import CannotExport, Exported, ParityError, export
 from serving.http_api.app import create_app
@@ -124,7 +125,8 @@ def _compare(key: str, got: Any, due: Any, near: Any = None) -> list[str]:
 
 def attempt(case: Case) -> tuple[Fitted, Exported | Exception]:
     """Fit and export one."""
-    with warnings.catch_warnings():
+    # Threads of OpenMP that wait for each other spin: beside another busy process that took three times as long.
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore")
         fitted = case.fit()
         try:
