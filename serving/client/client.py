@@ -6,11 +6,11 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, ClassVar, Generic, Self, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from numpy.typing import NDArray
 
-from serving.client.conversation import Answer, Conversation, Conversations, Infer, Pause
+from serving.client.conversation import Answer, Conversation, Conversations, Infer, Pause, Request
 from serving.client.given import F
 from serving.client.refusals import Refused
 from serving.client.retries import Retries
@@ -23,38 +23,22 @@ except ImportError:
     raise ImportError('the client needs httpx2: pip install "serving[client]"') from None
 
 T = TypeVar("T")
+Arrays: TypeAlias = NDArray[Any] | Mapping[str, NDArray[Any]]
+H = TypeVar("H", httpx.Client, httpx.AsyncClient)
 
 
-class _Base:
+class Which(TypedDict, total=False):
+    """What `predict` takes besides rows."""
+
+    version: str | None
+    label: str | None
+    timeout: float | None
+
+
+class _Base(Generic[H]):
     """What both clients are told, and how they speak."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        api_key: str | None,
-        timeout: float,
-        retries: Retries,
-        grpc: str | None,
-    ) -> None:
-        self._url = url
-        self._api_key = api_key
-        self._channel: Any = None
-        self._infer: Any = None
-        if grpc is not None:
-            self._channel = _grpc().channel(grpc, asynchronous=isinstance(self, AsyncClient))
-            self._infer = _grpc().method(self._channel)
-        self._conversations = Conversations(timeout=timeout, retries=retries, grpc=grpc is not None)
-
-
-class Client(_Base):
-    """A client of one server, for any number of threads; keep it, and its connections are used again.
-
-    url: such as `http://127.0.0.1:8080`. api_key: sent as bearer. timeout: seconds for one call, its retries included;
-    the server is told what is left of it. retries: how often a request is sent again that the server was too busy for
-    or never got. repeat: send also again what may have run (a lost answer, a 502 or 504). grpc: `host:port`, or
-    `grpcs://host:port`; tensors go there. http: an `httpx2.Client` of your own, for other certificates or proxies.
-    """
+    _own_http: ClassVar[type[httpx.Client | httpx.AsyncClient]]
 
     def __init__(
         self,
@@ -65,42 +49,43 @@ class Client(_Base):
         retries: int = 2,
         repeat: bool = False,
         grpc: str | None = None,
-        http: httpx.Client | None = None,
+        http: H | None = None,
     ) -> None:
-        super().__init__(url, api_key=api_key, timeout=timeout, retries=Retries(retries, repeat), grpc=grpc)
+        self._url = url
+        self._api_key = api_key
         self._own = http is None
-        self._http = http if http is not None else httpx.Client(limits=http_wire.LIMITS)
+        self._http: Any = http if http is not None else self._own_http(limits=http_wire.LIMITS)
+        self._channel: Any = None
+        self._infer: Any = None
+        if grpc is not None:
+            self._channel = _grpc().channel(grpc, asynchronous=isinstance(self, AsyncClient))
+            self._infer = _grpc().method(self._channel)
+        self._conversations = Conversations(timeout=timeout, retries=Retries(retries, repeat), grpc=grpc is not None)
+
+    def _sending(self, step: Infer | Request) -> Any:
+        """Begin to send a step; what is returned is the response, or is awaited for it."""
+        if isinstance(step, Infer):
+            return self._infer(**_grpc().arguments(step, self._api_key))
+        return self._http.send(http_wire.built(self._http, step, self._url, self._api_key))
+
+
+class Client(_Base[httpx.Client]):
+    """A client of one server, for any number of threads; keep it, and its connections are used again.
+
+    url: such as `http://127.0.0.1:8080`. api_key: sent as bearer. timeout: seconds for one call, its retries included;
+    the server is told what is left of it. retries: how often a request is sent again that the server was too busy for
+    or never got. repeat: send also again what may have run (a lost answer, a 502 or 504). grpc: `host:port`, or
+    `grpcs://host:port`; tensors go there. http: an `httpx2.Client` of your own, for other certificates or proxies.
+    """
+
+    _own_http = httpx.Client
 
     @overload
-    def predict(
-        self,
-        model: str,
-        rows: NDArray[Any] | Mapping[str, NDArray[Any]],
-        *,
-        version: str | None = None,
-        label: str | None = None,
-        timeout: float | None = None,
-    ) -> dict[str, NDArray[Any]]: ...
+    def predict(self, model: str, rows: Arrays, **which: Unpack[Which]) -> dict[str, NDArray[Any]]: ...
     @overload
-    def predict(
-        self,
-        model: str,
-        rows: Mapping[str, Any] | Sequence[Any],
-        *,
-        version: str | None = None,
-        label: str | None = None,
-        timeout: float | None = None,
-    ) -> Any: ...
+    def predict(self, model: str, rows: Mapping[str, Any] | Sequence[Any], **which: Unpack[Which]) -> Any: ...
     @overload
-    def predict(
-        self,
-        model: str,
-        rows: F,
-        *,
-        version: str | None = None,
-        label: str | None = None,
-        timeout: float | None = None,
-    ) -> F: ...
+    def predict(self, model: str, rows: F, **which: Unpack[Which]) -> F: ...
     def predict(
         self,
         model: str,
@@ -159,81 +144,37 @@ class Client(_Base):
 
     def _run(self, conversation: Conversation[T]) -> T:
         heard: Any = None
-        refused: Refused | None = None
         while True:
             try:
-                step = conversation.throw(refused) if refused is not None else conversation.send(heard)
+                step = conversation.throw(heard) if isinstance(heard, Refused) else conversation.send(heard)
             except StopIteration as done:
                 return done.value  # type: ignore[no-any-return]
-            heard = refused = None
-            if isinstance(step, Pause):
-                time.sleep(step.seconds)
-                continue
             try:
-                heard = self._sent(step)
-            except Refused as error:
-                refused = error
+                heard = self._heard(step)
+            except Refused as refused:
+                heard = refused
 
-    def _sent(self, step: Any) -> Any:
-        if isinstance(step, Infer):
-            try:
-                return _grpc().received(self._infer(**_grpc().arguments(step, self._api_key)))
-            except _grpc().grpc.RpcError as error:
-                raise _grpc().refused(error) from error
+    def _heard(self, step: Request | Infer | Pause) -> Any:
+        if isinstance(step, Pause):
+            return time.sleep(step.seconds)
+        wire = _grpc() if isinstance(step, Infer) else http_wire
         try:
-            return http_wire.received(self._http.send(http_wire.built(self._http, step, self._url, self._api_key)))
-        except httpx.HTTPError as error:
-            raise http_wire.refused(error) from error
+            return wire.received(self._sending(step))
+        except wire.FAULTS as error:
+            raise wire.refused(error) from error
 
 
-class AsyncClient(_Base):
+class AsyncClient(_Base[httpx.AsyncClient]):
     """`Client` for asyncio, with the same arguments (`http` is an `httpx2.AsyncClient`) and the same answers."""
 
-    def __init__(
-        self,
-        url: str = "http://127.0.0.1:8080",
-        *,
-        api_key: str | None = None,
-        timeout: float = 30.0,
-        retries: int = 2,
-        repeat: bool = False,
-        grpc: str | None = None,
-        http: httpx.AsyncClient | None = None,
-    ) -> None:
-        super().__init__(url, api_key=api_key, timeout=timeout, retries=Retries(retries, repeat), grpc=grpc)
-        self._own = http is None
-        self._http = http if http is not None else httpx.AsyncClient(limits=http_wire.LIMITS)
+    _own_http = httpx.AsyncClient
 
     @overload
-    async def predict(
-        self,
-        model: str,
-        rows: NDArray[Any] | Mapping[str, NDArray[Any]],
-        *,
-        version: str | None = None,
-        label: str | None = None,
-        timeout: float | None = None,
-    ) -> dict[str, NDArray[Any]]: ...
+    async def predict(self, model: str, rows: Arrays, **which: Unpack[Which]) -> dict[str, NDArray[Any]]: ...
     @overload
-    async def predict(
-        self,
-        model: str,
-        rows: Mapping[str, Any] | Sequence[Any],
-        *,
-        version: str | None = None,
-        label: str | None = None,
-        timeout: float | None = None,
-    ) -> Any: ...
+    async def predict(self, model: str, rows: Mapping[str, Any] | Sequence[Any], **which: Unpack[Which]) -> Any: ...
     @overload
-    async def predict(
-        self,
-        model: str,
-        rows: F,
-        *,
-        version: str | None = None,
-        label: str | None = None,
-        timeout: float | None = None,
-    ) -> F: ...
+    async def predict(self, model: str, rows: F, **which: Unpack[Which]) -> F: ...
     async def predict(
         self,
         model: str,
@@ -283,33 +224,24 @@ class AsyncClient(_Base):
 
     async def _run(self, conversation: Conversation[T]) -> T:
         heard: Any = None
-        refused: Refused | None = None
         while True:
             try:
-                step = conversation.throw(refused) if refused is not None else conversation.send(heard)
+                step = conversation.throw(heard) if isinstance(heard, Refused) else conversation.send(heard)
             except StopIteration as done:
                 return done.value  # type: ignore[no-any-return]
-            heard = refused = None
-            if isinstance(step, Pause):
-                await asyncio.sleep(step.seconds)
-                continue
             try:
-                heard = await self._sent(step)
-            except Refused as error:
-                refused = error
+                heard = await self._heard(step)
+            except Refused as refused:
+                heard = refused
 
-    async def _sent(self, step: Any) -> Any:
-        if isinstance(step, Infer):
-            try:
-                return _grpc().received(await self._infer(**_grpc().arguments(step, self._api_key)))
-            except _grpc().grpc.RpcError as error:
-                raise _grpc().refused(error) from error
+    async def _heard(self, step: Request | Infer | Pause) -> Any:
+        if isinstance(step, Pause):
+            return await asyncio.sleep(step.seconds)
+        wire = _grpc() if isinstance(step, Infer) else http_wire
         try:
-            return http_wire.received(
-                await self._http.send(http_wire.built(self._http, step, self._url, self._api_key))
-            )
-        except httpx.HTTPError as error:
-            raise http_wire.refused(error) from error
+            return wire.received(await self._sending(step))
+        except wire.FAULTS as error:
+            raise wire.refused(error) from error
 
 
 def _grpc() -> Any:

@@ -24,6 +24,8 @@ from serving.errors import (
 )
 from serving.protocols.messages import SERVICE, message
 
+FAULTS = grpc.RpcError
+"""What is raised where there is no answer."""
 _METHOD = f"/{SERVICE}/ModelInfer"
 _REQUEST, _RESPONSE = message("ModelInferRequest"), message("ModelInferResponse")
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]

@@ -10,6 +10,8 @@ from serving.errors import DeadlineExceeded, InvalidRequest
 
 # Shorter than servers and proxies keep theirs: a request that meets a closing connection may be lost.
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=15)
+FAULTS = httpx.HTTPError
+"""What is raised where there is no answer."""
 _UNSENT = (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol)
 
 
