@@ -1,4 +1,4 @@
-"""Slow clients, hostile input, overload: short forms of the drills, without the clock, and what else defends."""
+"""Slow clients and hostile input: short forms of the drills, without the clock, and what else defends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from serving.access.key_store import KeyStore
 from serving.log_pipe import LogPipe
 from serving.logs import JsonLines, TextLines, configure
 from tests.conftest import MODELS, Server, running
-from tests.drills import fairness, hostile, hostile_grpc, limits, overload, slow_clients, slow_clients_grpc
+from tests.drills import hostile, hostile_grpc, slow_clients, slow_clients_grpc
 from tests.drills.drill import Report
 from tests.http_api.test_fast_path import BODY, PATH, connected, labels, post
 
@@ -60,20 +60,6 @@ def test_slow_clients_of_grpc_are_cut() -> None:
     """Clients that trickle, stall, hold windows shut or take up room end in time, and take no more than their bound."""
     report = Report()
     slow_clients_grpc.run(report, sockets=30, patience=1.0, unread=40, at_once=True)
-    assert report.kept, report.broken()
-
-
-def test_overload_is_refused_at_once() -> None:
-    """At twice the capacity the excess is told when to come back, and nothing is run that was not answered."""
-    report = Report()
-    overload.run(report, seconds=2.0, timed=False)
-    assert report.kept, report.broken()
-
-
-def test_overload_of_models_does_not_starve_another() -> None:
-    """With five models at twice their capacity on one core, a sixth with little load is still answered."""
-    report = Report()
-    fairness.run(report, seconds=2.0, timed=False)
     assert report.kept, report.broken()
 
 
@@ -235,10 +221,3 @@ def test_onnxruntime_reports_to_nobody(tmp_path: Path) -> None:
         [sys.executable, "-c", script], env=clean, capture_output=True, text=True, check=True, timeout=60
     ).stdout
     assert text == "[]\n"
-
-
-def test_the_adaptive_limit_lets_in_what_a_fast_and_a_slow_model_can_answer() -> None:
-    """Whether a batch takes milliseconds or a fifth of the deadline, requests are answered at twice the capacity."""
-    report = Report()
-    limits.run(report, seconds=0.6, fixed=(), timed=False)
-    assert not report.broken()
