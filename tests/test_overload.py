@@ -7,7 +7,7 @@ from tests.drills.drill import Report
 
 
 def test_overload_is_refused_at_once() -> None:
-    """At twice the capacity the excess is told when to come back, and nothing is run that was not answered."""
+    """Beyond the capacity the excess is told when to come back, and nothing is run that was not answered."""
     report = Report()
     overload.run(report, seconds=2.0, timed=False)
     assert report.kept, report.broken()

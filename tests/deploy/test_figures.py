@@ -38,5 +38,5 @@ def test_the_gate_s_figures_stand_beside_those_of_the_version_that_serves(
 def test_the_memory_of_versions_that_went_comes_back() -> None:
     """Versions come and go, and a tenth of one at most stays."""
     report = Report()
-    swaps(report, times=60, warm=60)
+    swaps(report, times=20, warm=60)
     assert report.kept, report.broken()
