@@ -6,6 +6,7 @@ can't, the change is taken back and the exit status is 1.
 
 from __future__ import annotations
 
+import inspect
 import os
 import pwd
 import re
@@ -59,156 +60,121 @@ MaxAccuracyLoss = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (promote, canary, shadow, label, rollback, unload, load, keep):
-        app.command(command.__name__)(command)
+    # Nobody answers beside stable, to agree with, and only a canary's answers are somebody's, to turn out right.
+    judging = {promote: _RULES[:-2], canary: _RULES, shadow: _RULES[:-1]}
+    makers: tuple[Callable[..., Order], ...] = (promote, canary, shadow, label, rollback, unload, load, keep)
+    for make in makers:
+        app.command(make.__name__)(_command(make, *judging.get(make, ())))
 
 
-def promote(  # noqa: PLR0917  typer makes options of parameters
+def _shared(  # noqa: PLR0917  never called: its parameters are options of several commands
     name: Name,
-    version: Version,
-    why: Why = "",
-    after: After = None,
-    rows: Rows = None,
-    max_error_rate: MaxErrors = None,
-    max_latency_ratio: MaxLatency = None,
-    models: Models = Path("models"),
-    state_dir: StateDir = None,
-    no_wait: NoWait = False,
-) -> None:
-    """Make a version stable: it answers all requests that name no version."""
-    with explained():
-        judge = judged(after, rows, max_error_rate, max_latency_ratio, None)
-        carry_out(
-            models, state_dir, name, made(commands.Promote, version=version, why=why, judge=judge), no_wait=no_wait
-        )
-
-
-def canary(  # noqa: PLR0917
-    name: Name,
-    version: Annotated[str | None, typer.Argument(metavar="VERSION", help="The candidate.", show_default=False)] = None,
-    percent: Annotated[float, typer.Option(help="Its share of the requests, above 0, at most 100.")] = 10.0,
-    sticky_header: Annotated[str | None, typer.Option(help="Header that tells callers apart, such as x-user.")] = None,
-    sticky_feature: Annotated[str | None, typer.Option(help="Feature that tells callers apart.")] = None,
-    end: End = False,
-    why: Why = "",
     after: After = None,
     rows: Rows = None,
     max_error_rate: MaxErrors = None,
     max_latency_ratio: MaxLatency = None,
     min_agreement: MinAgreement = None,
     max_accuracy_loss: MaxAccuracyLoss = None,
+    why: Why = "",
     models: Models = Path("models"),
     state_dir: StateDir = None,
     no_wait: NoWait = False,
-) -> None:
+) -> None: ...
+
+
+_SHARED = inspect.signature(_shared, eval_str=True).parameters
+_RULES = ("after", "rows", "max_error_rate", "max_latency_ratio", "min_agreement", "max_accuracy_loss")
+
+
+def _command(make: Callable[..., Order], *rules: str) -> Callable[..., None]:
+    """Make a command of what makes an order: which model, why and where are options of each.
+
+    rules: the options that say how the change is judged.
+    """
+
+    def command(**given: Any) -> None:
+        name, models, state_dir, no_wait = (given.pop(option) for option in ("name", "models", "state_dir", "no_wait"))
+        with explained():
+            if rules:
+                given["judge"] = judged(**{rule: given.pop(rule) for rule in rules})
+            carry_out(models, state_dir, name, make(**given), no_wait=no_wait)
+
+    own = [one for one in inspect.signature(make, eval_str=True).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    after = (_SHARED[option] for option in ("why", *rules, "models", "state_dir", "no_wait"))
+    options = [one.replace(kind=one.KEYWORD_ONLY) for one in (_SHARED["name"], *own, *after)]
+    command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    command.__doc__ = make.__doc__
+    return command
+
+
+def promote(version: Version, **given: Any) -> Order:
+    """Make a version stable: it answers all requests that name no version."""
+    return made(commands.Promote, version=version, **given)
+
+
+def canary(
+    version: Annotated[str | None, typer.Argument(metavar="VERSION", help="The candidate.", show_default=False)] = None,
+    percent: Annotated[float, typer.Option(help="Its share of the requests, above 0, at most 100.")] = 10.0,
+    sticky_header: Annotated[str | None, typer.Option(help="Header that tells callers apart, such as x-user.")] = None,
+    sticky_feature: Annotated[str | None, typer.Option(help="Feature that tells callers apart.")] = None,
+    end: End = False,
+    **given: Any,
+) -> Order:
     """Give a version a share of the requests that name no version; judged, it is promoted or ended by itself."""
-    with explained():
-        one_of(version, end)
-        sticky = {"header": sticky_header, "feature": sticky_feature}
-        order = made(
-            commands.StartCanary,
-            version=version,
-            percent=percent,
-            sticky=sticky if any(sticky.values()) else None,
-            why=why,
-            judge=judged(after, rows, max_error_rate, max_latency_ratio, min_agreement, max_accuracy_loss),
-        )
-        carry_out(models, state_dir, name, order, no_wait=no_wait)
+    one_of(version, end)
+    by = {"header": sticky_header, "feature": sticky_feature}
+    sticky = by if any(by.values()) else None
+    return made(commands.StartCanary, version=version, percent=percent, sticky=sticky, **given)
 
 
-def shadow(  # noqa: PLR0917
-    name: Name,
+def shadow(
     version: Annotated[str | None, typer.Argument(metavar="VERSION", help="The shadow.", show_default=False)] = None,
     percent: Annotated[float, typer.Option(help="Share of the requests that are copied to it.")] = 100.0,
     end: End = False,
-    why: Why = "",
-    after: After = None,
-    rows: Rows = None,
-    max_error_rate: MaxErrors = None,
-    max_latency_ratio: MaxLatency = None,
-    min_agreement: MinAgreement = None,
-    models: Models = Path("models"),
-    state_dir: StateDir = None,
-    no_wait: NoWait = False,
-) -> None:
+    **given: Any,
+) -> Order:
     """Give a version copies of live requests on spare capacity, and compare its answers: see `serving status`."""
-    with explained():
-        one_of(version, end)
-        judge = judged(after, rows, max_error_rate, max_latency_ratio, min_agreement)
-        order = made(commands.StartShadow, version=version, percent=percent, why=why, judge=judge)
-        carry_out(models, state_dir, name, order, no_wait=no_wait)
+    one_of(version, end)
+    return made(commands.StartShadow, version=version, percent=percent, **given)
 
 
-def label(  # noqa: PLR0917
-    name: Name,
+def label(
     label: Annotated[str, typer.Argument(metavar="LABEL", help="Such as blue.", show_default=False)],
     version: Annotated[str | None, typer.Argument(metavar="VERSION", show_default=False)] = None,
     end: Annotated[bool, typer.Option("--remove", help="Remove the label.")] = False,
-    why: Why = "",
-    models: Models = Path("models"),
-    state_dir: StateDir = None,
-    no_wait: NoWait = False,
-) -> None:
+    **given: Any,
+) -> Order:
     """Point a label at a version: /v1/models/NAME/labels/LABEL:predict."""
-    with explained():
-        one_of(version, end, "--remove")
-        carry_out(
-            models, state_dir, name, made(commands.SetLabel, label=label, version=version, why=why), no_wait=no_wait
-        )
+    one_of(version, end, "--remove")
+    return made(commands.SetLabel, label=label, version=version, **given)
 
 
-def rollback(
-    name: Name,
-    why: Why = "",
-    models: Models = Path("models"),
-    state_dir: StateDir = None,
-    no_wait: NoWait = False,
-) -> None:
+def rollback(**given: Any) -> Order:
     """End the canary, or else go back to the version that was stable before; every trial ends with it."""
-    with explained():
-        carry_out(models, state_dir, name, made(commands.Rollback, why=why), no_wait=no_wait)
+    return made(commands.Rollback, **given)
 
 
-def unload(
-    name: Name,
-    why: Why = "",
-    models: Models = Path("models"),
-    state_dir: StateDir = None,
-    no_wait: NoWait = False,
-) -> None:
+def unload(**given: Any) -> Order:
     """Serve nothing of a model, and hold no memory for it; its files stay."""
-    with explained():
-        carry_out(models, state_dir, name, made(commands.Unload, why=why), no_wait=no_wait)
+    return made(commands.Unload, **given)
 
 
-def load(
-    name: Name,
-    why: Why = "",
-    models: Models = Path("models"),
-    state_dir: StateDir = None,
-    no_wait: NoWait = False,
-) -> None:
+def load(**given: Any) -> Order:
     """Serve an unloaded model again."""
-    with explained():
-        carry_out(models, state_dir, name, made(commands.Load, why=why), no_wait=no_wait)
+    return made(commands.Load, **given)
 
 
-def keep(  # noqa: PLR0917
-    name: Name,
+def keep(
     policy: Annotated[str, typer.Argument(metavar="all|N|V,V...", help="all; 2: the latest two; or 1,2,: these.")],
-    why: Why = "",
-    models: Models = Path("models"),
-    state_dir: StateDir = None,
-    no_wait: NoWait = False,
-) -> None:
+    **given: Any,
+) -> Order:
     """Choose which versions stay loaded besides those with a role: all, the latest N, or V,V,... by name."""
-    with explained():
-        wanted: Any = policy
-        if policy.isdecimal():
-            wanted = {"latest": int(policy)}
-        elif policy != "all":
-            wanted = tuple(version for version in policy.split(",") if version)
-        carry_out(models, state_dir, name, made(commands.KeepLoaded, keep=wanted, why=why), no_wait=no_wait)
+    wanted: Any = policy
+    if policy.isdecimal():
+        wanted = {"latest": int(policy)}
+    elif policy != "all":
+        wanted = tuple(version for version in policy.split(",") if version)
+    return made(commands.KeepLoaded, keep=wanted, **given)
 
 
 def carry_out(root: Path, state_dir: Path | None, name: str, order: Order, *, no_wait: bool) -> None:
@@ -256,12 +222,13 @@ def user() -> str:
         return f"uid {os.getuid()}"
 
 
-def judged(  # noqa: PLR0917
+def judged(
+    *,
     after: str | None,
     rows: int | None,
     max_error_rate: float | None,
     max_latency_ratio: float | None,
-    min_agreement: float | None,
+    min_agreement: float | None = None,
     max_accuracy_loss: float | None = None,
 ) -> dict[str, Any] | None:
     """Make the rules of a judgement from options; None where none is wanted. Raises InvalidRequest."""
