@@ -21,13 +21,10 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from serving.engine.providers import CPU, Provider
 from serving.errors import ModelInvalid
-from serving.linux import memory_maps
 from serving.linux.memory import private_memory
 from serving.linux.thread_scheduling import Call, lowest_priority
 from serving.tensors import NUMPY, Array
 
-WEIGHTS_FILE = "weights.bin"
-"""Where the prepared form of a model has its weights."""
 EXTENSIONS = ("ai.onnx.contrib", "com.microsoft.extensions")
 """Domains of the operators of onnxruntime-extensions: tokenizers and sound in the first, pictures in the second."""
 LIMITED = "is smaller than requested bytes"
@@ -43,7 +40,6 @@ _GIVE_BACK = ort.RunOptions()
 _GIVE_BACK.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 _GIVE_BACK.log_severity_level = 4
 _GIVE_BACK.terminate = True
-_MAPPING = threading.Lock()
 _MAKING = threading.Lock()
 # Its own name and code, the file once more, and the place in its source, with the function as the compiler writes it.
 _NOISE = re.compile(
@@ -106,16 +102,12 @@ def load(
 
 def load_prepared(
     path: Path, *, threads: int, aside: Call, quiet: bool = False, memory_bytes: int | None = None
-) -> tuple[ort.InferenceSession, list[memory_maps.Range]]:
-    """Load what `write_prepared` wrote; return the pages of its weights too. Raises ModelInvalid."""
+) -> ort.InferenceSession:
+    """Load what `write_prepared` wrote. Raises ModelInvalid."""
     chosen = options(threads)
     # It is optimised already; another pass could lose the packed weights that belong to it.
     chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    weights = path.with_name(WEIGHTS_FILE)
-    with _MAPPING:  # one at a time, so that none takes another's pages for its own
-        before = memory_maps.mapped_ranges(weights)
-        session = aside(_make, path, chosen, memory_bytes, quiet=quiet)
-        return session, memory_maps.added(before, memory_maps.mapped_ranges(weights))
+    return aside(_make, path, chosen, memory_bytes, quiet=quiet)
 
 
 def write_prepared(path: Path, to: Path) -> None:
@@ -126,7 +118,7 @@ def write_prepared(path: Path, to: Path) -> None:
     """
     chosen = options(1)
     chosen.optimized_model_filepath = str(to)
-    chosen.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS_FILE)
+    chosen.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
     # Below a page nothing is gained by mapping.
     chosen.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "4096")
     chosen.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")

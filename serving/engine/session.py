@@ -10,7 +10,6 @@ import logging
 import math
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from serving.engine.rows import Rows
 from serving.engine.signature import METADATA_KEY, Feature, Signature
 from serving.engine.signature_inference import ZIPMAPS, Port, Probe
 from serving.errors import InferenceFailed, ModelInvalid, QueueFull, ServingError
-from serving.linux import memory_maps
 from serving.linux.thread_scheduling import Call, thread_aside
 from serving.tensors import DATATYPE_OF, ONNX, Array, Overriding, Tensors
 
@@ -101,8 +99,7 @@ class OnnxSession:
     def _load(self, path: Path, *, threads: int, prepared: bool, quiet: bool, aside: Call) -> None:
         given: dict[str, Any] = {"threads": threads, "aside": aside, "quiet": quiet, "memory_bytes": self.memory_bytes}
         if prepared:
-            self._session, pages = runtime.load_prepared(path, **given)
-            weakref.finalize(self, memory_maps.release, self._session, pages).atexit = False
+            self._session = runtime.load_prepared(path, **given)
         else:
             self._session = runtime.load(path, **given, providers=self.providers)
         self._run = runtime.runner(self._session)
