@@ -36,7 +36,7 @@ def test_the_gate_s_figures_stand_beside_those_of_the_version_that_serves(
 
 
 def test_the_memory_of_versions_that_went_comes_back() -> None:
-    """Versions come and go, and a tenth of one at most stays."""
+    """Versions come and go, twenty of them, and no more stays of all than a third of one."""
     report = Report()
-    swaps(report, times=20, warm=60)
+    swaps(report, times=20, warm=40, share=0.33)
     assert report.kept, report.broken()

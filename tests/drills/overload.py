@@ -152,7 +152,7 @@ async def _course(server: Server, seconds: float, times: float) -> Course:
     health: list[float] = []
     beside = [asyncio.ensure_future(_health(server, health)), asyncio.ensure_future(other.offer(20, seconds))]
     began = loop.time()
-    await load.offer(times * capacity, seconds)
+    await load.offer(times * max(200.0, capacity), seconds)  # a machine that is starved shows none
     ended = loop.time()
     await load.offer(capacity / 2, max(1.0, seconds / 6))
     beside[0].cancel()
