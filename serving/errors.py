@@ -77,6 +77,10 @@ class ModelNotFound(ServingError):
     """No such model, version or label."""
 
 
+class JobNotFound(ServingError):
+    """The caller has no such job, or there are no jobs here."""
+
+
 class NotReady(ServingError):
     """The model or the server is known and can't answer now."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from ipaddress import ip_network
 from pathlib import Path
@@ -111,6 +112,20 @@ class Settings(BaseSettings):
     """Path under which a proxy serves this server, such as /ml, if it takes that off: /docs sends there."""
     trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1", "unix")
     """Addresses and networks of proxies whose X-Forwarded-Prefix is believed, as a JSON list; unix is who uses uds."""
+    jobs_database_url: str | None = None
+    """Database of jobs: sqlite for a file in the state folder, or postgresql://...; without it there are no jobs."""
+    jobs_folder: str | None = None
+    """Folder, or s3://, gs:// or az:// URL, where jobs keep inputs and results; without it one in the state folder."""
+    jobs_inputs: tuple[str, ...] = ()
+    """Folders and URLs of object stores below which jobs may read inputs, as a JSON list; what is sent needs none."""
+    jobs_running: int = Field(4, ge=1, le=1000)
+    """Jobs that run at a time, all servers of the folder together."""
+    jobs_max_upload_bytes: int = Field(2 * 1024**3, ge=1024)
+    """Largest file that may be sent for a job, in bytes."""
+    jobs_keep_days: float = Field(7.0, gt=0)
+    """Days after its end for which a job and its result are kept."""
+    jobs_keep_bytes: int = Field(20 * 1024**3, ge=1024)
+    """Bytes of all results together, beyond which the oldest are removed."""
     fast_path: bool = True
     """Answer plain predictions on the short path; off sends every request through ASGI."""
     metrics: bool = True
@@ -136,7 +151,7 @@ class Settings(BaseSettings):
     log_format: Literal["json", "text"] | None = None
     """json writes one object a line, text is for people; without it, text on a terminal and json elsewhere."""
 
-    @field_validator("cors_origins", "trusted_proxies", mode="before")
+    @field_validator("cors_origins", "trusted_proxies", "jobs_inputs", mode="before")
     @classmethod
     def _list(cls, given: Any) -> Any:
         if not isinstance(given, str):
@@ -153,6 +168,15 @@ class Settings(BaseSettings):
             if proxy != "unix":
                 ip_network(proxy)  # what it says is wrong with it is fit to be told
         return proxies
+
+    @field_validator("jobs_database_url")
+    @classmethod
+    def _database(cls, url: str | None) -> str | None:
+        if url is not None and not re.match(r"sqlite$|sqlite:///.|postgres(ql)?://.", url):
+            raise ValueError("write sqlite, sqlite:///file or postgresql://user@host/name")
+        if url is not None and not all(find_spec(needed) for needed in ("alembic", "obstore", "pyarrow", "sqlalchemy")):
+            raise ValueError("jobs need more packages: pip install 'serving[jobs]'")
+        return url
 
     @field_validator("capture_dir")
     @classmethod

@@ -7,8 +7,8 @@ from typing import Literal, TypeAlias, get_args
 
 from serving.access.rate_limits import RateLimit
 
-Scope: TypeAlias = Literal["predict", "deploy", "metrics"]
-"""What a key allows: predictions and what can be read of models; changes of what is served; the metrics."""
+Scope: TypeAlias = Literal["predict", "deploy", "metrics", "jobs"]
+"""What a key allows: predictions and what can be read of models; changes of what is served; the metrics; jobs."""
 
 SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
 

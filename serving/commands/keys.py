@@ -37,7 +37,8 @@ def register(app: typer.Typer) -> None:
 def create(  # noqa: PLR0917  each is an option
     name: Annotated[str, typer.Option(help="Who will use it, as histories will call them.", show_default=False)],
     scope: Annotated[
-        list[str], typer.Option(help="predict, deploy or metrics; may be given several times.", show_default=False)
+        list[str],
+        typer.Option(help="predict, deploy, metrics or jobs; may be given several times.", show_default=False),
     ],
     expires: Annotated[
         str | None, typer.Option(help="For how long it is good: 90d, 12h, 30m, 2w. Without it: until revoked.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version as package_version
 from typing import Any
 
@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from serving.access.access import Access
 from serving.errors import ServingError
-from serving.http_api import admin, feedback, metadata, repository_api, route, triton
+from serving.http_api import admin, feedback, jobs_api, metadata, repository_api, route, triton
 from serving.http_api.metrics_middleware import Observed
 from serving.http_api.openapi import docs
 from serving.http_api.own_route import error_response, http_error, unforeseen
@@ -43,6 +43,7 @@ for _part in (
     triton.changes_router,
     admin.router,
     repository_api.router,
+    jobs_api.router,
     metadata.metrics_router,
 ):
     router.include_router(_part)
@@ -112,7 +113,8 @@ async def serve(app: FastAPI, services: Services) -> AsyncIterator[None]:
         if metrics is not None:
             tasks.append(asyncio.create_task(_fold(metrics)))
         tasks.append(asyncio.create_task(_monitor(services.monitoring, metrics)))
-        yield
+        async with services.runner or nullcontext():
+            yield
     finally:
         fleet.draining = True
         if services.companion is not None:

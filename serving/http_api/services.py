@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
-from typing import Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
@@ -39,6 +39,10 @@ from serving.repository.state_directory import state_folder
 from serving.repository.traffic_store import TrafficStore
 from serving.settings import Settings
 
+if TYPE_CHECKING:  # what needs an extra is imported where it is wanted
+    from serving.jobs.jobs import Jobs
+    from serving.jobs.runner import Runner
+
 MEMORY_BYTES, MEMORY_FACTOR = 1 << 30, 128
 """What reading a long body may take, at least and for each byte of JSON: the worst take some 100 bytes a byte."""
 UPLOADS = 4
@@ -61,7 +65,8 @@ class Services:
 
     models, state_dir, max_model_bytes, extension_ops, strict, cors_origins, fast_path: as in the settings. endpoints:
     by the bare path of a prediction; in_process: for this process's own code. bodies: bytes that are held. log: of
-    requests. shared: of all connections. deployment: where this application coordinates itself.
+    requests. shared: of all connections. deployment: where this application coordinates itself. runner: does pieces of
+    jobs.
     """
 
     models: Path
@@ -85,6 +90,8 @@ class Services:
     shared: FastPathState
     deployment: Deployment | None
     companion: Companion | None
+    jobs: Jobs | None = None
+    runner: Runner | None = None
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(UPLOADS))
     one_gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
@@ -200,6 +207,9 @@ def make_services(
         metrics.follow("serving_codec_waiting", lambda: pool.waiting)
         metrics.follow("serving_codec_busy_seconds", lambda: pool.busy_s)
         metrics.follow("serving_connections", lambda: len(shared.taken), "http")
+    jobs, runner = (
+        _jobs(settings, fleet, in_process, metrics) if settings.jobs_database_url is not None else (None, None)
+    )
     return Services(
         models=settings.models,
         state_dir=settings.state_dir,
@@ -222,7 +232,43 @@ def make_services(
         shared=shared,
         deployment=deployment,
         companion=companion(fleet, metrics, access, bodies, pool, log) if companion is not None else None,
+        jobs=jobs,
+        runner=runner,
     )
+
+
+def _jobs(settings: Settings, fleet: Fleet, endpoints: EndpointTable, metrics: Metrics | None) -> tuple[Jobs, Runner]:
+    """Make what takes jobs, and what does them."""
+    from serving.jobs.database import Database  # noqa: PLC0415  only where jobs are wanted
+    from serving.jobs.inputs import Locations  # noqa: PLC0415
+    from serving.jobs.jobs import Jobs  # noqa: PLC0415
+    from serving.jobs.pieces import Pieces  # noqa: PLC0415
+    from serving.jobs.results import Results  # noqa: PLC0415
+    from serving.jobs.runner import Runner  # noqa: PLC0415
+
+    state = state_folder(settings.models, settings.state_dir)
+    database = Database(settings.jobs_database_url or "sqlite", state)
+    results = Results(settings.jobs_folder or str(state / "jobs"))
+    locations = Locations(settings.jobs_inputs)
+    jobs = Jobs(
+        database,
+        results,
+        locations,
+        fleet,
+        max_rows_bytes=settings.max_json_bytes,
+        max_upload_bytes=settings.jobs_max_upload_bytes,
+    )
+    runner = Runner(
+        database,
+        results,
+        Pieces(database, results, locations, fleet, endpoints),
+        asked=jobs.asked,
+        metrics=metrics,
+        running=settings.jobs_running,
+        keep_s=settings.jobs_keep_days * 24 * 3600,
+        keep_bytes=settings.jobs_keep_bytes,
+    )
+    return jobs, runner
 
 
 def _limits(settings: Settings, threads: int, memory_bytes: int | None) -> Limits:

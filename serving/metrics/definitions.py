@@ -44,6 +44,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_feedback_outcomes": ("True outcomes that were joined with a prediction.", _MODEL),
     "serving_feedback_right": ("Those of a classifier whose label was the outcome.", _MODEL),
     "serving_feedback_unmatched": ("True outcomes whose prediction was never found.", ("model",)),
+    "serving_job_rows": ("Rows of jobs, by outcome: good or bad.", ("outcome",)),
     "serving_http_requests": ("HTTP requests by status class.", ("route", "method", "status")),
     "serving_grpc_calls": ("gRPC calls by status.", ("method", "code")),
     "serving_codec_busy_seconds": ("Seconds of the workers' codec processes, which read and write what is long.", ()),
@@ -117,6 +118,12 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_feedback_auc": ("Area under the ROC curve for the last outcomes, 0 to 1.", _MODEL),
     "serving_feedback_brier": ("Brier score of the last outcomes; 0 is best.", _MODEL),
     "serving_feedback_mae": ("Mean absolute error of the last outcomes.", _MODEL),
+    "serving_jobs": ("Jobs of the folder that are kept, by state.", ("state",)),
+    "serving_jobs_oldest_seconds": (
+        "Seconds since the oldest job that has not ended was asked for; 0 without one.",
+        (),
+    ),
+    "serving_jobs_database_up": ("1 where every worker can ask the database of jobs.", ()),
     "serving_model_info": ("1; the labels describe the version.", (*_MODEL, "task", "sha256")),
     "serving_model_threads": ("Batches that may run at a time, over all workers.", _MODEL),
     "serving_model_load_seconds": ("Seconds in which a worker loaded and warmed the version.", _MODEL),
@@ -157,6 +164,7 @@ LEAST = frozenset(
         "serving_gate_passed",
         "serving_build_info",
         "serving_setting",
+        "serving_jobs_database_up",
     }
 )
 GREATEST = LAST_WINDOW | frozenset(
@@ -170,6 +178,8 @@ GREATEST = LAST_WINDOW | frozenset(
         "serving_coordinator_failures",
         "serving_model_load_seconds",
         "serving_gate_seconds",
+        "serving_jobs",
+        "serving_jobs_oldest_seconds",
         "serving_gate_load_seconds",
         "serving_gate_row_seconds",
         "serving_gate_memory_bytes",

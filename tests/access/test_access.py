@@ -227,7 +227,7 @@ HASH = "0" * 64
     [
         ("app predict", "line 1: expected a name, scopes and the SHA-256"),
         (f"app predict {HASH}\na/b predict {HASH[:-1]}1", "line 2: the name"),
-        (f"app write {HASH}", "line 1: the scopes are not among deploy, metrics, predict"),
+        (f"app write {HASH}", "line 1: the scopes are not among deploy, jobs, metrics, predict"),
         (f"app , {HASH}", "scopes"),
         (f"app predict {HASH[1:]}", "third word is not a SHA-256"),
         (f"app predict {HASH} expires=soon", "expires= is not a time"),

@@ -26,7 +26,7 @@ from serving.protocols.messages import REFLECTION, SERVICE, pool
 from tests.access import issuer
 from tests.conftest import MODELS, with_grpc
 
-OPEN, PREDICT, DEPLOY, METRICS = None, "predict", "deploy", "metrics"
+OPEN, PREDICT, DEPLOY, METRICS, JOBS = None, "predict", "deploy", "metrics", "jobs"
 
 HTTP: dict[str, dict[str, str | None]] = {
     # predictions
@@ -69,6 +69,12 @@ HTTP: dict[str, dict[str, str | None]] = {
     "/v2/logging": {"GET": PREDICT, "POST": PREDICT},
     "/v2/trace/setting": {"GET": PREDICT, "POST": PREDICT},
     "/v2/models/{model}/trace/setting": {"GET": PREDICT, "POST": PREDICT},
+    # jobs
+    "/v1/jobs": {"GET": JOBS, "POST": JOBS},
+    "/v1/jobs/{job}": {"GET": JOBS, "DELETE": JOBS},
+    "/v1/jobs/{job}/result": {"GET": JOBS},
+    "/v1/jobs/{job}/errors": {"GET": JOBS},
+    "/v1/jobs/{job}/cancel": {"POST": JOBS},
     # operations
     "/metrics": {"GET": METRICS},
     "/v2/health/live": {"GET": OPEN, "HEAD": OPEN},
@@ -113,7 +119,7 @@ class Credential:
 def credentials(store: KeyStore) -> Iterator[Credential]:
     """Make keys in the store and give every kind of credential."""
     yield Credential("none", None, None)
-    for scopes in ({PREDICT}, {DEPLOY}, {METRICS}, {PREDICT, DEPLOY, METRICS}):
+    for scopes in ({PREDICT}, {DEPLOY}, {METRICS}, {JOBS}, {PREDICT, DEPLOY, METRICS, JOBS}):
         key = store.create("-".join(sorted(scopes)), frozenset(scopes), expires=time.time() + 600)
         yield Credential(f"key {scopes}", f"Bearer {key}", frozenset(scopes))
         yield Credential(f"small letters {scopes}", f"bearer {key}", frozenset(scopes))
@@ -123,7 +129,7 @@ def credentials(store: KeyStore) -> Iterator[Credential]:
         yield Credential(f"shared {scopes}", f"Bearer {issuer.token('shared', 'HS256', scp=joined)}", frozenset(scopes))
     yield Credential("token without scopes", f"Bearer {issuer.token()}", frozenset())
     yield Credential("token of odd scopes", f"Bearer {issuer.token(scope='Deploy *', scp=[1, {}, None])}", frozenset())
-    everything = frozenset({PREDICT, DEPLOY, METRICS})
+    everything = frozenset({PREDICT, DEPLOY, METRICS, JOBS})
     hashed = store.read()[-1].digest.hex()
     for name, header in {
         "empty": "",
@@ -242,7 +248,7 @@ def test_every_route_with_every_credential(closed: Closed) -> None:
 
 def test_no_route_takes_another_method(closed: Closed) -> None:
     """A method that a route does not have does nothing, whoever asks."""
-    everything = next(c for c in closed.credentials if c.scopes is not None and len(c.scopes) == 3)
+    everything = next(c for c in closed.credentials if c.scopes is not None and len(c.scopes) == 4)
     for template, scopes in HTTP.items():
         for method in set(METHODS) - set(scopes):
             for credential in (closed.credentials[0], everything):
@@ -324,7 +330,7 @@ def test_every_grpc_method_with_every_credential(closed: Closed) -> None:
 
 def test_two_credentials_are_none(closed: Closed) -> None:
     """Two Authorization headers are refused, whichever of them is good: a proxy may have judged the other."""
-    good = next(c.header for c in closed.credentials if c.scopes is not None and len(c.scopes) == 3) or ""
+    good = next(c.header for c in closed.credentials if c.scopes is not None and len(c.scopes) == 4) or ""
     for pair in ((good, "Bearer x"), ("Bearer x", good), (good, good)):
         headers = [("authorization", one) for one in pair]
         assert closed.client.post("/v1/models/iris:predict", headers=headers, json=ROW).status_code == 400

@@ -28,7 +28,7 @@ FAILURES = {
     "400": "Malformed",
     "401": "Needs a key",
     "403": "The key lacks the scope",
-    "404": "No such model, version or label",
+    "404": "No such model, version, label or job",
     "413": "Body over the limit",
     "415": "Unknown Content-Encoding",
     "422": "Rows break the signature, and every bad cell is listed; or the model refuses them",
@@ -149,6 +149,8 @@ def _tell_failures(path: str, method: str, operation: dict[str, Any]) -> None:
     if "{model}" in path:
         statuses += ["404"] if method != "put" else []
         statuses.append("503")
+    if path.startswith("/v1/jobs"):
+        statuses += ["404", "503"]
     if "requestBody" in operation:
         statuses += ["413", "415"]
     for status in statuses:

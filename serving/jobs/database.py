@@ -1,0 +1,183 @@
+"""The database of jobs: SQLite in a file, or PostgreSQL. The only owner of engines, sessions and migrations."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from asyncpg import InterfaceError, PostgresError
+from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+from serving.errors import NotReady
+
+log = logging.getLogger("serving.jobs")
+
+BUSY_S = 5.0
+"""Seconds that a statement waits for others' transactions in SQLite, and a connection for PostgreSQL to answer."""
+MIGRATIONS = Path(__file__).parent / "migrations"
+_COMMAND_S = 60.0
+T = TypeVar("T")
+_LOCK = 0x73_65_72_76_69_6E_67  # of PostgreSQL's advisory locks
+
+
+class DatabaseAway(NotReady):
+    """The database of jobs can't be asked now; what it holds is as it was."""
+
+
+class Database:
+    """Transactions on the database of jobs.
+
+    url: `sqlite` for a file in `state`, `sqlite:///file` or `postgresql://...`. migrations: alembic's folder.
+    """
+
+    def __init__(self, url: str, state: Path, *, migrations: Path = MIGRATIONS) -> None:
+        self._migrations = migrations
+        parsed = make_url(f"sqlite:///{state / 'jobs.db'}" if url == "sqlite" else url)
+        self._sqlite = parsed.get_backend_name() == "sqlite"
+        # Of PostgreSQL a statement, too, must not hang with the network.
+        options: dict[str, Any] = {"timeout": BUSY_S} | ({} if self._sqlite else {"command_timeout": _COMMAND_S})
+        self.engine: AsyncEngine = create_async_engine(
+            parsed.set(drivername="sqlite+aiosqlite" if self._sqlite else "postgresql+asyncpg"),
+            connect_args=options,
+            pool_pre_ping=True,
+        )
+        if self._sqlite:
+            event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
+            event.listen(self.engine.sync_engine, "begin", _begin_sqlite)
+        self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
+        self._file = Path(parsed.database or "") if self._sqlite else None
+        self._ready: object = None
+        """What the schema was seen in: the file, as long as that is the same."""
+        self._migrating = asyncio.Lock()
+        self._at_work: set[asyncio.Future[Any]] = set()
+
+    @asynccontextmanager
+    async def transaction(self, *, alone: bool = False) -> AsyncIterator[AsyncSession]:
+        """Open a session whose changes are all kept, or none where an exception leaves it.
+
+        alone: one such transaction at a time, whoever asks. Raises DatabaseAway.
+        """
+        with _translated():
+            await self._migrate()
+            async with self._sessions.begin() as session:
+                if alone:
+                    await session.run_sync(lambda s: self._lock(s.connection()))
+                yield session
+
+    async def run(self, change: Callable[[AsyncSession], Awaitable[T]], *, alone: bool = False) -> T:
+        """Have a change made in a transaction, to its end also where nobody waits for it any more.
+
+        A driver that is interrupted leaves its connection in a state that nobody knows. Raises DatabaseAway, and what
+        `change` raises.
+        """
+
+        async def whole() -> T:
+            async with self.transaction(alone=alone) as session:
+                return await change(session)
+
+        task = asyncio.ensure_future(whole())
+        self._at_work.add(task)
+        task.add_done_callback(self._at_work.discard)
+        return await asyncio.shield(task)
+
+    def _lock(self, connection: Connection) -> None:
+        if not self._sqlite:  # where every transaction is alone
+            connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+
+    async def close(self) -> None:
+        """Close all connections, when what runs has ended."""
+        if self._at_work:
+            await asyncio.wait(self._at_work, timeout=BUSY_S)
+        await self.engine.dispose()
+
+    async def _migrate(self) -> None:
+        """Bring the schema to what this release wants, once. Raises DatabaseAway where a newer one has changed it."""
+        if self._is_ready():
+            return
+        async with self._migrating:
+            if self._is_ready():  # by another's doing meanwhile
+                return
+            if self._ready is not None:  # the file was removed, and open connections still have it
+                await self.engine.dispose()
+            async with self.engine.begin() as connection:
+                await connection.run_sync(self._upgrade)
+            self._ready = self._identity()
+
+    def _is_ready(self) -> bool:
+        return self._ready is not None and self._ready == self._identity()
+
+    def _identity(self) -> object:
+        """Tell the file from another one of its name; None where there is none."""
+        if self._file is None:
+            return True
+        try:
+            return self._file.stat().st_ino
+        except OSError:
+            return None
+
+    def _upgrade(self, connection: Connection) -> None:
+        self._lock(connection)
+        config = Config(attributes={"connection": connection})
+        config.set_main_option("script_location", str(self._migrations))
+        scripts = ScriptDirectory.from_config(config)
+        found = MigrationContext.configure(connection).get_current_revision()
+        if found == scripts.get_current_head():
+            return
+        if found is not None and found not in {script.revision for script in scripts.walk_revisions()}:
+            raise DatabaseAway(
+                f"the database of jobs has the schema of a newer release ({found}): update this server too"
+            )
+        log.info("the schema of the database of jobs goes from %s to %s", found, scripts.get_current_head())
+        command.upgrade(config, "head")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (SQLAlchemyError, OSError, TimeoutError, PostgresError, InterfaceError) as error:
+        if (
+            isinstance(error, DBAPIError)
+            and not error.connection_invalidated
+            and not isinstance(error, OperationalError)
+        ):
+            log.exception("the database of jobs refuses a statement")
+        raise DatabaseAway(f"the database of jobs {_why(error)}: try again later") from error
+
+
+def _why(error: BaseException) -> str:
+    """Say what is the matter, without what a driver says of hosts and files."""
+    said = str(error).lower()
+    if "locked" in said:
+        return "is locked by somebody else"
+    if "full" in said or "no space" in said:
+        return "has no space left"
+    if "readonly" in said or "read-only" in said:
+        return "can't be written to"
+    if "malformed" in said or "not a database" in said:
+        return "is damaged"
+    return "does not answer"
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # what begins a transaction is said below, and not guessed by the driver
+    cursor = connection.cursor()
+    cursor.execute("pragma journal_mode = wal")
+    cursor.execute("pragma synchronous = full")  # what was answered survives a loss of power
+    cursor.execute("pragma foreign_keys = on")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # Immediate: a transaction that reads first, and then can't get the lock to write, would have to be repeated.
+    connection.exec_driver_sql("begin immediate")

@@ -1,0 +1,116 @@
+"""What is asked for and said of jobs over HTTP."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Format: TypeAlias = Literal["csv", "ndjson", "parquet"]
+State: TypeAlias = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+TYPES: dict[str, Format] = {
+    "text/csv": "csv",
+    "application/x-ndjson": "ndjson",
+    "application/vnd.apache.parquet": "parquet",
+}
+"""Media types of what may be sent."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Asked(_Frozen):
+    """What is to be predicted with, and written."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    """Name of the model."""
+    version: Annotated[str, Field(max_length=32)] | None = None
+    """Version of it; without it the one that answers now."""
+    label: Annotated[str, Field(max_length=256)] | None = None
+    """Label of the version, in place of its number."""
+    output: Format = "csv"
+    """Format of the result."""
+
+    @model_validator(mode="after")
+    def _one_version(self) -> Asked:
+        if self.version is not None and self.label is not None:
+            raise ValueError("give a version or a label, not both")
+        return self
+
+
+class JobRequest(Asked):
+    """A job whose rows are in the request, or where the server finds them."""
+
+    rows: list[Any] | None = None
+    """The rows, as `instances` of a prediction."""
+    url: Annotated[str, Field(max_length=4096)] | None = None
+    """Where they are: s3://, gs://, az://, file:// or a whole path, below what the server may read."""
+    input: Format | None = None
+    """Format of what is at the URL; without it by its ending."""
+
+    @model_validator(mode="after")
+    def _one_input(self) -> JobRequest:
+        if (self.rows is None) == (self.url is None):
+            raise ValueError("give rows or a url, one of the two; a file is sent as the body itself, as text/csv")
+        if self.rows is not None and (not self.rows or self.input is not None):
+            raise ValueError("rows should have at least one, and no input format")
+        if self.url is not None and self.format is None:
+            raise ValueError("input: the url has no ending that says it: give csv, ndjson or parquet")
+        return self
+
+    @property
+    def format(self) -> Format | None:
+        """The format of the input."""
+        if self.rows is not None or self.input is not None:
+            return self.input or "ndjson"
+        ending = (self.url or "").rpartition(".")[2].lower()
+        endings: dict[str, Format] = {"csv": "csv", "ndjson": "ndjson", "jsonl": "ndjson", "parquet": "parquet"}
+        return endings.get(ending)
+
+
+class JobDocument(BaseModel):
+    """A job as it is now."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, from_attributes=True)
+
+    id: str
+    state: State
+    error: str
+    """Why it failed or, while it is active, what it waits for; empty where nothing is wrong."""
+    model: str
+    version: str
+    """The version that predicts, the same for all rows."""
+    url: str | None
+    """Where the input is; null where it was sent."""
+    input: Format
+    output: Format
+    rows_good: int
+    rows_bad: int
+    progress: float
+    """How much of the input is done, 0 to 1."""
+    rows_per_s: float | None
+    seconds_left: float | None
+    """At the rate so far; null where nothing is known yet, or it has ended."""
+    result_bytes: int | None
+    """Size of the result; null until there is one."""
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class JobList(BaseModel):
+    """Some jobs of who asks, the latest first."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    jobs: list[JobDocument]
+    total: int
+    """How many there are, whatever was skipped."""
+
+
+def moment(seconds: float | None) -> datetime | None:
+    """Return a time of the database as a person reads it."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,97 @@
+"""Where jobs keep what is theirs: inputs that were sent, parts, results. A folder, or a bucket of an object store.
+
+    <job>/input   <job>/parts/<piece>.<token>.csv and .errors   <job>/result.csv   <job>/errors.ndjson
+
+What is written is beside its name until it is whole, in folders as in buckets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import obstore
+from obstore.store import LocalStore
+
+from serving.jobs.inputs import SCHEMES, Input, StoredInput, open_store, translated
+from serving.linux.files import sync
+
+_CHUNK = 1 << 20
+_ORPHANED_S = 24 * 3600.0
+
+
+class Results:
+    """Files of jobs, in the folder or below the URL `where`. Raises OSError, or obstore's errors for a bad URL."""
+
+    def __init__(self, where: str) -> None:
+        self._folder: Path | None = None
+        if where.partition("://")[0] in SCHEMES:
+            self._store = open_store(where)
+        else:
+            self._folder = Path(where).absolute()
+            self._store = LocalStore(self._folder, mkdir=True)
+            self._folder.chmod(0o700)  # inputs and results are their owners' alone
+
+    async def put(self, path: str, content: bytes | AsyncIterator[bytes]) -> None:
+        """Write a file, whole or not at all. Raises NotReady, and what `content` raises."""
+        with translated("the results"):
+            await obstore.put_async(self._store, path, content)
+            if self._folder is not None:
+                await asyncio.to_thread(_to_disk, self._folder / path)
+
+    async def size(self, path: str) -> int:
+        """Return the size of a file in bytes. Raises InvalidRequest where there is none, NotReady."""
+        with translated("the results"):
+            return (await obstore.head_async(self._store, path))["size"]
+
+    async def read(self, path: str) -> AsyncIterator[bytes]:
+        """Read a file, a part at a time. Raises InvalidRequest where there is none, NotReady."""
+        with translated("the results"):
+            found = await obstore.get_async(self._store, path)
+            async for chunk in found.stream(min_chunk_size=_CHUNK):
+                yield bytes(chunk)
+
+    def open(self, path: str) -> Input:
+        """Open a file to be read by ranges; for threads. Raises InvalidRequest where there is none, NotReady."""
+        return StoredInput(self._store, path)
+
+    async def remove(self, path: str) -> None:
+        """Remove a file, or all below a path. Raises NotReady."""
+        with translated("the results"):
+            if self._folder is not None:  # with what writers that were killed have left
+                await asyncio.to_thread(_remove, self._folder / path)
+                return
+            async for found in obstore.list(self._store, path):
+                await obstore.delete_async(self._store, [each["path"] for each in found])
+            await obstore.delete_async(self._store, path)
+
+    async def old(self) -> set[str]:
+        """Return the jobs of which there are files, and none of the last day. Raises NotReady."""
+        newest: dict[str, float] = {}
+        with translated("the results"):
+            async for found in obstore.list(self._store):
+                for each in found:
+                    job = each["path"].partition("/")[0]
+                    newest[job] = max(newest.get(job, 0.0), each["last_modified"].timestamp())
+        return {job for job, at in newest.items() if time.time() - at > _ORPHANED_S}
+
+
+def _to_disk(path: Path) -> None:
+    """Have a file on disk for sure: what the database says is done must survive a loss of power with it."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+    sync(path.parent)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

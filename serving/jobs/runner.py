@@ -1,0 +1,184 @@
+"""A worker's background task: claims pieces, has them done, and keeps house. Whatever happens to it, requests go on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from functools import partial
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from serving.errors import DeadlineExceeded, NotReady, QueueFull, ServingError
+from serving.jobs import leases, retention
+from serving.jobs.database import Database, DatabaseAway
+from serving.jobs.leases import LEASE_S, Claim, LeaseLost
+from serving.jobs.pieces import Pieces
+from serving.jobs.results import Results
+from serving.jobs.tables import ACTIVE, STATES, Job, now
+from serving.metrics.metrics import Metrics
+
+log = logging.getLogger("serving.jobs")
+
+_POLL_S = 1.0
+_MOST_BACK_OFF_S = 30.0
+_HOUSE_S, _SWEEP_S = 10.0, 6 * 3600.0
+_PASSING = (NotReady, QueueFull, DeadlineExceeded)
+_BY_STATE = select(Job.state, func.count().label("number")).group_by(Job.state)
+FAULT = "the server failed on a part of it; its log has the reason"
+
+
+class Runner:
+    """Claims pieces one after the other, and has `pieces` do them.
+
+    asked: is set when this process got a new job. running, lease_s: see `leases`. keep_s, keep_bytes: see `retention`.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        results: Results,
+        pieces: Pieces,
+        *,
+        asked: asyncio.Event,
+        metrics: Metrics | None,
+        running: int,
+        keep_s: float,
+        keep_bytes: int,
+        lease_s: float = LEASE_S,
+    ) -> None:
+        self._database = database
+        self._results = results
+        self.pieces = pieces
+        self._asked = asked
+        self._states = dict.fromkeys(STATES, 0)
+        self._oldest_s = 0.0
+        self._database_up = False
+        if metrics is not None:
+            for state in STATES:
+                metrics.follow("serving_jobs", partial(self._states.__getitem__, state), state)
+            for outcome in ("good", "bad"):
+                metrics.follow("serving_job_rows", partial(pieces.rows.__getitem__, outcome), outcome)
+            metrics.follow("serving_jobs_oldest_seconds", lambda: self._oldest_s)
+            metrics.follow("serving_jobs_database_up", lambda: float(self._database_up))
+        self._running = running
+        self._keep_s = keep_s
+        self._keep_bytes = keep_bytes
+        self._lease_s = lease_s
+        self._swept = time.monotonic()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> None:
+        """Begin to work in the background."""
+        self._tasks = [asyncio.create_task(self._claim()), asyncio.create_task(self._keep_house())]
+
+    async def __aexit__(self, *_: object) -> None:
+        """Give back the piece at hand, and close the database."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._database.close()
+
+    async def _claim(self) -> None:
+        claim = partial(leases.claim, running=self._running, lease_s=self._lease_s)
+        failures = 0
+        while True:
+            self._asked.clear()
+            claimed, wait = None, _POLL_S
+            try:
+                claimed = await self._database.run(claim, alone=True)
+                failures = 0
+            except NotReady as error:
+                failures += 1
+                wait = min(_MOST_BACK_OFF_S, 0.5 * 2 ** min(failures, 10)) * random.uniform(0.5, 1)  # noqa: S311
+                if failures == 1:
+                    log.warning("jobs wait: %s", error.message)
+            except Exception:  # jobs must not end for a fault of ours
+                log.exception("no piece could be claimed")
+            if claimed is not None:
+                await self._do(claimed)
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._asked.wait()
+
+    async def _do(self, claimed: Claim) -> None:
+        """Have a piece done, as long as it is this worker's, and say what became of it."""
+        doing = asyncio.ensure_future(self.pieces.do(claimed))
+        holding = asyncio.create_task(self._hold(claimed))
+        try:
+            await asyncio.wait((doing, holding), return_when=asyncio.FIRST_COMPLETED)
+            if not doing.done():
+                holding.result()  # raises LeaseLost
+            await doing
+        except LeaseLost:
+            log.info("a piece of job %s is no longer this worker's", claimed.job.id)
+        except asyncio.CancelledError:
+            with contextlib.suppress(NotReady, LeaseLost, TimeoutError):
+                async with asyncio.timeout(2):
+                    await self._note(claimed, None)
+            raise
+        except ServingError as error:
+            await self._settle(claimed, error)
+        except Exception:
+            log.exception("a piece of job %s could not be done", claimed.job.id)
+            await self._settle(claimed, NotReady(FAULT))
+        finally:
+            for task in (doing, holding):
+                task.cancel()
+            await asyncio.gather(doing, holding, return_exceptions=True)
+
+    async def _hold(self, claimed: Claim) -> None:
+        """Renew the lease for as long as it takes. Raises LeaseLost."""
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            with contextlib.suppress(NotReady):  # who commits will see whose it is
+                await self._database.run(partial(leases.renew, claimed=claimed, lease_s=self._lease_s))
+
+    async def _settle(self, claimed: Claim, error: ServingError) -> None:
+        try:
+            await self._note(claimed, error)
+        except LeaseLost:
+            pass
+        except NotReady as away:  # the lease ends by itself
+            log.warning("jobs wait: %s", away.message)
+
+    async def _note(self, claimed: Claim, error: ServingError | None) -> None:
+        """Give a piece back, or fail its job."""
+        if error is None:
+            await self._database.run(partial(leases.give_back, claimed=claimed))
+        elif isinstance(error, _PASSING):
+            log.warning("job %s waits: %s", claimed.job.id, error.message)
+            await self._database.run(partial(leases.give_back, claimed=claimed, why=error.message))
+        else:
+            log.warning("job %s failed: %s", claimed.job.id, error.message)
+            await self._database.run(partial(leases.fail, claimed=claimed, error=error))
+
+    async def _keep_house(self) -> None:
+        while True:
+            try:
+                await self._count()
+                await retention.tidy(self._database, self._results)
+                await retention.expire(self._database, self._results, keep_s=self._keep_s, keep_bytes=self._keep_bytes)
+                if time.monotonic() - self._swept > _SWEEP_S:
+                    self._swept = time.monotonic()
+                    await retention.sweep(self._database, self._results)
+            except NotReady as error:
+                self._database_up = not isinstance(error, DatabaseAway)
+                log.debug("jobs are not tidied: %s", error.message)
+            except Exception:
+                log.exception("jobs could not be tidied")
+            await asyncio.sleep(_HOUSE_S)
+
+    async def _count(self) -> None:
+        async def counted(session: AsyncSession) -> tuple[dict[str, int], float]:
+            states = {row.state: row.number for row in await session.execute(_BY_STATE)}
+            oldest = await session.scalar(select(now() - func.min(Job.created_at)).where(Job.state.in_(ACTIVE)))
+            return states, max(0.0, oldest or 0.0)
+
+        states, self._oldest_s = await self._database.run(counted)
+        self._states.update({state: states.get(state, 0) for state in STATES})
+        self._database_up = True
