@@ -108,15 +108,21 @@ class Asker:
         return answer
 
 
+def _ask_jobs(ask: Asker, eventually: Callable[[Callable[[], bool]], None]) -> None:
+    job = {"json": {"model": "iris", "rows": [ROW]}, "headers": {"idempotency-key": "a"}}
+    for status in (201, 200):
+        ask.names["job"] = ask("POST", "/v1/jobs", status, **job).json()["id"]
+    eventually(lambda: ask("GET", "/v1/jobs/{job}", 200).json()["state"] == "succeeded")
+    ask("POST", "/v1/jobs", 409, json={"model": "iris", "rows": [[1]]}, headers={"idempotency-key": "a"})
+    ask("POST", "/v1/jobs/{job}/cancel", 409)
+
+
 def test_every_route_answers_as_the_document_says(
     client: TestClient, described: dict[str, Any], eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
     """A 200 of every operation has the documented form, no key more or less; so have the errors."""
     ask = Asker(client, described)
-    job = {"json": {"model": "iris", "rows": [ROW]}, "headers": {"idempotency-key": "a"}}
-    for status in (201, 200):
-        ask.names["job"] = ask("POST", "/v1/jobs", status, **job).json()["id"]
-    eventually(lambda: ask("GET", "/v1/jobs/{job}", 200).json()["state"] == "succeeded")
+    _ask_jobs(ask, eventually)
     for path, operations in described["paths"].items():
         if "get" in operations:
             ask("GET", path, 200)
@@ -137,8 +143,6 @@ def test_every_route_answers_as_the_document_says(
     ask("POST", predict, 415, content=b"x", headers={"content-encoding": "br"})
     tensor = {"name": "features", "datatype": "FP32", "shape": [1, 4], "data": [5.1, 3.5, 1.4, 0.2]}
     ask("POST", infer, 200, json={"id": "a", "inputs": [tensor], "parameters": {"binary_data_output": True}})
-    ask("POST", "/v1/jobs", 409, json={"model": "iris", "rows": [[1]]}, headers={"idempotency-key": "a"})
-    ask("POST", "/v1/jobs/{job}/cancel", 409)
     ask("DELETE", "/v1/jobs/{job}", 204)
     ask("DELETE", "/v1/jobs/{job}", 404)
     ask("POST", "/v2/repository/index", 200)
