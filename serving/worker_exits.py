@@ -19,7 +19,7 @@ class WorkerExits:
     """What the parent remembers of the workers that are gone."""
 
     def __init__(self) -> None:
-        self.restarts: Counter[str] = Counter()
+        self.restarts = Counter(dict.fromkeys(("crash", "exit", "hang", "killed", "memory"), 0))
         """Replaced workers by reason."""
         self._young: Counter[int] = Counter()
         self._blamed: Counter[tuple[str, str]] = Counter()

@@ -1,0 +1,47 @@
+"""`serving dashboards`: what Grafana and Prometheus need to show this server and to raise alarms."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from serving.dashboards.boards import BOARDS
+from serving.dashboards.grafana import document
+
+dashboards = typer.Typer(
+    help="Write dashboards for Grafana, and rules for Prometheus.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add `serving dashboards`."""
+    app.add_typer(dashboards, name="dashboards")
+
+
+@dashboards.callback()
+def _commands() -> None:
+    """Write dashboards for Grafana, and rules for Prometheus."""
+
+
+@dashboards.command("export")
+def export(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder to write to; files of these names are replaced.")
+    ],
+) -> None:
+    """Write the dashboards as JSON, the recording and alerting rules, and how to scrape a server."""
+    made = {f"{board['uid']}.json": document(board) for board in (make() for make in BOARDS)}
+    made |= {name: files("serving.dashboards").joinpath(name).read_text() for name in ("rules.yml", "prometheus.yml")}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in made.items():
+            (folder / name).write_text(text)
+    except OSError as error:
+        Console(stderr=True, highlight=False).print(f"serving: {folder}: {error.strerror}", soft_wrap=True)
+        raise typer.Exit(1) from None
+    for name in made:
+        typer.echo(str(folder / name))
