@@ -18,6 +18,7 @@ from serving.dashboards.panels import (
     rate,
     rate_of,
     ratio_of,
+    shares,
     top,
     total,
 )
@@ -170,9 +171,9 @@ def drift() -> dict[str, Any]:
     features = (
         top("Population stability index (0.1 little, 0.25 much)", "serving_drift_psi", of, ONE, width=12),
         top("Jensen-Shannon distance", distance, of, ONE, width=12),
-        top("Missing", "serving_drift_ratio", of, f'{ONE},kind="missing"', SHARE),
-        top("Unseen categories", "serving_drift_ratio", of, f'{ONE},kind="unseen"', SHARE),
-        top("Out of range", "serving_drift_ratio", of, f'{ONE},kind="out_of_range"', SHARE),
+        shares("Missing", "serving_drift_ratio", of, f'{ONE},kind="missing"'),
+        shares("Unseen categories", "serving_drift_ratio", of, f'{ONE},kind="unseen"'),
+        shares("Out of range", "serving_drift_ratio", of, f'{ONE},kind="out_of_range"'),
     )
     quality = (
         *_quality(),

@@ -52,9 +52,14 @@ def total(title: str, metric: str, by: str, where: str) -> Panel:
     return plot(title, f"sum by ({by}) ({metric}{{{where}}})", by)
 
 
-def top(title: str, metric: str, by: str, where: str, unit: str = "short", *, width: int = 8) -> Panel:
+def top(title: str, metric: str, by: str, where: str, *, width: int = 8) -> Panel:
     """Draw the ten highest of a gauge."""
-    return plot(title, f"topk(10, max by ({by}) ({metric}{{{where}}}))", by, unit, width=width)
+    return plot(title, f"topk(10, max by ({by}) ({metric}{{{where}}}))", by, width=width)
+
+
+def shares(title: str, metric: str, by: str, where: str) -> Panel:
+    """Draw the ten highest of a gauge that is there only where it is not zero."""
+    return plot(title, f"topk(10, max by ({by}) ({metric}{{{where}}})) or vector(0)", by, "percentunit")
 
 
 def quantiles(title: str, metric: str, by: str, where: str, *quantiles: float, unit: str = "s") -> Panel:
