@@ -6,7 +6,7 @@ The exporter describes training rows so, and a server the first rows of a model 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,3 +106,27 @@ def _numbers(name: str, values: Array) -> Reference | None:
     edges = np.concatenate([distinct[:1], distinct[ends] / 2 + distinct[ends + 1] / 2, distinct[-1:]])
     counts, _ = np.histogram(values, edges)
     return Reference(name=name, edges=tuple(edges.tolist()), counts=tuple(counts.tolist()), missing=missing)
+
+
+def scalar_scores(signature: Signature) -> Callable[[Tensors], Callable[[Tensors], Array]] | None:
+    """Return what picks the one number by which a row is judged; None where there is none.
+
+    It takes a row's own outputs, and gives what takes outputs of others to float64 [rows]: their score of that row's
+    class; without scores, whether they have its label; else the number that is answered.
+    """
+    names = [spec.name for spec in signature.outputs]
+    if signature.scores is not None:
+        at = names.index(signature.scores)
+
+        def by_score(own: Tensors) -> Callable[[Tensors], Array]:
+            best = int(own[at][0].argmax())
+            return lambda outputs: outputs[at][:, best].astype(np.float64)
+
+        return by_score if len(signature.outputs[at].shape) == 2 else None
+    if signature.label is not None:
+        label = names.index(signature.label)
+        return lambda own: lambda outputs: (outputs[label].ravel() == own[label].ravel()[0]).astype(np.float64)
+    spec = signature.outputs[0]
+    if len(names) == 1 and spec.datatype not in ("BYTES", "BOOL") and spec.shape[1:] in ((), (1,)):
+        return lambda _: lambda outputs: outputs[0].ravel().astype(np.float64)
+    return None

@@ -36,7 +36,7 @@ class Scored(NamedTuple):
     bad: tuple[BadRow, ...]
 
 
-class _Piece(Request):
+class Piece(Request):
     """Some rows in the last line of the queue, whose outcome a coroutine waits for."""
 
     __slots__ = ("outcome",)
@@ -50,7 +50,7 @@ class _Piece(Request):
         self.ran = None
         self.outcome: asyncio.Future[Outcome] = loop.create_future()
 
-    def reply(self, outcome: Outcome) -> None:
+    def reply(self, outcome: Outcome) -> None:  # noqa: D102
         self.done = True
         if not self.outcome.done():
             self.outcome.set_result(outcome)
@@ -139,7 +139,7 @@ class BulkPrediction:
             if now >= min(patience, self._until):
                 what = "the time that it may take is over" if now >= self._until else "other requests leave no room"
                 return DeadlineExceeded(f"after {self.good} good rows {what}")
-            piece = _Piece(inputs, rows, min(now + self.endpoint.deadline, self._until), self.endpoint.loop)
+            piece = Piece(inputs, rows, min(now + self.endpoint.deadline, self._until), self.endpoint.loop)
             others = batcher.batches
             try:
                 batcher.submit(piece)

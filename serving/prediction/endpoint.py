@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from serving.access.access import Access
 from serving.bodies.codec_pool import CodecPool
@@ -17,6 +17,9 @@ from serving.engine.request import Request
 from serving.metrics.recorders import ModelMetrics
 from serving.prediction.request_log import RequestLog
 from serving.protocols.codec import Codec, Spare
+
+if TYPE_CHECKING:  # which asks endpoints itself
+    from serving.prediction.explanation import Explainer
 
 
 class CanarySplit(NamedTuple):
@@ -59,6 +62,8 @@ class Endpoint:
     submit: Callable[[Request], None] = field(init=False)
     spare: Spare = field(init=False)
     recorder: Recorder | None = field(init=False)
+    explainer: Explainer | None = field(init=False, default=None)
+    """Made when somebody first asks for it."""
 
     def __post_init__(self) -> None:
         self.protocol = self.codec.protocol

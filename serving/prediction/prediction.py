@@ -20,13 +20,14 @@ from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed, RateLimited, ServingError
 from serving.prediction.authorization import authorize
 from serving.prediction.endpoint import CanarySplit, Endpoint
+from serving.prediction.explanation import Explainer, explained
 from serving.prediction.request_id import request_id
 from serving.prediction.request_log import Ended
 from serving.prediction.request_options import DEFAULTS, RequestOptions
 from serving.prediction.socket_loan import SocketLoan
 from serving.protocols.codec import Decoded, Elsewhere, Later
 from serving.protocols.headers import Headers, header
-from serving.tensors import Tensors
+from serving.tensors import Array, Tensors
 
 log = logging.getLogger("serving.prediction")
 
@@ -199,7 +200,7 @@ class Prediction(Request):
         if isinstance(decoded, ServingError):
             self._fail(decoded)
             return
-        self.inputs, self.rows, self.context, timeout, priority = decoded
+        self.inputs, self.rows, self.context, timeout, priority, explain = decoded
         seconds = self.endpoint.deadline
         options = self.options
         self.priority = options.priority if priority is None else priority
@@ -209,11 +210,34 @@ class Prediction(Request):
             seconds = min(seconds, options.timeout)
         self.deadline = self.began + seconds
         try:
+            if explain:
+                self._explain()
+                return
             if self.caller.limit is not None:
                 self.caller.limit.take_rows(self.rows)
             self.endpoint.submit(self)
         except ServingError as error:
             self._fail(error)
+
+    def _explain(self) -> None:
+        """Answer with what features contribute, behind all other requests. Raises InvalidRequest."""
+        endpoint = self.endpoint
+        if endpoint.explainer is None:
+            endpoint.explainer = Explainer(endpoint.model.signature)
+
+        def finished(task: asyncio.Task[tuple[Tensors, Array]]) -> None:
+            if self.done or task.cancelled():
+                return
+            error = task.exception()
+            if error is None:
+                outputs, contributions = task.result()
+                self._encode((*outputs, contributions), outputs)
+                return
+            if not isinstance(error, ServingError):
+                log.error("a prediction could not be explained", exc_info=error)
+            self._fail(error if isinstance(error, ServingError) else ServingError(FAULT))
+
+        endpoint.loop.create_task(explained(self, endpoint.explainer)).add_done_callback(finished)
 
     def key(self) -> str:
         """Return what the caller may call it by later: the id in the request itself, or the one that its answer has."""
@@ -233,9 +257,13 @@ class Prediction(Request):
         if isinstance(outcome, ServingError):
             self._fail(outcome)
             return
+        self._encode(outcome, outcome)
+
+    def _encode(self, shown: Tensors, outcome: Tensors) -> None:
+        """Send an answer. shown: the outputs, with what features contribute where that was asked for."""
         endpoint = self.endpoint
         try:
-            made = endpoint.codec.begin_answer(outcome, self.context, self.headers, endpoint.spare)
+            made = endpoint.codec.begin_answer(shown, self.context, self.headers, endpoint.spare)
         except Exception:  # one answer that can't be written must not take the batch's other answers along
             log.exception("an answer could not be encoded")
             made = UNWRITABLE

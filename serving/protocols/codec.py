@@ -30,6 +30,9 @@ INLINE_ANSWER_BYTES = 32 * 1024
 PIECE_BYTES = 256 * 1024
 """Bytes of a large answer that are worked on at a time, so that other connections get their turn in between."""
 
+CONTRIBUTIONS = "contributions"
+"""The output, behind those of the model, that says what features contribute."""
+
 Spare: TypeAlias = Callable[[int], bool]
 """Tells whether so many bytes more may be worked on in this turn of the event loop, and counts them."""
 
@@ -47,6 +50,8 @@ class Decoded(NamedTuple):
     context: Any = None
     timeout: float | None = None
     priority: int | None = None
+    explain: bool = False
+    """The answer's outputs are to have one more behind them: what features contribute, float64 [rows, features + 1]."""
 
 
 class Blobs(NamedTuple):

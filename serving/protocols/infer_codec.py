@@ -178,7 +178,7 @@ class InferCodec:
             if self._slow_answer(context):
                 if size > INLINE_ANSWER_BYTES or not spare(2 * size):
                     return Elsewhere(_encode_long, (outputs, context))
-            elif size > _RAW_INLINE_ANSWER_BYTES:
+            elif size > _RAW_INLINE_ANSWER_BYTES and len(outputs) == len(self._binder.outputs):
                 return self._encode_in_parts(outputs, context)
         return self.encode(outputs, context)
 
@@ -213,7 +213,8 @@ class InferCodec:
         view = memoryview(request)
         decoded = self._codec.decode(message, [view[start:end] for start, end in cut.raws] if cut is not None else ())
         positions = {spec.name: i for i, spec in enumerate(self._binder.inputs)}
-        usual = decoded.context.raw and decoded.timeout is None and all(t.name in positions for t in message.inputs)
+        usual = decoded.context.raw and decoded.timeout is None and not decoded.explain
+        usual = usual and all(t.name in positions for t in message.inputs)
         if cut is not None and usual and len(cut.head) <= _LONGEST_PLAN:
             inputs = tuple(
                 (positions[t.name], t.datatype, tuple(t.shape), e - s)
@@ -232,7 +233,7 @@ class InferCodec:
 
     def encode(self, outputs: Tensors, context: Context) -> bytes:
         """Write the response."""
-        if not context.raw:
+        if not context.raw or len(outputs) > len(self._binder.outputs):
             response: bytes = self._codec.encode(outputs, context).SerializeToString()
             return response
         blobs: list[bytes] = []

@@ -14,7 +14,7 @@ from serving.engine.request import priority_of
 from serving.engine.signature import Described
 from serving.engine.tensor_binder import RequestedOutput, TensorBinder
 from serving.errors import InvalidRequest
-from serving.protocols.codec import Decoded
+from serving.protocols.codec import CONTRIBUTIONS, Decoded
 from serving.protocols.messages import message
 from serving.tensor_bytes import Buffer, read, strings, text, write
 from serving.tensors import HALVES, INTEGERS, NUMPY, Array, Tensors, count, limits
@@ -52,7 +52,7 @@ class Codec:
     def decode(self, request: Any, raws: Sequence[Buffer] = ()) -> Decoded:
         """Read a request; `raws` are the raw contents that were taken out of it. Raises as `TensorBinder` does."""
         raws = raws or list(request.raw_input_contents)
-        timeout, priority = _options(request.parameters)
+        timeout, priority, explain = _options(request.parameters)
         arrays: list[Array | None] = [None] * len(self._binder.slots)
         if raws and len(raws) != len(request.inputs):
             raise InvalidRequest(f"raw_input_contents: has {len(raws)} tensors, and inputs has {len(request.inputs)}")
@@ -75,7 +75,7 @@ class Codec:
         wanted = self._wanted(request.outputs) if request.outputs else self._binder.all_outputs(binary=True)
         # Of a graph without inputs nothing tells: raw is what clients read.
         context = Context(wanted, bool(raws) or not inputs, request.id.encode())
-        return Decoded(inputs, rows, context, timeout, priority)
+        return Decoded(inputs, rows, context, timeout, priority, explain)
 
     def _wanted(self, outputs: Any) -> tuple[RequestedOutput, ...]:
         asked = []
@@ -100,6 +100,12 @@ class Codec:
                 response.raw_output_contents.append(write(array))
                 continue
             tensor.contents.CopyFrom(contents_of(array, datatype))
+        for array in outputs[len(specs) :]:
+            tensor = response.outputs.add(name=CONTRIBUTIONS, datatype="FP64", shape=array.shape)
+            if raw:
+                response.raw_output_contents.append(write(array))
+            else:
+                tensor.contents.CopyFrom(contents_of(array, "FP64"))
         return response
 
     def only_raw(self, wanted: tuple[RequestedOutput, ...]) -> bool:
@@ -153,12 +159,15 @@ def _whole(parameters: Any, name: str, at: str) -> int:
     return value
 
 
-def _options(parameters: Any) -> tuple[float | None, int]:
+def _options(parameters: Any) -> tuple[float | None, int, bool]:
     if _value(parameters, "sequence_id") not in (None, 0, ""):
         raise InvalidRequest("/parameters/sequence_id: is not offered, models keep no state: leave it out")
     timeout = _whole(parameters, "timeout", "")
     priority = priority_of(_whole(parameters, "priority", ""), "/parameters/priority")
-    return timeout / 1e6 if timeout else None, priority
+    explain = _value(parameters, "explain")
+    if explain is not None and not isinstance(explain, bool):
+        raise InvalidRequest("/parameters/explain: should be true or false")
+    return timeout / 1e6 if timeout else None, priority, bool(explain)
 
 
 def _refuse_shared(parameters: Any, at: str) -> None:

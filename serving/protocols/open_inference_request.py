@@ -113,7 +113,7 @@ class Reader:
         identity = document.get("id")
         if identity is not None and not isinstance(identity, str):
             raise InvalidRequest(f'"id" is {strict_json.kind(identity)}: send a string')
-        binary, timeout, priority = _options(_parameters(document, ""))
+        binary, timeout, priority, explain = _options(_parameters(document, ""))
         given = document.get("inputs")
         if not isinstance(given, list):
             raise InvalidRequest('"inputs" is missing or no array: send one object for each input tensor')
@@ -137,12 +137,12 @@ class Reader:
         context = Context(identity, self._wanted(document.get("outputs"), binary=binary))
         # A head with an id will hardly come again, and would push out one that does.
         usual = len(planned) == len(inputs) and planned and all(one[0] < len(inputs) for one in planned)
-        if usual and len(head) <= _LONGEST_PLAN and not identity:
+        if usual and len(head) <= _LONGEST_PLAN and not identity and not explain:
             if len(self._plans) >= _MOST_PLANS:
                 self._plans.clear()
             lone = self._lone(len(head), *planned[0][1:]) if len(planned) == 1 else None
             self._plans[head] = _Plan(tuple(planned), rows, context, timeout, priority, lone)
-        return Decoded(inputs, rows, context, timeout, priority)
+        return Decoded(inputs, rows, context, timeout, priority, explain)
 
     def _lone(self, head: int, datatype: str, shape: tuple[int, ...], size: int) -> _Lone | None:
         """Prepare the only input of a request, behind `head` bytes of JSON; None where it is no small numbers."""
@@ -214,8 +214,10 @@ def _parameters(owner: dict[str, Any], at: str) -> dict[str, Any]:
     return parameters
 
 
-def _options(parameters: dict[str, Any]) -> tuple[bool, float | None, int | None]:
-    """Read the request's own parameters: whether outputs are raw unless they say, timeout in seconds, priority."""
+def _options(parameters: dict[str, Any]) -> tuple[bool, float | None, int | None, bool]:
+    """Read the request's own parameters: whether outputs are raw unless they say, timeout in seconds, priority, and
+    whether it is to be explained.
+    """
     timeout = parameters.get("timeout", 0)
     if type(timeout) is not int or timeout < 0:
         raise InvalidRequest("/parameters/timeout: should be a whole number of microseconds")
@@ -224,7 +226,8 @@ def _options(parameters: dict[str, Any]) -> tuple[bool, float | None, int | None
     priority = parameters.get("priority", 0)
     place = priority_of(priority if type(priority) is int else -1, "/parameters/priority")
     binary = _flag(parameters, "binary_data_output", "/parameters", default=False)
-    return binary, timeout / 1e6 if timeout else None, place if priority else None
+    explain = _flag(parameters, "explain", "/parameters", default=False)
+    return binary, timeout / 1e6 if timeout else None, place if priority else None, explain
 
 
 def _flag(parameters: dict[str, Any], name: str, at: str, *, default: bool) -> bool:

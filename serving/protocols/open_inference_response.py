@@ -6,7 +6,7 @@ from typing import Any
 
 from serving.engine.signature import Described
 from serving.engine.tensor_binder import TensorBinder
-from serving.protocols.codec import INLINE_BYTES, Blobs, Mixed
+from serving.protocols.codec import CONTRIBUTIONS, INLINE_BYTES, Blobs, Mixed
 from serving.protocols.headers import HeaderList
 from serving.protocols.http_codec import LENGTH
 from serving.protocols.open_inference_request import Context
@@ -36,20 +36,21 @@ class Writer:
         """Write the answer; in JSON, numbers that are not finite become null, as in every JSON answer here."""
         identity, wanted = context
         opening = b"{" if identity is None else b'{"id":%b,' % dumps(identity)
+        more = [_contributions(array) for array in outputs[len(self._names) :]]
         if wanted is not None:
-            return self._chosen(opening, outputs, context)
-        parts = [self._as_json(position, array) for position, array in enumerate(outputs)]
+            return self._chosen(opening, outputs, context, more)
+        parts = [self._as_json(position, outputs[position]) for position in range(len(self._names))] + more
         return b"%b%b%b]}" % (opening, self._head, b",".join(parts))
 
     def _as_json(self, position: int, array: Array) -> bytes:
         head = self._heads[position].get(array.shape) or self._output_head(position, array.shape)
         return b'%b,"data":%b}' % (head, _data(array))
 
-    def _chosen(self, opening: bytes, outputs: Tensors, context: Context) -> bytes | Mixed:
-        """Write the outputs that a request lists, each as it wants it."""
+    def _chosen(self, opening: bytes, outputs: Tensors, context: Context, more: list[bytes]) -> bytes | Mixed:
+        """Write the outputs that a request lists, each as it wants it, and others that are written already."""
         identity, wanted = context
         key = (wanted, *[array.shape for array in outputs])
-        if identity is None and (known := self._raw.get(key)):
+        if identity is None and not more and (known := self._raw.get(key)):
             head, headers = known
             return Mixed(headers, b"".join([head, *[outputs[one[0]].tobytes() for one in wanted or ()]]))
         texts: list[bytes] = []
@@ -62,14 +63,14 @@ class Writer:
                 blobs.append(blob)
             else:
                 texts.append(b'%b,"data":%b}' % (head, _data(array)))
-        body = b"%b%b%b]}" % (opening, self._head, b",".join(texts))
+        body = b"%b%b%b]}" % (opening, self._head, b",".join(texts + more))
         if not blobs:
             return body
         headers = [(LENGTH, b"%d" % len(body))]
         size = len(body) + sum(map(len, blobs))
         if size >= INLINE_BYTES:
             return Mixed(headers, Blobs(size, (body, *blobs)))
-        if identity is None and len(blobs) == len(texts):
+        if identity is None and len(blobs) == len(texts) and not more:
             self._remember(key, outputs, body, headers)
         return Mixed(headers, b"".join((body, *blobs)))
 
@@ -98,6 +99,14 @@ class Writer:
             dumps(shape),
         )
         return made
+
+
+def _contributions(array: Array) -> bytes:
+    return b'{"name":"%b","datatype":"FP64","shape":%b,"data":%b}' % (
+        CONTRIBUTIONS.encode(),
+        dumps(array.shape),
+        _data(array),
+    )
 
 
 def _data(array: Array) -> bytes:

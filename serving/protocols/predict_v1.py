@@ -114,9 +114,16 @@ class Codec(HttpCodec):
 
     def encode(self, outputs: Tensors, context: Any) -> bytes:
         """Write the answer to a decoded request: rows for `instances`, columns for `inputs`."""
-        if context:
-            return self._answers.columns(outputs)
-        return self._answers.rows(outputs)
+        contributions = outputs[len(self.signature.outputs) :]
+        outputs = outputs[: len(self.signature.outputs)] if contributions else outputs
+        answer = self._answers.columns(outputs) if context else self._answers.rows(outputs)
+        if not contributions:
+            return answer
+        told = [
+            {"base": row[-1], "contributions": dict(zip(self.rows.names, row, strict=False))}
+            for row in contributions[0].tolist()
+        ]
+        return b'%b,"explanations":%b}' % (answer[:-1], strict_json.dumps(told))
 
 
 class NumberRows:

@@ -58,7 +58,7 @@ class Checked:
         """Find out what is wrong, or read a form that the fast path does not."""
         if not isinstance(document, dict):
             raise InvalidRequest(f'the body is {strict_json.kind(document)}: send {{"instances": [...]}}')
-        known = {"instances", "inputs", "signature_name", "parameters"}
+        known = {"instances", "inputs", "signature_name", "parameters", "explain"}
         for key in document:
             if key not in known:
                 raise InvalidRequest(f'unknown key {key[:64]!r}{meant(key, known)}: send "instances" or "inputs"')
@@ -66,9 +66,12 @@ class Checked:
             raise InvalidRequest('send either "instances" (rows) or "inputs" (columns)')
         if document.get("signature_name", "serving_default") != "serving_default":
             raise InvalidRequest('signature_name: only "serving_default" is served')
-        if "instances" in document:
-            return self._by_row(document["instances"])
-        return self._columns(document["inputs"])
+        explain = document.get("explain", False)
+        if not isinstance(explain, bool):
+            raise InvalidRequest(f'"explain" is {strict_json.kind(explain)}: send true or false')
+        by_row = "instances" in document
+        decoded = self._by_row(document["instances"]) if by_row else self._columns(document["inputs"])
+        return decoded._replace(explain=explain)
 
     def _by_row(self, given: Any) -> Decoded:
         return self.feeds(self._instances(given))

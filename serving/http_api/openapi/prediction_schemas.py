@@ -40,6 +40,9 @@ INFER_RESPONSE = {
     },
 }
 
+_EXPLAIN = "say too what each feature contributes, for a few rows"
+_EXPLANATIONS = "where it was asked to explain: of each row, what adds up to its number, or to its class's score"
+
 
 def schemas(model: Model) -> dict[str, Any]:
     """Make the schemas of one version, by their names among the document's components."""
@@ -68,6 +71,7 @@ def _rows(model: Model) -> dict[str, Any]:
                 "description": "columns by feature name, instead of instances",
                 **_schema(rows.columns),
             },
+            **({"explain": {"type": "boolean", "description": _EXPLAIN}} if model.signature.background else {}),
         },
         "additionalProperties": False,
     }
@@ -77,10 +81,17 @@ def _answers(signature: Signature) -> dict[str, Any]:
     """Describe the answers to rows, and to columns."""
     who = {"model_name": {"type": "string"}, "model_version": {"type": "string"}}
     row, columns = _predictions(signature)
-    return {
+    made = {
         "predictions": _object({**who, "predictions": {"type": "array", "items": row}}),
         "columns": _object({**who, "outputs": columns}),
     }
+    if signature.background:
+        number = {"type": ["number", "null"]}
+        contributions = _object({feature.name: number for feature in signature.features})
+        told = _object({"base": number, "contributions": contributions})
+        for answer in made.values():
+            answer["properties"]["explanations"] = {"type": "array", "items": told, "description": _EXPLANATIONS}
+    return made
 
 
 def _predictions(signature: Signature) -> tuple[dict[str, Any], dict[str, Any]]:
