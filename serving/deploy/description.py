@@ -199,7 +199,7 @@ def _statistics(model: Model, total: VersionTotals, sizes: Sizes) -> dict[str, A
             "compute_input": duration(queued, total.decode_seconds),
             "compute_infer": duration(queued, total.request_inference_seconds),
             "compute_output": duration(queued, total.encode_seconds),
-            "cache_hit": duration(total.cache_hits, 0),
+            "cache_hit": duration(total.cache_hits + total.cache_joined, 0),
             "cache_miss": duration(total.cache_misses, 0),
         },
         # How long a batch is put together and taken apart is not measured of each size.

@@ -38,7 +38,7 @@ class Observer(Protocol):
         """Take how many rows wait now."""
 
     def cached(self, outcome: str) -> None:
-        """Take what a response cache made of a request: `hit` or `miss`."""
+        """Take what a response cache made of a request: `hit`, `joined` (it waits for an equal one) or `miss`."""
 
 
 class Unobserved:
@@ -182,6 +182,10 @@ class Batcher:
     def batches(self) -> int:
         """How often a batch was taken from the queue."""
         return self._taken
+
+    def waits(self, request: Request) -> bool:
+        """Tell whether a request has not begun to run."""
+        return any(request in line for line in self._lines)
 
     def expire(self, now: float) -> None:
         """Answer those whose deadline passed while they wait, though the model is still busy with others.

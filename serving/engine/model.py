@@ -111,6 +111,8 @@ class Model:
 
     def expire(self, now: float) -> None:
         """Answer those whose deadline passed while they wait; `now` in monotonic seconds."""
+        if self.cache is not None:
+            self.cache.expire(now)
         self.batcher.expire(now)
 
 

@@ -1,23 +1,28 @@
 """Answers that are given again: to the same caller, for the very same tensors, by the same version.
 
-Callers share nothing: how long an answer takes would tell one what another has asked.
+Requests that are equal to one in progress wait for its answer instead of running too. Callers share nothing: how long
+an answer takes would tell one what another has asked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sys
 from collections.abc import Hashable
 from typing import NamedTuple, TypeAlias
+from weakref import WeakValueDictionary
 
 from cachetools import LRUCache
 
 from serving.engine.batcher import Batcher, Observer
 from serving.engine.limits import CacheSize
 from serving.engine.request import Outcome, Request
-from serving.errors import ServingError
+from serving.errors import DeadlineExceeded, ServingError
 from serving.tensors import Array, Overriding, Tensors
+
+log = logging.getLogger("serving.response_cache")
 
 MOST_BYTES = 1024 * 1024
 """Requests with more are not looked up: reading them through for it would keep the event loop from its work."""
@@ -27,6 +32,8 @@ _EACH_BYTES = 1000
 """What an answer takes beside its bytes: the objects around them."""
 
 Key: TypeAlias = tuple[Hashable, ...]
+Place: TypeAlias = tuple[Key, int]
+"""A key, and a line: nobody waits in a slower one for another."""
 
 
 class ResponseCache:
@@ -42,32 +49,55 @@ class ResponseCache:
         self._batcher = batcher
         self._loop = loop
         self._tell = observer.cached
+        # The batcher has those that wait and run: one that it drops, since nobody wants it any more, is forgotten here.
+        self._flights: WeakValueDictionary[Place, _Flight] = WeakValueDictionary()
         if size.bytes is not None:
             self._answers: LRUCache[Key, _Answer] = LRUCache(size.bytes, getsizeof=lambda answer: answer.bytes)
         else:
             self._answers = LRUCache(size.entries or 1)
 
     def submit(self, request: Request) -> None:
-        """Answer a request from here, or queue it. Raises what the batcher does."""
+        """Answer a request from here, or let it wait for an equal one, or queue it. Raises what the batcher does."""
         key = _key(request)
-        found = None if key is None else self._answers.get(key)
+        if key is None:
+            self._batcher.submit(request)
+            return
+        found = self._answers.get(key)
         if found is not None:
             self._tell("hit")
             self._loop.call_soon(_give, request, found.outputs)  # later, as a batcher replies
-        elif key is None:
-            self._batcher.submit(request)
-        else:
-            self._batcher.submit(_Miss(request, key, self))
-            self._tell("miss")
+            return
+        place = key, request.priority
+        flight = self._flights.get(place)
+        if flight is not None and not flight.done:
+            self._tell("joined")
+            flight.members.append(request)
+            return
+        flight = _Flight(request, self, place)
+        self._batcher.submit(flight)
+        self._flights[place] = flight
+        self._tell("miss")
 
-    def keep(self, key: Key, inputs: Tensors, outcome: Outcome) -> None:
-        """Keep an answer, where it is one."""
+    def landed(self, flight: _Flight, outcome: Outcome) -> None:
+        """Keep the answer of a flight, where it is one."""
+        if self._flights.get(flight.place) is flight:
+            del self._flights[flight.place]
         if isinstance(outcome, ServingError):
             return
-        size = _EACH_BYTES + sum(map(_bytes, inputs)) + sum(map(_bytes, outcome))
+        key = flight.place[0]
+        size = _EACH_BYTES + sum(map(_bytes, flight.inputs)) + sum(map(_bytes, outcome))
         if size <= 2 * MOST_BYTES:
             with contextlib.suppress(ValueError):  # it alone is more than may be kept
                 self._answers[key] = _Answer(tuple(map(_copied, outcome)), size)
+
+    def expire(self, now: float) -> None:
+        """Answer those whose deadline passed while their flight waits, as the batcher does with a request."""
+        for flight in list(self._flights.values()):
+            if any(member.deadline <= now for member in flight.members) and self._batcher.waits(flight):
+                late = [member for member in flight.members if member.deadline <= now]
+                flight.members = [member for member in flight.members if member.deadline > now]
+                for member in late:
+                    _give(member, DeadlineExceeded("the deadline passed while the request waited for its turn"))
 
 
 class _Answer(NamedTuple):
@@ -76,37 +106,50 @@ class _Answer(NamedTuple):
     """Of request and answer."""
 
 
-class _Miss(Request):
-    """A request on its way to the model, whose answer will be kept."""
+class _Flight(Request):
+    """Equal requests of one caller on their way to a model: it goes on while one of them is still wanted."""
 
-    __slots__ = ("_cache", "_key", "_request")
+    __slots__ = ("__weakref__", "_answered", "_cache", "_sender", "members", "place")
 
-    def __init__(self, request: Request, key: Key, cache: ResponseCache) -> None:
-        self.inputs, self.rows, self.priority = request.inputs, request.rows, request.priority
-        self.deadline = request.deadline
-        self._request, self._key, self._cache = request, key, cache
+    def __init__(self, first: Request, cache: ResponseCache, place: Place) -> None:
+        self.members = [first]
+        self.inputs, self.rows, self.priority = first.inputs, first.rows, first.priority
+        self.place = place
+        self._sender = first.sender
+        self._cache = cache
+        self._answered = False
 
     @property
     def sender(self) -> Hashable:
-        return self._request.sender
+        return self._sender
+
+    @property
+    def deadline(self) -> float:  # type: ignore[override]  # that of the last who waits
+        return max((member.deadline for member in self.members), default=0.0)
 
     @property
     def done(self) -> bool:
-        return self._request.done
+        return self._answered or all(member.done for member in self.members)
 
     @done.setter
     def done(self, done: bool) -> None:
-        self._request.done = done
+        self._answered = done
 
     def reply(self, outcome: Outcome) -> None:
-        self._cache.keep(self._key, self.inputs, outcome)
-        self._request.reply(outcome)
+        self._answered = True  # whoever asks from now on is no member
+        self._cache.landed(self, outcome)
+        for member in self.members:
+            _give(member, outcome)
 
 
 def _give(request: Request, outcome: Outcome) -> None:
-    """Answer one request, unless its caller has left."""
-    if not request.done:
+    """Answer one request, unless its caller has left; a transport that fails on it keeps no other from its answer."""
+    if request.done:
+        return
+    try:
         request.reply(outcome)
+    except Exception:
+        log.exception("an answer could not be given")
 
 
 def _key(request: Request) -> Key | None:

@@ -28,7 +28,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "serving_rows": ("Rows predicted.", _MODEL),
     "serving_bad_rows": ("Rows of streams that could not be predicted.", _MODEL),
     "serving_rejected": ("Predictions that were not run, by reason.", (*_MODEL, "reason")),
-    "serving_cache_requests": ("Predictions looked up in a response cache: hit or miss.", (*_MODEL, "outcome")),
+    "serving_cache_requests": ("Predictions looked up in a response cache: hit, joined or miss.", (*_MODEL, "outcome")),
     "serving_invalid_features": ("Bad cells by feature.", (*_MODEL, "feature")),
     "serving_worker_restarts": ("Workers that were replaced, by why.", ("reason",)),
     "serving_log_lines_dropped": ("Lines of the log that nobody read.", ()),

@@ -63,6 +63,7 @@ class VersionTotals:
     """True outcomes that were joined with its predictions."""
     right: float = _counted("feedback_right")
     cache_hits: float = _counted("cache_requests", "hit")
+    cache_joined: float = _counted("cache_requests", "joined")
     cache_misses: float = _counted("cache_requests", "miss")
     shadow_compared: float = _counted("shadow_requests", "compared")
     shadow_failed: float = _counted("shadow_requests", "failed")

@@ -21,7 +21,7 @@ from serving.engine.batcher import Batcher, Unobserved
 from serving.engine.limits import CacheSize
 from serving.engine.request import HIGH, LOW, NORMAL, Outcome, Request
 from serving.engine.response_cache import MOST_BYTES, ResponseCache
-from serving.errors import DeadlineExceeded, InferenceFailed
+from serving.errors import DeadlineExceeded, InferenceFailed, QueueFull
 from serving.tensors import Overriding, Tensors
 
 
@@ -147,10 +147,17 @@ async def test_what_differs_is_another_request(what: str) -> None:
 
 
 async def test_callers_share_no_answer() -> None:
-    """A caller never gets what another's request brought; unknown ones share nothing."""
+    """A caller never gets what another's request brought, neither kept nor in progress; unknown ones share nothing."""
     made = Made()
     assert [await made.ask([1.0], caller) for caller in ("a", "b", "a", "b")] == [1, 2, 1, 2]
     assert [await made.ask([1.0], None) for _ in range(2)] == [3, 4]
+    first = await made.held()
+    waiting = [made.submit(Asked([5.0], caller)) for caller in ("a", "b", "a", None, None)]
+    made.model.open.set()
+    assert await first.run() == 5
+    numbers = [await asked.run() for asked in waiting]
+    assert numbers[0] == numbers[2]
+    assert len(set(numbers)) == 4
 
 
 CONFUSABLE = [pair for pairs in DIFFERENT.values() for pair in pairs]
@@ -198,24 +205,89 @@ def test_whose_answer_is_it(steps: list[tuple[Hashable, int, int, str]], size: d
     uvloop.run(play())
 
 
-async def test_errors_are_not_kept() -> None:
-    """A run that fails fails for no later request."""
-    made = Made()
-    for runs in (1, 2):
-        assert isinstance(await made.submit(Asked([13.0])).answer, InferenceFailed)
-        assert made.model.runs == runs
-
-
-async def test_a_deadline_holds_before_the_model() -> None:
-    """Who waits for longer than it may is told so, and is not run."""
+async def test_equal_requests_in_progress_run_once() -> None:
+    """While one runs, equal ones wait for its answer; the first may leave, and the others still get it."""
     made = Made()
     first = await made.held()
-    late = made.submit(Asked([5.0], deadline=0.001))
+    waiting = [made.submit(Asked([5.0])) for _ in range(4)]
+    waiting[0].done = True
+    made.model.open.set()
+    assert [await asked.run() for asked in (first, *waiting[1:])] == [1, 2, 2, 2]
+    assert not waiting[0].answer.done()
+    assert made.model.runs == 2
+    assert await made.ask([5.0]) == 2
+    assert made.seen.outcomes == ["miss", "miss", "joined", "joined", "joined", "hit"]
+
+
+async def test_what_nobody_waits_for_is_not_run() -> None:
+    """Where all have left the rows are dropped, and who comes after them starts anew."""
+    made = Made()
+    first = await made.held()
+    for asked in [made.submit(Asked([5.0])) for _ in range(2)]:
+        asked.done = True
+    last = made.submit(Asked([5.0]))
+    made.model.open.set()
+    assert [await first.run(), await last.run()] == [1, 2]
+    assert made.model.runs == 2
+
+
+async def test_each_has_its_own_deadline() -> None:
+    """Who waits with others is told at its own deadline, whoever came first, and the rest wait on."""
+    made = Made()
+    first = await made.held()
+    short, long = made.submit(Asked([5.0], deadline=0.001)), made.submit(Asked([5.0]))
+    later = made.submit(Asked([6.0]))
+    soon = made.submit(Asked([6.0], deadline=0.001))
+    made.cache.expire(time.monotonic() + 1)
     made.batcher.expire(time.monotonic() + 1)
-    assert isinstance(await late.answer, DeadlineExceeded)
+    for asked in (short, soon):
+        assert isinstance(await asked.answer, DeadlineExceeded)
+    made.model.open.set()
+    assert [await asked.run() for asked in (first, long, later)] == [1, 2, 3]
+
+
+async def test_errors_are_told_to_all_and_not_kept() -> None:
+    """A run that fails fails for those who waited for it, and for no later one; nor is a refusal kept."""
+    made = Made()
+    first = await made.held()
+    waiting = [made.submit(Asked([13.0])) for _ in range(2)]
+    made.model.open.set()
+    await first.run()
+    assert all([isinstance(await asked.answer, InferenceFailed) for asked in waiting])
+    runs = made.model.runs
+    assert isinstance(await made.submit(Asked([13.0])).answer, InferenceFailed)
+    assert made.model.runs == runs + 1
+    await made.held(98.0)
+    full = [made.submit(Asked([float(value)])) for value in range(100, 200)]
+    for _ in range(2):
+        with pytest.raises(QueueFull):
+            made.submit(Asked([5.0]))
+    made.model.open.set()
+    await full[-1].run()
+
+
+async def test_a_faster_line_is_not_left_for_a_slower_one() -> None:
+    """A request of high priority does not wait for an equal one of low priority."""
+    made = Made()
+    first = await made.held()
+    low, other, high = (
+        made.submit(Asked([value], priority=priority)) for value, priority in ((5.0, LOW), (6.0, NORMAL), (5.0, HIGH))
+    )
     made.model.open.set()
     assert await first.run() == 1
-    assert made.model.runs == 1
+    assert await high.run() < await other.run()
+    assert await low.run() != await high.run()
+
+
+async def test_a_reply_that_fails_keeps_no_other_from_its_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """Those who wait for one run are answered though writing to one of them fails."""
+    made = Made()
+    await made.held()
+    broken, healthy = made.submit(Asked([5.0])), made.submit(Asked([5.0]))
+    broken.answer.cancel()
+    made.model.open.set()
+    assert await healthy.run() == 2
+    assert "an answer could not be given" in caplog.text
 
 
 async def test_no_more_is_kept_than_was_allowed() -> None:
