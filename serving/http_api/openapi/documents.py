@@ -115,8 +115,61 @@ class ModelDescription(Document):
     """A row."""
 
 
-class TensorFlowMetadata(RootModel[dict[str, Any]]):
-    """A model's signature as TensorFlow Serving's GetModelMetadataResponse says it."""
+class Dimension(Document):
+    """One dimension; -1 is free."""
+
+    size: str
+    name: str
+
+
+class TensorShape(Document):
+    """A shape in TensorFlow's words."""
+
+    dim: list[Dimension]
+    unknown_rank: bool
+
+
+class TensorInfo(Document):
+    """A tensor in TensorFlow's words."""
+
+    name: str
+    dtype: str
+    tensor_shape: TensorShape
+
+
+class SignatureDef(Document):
+    """What `:predict` takes and gives."""
+
+    inputs: dict[str, TensorInfo]
+    outputs: dict[str, TensorInfo]
+    method_name: str
+
+
+class SignatureDefs(Document):
+    """Signatures by name."""
+
+    signature_def: dict[str, SignatureDef]
+
+
+class SignatureMetadata(Document):
+    """Where TensorFlow Serving keeps them."""
+
+    signature_def: SignatureDefs
+
+
+class ModelSpec(Document):
+    """Who is described."""
+
+    name: str
+    signature_name: str
+    version: str
+
+
+class TensorFlowMetadata(Document):
+    """A model's signature as TensorFlow Serving says it."""
+
+    model_spec: ModelSpec
+    metadata: SignatureMetadata
 
 
 class Live(Document):
@@ -175,16 +228,111 @@ class ModelReady(Document):
     ready: Literal[True]
 
 
-class ModelConfig(RootModel[dict[str, Any]]):
-    """How a model is run, as Triton's ModelConfig says it.
+class ConfiguredTensor(Document):
+    """A tensor in Triton's words; dims without the batch where requests are batched."""
 
-    `parameters` have what else is in force, such as `intra_op_thread_count` and `deadline_s`; `batching`: why requests
-    run alone.
-    """
+    name: str
+    data_type: str
+    dims: list[int]
 
 
-class Statistics(RootModel[dict[str, Any]]):
-    """What versions did since the server started, over all workers, as Triton's statistics extension says it."""
+class InstanceGroup(Document):
+    """Threads that run the model."""
+
+    name: str
+    count: int
+    kind: str
+
+
+class TransactionPolicy(Document):
+    """One answer a request."""
+
+    decoupled: Literal[False]
+
+
+class DynamicBatching(Document):
+    """How requests are put together."""
+
+    max_queue_delay_microseconds: int
+    priority_levels: int
+    default_priority_level: int
+
+
+class StringValue(Document):
+    """A parameter's value."""
+
+    string_value: str
+
+
+class ModelConfig(Document):
+    """How a model is run, in the words of Triton's model configuration."""
+
+    name: str
+    platform: str
+    backend: str
+    version_policy: dict[Literal["latest", "all", "specific"], dict[str, int | list[int]]]
+    max_batch_size: int
+    input: list[ConfiguredTensor]
+    output: list[ConfiguredTensor]
+    instance_group: list[InstanceGroup]
+    default_model_filename: str
+    model_transaction_policy: TransactionPolicy
+    dynamic_batching: DynamicBatching | None = None
+    """Left out where requests run alone."""
+    parameters: dict[str, StringValue] = {}
+    """What else is in force, such as `intra_op_thread_count` and `deadline_s`; `batching`: why requests run alone."""
+
+
+class Duration(Document):
+    """How often, and nanoseconds in all."""
+
+    count: int
+    ns: int
+
+
+class InferenceStatistics(Document):
+    """Predictions and their stages, as Triton counts them."""
+
+    success: Duration
+    fail: Duration
+    queue: Duration
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+    cache_hit: Duration
+    cache_miss: Duration
+
+
+class BatchStatistics(Document):
+    """Runs of one size."""
+
+    batch_size: int
+    compute_input: Duration
+    compute_infer: Duration
+    compute_output: Duration
+
+
+class ModelStatistics(Document):
+    """What a version did since the server started, over all workers."""
+
+    name: str
+    version: str
+    last_inference: int
+    """Milliseconds since 1970; 0 for never."""
+    inference_count: int
+    """Rows."""
+    execution_count: int
+    """Batches."""
+    inference_stats: InferenceStatistics
+    batch_stats: list[BatchStatistics]
+    memory_usage: list[dict[str, Any]]
+    response_stats: dict[str, Any]
+
+
+class Statistics(Document):
+    """What versions did."""
+
+    model_stats: list[ModelStatistics]
 
 
 class IndexEntry(Document):
