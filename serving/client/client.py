@@ -6,12 +6,12 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Self, TypeAlias, TypedDict, TypeVar, Unpack, overload
+from typing import Any, ClassVar, Generic, Self, TypeVar, Unpack, overload
 
 from numpy.typing import NDArray
 
-from serving.client.conversation import Answer, Conversation, Conversations, Infer, Pause, Request
-from serving.client.given import F
+from serving.client.conversation import Answer, Conversation, Conversations, Infer, Pause, Request, Which
+from serving.client.given import Arrays, F
 from serving.client.refusals import Refused
 from serving.client.retries import Retries
 
@@ -23,16 +23,7 @@ except ImportError:
     raise ImportError('the client needs httpx2: pip install "serving[client]"') from None
 
 T = TypeVar("T")
-Arrays: TypeAlias = NDArray[Any] | Mapping[str, NDArray[Any]]
 H = TypeVar("H", httpx.Client, httpx.AsyncClient)
-
-
-class Which(TypedDict, total=False):
-    """What `predict` takes besides rows."""
-
-    version: str | None
-    label: str | None
-    timeout: float | None
 
 
 class _Base(Generic[H]):

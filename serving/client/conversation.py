@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypedDict, TypeVar
 from urllib.parse import quote
 
 import orjson
@@ -66,6 +66,14 @@ class Answer(NamedTuple):
     """In the kind of the rows: what `Client.predict` returns."""
     model: str
     version: str
+
+
+class Which(TypedDict, total=False):
+    """What `predict` takes besides rows."""
+
+    version: str | None
+    label: str | None
+    timeout: float | None
 
 
 T = TypeVar("T")

@@ -37,6 +37,7 @@ class Frame(Protocol):
 
 
 F = TypeVar("F", bound=Frame)
+Arrays: TypeAlias = Array | Mapping[str, Array]
 
 
 class Given(NamedTuple):

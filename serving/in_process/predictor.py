@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 from numpy.typing import NDArray
 
 from serving.client import given as rows_given
-from serving.client.conversation import Answer
-from serving.client.given import F, Given
+from serving.client.conversation import Answer, Which
+from serving.client.given import Arrays, F, Given
 from serving.errors import InvalidRequest, ServingError
 from serving.in_process.codec import PROTOCOL, Codec
 from serving.prediction.endpoint import Endpoint
@@ -26,6 +26,12 @@ ROUTES = {
     (PROTOCOL, "label"): "{model}/@{label}",
 }
 CODECS = {PROTOCOL: Codec}
+
+
+class Asking(Which, total=False):
+    """What `predict` takes besides rows."""
+
+    headers: Mapping[str, str] | None
 
 
 class InProcessPrediction(Prediction):
@@ -56,35 +62,11 @@ class Predictor:
         self._endpoints = endpoints
 
     @overload
-    async def predict(
-        self,
-        rows: NDArray[Any] | Mapping[str, NDArray[Any]],
-        *,
-        version: str | None = None,
-        label: str | None = None,
-        timeout: float | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> dict[str, NDArray[Any]]: ...
+    async def predict(self, rows: Arrays, **asking: Unpack[Asking]) -> dict[str, NDArray[Any]]: ...
     @overload
-    async def predict(
-        self,
-        rows: Mapping[str, Any] | Sequence[Any],
-        *,
-        version: str | None = None,
-        label: str | None = None,
-        timeout: float | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Any: ...
+    async def predict(self, rows: Mapping[str, Any] | Sequence[Any], **asking: Unpack[Asking]) -> Any: ...
     @overload
-    async def predict(
-        self,
-        rows: F,
-        *,
-        version: str | None = None,
-        label: str | None = None,
-        timeout: float | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> F: ...
+    async def predict(self, rows: F, **asking: Unpack[Asking]) -> F: ...
     async def predict(
         self,
         rows: Any,
@@ -118,7 +100,9 @@ class Predictor:
     ) -> Answer:
         """Predict, and say which version answered."""
         asked = rows_given.given(rows)
-        endpoint = self._endpoint(version, label)
+        if version is not None and label is not None:
+            raise InvalidRequest("give a version or a label, not both")
+        endpoint = self._endpoints.find(PROTOCOL, self.model, version, label)
         sent = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
         call = InProcessPrediction(asyncio.get_running_loop())
         self._start(call, endpoint, sent, asked, timeout)
@@ -146,9 +130,3 @@ class Predictor:
             sooner = timeout if options.timeout is None else min(timeout, options.timeout)
             options = RequestOptions(options.priority, sooner)
         call.start(endpoint, headers, asked, options)
-
-    def _endpoint(self, version: str | None, label: str | None) -> Endpoint:
-        """Find whom to ask. Raises InvalidRequest, ModelNotFound or NotReady."""
-        if version is not None and label is not None:
-            raise InvalidRequest("give a version or a label, not both")
-        return self._endpoints.find(PROTOCOL, self.model, version, label)
