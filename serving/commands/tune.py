@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # onnxruntime is for those who measure
     from serving.engine.tuning import Load, Trial
 
 _BAR = 14
+EXTRA = "`pip install 'serving[tune]'`"
 
 
 def register(app: typer.Typer) -> None:
@@ -44,6 +46,9 @@ def tune(  # noqa: PLR0917  typer makes options of parameters
     callers: Annotated[int, typer.Option(min=1, max=10_000, help="Who ask at the same time.")] = 32,
     rows: Annotated[int, typer.Option(min=1, max=100_000, help="Rows of a request.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.05, help="Of each trial.")] = 1.0,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw throughput against p99.", show_default=False)
+    ] = None,
     models: Models = Path("models"),
     state_dir: StateDir = None,
 ) -> None:
@@ -55,10 +60,14 @@ def tune(  # noqa: PLR0917  typer makes options of parameters
         from serving.engine.tuning import Load, best  # noqa: PLC0415  loads onnxruntime
 
         if p99_ms is not None:
-            _tomlkit()  # before minutes are spent
+            _library("tomlkit")  # before minutes are spent
+        if plot is not None:
+            _library("matplotlib")
         found = _measured(name, *_version(models, state_dir, name, version), Load(callers, rows, seconds))
         chosen = best(found, p99_ms / 1e3 if p99_ms is not None else math.inf)
         _show(name, found, chosen)
+        if plot is not None:
+            _draw(name, found, p99_ms, plot)
         if p99_ms is not None:
             if chosen is None:
                 least = min(trial.p99_s for trial in found)
@@ -115,9 +124,27 @@ def _show(name: str, found: list[Trial], chosen: Trial | None) -> None:
     Console(highlight=False).print(table)
 
 
+def _draw(name: str, found: list[Trial], p99_ms: float | None, to: Path) -> None:
+    """Draw throughput against p99, a line for each way to use the cores, a point for each batch. Raises OSError."""
+    figures = _library("matplotlib.figure")
+    figure = figures.Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot(xlabel="p99, ms", ylabel="rows/s", title=name, xscale="log")
+    for threads, instances in dict.fromkeys((trial.threads, trial.instances) for trial in found):
+        line = [trial for trial in found if (trial.threads, trial.instances) == (threads, instances)]
+        x, y = [trial.p99_s * 1e3 for trial in line], [trial.rows_per_s for trial in line]
+        axes.plot(x, y, marker="o", label=f"{threads} threads, {instances} instances")
+        for trial, at in zip(line, zip(x, y, strict=True), strict=True):
+            axes.annotate(str(trial.max_batch_rows), at, xytext=(4, 4), textcoords="offset points", fontsize=8)
+    if p99_ms is not None:
+        axes.axvline(p99_ms, linestyle="--", color="gray", label="bound")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    figure.savefig(to, dpi=120)
+
+
 def _write(file: Path, chosen: Trial) -> None:
     """Put what was chosen into model.toml, where all else stays as it is, comments too. Raises InvalidRequest."""
-    tomlkit = _tomlkit()
+    tomlkit = _library("tomlkit")
     document = tomlkit.parse(file.read_text()) if file.exists() else tomlkit.document()
     for table, name, value in (
         ("batching", "max_batch_rows", chosen.max_batch_rows),
@@ -130,10 +157,9 @@ def _write(file: Path, chosen: Trial) -> None:
     write_whole(file, text.encode())
 
 
-def _tomlkit() -> Any:
+def _library(name: str) -> Any:
     """Import what only this command needs. Raises InvalidRequest, which says how to get it."""
     try:
-        import tomlkit  # noqa: PLC0415
+        return importlib.import_module(name)
     except ImportError:
-        raise InvalidRequest("this needs tomlkit: `pip install 'serving[tune]'`") from None
-    return tomlkit
+        raise InvalidRequest(f"this needs {name.partition('.')[0]}: {EXTRA}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,13 +61,14 @@ def run(models: Path, *flags: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_the_best_is_written_beside_what_else_is_set(models: Path) -> None:
-    """The best goes into model.toml, whose other keys and comments stay; a table shows all."""
+def test_the_best_is_written_beside_what_else_is_set(models: Path, tmp_path: Path) -> None:
+    """The best goes into model.toml, whose other keys and comments stay; a table and a picture show all."""
     file = models / "iris" / "model.toml"
     file.write_text("# of the fraud team\n[limits]\ndeadline_s = 3  # short\n[batching]\nmax_delay_ms = 0\n")
-    code, said = run(models, "--p99-ms", "60000")
+    code, said = run(models, "--p99-ms", "60000", "--plot", str(tmp_path / "iris.png"))
     assert code == 0, said
     assert "best" in said
+    assert (tmp_path / "iris.png").read_bytes().startswith(b"\x89PNG")
     text = file.read_text()
     assert text.startswith("# of the fraud team\n")
     assert "deadline_s = 3  # short" in text
@@ -84,7 +84,7 @@ def test_nothing_is_written_that_was_not_asked_for(models: Path, monkeypatch: py
     assert run(models)[0] == 0
     code, said = run(models, "--p99-ms", "0.001")
     assert (code, "no setting keeps a p99 of 0.001 ms" in said) == (2, True)
-    monkeypatch.setitem(sys.modules, "tomlkit", None)
+    monkeypatch.setattr(tune.importlib, "import_module", lambda name: exec("raise ImportError"))
     code, said = run(models, "--p99-ms", "10")
     assert (code, "pip install 'serving[tune]'" in said) == (2, True)
     assert not (models / "iris" / "model.toml").exists()
