@@ -27,7 +27,7 @@ _OF_TOTALS: dict[str, tuple[str, Callable[[VersionTotals], float]]] = {
     "nv_inference_compute_input_duration_us": ("Time before the queue", lambda t: 1e6 * t.decode_seconds),
     "nv_inference_compute_infer_duration_us": ("Time in the model", lambda t: 1e6 * t.request_inference_seconds),
     "nv_inference_compute_output_duration_us": ("Time after the model", lambda t: 1e6 * t.encode_seconds),
-    "nv_cache_num_hits_per_model": ("Requests that a response cache answered", lambda t: t.cache_hits),
+    "nv_cache_num_hits_per_model": ("Requests that a response cache answered", lambda t: t.cache_hits + t.cache_joined),
     "nv_cache_num_misses_per_model": ("Requests that a response cache had no answer to", lambda t: t.cache_misses),
 }
 _VERSION = ("model", "version")
