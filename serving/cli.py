@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 
-from serving.commands import dashboards, drift, export, keys, predict, replay, status, traffic, tune, versions
+from serving.commands import dashboards, drift, export, keys, predict, replay, score, status, traffic, tune, versions
 from serving.server import CannotStart, serve
 from serving.settings import Settings, read
 from serving.supervisor import CannotReload
@@ -115,6 +115,7 @@ traffic.register(app)
 status.register(app)
 tune.register(app)
 predict.register(app)
+score.register(app)
 drift.register(app)
 keys.register(app)
 replay.register(app)

@@ -12,10 +12,11 @@ from pyarrow import csv as arrow_csv
 from pyarrow import ipc, parquet
 
 from serving.bulk.batch import NO_LINES, BadRow, Lines
+from serving.bulk.columns import column, column_type
 from serving.engine.signature import Described, Signature
 from serving.protocols import strict_json
 from serving.protocols.predict_v1_response import Answers
-from serving.tensors import HALVES, NUMPY, Array, Tensors
+from serving.tensors import Array, Tensors
 
 GROUP_ROWS, GROUP_BYTES = 1 << 17, 32 << 20
 """That make a row group of Parquet, whichever is reached first."""
@@ -46,32 +47,48 @@ class Writer(ABC):
         """Write what comes last: how many rows were answered, and how many were not, where the format has a place."""
 
 
+class AnswerLines:
+    """A model's answers as lines of NDJSON: `{"prediction": ...}` as V1 has it, or `{"error": ...}`."""
+
+    def __init__(self, described: Described) -> None:
+        self._answers = Answers(described.signature, described.name, described.version)
+
+    def rows(self, outputs: Tensors) -> list[bytes]:
+        """Write a line for each row."""
+        return [b'{"prediction":%b}\n' % text for text in self._answers.texts(outputs)]
+
+    def together(self, good: Sequence[tuple[list[bytes], Lines]], bad: Sequence[BadRow]) -> bytes:
+        """Put lines of good rows and bad rows in the order of their numbers."""
+        made = [line for lines, _ in good for line in lines]
+        if bad:
+            made += [strict_json.dumps({"error": each._asdict()}) + b"\n" for each in bad]
+            made = [made[index] for index in _order(good, bad).tolist()]
+        return b"".join(made)
+
+
 class NdjsonWriter(Writer):
-    """A line a row, `{"prediction": ...}` as V1 has it, or `{"error": ...}`; at last `{"summary": ...}`."""
+    """A line a row, and at last `{"summary": {"good": ..., "bad": ...}}`."""
 
     def __init__(self, described: Described, sink: Sink) -> None:
         super().__init__(described, sink)
-        self._answers = Answers(described.signature, described.name, described.version)
+        self._lines = AnswerLines(described)
 
     def write(self, outputs: Tensors | None, lines: Lines, bad: Sequence[BadRow]) -> None:  # noqa: D102
-        texts = [] if outputs is None else self._answers.texts(outputs)
-        if not bad:
-            self._sink.write(b'{"prediction":' + b'}\n{"prediction":'.join(texts) + b"}\n")
-            return
-        made = [b'{"prediction":%b}\n' % text for text in texts]
-        errors = [strict_json.dumps({"error": each._asdict()}) + b"\n" for each in bad]
-        order = np.argsort(np.concatenate([lines, [each.line for each in bad]]), kind="stable")
-        both = made + errors
-        self._sink.write(b"".join([both[index] for index in order.tolist()]))
+        good = [] if outputs is None else [(self._lines.rows(outputs), lines)]
+        self._sink.write(self._lines.together(good, bad))
 
     def close(self, good: int, bad: int) -> None:  # noqa: D102
         self._sink.write(strict_json.dumps({"summary": {"good": good, "bad": bad}}) + b"\n")
 
 
+def _order(good: Sequence[tuple[Any, Lines]], bad: Sequence[BadRow]) -> Any:
+    return np.argsort(np.concatenate([*(lines for _, lines in good), [each.line for each in bad]]), kind="stable")
+
+
 _ERRORS = [("error.line", pa.int64()), ("error.path", pa.string()), ("error.message", pa.string())]
 
 
-class _Columns:
+class AnswerColumns:
     """A model's answers as columns: `label` and `probabilities.<class>`, or outputs by name; and what was wrong."""
 
     def __init__(self, signature: Signature) -> None:
@@ -84,32 +101,38 @@ class _Columns:
         if self._by_class and scores is not None:
             label = signature.outputs[self._outputs[str(signature.label)]]
             self._names = isinstance(classes[0], str)
-            fields.append(("label", pa.string() if self._names else _type(label.datatype)))
-            fields += [(f"{signature.scores_key}.{c}", _type(scores.datatype)) for c in classes]
+            fields.append(("label", pa.string() if self._names else column_type(label.datatype, 0)))
+            fields += [(f"{signature.scores_key}.{c}", column_type(scores.datatype, 0)) for c in classes]
         else:
             for spec in signature.outputs:
-                kind = _type(spec.datatype)
                 dims = spec.shape if signature.batch == "none" else spec.shape[1:]
-                for _ in () if signature.batch != "none" and dims == (1,) else dims:
-                    kind = pa.list_(kind)
-                fields.append((spec.name, kind))
+                flat = signature.batch != "none" and dims == (1,)
+                fields.append((spec.name, column_type(spec.datatype, 0 if flat else len(dims))))
         self.schema = pa.schema([*fields, *_ERRORS])
 
+    def rows(self, outputs: Tensors) -> Any:
+        """Make a RecordBatch of good rows."""
+        columns = self._made(outputs)
+        nulls = [pa.nulls(len(columns[0]), kind) for _, kind in _ERRORS]
+        return pa.record_batch([*columns, *nulls], schema=self.schema)
+
+    def together(self, good: Sequence[tuple[Any, Lines]], bad: Sequence[BadRow]) -> Any:
+        """Make a RecordBatch of those of good rows and of bad rows, in the order of their numbers."""
+        tables = [table for table, _ in good]
+        if bad:
+            errors = [pa.array(values, kind) for values, (_, kind) in zip(zip(*bad, strict=True), _ERRORS, strict=True)]
+            wide = list(self.schema)[: -len(_ERRORS)]
+            nulls = [pa.nulls(len(bad), field.type) for field in wide]
+            tables.append(pa.record_batch([*nulls, *errors], schema=self.schema))
+        if not tables:
+            return pa.record_batch([pa.nulls(0, field.type) for field in self.schema], schema=self.schema)
+        if len(tables) > 1:
+            tables = pa.Table.from_batches(tables).combine_chunks().to_batches()
+        return tables[0].take(pa.array(_order(good, bad))) if bad and good else tables[0]
+
     def table(self, outputs: Tensors | None, lines: Lines, bad: Sequence[BadRow]) -> Any:
-        """Make a RecordBatch of the answers and the bad rows, in the order of their numbers."""
-        wide = self.schema.names[: -len(_ERRORS)]
-        good = len(lines)
-        columns = (
-            [pa.nulls(0, self.schema.field(name).type) for name in wide] if outputs is None else self._made(outputs)
-        )
-        arrays = [*columns, *(pa.nulls(good, kind) for _, kind in _ERRORS)]
-        if not bad:
-            return pa.record_batch(arrays, schema=self.schema)
-        errors = [pa.array(values, kind) for values, (_, kind) in zip(zip(*bad, strict=True), _ERRORS, strict=True)]
-        below = [pa.nulls(len(bad), self.schema.field(name).type) for name in wide] + errors
-        both = [pa.concat_arrays(pair) for pair in zip(arrays, below, strict=True)]
-        order = np.argsort(np.concatenate([lines, [each.line for each in bad]]), kind="stable")
-        return pa.record_batch(both, schema=self.schema).take(pa.array(order))
+        """Make a RecordBatch of what became of some rows."""
+        return self.together([] if outputs is None else [(self.rows(outputs), lines)], bad)
 
     def _made(self, outputs: Tensors) -> list[Any]:
         signature = self._signature
@@ -117,10 +140,10 @@ class _Columns:
         if self._by_class:
             labels = outputs[self._outputs[str(signature.label)]].reshape(-1)
             scores = outputs[self._outputs[str(signature.scores)]]
-            return [self._labels(labels), *(_column(scores[:, i], kind) for i, kind in enumerate(types[1:]))]
+            return [self._labels(labels), *(column(scores[:, i], kind) for i, kind in enumerate(types[1:]))]
         if signature.batch == "none":
             outputs = tuple(output[None] for output in outputs)
-        return [_column(output, kind) for output, kind in zip(outputs, types, strict=True)]
+        return [column(output, kind) for output, kind in zip(outputs, types, strict=True)]
 
     def _labels(self, labels: Array) -> Any:
         if self._names and labels.dtype.kind in "iu":  # an index into the classes
@@ -131,44 +154,20 @@ class _Columns:
         return pa.array(labels, self.schema.field("label").type)
 
 
-def _type(datatype: str) -> Any:
-    if datatype == "BYTES":
-        return pa.string()
-    return pa.float32() if datatype in HALVES else pa.from_numpy_dtype(NUMPY[datatype])
-
-
-def _column(output: Array, kind: Any) -> Any:
-    """Make a column of an output [rows, ...]; of lists where rows have more than one value."""
-    depth, leaf = 0, kind
-    while pa.types.is_list(leaf):
-        depth, leaf = depth + 1, leaf.value_type
-    flat = np.ascontiguousarray(output).reshape(-1)
-    made = pa.array(flat if flat.dtype.kind != "V" and flat.dtype != np.float16 else flat.astype(np.float32), leaf)
-    for dim in range(depth, 0, -1):
-        count = int(np.prod(output.shape[:dim]))
-        offsets = np.arange(count + 1, dtype=np.int32) * np.int32(output.shape[dim])
-        made = pa.ListArray.from_arrays(offsets, made)
-    return made
-
-
 class CsvWriter(Writer):
     """A header, and a row each; what has more than one value is written as JSON in its cell."""
 
     def __init__(self, described: Described, sink: Sink, *, header: bool = True) -> None:
         super().__init__(described, sink)
-        self._columns = _Columns(described.signature)
+        self._columns = AnswerColumns(described.signature)
         self._header = header
 
     def write(self, outputs: Tensors | None, lines: Lines, bad: Sequence[BadRow]) -> None:  # noqa: D102
         self._write(self._columns.table(outputs, lines, bad))
 
     def _write(self, table: Any) -> None:
-        columns = [_as_json(column) if pa.types.is_list(column.type) else column for column in table.columns]
-        made = pa.BufferOutputStream()
-        options = arrow_csv.WriteOptions(include_header=self._header)
-        arrow_csv.write_csv(pa.record_batch(columns, names=table.schema.names), made, options)
+        self._sink.write(csv_bytes(table, header=self._header))
         self._header = False
-        self._sink.write(made.getvalue().to_pybytes())
 
     def close(self, good: int, bad: int) -> None:  # noqa: D102
         if self._header:
@@ -180,7 +179,7 @@ class ArrowWriter(Writer):
 
     def __init__(self, described: Described, sink: Sink) -> None:
         super().__init__(described, sink)
-        self._columns = _Columns(described.signature)
+        self._columns = AnswerColumns(described.signature)
         self._stream = ipc.new_stream(pa.PythonFile(_Open(sink), mode="w"), self._columns.schema)
 
     def write(self, outputs: Tensors | None, lines: Lines, bad: Sequence[BadRow]) -> None:  # noqa: D102
@@ -197,7 +196,7 @@ class ParquetWriter(Writer):
 
     def __init__(self, described: Described, sink: Sink) -> None:
         super().__init__(described, sink)
-        self._columns = _Columns(described.signature)
+        self._columns = AnswerColumns(described.signature)
         self._file = parquet.ParquetWriter(pa.PythonFile(_Open(sink), mode="w"), self._columns.schema)
         self._held: list[Any] = []
 
@@ -230,6 +229,16 @@ class _Open:
 
     def close(self) -> None:
         pass
+
+
+def csv_bytes(table: Any, *, header: bool) -> bytes:
+    """Write a RecordBatch as CSV."""
+    columns = [_as_json(column) if pa.types.is_list(column.type) else column for column in table.columns]
+    made = pa.BufferOutputStream()
+    options = arrow_csv.WriteOptions(include_header=header)
+    arrow_csv.write_csv(pa.record_batch(columns, names=table.schema.names), made, options)
+    written: bytes = made.getvalue().to_pybytes()
+    return written
 
 
 def _as_json(column: Any) -> Any:

@@ -13,20 +13,20 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc, parquet
 
-from serving.bulk.batch import BEGIN, BadRow, Batch, Found, Position, gathered
+from serving.bulk.batch import BEGIN, BadRow, Batch, Found, Piece, Position, gathered
 from serving.bulk.columns import ColumnBinder
 from serving.engine.rows import Rows
 from serving.engine.signature import Described
 from serving.errors import InvalidRequest, SignatureMismatch
 from serving.protocols.predict_v1_validation import Checked
-from serving.tensors import INTEGERS
+from serving.tensors import INTEGERS, count
 
 MOST_MESSAGE_BYTES = 32 << 20
 """Of one message of a stream: 100,000 rows of 30 doubles fit in."""
 MOST_ROWS = 1 << 18
 """Of one message: columns of nulls, or of one value, have no bytes that would bound them."""
-ROWS = 16384
-"""That are read of Parquet at a time."""
+_ROWS, _CELLS = 1 << 14, 1 << 19
+"""That are read of Parquet at a time, whichever is fewer."""
 
 
 class TableReader(ABC):
@@ -40,17 +40,28 @@ class TableReader(ABC):
 
     def __iter__(self) -> Iterator[Batch]:
         """Read on. Raises SignatureMismatch for columns that are not the model's, InvalidRequest for no table."""
+        for piece in self.pieces():
+            yield from self.read(piece)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Cut what is read into pieces, which `read` may read on any thread, in any order. Raises as `__iter__`."""
         row = self._start.offset
         try:
             for table in self._tables(row):
-                end = row + len(table)
-                yield from gathered(self._sifted(table, row + 1), Position(end, end + 1), at_once=self.columns.at_once)
-                row = end
+                row += len(table)
+                yield Piece(table, Position(row, row + 1))
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             first = str(error).split("\n", 1)[0][:200]
             raise InvalidRequest(f"{self._kind} can't be read behind row {row}: {first}") from None
 
+    def read(self, piece: Piece) -> Iterator[Batch]:
+        """Read a piece."""
+        table, end = piece
+        return gathered(self._sifted(table, end.line - len(table)), end, at_once=self.columns.at_once)
+
     _kind: str
+    total: int | None = None
+    """Rows in all, where that is known, once they are read."""
 
     @abstractmethod
     def _tables(self, skip: int) -> Iterator[Any]:
@@ -178,11 +189,14 @@ class ParquetReader(TableReader):
     def _tables(self, skip: int) -> Iterator[Any]:
         file = parquet.ParquetFile(self._source, pre_buffer=False, buffer_size=1 << 20)
         self.columns.check_types(file.schema_arrow)
+        self.total = file.metadata.num_rows
+        cells = sum(abs(count(feature.shape)) for feature in self.columns.features)
+        most = max(1, min(_ROWS, _CELLS // max(1, cells)))
         groups = list(range(file.num_row_groups))
         while groups and skip >= (rows := file.metadata.row_group(groups[0]).num_rows):
             skip -= rows
             del groups[0]
-        for table in file.iter_batches(ROWS, row_groups=groups, columns=self.columns.names, use_threads=False):
+        for table in file.iter_batches(most, row_groups=groups, columns=self.columns.names, use_threads=False):
             if skip < len(table):
                 yield table.slice(skip)
             skip = max(0, skip - len(table))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,13 @@ class Position(NamedTuple):
 
 
 BEGIN = Position()
+
+
+class Piece(NamedTuple):
+    """Some of what is read, as it was read; `end`: where the next piece begins."""
+
+    data: Any
+    end: Position
 
 
 class Batch(NamedTuple):

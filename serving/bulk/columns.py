@@ -13,7 +13,7 @@ from serving.engine.signature import Feature, Signature
 from serving.errors import Detail, listed
 from serving.protocols.predict_v1_validation import meant
 from serving.protocols.strict_json import pointer
-from serving.tensors import FLOATS, INTEGERS, NUMPY, Array, Tensors, limits
+from serving.tensors import FLOATS, HALVES, INTEGERS, NUMPY, Array, Tensors, limits
 
 _MOST_NAMES = 50
 _PROBLEM = "the columns do not fit the model's signature"
@@ -59,7 +59,8 @@ class ColumnBinder:
 
     def check_types(self, schema: Any) -> None:
         """Refuse columns whose type is none of their feature's. Raises SignatureMismatch."""
-        self.check_names(schema.names)
+        index = (schema.pandas_metadata or {}).get("index_columns", ())  # rows' names, which pandas writes beside
+        self.check_names([name for name in schema.names if name not in index or name in self.types])
         details = []
         for feature in self.features:
             kind = schema.field(feature.name).type
@@ -179,3 +180,37 @@ def _numbers(column: Any, feature: Feature, nan_is_missing: bool) -> Array | Non
     others = len(made) - int(np.count_nonzero(finite))
     right = feature.nullable and int(np.count_nonzero(np.isnan(made))) == others
     return made if right and (nan_is_missing or others == missing) else None
+
+
+def columns_of(signature: Signature, inputs: Tensors) -> Any:
+    """Make a RecordBatch of feeds, a column for each feature: what `ColumnBinder.feeds` would make them of."""
+    by_feature: Sequence[Array] = list(inputs[0].T) if signature.layout == "matrix" else inputs
+    arrays = [
+        column(array.reshape(array.shape[: 1 + len(f.shape)]), column_type(f.datatype, len(f.shape)))
+        for f, array in zip(signature.features, by_feature, strict=True)
+    ]
+    return pa.record_batch(arrays, names=[feature.name for feature in signature.features])
+
+
+def column_type(datatype: str, dims: int) -> Any:
+    """Return the type of a column whose rows are arrays of so many dimensions."""
+    kind = pa.float32() if datatype in HALVES else pa.string()
+    if datatype != "BYTES" and datatype not in HALVES:
+        kind = pa.from_numpy_dtype(NUMPY[datatype])
+    for _ in range(dims):
+        kind = pa.list_(kind)
+    return kind
+
+
+def column(array: Array, kind: Any) -> Any:
+    """Make a column of an array [rows, ...]; of lists where rows have more than one value."""
+    depth, leaf = 0, kind
+    while pa.types.is_list(leaf):
+        depth, leaf = depth + 1, leaf.value_type
+    flat = np.ascontiguousarray(array).reshape(-1)
+    made = pa.array(flat if flat.dtype.kind != "V" and flat.dtype != np.float16 else flat.astype(np.float32), leaf)
+    for dim in range(depth, 0, -1):
+        lists = int(np.prod(array.shape[:dim]))
+        offsets = np.arange(lists + 1, dtype=np.int32) * np.int32(array.shape[dim])
+        made = pa.ListArray.from_arrays(offsets, made)
+    return made

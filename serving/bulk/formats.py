@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
-from serving.bulk.batch import BEGIN, Batch, Position
+from serving.bulk.batch import BEGIN, Position
 from serving.engine.signature import Described
 from serving.errors import UnsupportedMediaType
 
 if TYPE_CHECKING:
     from serving.bulk.answers import Sink, Writer
+    from serving.bulk.arrow import TableReader
+    from serving.bulk.text import TextReader
+
+    Reader: TypeAlias = TextReader | TableReader
 
 Format: TypeAlias = Literal["ndjson", "csv", "arrow", "parquet"]
 
@@ -63,8 +66,8 @@ def check_installed() -> None:
         raise UnsupportedMediaType("rows in bulk need pyarrow, which is not installed: pip install 'serving[bulk]'")
 
 
-def reader(kind: Format, source: BinaryIO, described: Described, start: Position = BEGIN) -> Iterable[Batch]:
-    """Give a model's rows in batches, in order.
+def reader(kind: Format, source: BinaryIO, described: Described, start: Position = BEGIN) -> Reader:
+    """Give what reads a model's rows: it is iterated for batches, in order.
 
     source: is read as far as is needed for the next batch; can seek where `start` is not its beginning, and for
     Parquet. start: the `end` of the batch behind which reading goes on.
@@ -81,7 +84,7 @@ def reader(kind: Format, source: BinaryIO, described: Described, start: Position
         "arrow": arrow.ArrowReader,
         "parquet": arrow.ParquetReader,
     }
-    made: Iterable[Batch] = readers[kind](described, source, start)
+    made: Reader = readers[kind](described, source, start)
     return made
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import csv as arrow_csv
 from pyarrow import json as arrow_json
 
-from serving.bulk.batch import BEGIN, NO_LINES, BadRow, Batch, Found, Lines, Position, gathered
+from serving.bulk.batch import BEGIN, NO_LINES, BadRow, Batch, Found, Lines, Piece, Position, gathered
 from serving.bulk.columns import ColumnBinder
 from serving.bulk.lines import MOST_LINE_BYTES, Block, Splitter
 from serving.engine.rows import Rows
@@ -40,6 +40,8 @@ class TextReader(ABC):
     """Reads batches of one model's rows from text. `source` can seek where `start` is not its beginning."""
 
     quotes = False
+    total = None
+    """Positions are bytes, and a file's size is known."""
 
     def __init__(self, described: Described, source: BinaryIO, start: Position = BEGIN) -> None:
         self.columns = ColumnBinder(described.signature)
@@ -51,16 +53,28 @@ class TextReader(ABC):
 
     def __iter__(self) -> Iterator[Batch]:
         """Read on. Raises SignatureMismatch for columns that are not the model's, InvalidRequest for other text."""
+        for piece in self.pieces():
+            yield from self.read(piece)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Cut what is read into pieces, which `read` may read on any thread, in any order. Raises as `__iter__`."""
         if self._start.offset:
             self._source.seek(self._start.offset)
-        yield from self._read(Splitter(self._source.read, self._start, quotes=self.quotes))
-
-    def _read(self, splitter: Splitter) -> Iterator[Batch]:
+        splitter = Splitter(self._source.read, self._start, quotes=self.quotes)
+        self._begin(splitter)
         for block in splitter.blocks():
-            if isinstance(block, BadRow):
-                yield Batch(None, 0, NO_LINES, (block,), splitter.position)
-            else:
-                yield from self._batches(block)
+            yield Piece(block, splitter.position)
+
+    def _begin(self, splitter: Splitter) -> None:  # noqa: B027  not all have a header
+        """Read what comes before the rows."""
+
+    def read(self, piece: Piece) -> Iterator[Batch]:
+        """Read a piece."""
+        block = piece.data
+        if isinstance(block, BadRow):
+            yield Batch(None, 0, NO_LINES, (block,), piece.end)
+        else:
+            yield from self._batches(block)
 
     @abstractmethod
     def _at_once(self, data: bytes, rows: int) -> Tensors | None:
@@ -177,7 +191,7 @@ class CsvReader(TextReader):
 
     quotes = True
 
-    def _read(self, splitter: Splitter) -> Iterator[Batch]:
+    def _begin(self, splitter: Splitter) -> None:
         if self._start.offset:
             self._source.seek(0)
         begun = Splitter(self._source.read, quotes=True) if self._start.offset else splitter
@@ -187,7 +201,6 @@ class CsvReader(TextReader):
         self._take_header(header.data)
         if self._start.offset:
             self._source.seek(self._start.offset)
-        yield from super()._read(splitter)
 
     def _take_header(self, line: bytes) -> None:
         self._names = _cells(line)

@@ -63,7 +63,7 @@ def tune(  # noqa: PLR0917  typer makes options of parameters
             _library("tomlkit")  # before minutes are spent
         if plot is not None:
             _library("matplotlib")
-        found = _measured(name, *_version(models, state_dir, name, version), Load(callers, rows, seconds))
+        found = _measured(name, *version_of(models, state_dir, name, version), Load(callers, rows, seconds))
         chosen = best(found, p99_ms / 1e3 if p99_ms is not None else math.inf)
         _show(name, found, chosen)
         if plot is not None:
@@ -76,7 +76,7 @@ def tune(  # noqa: PLR0917  typer makes options of parameters
             typer.echo(f"{name}: {SETTINGS_FILE} says so now, and running servers follow")
 
 
-def _version(models: Path, state_dir: Path | None, name: str, version: str | None) -> tuple[Path, Batching]:
+def version_of(models: Path, state_dir: Path | None, name: str, version: str | None) -> tuple[Path, Batching]:
     """Return a version's file, and how its requests run. Raises ServingError."""
     folder = serving_now(models, name, state_dir) if version is None else models / name / version
     if folder is None or not (folder / MODEL_FILE).is_file():

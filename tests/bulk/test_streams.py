@@ -10,16 +10,21 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 from pyarrow import ipc
+from typer.testing import CliRunner
 
 from serving.access.key_store import KeyStore
 from serving.access.rate_limits import Rates
+from serving.cli import app
+from serving.engine.session import OnnxSession
 from serving.repository.traffic import choose
 from tests.bulk.test_formats import IRIS, ndjson
 from tests.conftest import MODELS, Server, running
@@ -96,6 +101,13 @@ def test_each_row_has_the_answer_that_it_has_alone(client: httpx.Client, given: 
     for name in expected[0]["probabilities"]:
         scores = [each["probabilities"][name] for each in expected]
         assert frame[f"probabilities.{name}"].tolist() == pytest.approx(scores, rel=1e-6)
+
+
+def test_streams_without_rows_have_no_answers(client: httpx.Client) -> None:
+    """Blank lines are no rows."""
+    for body in (b"", b"\n\n"):
+        assert ask(client, body, NDJSON).text == '{"summary":{"good":0,"bad":0}}\n'
+    assert len(pd.read_csv(io.StringIO(ask(client, ",".join(IRIS).encode(), CSV).text))) == 0
 
 
 def test_bad_rows_are_told_in_their_place_and_counted(client: httpx.Client) -> None:
@@ -308,3 +320,28 @@ def test_streams_are_asked_for_where_predictions_are(client: httpx.Client) -> No
     for path, status in [("iris/versions/1", 200), ("iris/versions/9", 404), ("nobody", 404)]:
         answer = client.post(f"/v1/models/{path}:predict", content=ndjson([IRIS]), headers={"content-type": NDJSON})
         assert answer.status_code == status
+
+
+@pytest.mark.parametrize("wanted", ["ndjson", "parquet"])
+def test_files_are_scored_by_a_server(server: Server, keys: dict[str, str], tmp_path: Path, wanted: str) -> None:
+    """`serving score --url` has the rows answered by streams, and says what it says of files here."""
+    rows, out = tmp_path / "rows.csv", tmp_path / f"out.{wanted}"
+    pd.DataFrame(ROWS).to_csv(rows, index=False)
+    with rows.open("a") as file:
+        file.write("1,2,x,4\n")
+    command = ["score", str(rows), "--model", "iris", "--out", str(out), "--url", server.url]
+    result = CliRunner().invoke(app, command, env={"SERVING_API_KEY": keys["free"]})
+    assert result.exit_code == 3, result.output
+    assert "3,000 rows answered, 1 bad" in result.stderr
+    labels = OnnxSession(MODELS / "iris" / "2" / "model.onnx").run((pd.DataFrame(ROWS).to_numpy(np.float32),))[0]
+    if wanted == "ndjson":
+        *good, bad = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [each["prediction"]["label"] for each in good] == labels.tolist()
+        assert bad["error"]["line"] == 3002
+    else:
+        frame = pd.read_parquet(out)
+        assert frame["label"].tolist()[:-1] == labels.tolist()
+        assert frame["error.line"].tolist()[-1] == 3002
+    refused = CliRunner().invoke(app, command, env={"SERVING_API_KEY": "nobody"})
+    assert refused.exit_code != 0
+    assert "the server says" in refused.stderr

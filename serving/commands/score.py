@@ -1,0 +1,211 @@
+"""`serving score`: a model's answers to files of rows, computed here on all cores, or by a running server."""
+
+from __future__ import annotations
+
+import glob
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from serving.bulk.formats import SUFFIXES, Format, check_installed
+from serving.commands.predict import ApiKey
+from serving.commands.traffic import Models, StateDir, explained
+from serving.commands.tune import version_of
+from serving.engine.limits import Limits
+from serving.engine.signature import Described
+from serving.errors import InvalidRequest
+from serving.linux.limits import cores
+from serving.logs import visible
+
+if TYPE_CHECKING:  # onnxruntime and pyarrow are for those who score
+    from serving.bulk.scoring import AnsweringModel, Scoring
+
+SOME_BAD, INTERRUPTED = 3, 130
+"""Exit statuses, beside 1 for what could not be done and 2 for a bad request."""
+_LINE_S = 5.0
+"""Seconds between two lines of progress, where there is no terminal."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("score")(score)
+
+
+def score(  # noqa: PLR0917  typer makes options of parameters
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="CSV, NDJSON, Parquet; patterns too; - for standard input.")
+    ],
+    model: Annotated[str, typer.Option("--model", "-m", help="The model.", show_default=False)],
+    out: Annotated[str, typer.Option("--out", "-o", help="File of the answers; - for standard output.")] = "-",
+    version: Annotated[str | None, typer.Option(help="One of its versions [default: the one that answers].")] = None,
+    url: Annotated[
+        str | None, typer.Option(envvar="SERVING_URL", help="A server that computes, with the key $SERVING_API_KEY.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option("--format", help="Of the files, where their names do not say.")] = None,
+    out_kind: Annotated[str | None, typer.Option("--out-format", help="Of the answers, likewise.")] = None,
+    errors: Annotated[Path | None, typer.Option(help="File for the bad rows, a line of JSON each.")] = None,
+    max_bad: Annotated[int | None, typer.Option(min=0, help="End where more rows than this are bad.")] = None,
+    models: Models = Path("models"),
+    state_dir: StateDir = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Answer every row of some files, in their order, into one file.
+
+    What is interrupted goes on where it was, once the same command is run again. Exit status: 0 where all rows are
+    answered, 3 where some are bad, 1 where it could not be done, 2 for bad input, 130 where it was interrupted.
+    """
+    with explained():
+        check_installed()
+        from serving.bulk.scoring import Scoring  # noqa: PLC0415  50 MB
+
+        inputs = _inputs(files, kind)
+        to = None if out == "-" else Path(out)
+        form = _format(out, out_kind or ("ndjson" if to is None else None), "--out-format")
+        if to is None and form == "parquet":
+            raise InvalidRequest("--out-format: Parquet needs a file, by --out")
+        if to is not None and any(path is not None and path.absolute() == to.absolute() for path, _ in inputs):
+            raise InvalidRequest(f"--out: {out} is one of the files that are read")
+        with (
+            _by_server(url, api_key, model, version, form)
+            if url
+            else _here(models, state_dir, model, version, form) as answering
+        ):
+            _run(Scoring(inputs, answering, to, sys.stdout.buffer, errors=errors, max_bad=max_bad, workers=cores()))
+
+
+def _run(scoring: Scoring) -> None:
+    """Do a task, and tell of it. Raises InvalidRequest."""
+    from serving.bulk.scoring import TooManyBad  # noqa: PLC0415  50 MB
+
+    console = Console(stderr=True, highlight=False, markup=False)
+    if scoring.resume():
+        console.print(f"goes on behind {scoring.progress.rows:,} rows")
+    began, before = time.monotonic(), scoring.progress.rows
+    try:
+        with _shown(console, scoring) as tell:
+            scoring.run(tell)
+    except KeyboardInterrupt:
+        console.print(_rows(scoring) + ": interrupted; the same command goes on from there")
+        raise typer.Exit(INTERRUPTED) from None
+    except TooManyBad as error:
+        _say_bad(console, scoring)
+        console.print(f"ended: {error}")
+        raise typer.Exit(1) from None
+    except OSError as error:
+        raise InvalidRequest(f"{error.filename or 'the answers'}: {(error.strerror or '').lower()}") from None
+    seconds = max(1e-6, time.monotonic() - began)
+    console.print(f"{_rows(scoring)} in {seconds:.1f} s ({(scoring.progress.rows - before) / seconds:,.0f} rows/s)")
+    if scoring.progress.bad:
+        _say_bad(console, scoring)
+        raise typer.Exit(SOME_BAD)
+
+
+def _inputs(files: Sequence[str], kind: str | None) -> list[tuple[Path | None, Format]]:
+    """Find the files. Raises InvalidRequest."""
+    found: list[tuple[Path | None, Format]] = []
+    for name in files:
+        if name == "-":
+            found.append((None, _format(name, kind or "ndjson", "--format")))
+            continue
+        names = (
+            [name] if Path(name).is_file() else sorted(n for n in glob.glob(name, recursive=True) if Path(n).is_file())
+        )
+        if not names:
+            raise InvalidRequest(f"{name}: there is no such file")
+        found += [(Path(each), _format(each, kind, "--format")) for each in names]
+    if any(path is None and form == "parquet" for path, form in found):
+        raise InvalidRequest("--format: Parquet is read from its end, and not from standard input")
+    return found
+
+
+def _format(name: str, asked: str | None, option: str) -> Format:
+    if asked is not None:
+        kinds: dict[str, Format] = {each: each for each in SUFFIXES.values()}
+        if asked not in kinds:
+            raise InvalidRequest(f"{option}: should be one of {', '.join(kinds)}")
+        return kinds[asked]
+    suffix = Path(name).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InvalidRequest(f"{name}: what it is can't be told from its name: give {option}")
+    return SUFFIXES[suffix]
+
+
+@contextmanager
+def _here(
+    models: Path, state_dir: Path | None, name: str, version: str | None, kind: Format
+) -> Iterator[AnsweringModel]:
+    """Load a version into this process. Raises ServingError."""
+    from serving.bulk.scoring import AnswerForm, AnsweringModel, locally  # noqa: PLC0415  50 MB
+    from serving.engine.model import load  # noqa: PLC0415  onnxruntime
+
+    path, batching = version_of(models, state_dir, name, version)
+    # A thread of ours has a run of its own: several at a time take less than one that is divided.
+    session = load(path, limits=Limits(threads=1, exact_threads=True))
+    described = Described(name, path.parent.name, session.signature, batching.together)
+    form = AnswerForm(kind, described)
+    stamp = path.stat()
+    identity = f"{path.absolute()} {stamp.st_size} {stamp.st_mtime_ns}"
+    yield AnsweringModel(described, locally(session.run, described, form), form, identity)
+
+
+@contextmanager
+def _by_server(url: str, api_key: str | None, name: str, version: str | None, kind: Format) -> Iterator[AnsweringModel]:
+    """Have a server answer. Raises ServingError."""
+    from serving.bulk.remote import Remote  # noqa: PLC0415  50 MB
+    from serving.bulk.scoring import AnswerForm, AnsweringModel  # noqa: PLC0415
+
+    with closing(Remote(url, api_key, name, version)) as remote:
+        described = remote.describe()
+        form = AnswerForm(kind, described)
+        identity = f"{url} {name} {described.version}"
+        yield AnsweringModel(described, remote.answering(described, form), form, identity)
+
+
+def _rows(scoring: Scoring) -> str:
+    progress = scoring.progress
+    return f"{progress.good:,} rows answered" + (f", {progress.bad:,} bad" if progress.bad else "")
+
+
+def _say_bad(console: Console, scoring: Scoring) -> None:
+    progress = scoring.progress
+    for name, bad in progress.shown:
+        console.print(visible(f"  {name}, line {bad.line}: {bad.path or 'the row'}: {bad.message}"), soft_wrap=True)
+    if progress.bad > len(progress.shown):
+        console.print(f"  and {progress.bad - len(progress.shown):,} more")
+
+
+@contextmanager
+def _shown(console: Console, scoring: Scoring) -> Iterator[Callable[[float], None]]:
+    """Show how far it is: a bar on a terminal, else a line every few seconds."""
+    began, before = time.monotonic(), scoring.progress.rows
+
+    def state() -> str:
+        rate = (scoring.progress.rows - before) / max(1e-6, time.monotonic() - began)
+        return f"{_rows(scoring)}, {rate:,.0f} rows/s"
+
+    if console.is_terminal:
+        columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("", total=1.0)
+            yield lambda share: bar.update(task, completed=share, description=state())
+        return
+    last, first = began, None
+
+    def line(share: float) -> None:
+        nonlocal last, first
+        now = time.monotonic()
+        first = share if first is None else first
+        if now - last < _LINE_S:
+            return
+        last = now
+        left = (now - began) * (1 - share) / (share - first) if share > first else 0
+        console.print(state() + (f", {share:.0%}, {left:.0f} s left" if left else ""))
+
+    yield line
