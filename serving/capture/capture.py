@@ -196,7 +196,10 @@ class Capture:
         """Remove the oldest files until so many bytes more are in the bound, and what was never finished."""
         files = []
         for path in self._folder.glob("*/*/*.parquet"):
-            facts = path.stat()
+            try:
+                facts = path.stat()
+            except FileNotFoundError:  # another worker made room, or has finished it
+                continue
             if not path.name.startswith("."):
                 files.append((path.name, path, facts.st_size))
             elif time.time() - facts.st_mtime > _ABANDONED_S:

@@ -140,8 +140,8 @@ def _sent(value: Any, feature: Feature) -> Any:
 
 
 def _like(value: Any) -> Any:
-    """Return what stands for an answer that there is none of, in the shape of others."""
-    return [_like(each) for each in value] if isinstance(value, list) else math.nan if value != "" else value
+    """Return what stands for an answer that there is none of, in the shape of others; it equals none."""
+    return [_like(each) for each in value] if isinstance(value, list) else math.nan
 
 
 @dataclass
@@ -294,7 +294,7 @@ def _compare(  # noqa: PLR0917
     count = len(rows)
     agreeing = [False] * count
     if given.labels is not None and new.labels is not None:
-        agreeing = [a == b and i not in refused for i, (a, b) in enumerate(zip(given.labels, new.labels, strict=True))]
+        agreeing = [a == b for a, b in zip(given.labels, new.labels, strict=True)]
     else:
         result.labelled = False
     differences = np.full(count, np.nan)

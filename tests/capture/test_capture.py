@@ -90,13 +90,13 @@ def test_the_oldest_files_go_first_and_a_full_disk_is_a_warning(
     """All files together keep the bound; where none can be written, requests are answered and the log says so."""
     folder = tmp_path / "captured/iris/2"
     folder.mkdir(parents=True)
-    for day in (1, 2, 3):
+    for day in (1, 2, 3, 4):
         (folder / f"2020010{day}T000000.000000Z-old-1.parquet").write_bytes(bytes(500_000))
     ask = {"instances": ROWS}
     with TestClient(with_grpc(models, capture_dir=tmp_path / "captured", capture_max_bytes=1024 * 1024)) as client:
         client.post("/v1/models/iris:predict", json=ask)
     left = [file.name for file in files(tmp_path / "captured")]
-    assert [name[:8] for name in left[:2]] == ["20200102", "20200103"]
+    assert [name[:8] for name in left[:2]] == ["20200103", "20200104"]
     assert len(left) == 3
     (tmp_path / "full").write_text("no folder")  # nothing can be written below it
     with TestClient(with_grpc(models, capture_dir=tmp_path / "full")) as client, caplog.at_level(logging.WARNING):

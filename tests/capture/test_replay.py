@@ -102,17 +102,17 @@ def test_another_version_is_compared_with_what_was_answered(place: Path) -> None
 def test_what_was_not_captured_is_the_same_for_both_versions(place: Path) -> None:
     """A sensitive feature has the example's value for both, and the report says so; refused rows break any bound."""
     settings = place / "models/credit/model.toml"
-    settings.write_text('[privacy]\nsensitive = ["age"]\n')
+    settings.write_text('[privacy]\nsensitive = ["income"]\n')
     with TestClient(with_grpc(place / "models", capture_dir=place / "redacted", capture_share=1)) as client:
         rows = X[:20].astype(float).to_dict("records")
         client.post("/v1/models/credit:predict", json={"instances": rows})
     settings.unlink()
     result = run(place, "--version", "1", "--json", "--min-agreement", "1", captured="redacted")
     found = json.loads(result.stdout)
-    assert (result.exit_code, found["agreement"], list(found["filled"])) == (0, 1.0, ["age"])
-    said = run(place, "--version", "1", "--segment", "age", captured="redacted")
+    assert (result.exit_code, found["agreement"], list(found["filled"])) == (0, 1.0, ["income"])
+    said = run(place, "--version", "1", "--segment", "income", captured="redacted")
     assert said.exit_code == 2
-    assert "--segment age: is no feature that was captured" in said.stderr
+    assert "--segment income: is no feature that was captured" in said.stderr
     assert "there is no version 9 of credit" in run(place, "--version", "9").stderr
     assert "nothing of credit was captured there" in run(place, "--version", "1", captured="models").stderr
 
