@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
+from pyarrow import parquet
 from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -17,7 +18,7 @@ from sklearn.preprocessing import OneHotEncoder
 from typer.testing import CliRunner, Result
 
 from serving.cli import app
-from serving.export import export, publish
+from serving.export import CannotExport, export, publish
 from serving.gate.gate import Gate
 from tests.conftest import with_grpc
 
@@ -45,7 +46,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, examiner: Gate) -> Path:
     """A folder with `models` and with `captured`, which has what callers asked of the first versions of two."""
     root = tmp_path_factory.mktemp("replay")
     paints = pd.DataFrame({"colour": ["red", "blue", "green"] * 100, "size": RNG.uniform(0, 1, 300)})
-    for made in (export(fitted(flip), train=X, held_out=X[:50], classes=["no", "yes"]) for flip in (False, True)):
+    for flip in (False, True):
+        marked = ["age"] if flip else []
+        made = export(fitted(flip), train=X, held_out=X[:50], classes=["no", "yes"], sensitive=marked)
         publish(made, name="credit", root=root / "models", examiner=examiner)
     for made in (paint(paints, "accept"), paint(paints[paints["colour"] != "green"], "refuse")):
         publish(made, name="paint", root=root / "models", allow_breaking=True, examiner=examiner)
@@ -115,6 +118,17 @@ def test_what_was_not_captured_is_the_same_for_both_versions(place: Path) -> Non
     assert "--segment income: is no feature that was captured" in said.stderr
     assert "there is no version 9 of credit" in run(place, "--version", "9").stderr
     assert "nothing of credit was captured there" in run(place, "--version", "1", captured="models").stderr
+
+
+def test_a_feature_that_is_marked_in_the_file_is_not_captured(place: Path) -> None:
+    """What `export` marks as sensitive is left out without any setting; a name that no feature has is refused."""
+    with TestClient(with_grpc(place / "models", capture_dir=place / "marked", capture_share=1)) as client:
+        row = {"age": 33.25, "income": 2.5}
+        client.post("/v1/models/credit/versions/2:predict", json={"instances": [row]})
+    (file,) = (place / "marked").glob("*/*/*.parquet")
+    assert [name for name in parquet.read_schema(file).names if name[:8] == "features"] == ["features.income"]
+    with pytest.raises(CannotExport, match="agee"):
+        export(fitted(False), train=X, held_out=X[:50], sensitive=["agee"])
 
 
 def test_rows_that_a_version_refuses_are_named(place: Path) -> None:
