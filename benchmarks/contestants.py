@@ -59,7 +59,6 @@ def contestants(models: Path, scratch: Path) -> dict[str, Contestant]:
     made = [
         Contestant("serving", ours, paths, "/v2/health/ready"),
         Contestant("serving, plain ASGI", (*ours, "--no-fast-path"), paths, "/v2/health/ready"),
-        Contestant("serving, metrics off", (*ours, "--no-metrics"), paths, "/v2/health/ready"),
         Contestant("serving, 2 workers", (*ours, "--workers", "2"), paths, "/v2/health/ready"),
         Contestant(
             "serving, in the example application",

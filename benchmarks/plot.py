@@ -26,7 +26,7 @@ def draw(middle: dict[str, dict[str, Any]], path: Path, machine: str) -> None:
     figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 2.9), squeeze=False)
     for axis, (case, title) in zip(axes[0], shown, strict=True):
         bars = sorted(
-            ((n, f.rate) for n, f in middle[case].items() if "metrics" not in n and "workers" not in n),
+            ((n, f.rate) for n, f in middle[case].items() if "workers" not in n),
             key=lambda bar: bar[1],
         )
         names = [name for name, _ in bars]

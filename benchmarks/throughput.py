@@ -43,7 +43,6 @@ TARGETS = [
     ("plain ASGI, v2: typical FastAPI", "v2 1 row 32c", "serving, plain ASGI", "typical FastAPI", 3.0),
     ("v2, 32 rows, 32 connections: typical FastAPI", "v2 32 rows 32c", "serving", "typical FastAPI", 5.0),
     ("V1, 32 rows, 32 connections: typical FastAPI", "v1 32 rows 32c", "serving", "typical FastAPI", 5.0),
-    ("metrics on against off", "v2 1 row 32c", "serving", "serving, metrics off", 0.9),
 ]
 
 
