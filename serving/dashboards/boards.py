@@ -162,6 +162,7 @@ def deployment() -> dict[str, Any]:
 def drift() -> dict[str, Any]:
     """Whether what is asked still looks like what the model was trained on, and whether its answers come true."""
     of = "version, feature"
+    unmatched = rate_of("serving_feedback_unmatched_total", "model", _NAME)
     distance = "serving_drift_jensen_shannon_distance"
     alarm = (
         gauge("Alarm", "serving_drift_alarm", "version", ONE, most=1),
@@ -179,7 +180,7 @@ def drift() -> dict[str, Any]:
         *_quality(),
         gauge("Area under the ROC curve", "serving_feedback_auc", "version", ONE, most=1),
         rate("Outcomes joined", "serving_feedback_outcomes_total", "version", ONE, "cps"),
-        rate("Outcomes without a prediction", "serving_feedback_unmatched_total", "model", _NAME, "cps"),
+        plot("Outcomes without a prediction", f"{unmatched} or vector(0)", "model", "cps"),
     )
     rows = (("Alarm", alarm), ("The last window against the reference", features), ("Live quality", quality))
     return dashboard("serving-drift", "Serving: drift and live quality", (_MODEL, _VERSION), rows)
@@ -237,7 +238,12 @@ def capacity() -> dict[str, Any]:
         total("Long bodies that wait", "serving_codec_waiting", "instance", HERE),
         rate("Lines of the log dropped", "serving_log_lines_dropped_total", "instance", HERE, "cps"),
     )
-    rows = (("Models", models), ("Processes", processes), ("Connections and bodies", clients))
+    jobs = (
+        gauge("Jobs, by state", "serving_jobs", "state", HERE),
+        gauge("The oldest that waits", "serving_jobs_oldest_seconds", "instance", HERE, "s"),
+        rate("Rows of jobs", "serving_job_rows_total", "outcome", HERE, "rowsps"),
+    )
+    rows = (("Models", models), ("Processes", processes), ("Connections and bodies", clients), ("Jobs", jobs))
     return dashboard("serving-capacity", "Serving: capacity", (_INSTANCE,), rows)
 
 

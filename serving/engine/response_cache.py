@@ -109,10 +109,12 @@ class _Answer(NamedTuple):
 class _Flight(Request):
     """Equal requests of one caller on their way to a model: it goes on while one of them is still wanted."""
 
-    __slots__ = ("__weakref__", "_answered", "_cache", "_sender", "members", "place")
+    __slots__ = ("__weakref__", "_answered", "_cache", "_first", "_sender", "members", "place")
 
     def __init__(self, first: Request, cache: ResponseCache, place: Place) -> None:
         self.members = [first]
+        self._first = first
+        self.ran = None
         self.inputs, self.rows, self.priority = first.inputs, first.rows, first.priority
         self.place = place
         self._sender = first.sender
@@ -137,6 +139,7 @@ class _Flight(Request):
 
     def reply(self, outcome: Outcome) -> None:
         self._answered = True  # whoever asks from now on is no member
+        self._first.ran, self._first.queued_at = self.ran, self.queued_at  # its stages are known; the others' are not
         self._cache.landed(self, outcome)
         for member in self.members:
             _give(member, outcome)

@@ -77,6 +77,7 @@ WELL = {
     **gauge("serving_models_folder_gone", "", f"0{ALL}"),
     **gauge("serving_coordinator_silent_seconds", "", f"0{ALL}"),
     **gauge("serving_drift_alarm", f"{V1},", f"0{ALL}"),
+    **gauge("serving_jobs_database_up", "", f"1{ALL}"),
 }
 IRIS = {"model": "iris"}
 VERSION = {"model": "iris", "version": "1"}
@@ -116,6 +117,10 @@ TROUBLE: dict[str, tuple[dict[str, str], dict[str, dict[str, str]]]] = {
     "workers die": (
         gauge("serving_worker_restarts_total", 'reason="crash",', f"0+1{ALL}"),
         {"ServingCrashLoop": {"instance": "a"}},
+    ),
+    "jobs have no database": (
+        gauge("serving_jobs_database_up", "", f"0{ALL}"),
+        {"ServingJobsDatabaseDown": {"instance": "a"}},
     ),
     "rows drift": (gauge("serving_drift_alarm", f"{V1},", f"1{ALL}"), {"ServingDrift": VERSION}),
     "two of a hundred fail, for an hour": (
