@@ -9,6 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from serving.commands.traffic import explained
+from serving.errors import InvalidRequest, ServingError
+
 PICKLES = (".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle", ".sav")
 
 To = Annotated[Path, typer.Option("--to", metavar="FILE.onnx", help="The file to write; it must not be there.")]
@@ -75,24 +78,16 @@ Where it comes from, with the libraries that it was made with and the rows that 
 
 
 def _write(make: Any, to: Path) -> None:
-    console = Console(stderr=True, highlight=False)
-    try:
-        exporter = import_module("serving.export")  # its libraries are an extra, and slow to import
-        made = make(exporter)
-        with to.open("xb") as file:
-            file.write(made.content)
-    except ModuleNotFoundError as error:
-        console.print(f"serving: {error}", style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-    except FileExistsError:
-        console.print(f"serving: {to} is there: name another with --to", style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-    except OSError as error:
-        said = f"serving: {error.filename}: {(error.strerror or '').lower()}"
-        console.print(said, style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-    except exporter.CannotExport as error:
-        console.print(f"serving: {error}", style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-    console.print(made)
+    with explained():
+        try:
+            made = make(import_module("serving.export"))  # its libraries are an extra, and slow to import
+            with to.open("xb") as file:
+                file.write(made.content)
+        except FileExistsError:
+            raise InvalidRequest(f"{to} is there: name another with --to") from None
+        except OSError as error:
+            raise ServingError(f"{error.filename}: {(error.strerror or '').lower()}") from None
+        except ModuleNotFoundError as error:
+            raise ServingError(str(error)) from None
+    Console(stderr=True, highlight=False).print(made)
     typer.echo(f"written: {to}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from serving.errors import ServingError
+
 _WORDS = "use analyzer='word' or 'char', without strip_accents, and without a tokenizer or preprocessor of your own"
 _INSTEAD = {
     "FunctionTransformer": "a graph holds no Python: do it to the columns before fit and before each request, or use a "
@@ -31,7 +33,7 @@ _INSTEAD = {
 }
 
 
-class CannotExport(Exception):
+class CannotExport(ServingError):
     """A model or a table that has no ONNX form here: `where` it fails, `why`, and what to write `instead`."""
 
     def __init__(self, where: str, why: str, instead: str) -> None:
