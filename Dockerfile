@@ -14,7 +14,9 @@ COPY --from=build /venv /venv
 COPY models /models
 USER 10001
 # A container's own loopback can't be reached from outside it.
-ENV PATH=/venv/bin:$PATH SERVING_HOST=0.0.0.0 SERVING_MODELS=/models PYTHONDONTWRITEBYTECODE=1
+# Where the models are is left unsaid, for platforms to say: it is the folder `models` here.
+WORKDIR /
+ENV PATH=/venv/bin:$PATH SERVING_HOST=0.0.0.0 PYTHONDONTWRITEBYTECODE=1
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD \

@@ -109,6 +109,14 @@ _config = inspect.Parameter(
 )
 run.__signature__ = inspect.Signature([_config, *_flags()])  # type: ignore[attr-defined]
 app.command("run")(run)
+
+
+@app.command("serve")
+def serve_container() -> None:
+    """Serve as SageMaker has its containers do: `run --platform sagemaker`, all else from SERVING_*."""
+    run(None, platform="sagemaker")
+
+
 versions.register(app)
 export.register(app)
 traffic.register(app)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from fastapi import FastAPI
 from starlette.requests import HTTPConnection
 
+from serving import platforms
 from serving.http_api.app import application, serve
 from serving.http_api.services import Services, make_services, services_of
 from serving.in_process.predictor import Predictor
@@ -47,7 +48,10 @@ def create_app(models: str | Path | None = None, **settings: Any) -> FastAPI:
     command's settings are taken, and an application that says otherwise does not start.
     """
     given = _checked(models, settings)
-    return application(lambda: _services(given))
+    platform = (
+        platforms.platform(Settings(**given).platform, os.environ) if _hosted is None else _hosted.services.platform
+    )
+    return application(lambda: _services(given), platform)
 
 
 def lifespan(

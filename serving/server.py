@@ -11,9 +11,12 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
+from serving import platforms
 from serving.access.principal import AccessInvalid
+from serving.deploy.adopted import adopted
 from serving.linux.limits import raise_open_files
 from serving.log_pipe import LogPipe
 from serving.logs import configure, form_of
@@ -129,6 +132,10 @@ def misnamed(environment: Iterable[str]) -> list[str]:
     return found
 
 
+def _with(reread: Callable[[], Settings], theirs: dict[str, Path]) -> Settings:
+    return reread().model_copy(update=theirs)
+
+
 def serve(settings: Settings, reread: Callable[[], Settings]) -> int:
     """Serve until SIGTERM or Ctrl-C; return the exit status. Raises CannotStart.
 
@@ -145,6 +152,13 @@ def serve(settings: Settings, reread: Callable[[], Settings]) -> int:
         log.warning(warning)
     check_folders(settings.models)
     with contextlib.ExitStack() as ending:
+        asked = platforms.platform(settings.platform, os.environ)
+        by_request = asked is not None and asked.many
+        folder = ending.enter_context(adopted(settings.models, by_request=by_request))
+        if folder is not None:
+            theirs = {"models": folder, "state_dir": settings.state_dir or folder.with_name("state")}
+            settings = settings.model_copy(update=theirs)
+            reread = partial(_with, reread, theirs)
         if settings.uds is None:
             sock = bind(settings.host, settings.port)
         else:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from importlib.util import find_spec
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -16,6 +17,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from serving import platforms
 from serving.engine.limits import LEAST_MODEL_MEMORY
 
 
@@ -28,6 +30,10 @@ class Settings(BaseSettings):
     """Folder of models: <name>/<version>/model.onnx."""
     state_dir: Path | None = None
     """Folder for reports, prepared forms and who serves; the same for all who serve or deploy to one models folder."""
+    platform: platforms.Name | None = None
+    """Answer the paths that this platform asks (docs/platforms.md); without it, what the environment tells of one."""
+    platform_model: str | None = None
+    """Model that answers where a platform names none; without it the only one there is."""
     app: str | None = None
     """Application of your own to serve, as module:name, which has serving.lifespan; without it this server's own."""
     reload: bool = False
@@ -150,6 +156,12 @@ class Settings(BaseSettings):
     """Least severe message to log."""
     log_format: Literal["json", "text"] | None = None
     """json writes one object a line, text is for people; without it, text on a terminal and json elsewhere."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_platform(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Take from a platform's environment what nobody says otherwise."""
+        return platforms.settings(given.get("platform"), os.environ) | given
 
     @field_validator("cors_origins", "trusted_proxies", "jobs_inputs", mode="before")
     @classmethod

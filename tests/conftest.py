@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,11 @@ class Server:
         python: str = sys.executable,
         own_group: bool = False,
         cwd: Path | None = None,
+        command: Sequence[str] | None = None,
     ) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in stop
         self.process = subprocess.Popen(
-            [python, "-m", module, "run", "--port", "0", "--models", str(models), *flags],
+            [python, "-m", module, *(command or ("run", "--port", "0", "--models", str(models))), *flags],
             stderr=self._log,
             stdout=self._log,
             start_new_session=own_group,
@@ -71,7 +72,7 @@ class Server:
         """Wait until it has said where it listens."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            found = re.search(r"serving on (?:https?://127\.0\.0\.1:(\d+)|unix:/)", self.output())
+            found = re.search(r"serving on (?:https?://(?:127\.0\.0\.1|0\.0\.0\.0):(\d+)|unix:/)", self.output())
             if found:
                 self.port = int(found[1] or 0)
                 return self

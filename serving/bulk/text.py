@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import time
 from abc import ABC, abstractmethod
@@ -17,23 +15,17 @@ from pyarrow import json as arrow_json
 
 from serving.bulk.batch import BEGIN, NO_LINES, BadRow, Batch, Found, Lines, Piece, Position, gathered
 from serving.bulk.columns import ColumnBinder
-from serving.bulk.lines import MOST_LINE_BYTES, Block, Splitter
+from serving.bulk.lines import Block, Splitter
 from serving.engine.rows import Rows
-from serving.engine.signature import Described, Feature
+from serving.engine.signature import Described
 from serving.errors import InvalidRequest, SignatureMismatch
-from serving.protocols import predict_v1, strict_json
+from serving.protocols import csv_rows, predict_v1, strict_json
 from serving.protocols.predict_v1_validation import Checked
 from serving.tensors import INTEGERS, Tensors
 
 _SINGLY = 8
 """Rows among which a bad one is looked for singly: below it Arrow costs more than it spares."""
-_MISSING = ("", "NA", "NaN", "nan", "null")
-"""What a cell of CSV says where a number is missing."""
-_TRUE, _FALSE = ("true", "True", "TRUE", "1"), ("false", "False", "FALSE", "0")
-_WHOLE = re.compile(r"[+-]?\d{1,400}", re.ASCII)
 _HEX = re.compile(rb"0[xX]")
-
-csv.field_size_limit(MOST_LINE_BYTES)  # a cell of numbers in an array is longer than a name
 
 
 class TextReader(ABC):
@@ -203,7 +195,7 @@ class CsvReader(TextReader):
             self._source.seek(self._start.offset)
 
     def _take_header(self, line: bytes) -> None:
-        self._names = _cells(line)
+        self._names = (csv_rows.split(line) or [[""]])[0]
         hint = ": write commas between columns" if ";" in self._names[0] or "\t" in self._names[0] else ""
         self.columns.check_names(self._names, hint)
         features = {feature.name: feature for feature in self.columns.features}
@@ -212,10 +204,10 @@ class CsvReader(TextReader):
         self._integers = any(feature.datatype in INTEGERS for feature in self._features)
         self._conversion = arrow_csv.ConvertOptions(
             column_types=self.columns.types,
-            null_values=list(_MISSING),
+            null_values=list(csv_rows.MISSING),
             strings_can_be_null=False,
-            true_values=list(_TRUE),
-            false_values=list(_FALSE),
+            true_values=list(csv_rows.TRUE),
+            false_values=list(csv_rows.FALSE),
         )
 
     def _at_once(self, data: bytes, rows: int) -> Tensors | None:
@@ -250,39 +242,9 @@ class CsvReader(TextReader):
         return records
 
     def _document(self, record: bytes) -> Any:
-        cells = _cells(record)
+        cells = csv_rows.split(record)[0]
         if len(cells) != len(self._names):
             raise InvalidRequest(f"has {len(cells)} cells, and the header has {len(self._names)}")
-        return {feature.name: _value(cell, feature) for feature, cell in zip(self._features, cells, strict=True)}
-
-
-def _cells(record: bytes) -> list[str]:
-    """Split one row of CSV. Raises InvalidRequest."""
-    try:
-        return next(csv.reader(io.StringIO(record.decode(), newline=""), strict=True))
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"the line is not UTF-8: byte {error.start} can't be decoded") from None
-    except csv.Error as error:
-        raise InvalidRequest(f"the line is not CSV: {error}") from None
-
-
-def _value(text: str, feature: Feature) -> Any:
-    """Read a cell as its feature's type; what can't be read so stays text, for V1 to say so."""
-    if feature.shape:
-        try:
-            return strict_json.loads(text.encode())
-        except InvalidRequest:
-            return text
-    if feature.datatype == "BYTES":
-        return text
-    text = text.strip()
-    if feature.datatype == "BOOL":
-        return True if text in _TRUE else False if text in _FALSE else text
-    if text in _MISSING:
-        return None
-    if _WHOLE.fullmatch(text):
-        return int(text)
-    try:
-        return text if "_" in text else float(text)
-    except ValueError:
-        return text
+        return {
+            feature.name: csv_rows.value(cell, feature) for feature, cell in zip(self._features, cells, strict=True)
+        }

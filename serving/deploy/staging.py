@@ -104,8 +104,13 @@ def embed(model: Path, signature: bytes) -> Entry:
         first = error.errors()[0]
         where = "/".join(str(part) for part in first["loc"])
         raise InvalidRequest(f"the signature is not valid: /{where}: {first['msg'].lower()}") from None
+    return embed_entry(model, METADATA_KEY, text)
+
+
+def embed_entry(model: Path, key: str, text: bytes) -> Entry:
+    """Write an entry of an ONNX file's metadata in place of its own. Raises GateRefused where it is no ONNX file."""
     try:
-        spans = [span for span in onnx_file.inspect(model).metadata if span.key == METADATA_KEY]
+        spans = [span for span in onnx_file.inspect(model).metadata if span.key == key]
     except onnx_file.NotWhole as error:
         raise GateRefused(gate.unreadable(str(error))) from None
     signed = model.with_name(".signed")
@@ -118,7 +123,7 @@ def embed(model: Path, signature: bytes) -> Entry:
             while part := read.read(min(_CHUNK, end - read.tell())):
                 writing.write(part)
         # Repeated fields of a protobuf message may stand anywhere in it: this one goes to the end.
-        writing.write(onnx_file.metadata_entry(METADATA_KEY, text))
+        writing.write(onnx_file.metadata_entry(key, text))
         entry = writing.close()
     signed.replace(model)
     return entry

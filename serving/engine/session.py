@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from serving.engine import runtime, signature_inference
+from serving.engine import mlflow_columns, runtime, signature_inference
 from serving.engine.providers import Provider
 from serving.engine.rows import Rows
 from serving.engine.signature import METADATA_KEY, Feature, Signature
@@ -219,7 +219,13 @@ class OnnxSession:
         )
         weights = [Port(p.name, p.type, tuple(p.shape)) for p in self._session.get_overridable_initializers()]
         optional = tuple(port.spec("input") for port in weights if port.type in ONNX)
-        return found.signature.model_copy(update={"optional": optional})
+        bare = found.signature.model_copy(update={"optional": optional})
+        logged = self._session.get_modelmeta().custom_metadata_map.get(mlflow_columns.METADATA_KEY)
+        try:
+            return mlflow_columns.describe(bare, mlflow_columns.read(logged))
+        except ModelInvalid as error:
+            log.warning("a model of MLflow is served by its graph's own names: %s", error.message)
+            return bare
 
     def _probe(self, inputs: Tensors) -> Probe:
         """Run on made-up inputs; None where the graph refuses them, which says nothing against it."""

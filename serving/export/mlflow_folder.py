@@ -10,29 +10,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from serving.engine.signature import Feature, Signature
+from serving.engine import mlflow_columns
+from serving.engine.mlflow_columns import Column
+from serving.engine.signature import Signature
+from serving.errors import ModelInvalid
 from serving.export.refusal import CannotExport
-from serving.tensors import FLOATS, Datatype
 
 MLMODEL = "MLmodel"
-_TYPES: dict[str, Datatype] = {
-    "boolean": "BOOL",
-    "integer": "INT64",
-    "long": "INT64",
-    "float": "FP32",
-    "double": "FP64",
-    "string": "BYTES",
-}
 _LOG = "log it with mlflow.onnx.log_model, or export the fitted model itself"
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """An input of MLflow's signature: its name, its type where it is one value a row, and whether it may be missing."""
-
-    name: str
-    datatype: Datatype | None
-    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,31 +31,10 @@ class MLflowFolder:
 
     def describe(self, signature: Signature) -> Signature:
         """Give a graph's own signature the names, types and missing values of MLflow's. Raises CannotExport."""
-        if not self.columns:
-            return signature
-        if signature.layout == "matrix":
-            width = signature.inputs[0].shape[-1]
-            if width not in (-1, len(self.columns)):
-                raise CannotExport(
-                    MLMODEL, f"names {len(self.columns)} inputs, and {self.model.name} takes {width} columns", _LOG
-                )
-            features = tuple(
-                self._feature(Feature(name="", datatype=signature.inputs[0].datatype), c) for c in self.columns
-            )
-        else:
-            by_name = {column.name: column for column in self.columns}
-            absent = [feature.name for feature in signature.features if feature.name not in by_name]
-            if absent:
-                raise CannotExport(MLMODEL, f"names no input {', '.join(absent[:10])}, which its file takes", _LOG)
-            features = tuple(self._feature(feature, by_name[feature.name]) for feature in signature.features)
-        return signature.model_copy(update={"features": features})
-
-    @staticmethod
-    def _feature(known: Feature, column: Column) -> Feature:
-        whole = column.datatype in ("INT64", "BOOL") and known.datatype in FLOATS and not known.shape
-        datatype = column.datatype if whole else known.datatype
-        nullable = column.optional and (datatype in FLOATS or (datatype == "BYTES" and not known.shape))
-        return known.model_copy(update={"name": column.name, "datatype": datatype, "nullable": nullable})
+        try:
+            return mlflow_columns.describe(signature, self.columns)
+        except ModelInvalid as error:
+            raise CannotExport(str(self.model.parent), error.message, _LOG) from None
 
     def rows(self, signature: Signature) -> list[dict[str, Any]]:
         """Return the example's rows by feature name, as a caller sends them."""
@@ -98,22 +62,15 @@ def read(folder: Path) -> MLflowFolder:
     if "onnx" not in flavors:
         others = ", ".join(sorted(flavors)) or "none"
         raise CannotExport(str(folder), f"has no onnx flavour, but {others}", _LOG)
-    columns = [_column(entry) for entry in json.loads((said.get("signature") or {}).get("inputs") or "[]")]
-    named = tuple(column for column in columns if column.name)
+    try:
+        columns = mlflow_columns.read((said.get("signature") or {}).get("inputs"))
+    except ModelInvalid as error:
+        raise CannotExport(str(folder), error.message, "make strings or numbers of it") from None
     return MLflowFolder(
         folder / flavors["onnx"].get("data", "model.onnx"),
-        named if len(named) == len(columns) else (),
+        columns,
         _example(folder, said.get("saved_input_example_info") or {}),
     )
-
-
-def _column(entry: dict[str, Any]) -> Column:
-    name, kind = entry.get("name", ""), entry["type"]
-    if kind == "tensor":
-        return Column(name, None)
-    if kind not in _TYPES:
-        raise CannotExport(f"input {name!r} of {MLMODEL}", f"is of type {kind}", "make strings or numbers of it")
-    return Column(name, _TYPES[kind], not entry.get("required", True))
 
 
 def _example(folder: Path, told: dict[str, Any]) -> list[Any]:

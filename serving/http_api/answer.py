@@ -41,7 +41,7 @@ STATUS: dict[type[ServingError], int] = {
     NotReady: 503,
     DeadlineExceeded: 504,
 }
-# The Open Inference Protocol knows no 422: a request that does not fit the model is a bad request.
+# The Open Inference Protocol and MLflow know no 422: a request that does not fit the model is a bad request.
 OPEN_INFERENCE = STATUS | {SignatureMismatch: 400, InferenceFailed: 400}
 
 METHOD_TEXT = "this path does not take this method: see Allow"
@@ -50,12 +50,31 @@ METHOD_TEXT = "this path does not take this method: see Allow"
 
 def status_of(error: ServingError, protocol: str = "v1") -> int:
     """Return the HTTP status for an error."""
-    return by_kind(OPEN_INFERENCE if protocol == "v2" else STATUS, error, 500)
+    return by_kind(STATUS if protocol == "v1" else OPEN_INFERENCE, error, 500)
 
 
-def error_body(error: ServingError) -> bytes:
-    """Write `{"error": ..., "details": [{"path", "message"}]}`; details, and `current` after a lost race."""
+_MLFLOW_CODES = {
+    400: "BAD_REQUEST",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "RESOURCE_DOES_NOT_EXIST",
+    413: "BAD_REQUEST",
+    415: "BAD_REQUEST",
+    429: "REQUEST_LIMIT_EXCEEDED",
+    503: "TEMPORARILY_UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+def error_body(error: ServingError, protocol: str = "v1") -> bytes:
+    """Write `{"error": ..., "details": [{"path", "message"}]}`; details, and `current` after a lost race.
+
+    MLflow has `error_code` and `message` in place of `error`.
+    """
     body: dict[str, object] = {"error": error.message}
+    if protocol == "mlflow":
+        code = _MLFLOW_CODES.get(status_of(error, protocol), "INTERNAL_ERROR")
+        body = {"error_code": code, "message": error.message}
     if isinstance(error, GenerationConflict):
         body["current"] = error.current
     if error.details:

@@ -16,16 +16,16 @@ from starlette.middleware.cors import CORSMiddleware
 
 from serving.access.access import Access
 from serving.errors import ServingError
-from serving.http_api import admin, feedback, jobs_api, metadata, repository_api, route, triton
+from serving.http_api import admin, feedback, jobs_api, metadata, platform_routes, repository_api, route, triton
 from serving.http_api.metrics_middleware import Observed
 from serving.http_api.openapi import docs
 from serving.http_api.own_route import error_response, http_error, unforeseen
-from serving.http_api.prediction_paths import ROUTES
 from serving.http_api.public_url import redirect_relatively
 from serving.http_api.route_names import RouteNames
 from serving.http_api.services import Services, make_services
 from serving.metrics.metrics import Metrics
 from serving.monitoring.monitoring import Monitoring
+from serving.platforms import Platform
 from serving.prediction.endpoint import Endpoint
 from serving.protocols.http_codec import LENGTH
 from serving.settings import Settings
@@ -52,13 +52,13 @@ for _part in (
 def create_app(settings: Settings, **given: Any) -> FastAPI:
     """Make the application that serves `settings.models`; `given`: see `make_services`."""
     services = make_services(settings, **given)
-    app = application(lambda: services)
+    app = application(lambda: services, services.platform)
     app.state.serving = services
     return app
 
 
-def application(make: Callable[[], Services]) -> FastAPI:
-    """Make an application of this server's routes; `make` is called each time that it starts."""
+def application(make: Callable[[], Services], platform: Platform | None = None) -> FastAPI:
+    """Make an application of this server's routes, and a platform's; `make` is called each time that it starts."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -75,6 +75,8 @@ def application(make: Callable[[], Services]) -> FastAPI:
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,
     )
+    if platform is not None:
+        app.include_router(platform_routes.router(platform))
     app.include_router(router)
     docs.add(app)
     redirect_relatively(app.router)
@@ -149,7 +151,9 @@ def _around(inner: Any, app: FastAPI, services: Services) -> Observed:
         if services.fast_path:
             shared.paths = paths
         if metrics is not None:
-            shared.routes = {template: metrics.route(prefix + template, "POST") for template in ROUTES.values()}
+            shared.routes = {
+                template: metrics.route(prefix + template, "POST") for template in services.endpoints.routes.values()
+            }
     if services.cors_origins:
         inner = CORSMiddleware(
             inner,

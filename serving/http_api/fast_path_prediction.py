@@ -61,7 +61,9 @@ class FastPathPrediction(DirectPrediction):
     def refuse(self, error: ServingError) -> None:  # noqa: D102
         status = status_of(error, self.endpoint.protocol)
         self.count(status)
-        self.connection.write_answer(self.identity, status, error_headers(error), error_body(error), JSON)
+        self.connection.write_answer(
+            self.identity, status, error_headers(error), error_body(error, self.endpoint.protocol), JSON
+        )
 
     def _told(self, body: bytes | Blobs, headers: HeaderList) -> HeaderList:
         """Note the size of an answer for the log, and return its headers."""
@@ -71,7 +73,8 @@ class FastPathPrediction(DirectPrediction):
     def ended(self, error: ServingError | None, *, gone: bool) -> Ended:  # noqa: D102
         route = self.route.labels[0] if self.route is not None else self.endpoint.route  # below a prefix the former
         if error is not None:
-            return Ended(self.identity, route, status_of(error, self.endpoint.protocol), len(error_body(error)))
+            protocol = self.endpoint.protocol
+            return Ended(self.identity, route, status_of(error, protocol), len(error_body(error, protocol)))
         return Ended(self.identity, route, 499 if gone else 200, 0 if gone else self.size)
 
     def count(self, status: int) -> None:

@@ -42,12 +42,14 @@ class ClientLeft(Exception):
 class PredictionResponse(Response):
     """The answer to a request whose body nobody has read: it reads it, and answers, once FastAPI lets it.
 
-    So all that an application asks of a request before (dependencies of its routers) has been asked.
+    So all that an application asks of a request before (dependencies of its routers) has been asked. only: names the
+    model where the path does not; raises a ServingError.
     """
 
-    def __init__(self, protocol: str, services: Services) -> None:
+    def __init__(self, protocol: str, services: Services, only: Callable[[], str] | None = None) -> None:
         self._protocol = protocol
         self._services = services
+        self._only = only
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,10 +66,12 @@ class PredictionResponse(Response):
         services = self._services
         try:
             authorize(services.access, scope["headers"], "predict")  # before a stranger learns which models there are
-            given = scope["path_params"]  # of an application's prefix too
+            # Of an application's prefix too.
+            given = scope["path_params"] if self._only is None else {"model": self._only()}
             endpoint = services.endpoints.find(self._protocol, given["model"], given.get("version"), given.get("label"))
         except ServingError as error:
-            await respond(send, status_of(error, self._protocol), error_headers(error), error_body(error))
+            protocol = self._protocol
+            await respond(send, status_of(error, protocol), error_headers(error), error_body(error, protocol))
             return
         await answer(endpoint, scope, receive, send, services.bodies)
 
@@ -97,7 +101,9 @@ async def answer(endpoint: Endpoint, scope: Scope, receive: Receive, send: Send,
         try:
             await answer_stream(endpoint, kind, scope, receive, send, bodies)
         except ServingError as error:
-            await respond(send, status_of(error, endpoint.protocol), error_headers(error), error_body(error))
+            await respond(
+                send, status_of(error, endpoint.protocol), error_headers(error), error_body(error, endpoint.protocol)
+            )
         return
     lease = Reservation(bodies)
     try:
@@ -118,7 +124,9 @@ async def _answer(endpoint: Endpoint, scope: Scope, receive: Receive, send: Send
         else:
             body = await _read_json(headers, receive, endpoint.max_text_bytes, lease)
     except ServingError as error:
-        await respond(send, status_of(error, endpoint.protocol), error_headers(error), error_body(error))
+        await respond(
+            send, status_of(error, endpoint.protocol), error_headers(error), error_body(error, endpoint.protocol)
+        )
     except ClientLeft:
         return
     else:
@@ -178,8 +186,10 @@ class AsgiPrediction(Prediction):
 
     def refuse(self, error: ServingError) -> None:  # noqa: D102
         if not self.finished.done():
-            status = status_of(error, self.endpoint.protocol)
-            self.finished.set_result((status, error_headers(error), error_body(error), JSON))
+            protocol = self.endpoint.protocol
+            self.finished.set_result(
+                (status_of(error, protocol), error_headers(error), error_body(error, protocol), JSON)
+            )
 
 
 async def predict(  # noqa: PLR0917  an ASGI call and what was read of it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from serving import platforms
 from serving.access.access import Access
 from serving.access.rate_limits import Buckets, Rates
 from serving.bodies.byte_budget import ByteBudget
@@ -26,12 +28,13 @@ from serving.engine.limits import Drift, Limits
 from serving.heartbeat import Heartbeat
 from serving.http_api.connection_reaper import Timeouts
 from serving.http_api.fast_path_state import FastPathState
-from serving.http_api.prediction_paths import CODECS, ROUTES
+from serving.http_api.prediction_paths import prediction_paths
 from serving.http_api.public_url import Prefix
 from serving.in_process import predictor
 from serving.metrics.metrics import Metrics
 from serving.monitoring.monitoring import Monitoring
 from serving.monitoring.shared import SharedDocuments
+from serving.platforms import Platform
 from serving.prediction.endpoints import EndpointTable
 from serving.prediction.request_log import RequestLog
 from serving.prediction.tracing import Tracing
@@ -66,7 +69,7 @@ class Services:
     models, state_dir, max_model_bytes, extension_ops, strict, cors_origins, fast_path: as in the settings. endpoints:
     by the bare path of a prediction; in_process: for this process's own code. bodies: bytes that are held. log: of
     requests. shared: of all connections. deployment: where this application coordinates itself. runner: does pieces of
-    jobs.
+    jobs. platform: whose paths are answered too; platform_model: as in the settings.
     """
 
     models: Path
@@ -92,6 +95,8 @@ class Services:
     companion: Companion | None
     jobs: Jobs | None = None
     runner: Runner | None = None
+    platform: Platform | None = None
+    platform_model: str | None = None
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(UPLOADS))
     one_gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
@@ -177,9 +182,9 @@ def make_services(
         capture = Capture(settings.capture_dir, max_bytes=settings.capture_max_bytes)
         fleet.prepare.append(capture.attach)
     log = RequestLog.wanted(settings.access_log, settings.slow_log_s, Tracing.from_environment())
+    platform = platforms.platform(settings.platform, os.environ)
     endpoints = EndpointTable(
-        ROUTES,
-        CODECS,
+        *prediction_paths(platform.named if platform is not None else None),
         metrics=metrics,
         access=access,
         pool=pool,
@@ -234,6 +239,8 @@ def make_services(
         companion=companion(fleet, metrics, access, bodies, pool, log) if companion is not None else None,
         jobs=jobs,
         runner=runner,
+        platform=platform,
+        platform_model=settings.platform_model,
     )
 
 

@@ -42,7 +42,7 @@ class EndpointTable:
         log: RequestLog | None = None,
         timing: bool = False,
     ) -> None:
-        self._routes = routes
+        self.routes = routes
         self._codecs = codecs
         self._metrics = metrics
         self._access = access
@@ -69,7 +69,7 @@ class EndpointTable:
         """
         name = self._get(model, version, label).name
         kind = "version" if version is not None else "name" if label is None else "label"
-        path = self._routes[protocol, kind].format(model=name, version=version, label=label)
+        path = self.routes[protocol, kind].format(model=name, version=version, label=label)
         endpoint = self.paths.get(path.encode())
         if endpoint is None:
             raise ModelNotFound(f"model {name!r} has just gone")
@@ -100,7 +100,7 @@ class EndpointTable:
 
     def _made(self, served: Served, loop: asyncio.AbstractEventLoop) -> dict[bytes, Endpoint]:
         made: dict[bytes, Endpoint] = {}
-        for (protocol, kind), route in self._routes.items():
+        for (protocol, kind), route in self.routes.items():
             for path, model in _named(served, kind, route):
                 endpoint = self._endpoint(protocol, route, model, loop)
                 if kind == "name":

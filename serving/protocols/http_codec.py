@@ -118,7 +118,7 @@ class HttpCodec(ABC):
     def _elsewhere(self, headers: Headers, body: Buffer, text: int, most_text: int) -> Elsewhere:
         if text > most_text:
             raise too_much_json(text, most_text)
-        given = [pair for pair in headers if pair[0] == LENGTH] if self.raw_tensors else []
+        given = [pair for pair in headers if pair[0] == b"content-type" or (pair[0] == LENGTH and self.raw_tensors)]
         return Elsewhere(_decode_long, (given, pickle.PickleBuffer(body)))
 
     def begin_answer(

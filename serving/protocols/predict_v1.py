@@ -56,7 +56,7 @@ class Codec(HttpCodec):
             and all(f.datatype in FLOATS and f.categories is None for f in signature.features)
         )
         self._numbers = NumberRows(self.rows.names, NUMPY[signature.inputs[0].datatype]) if numbers else None
-        self._checked = Checked(signature, self.rows)
+        self.checked = Checked(signature, self.rows)
         self._plain_names = not any(":" in name for name in self.rows.names)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -66,7 +66,7 @@ class Codec(HttpCodec):
         """Read a body into feeds. Raises InvalidRequest, or SignatureMismatch with all the bad cells."""
         body = bytes(body)
         decoded = self.quick(body)
-        return self._checked.read(strict_json.loads(body)) if decoded is None else decoded
+        return self.checked.read(strict_json.loads(body)) if decoded is None else decoded
 
     def quick(self, body: bytes) -> Decoded | None:
         """Read one of the usual forms; None for anything else, wrong or right. Raises as `decode` does."""
@@ -77,12 +77,12 @@ class Codec(HttpCodec):
         if form is None:
             return None
         try:
-            rows = self._checked.all[form].validate_json(body)["instances"]
+            rows = self.checked.all[form].validate_json(body)["instances"]
         except ValidationError:
             return None
         if not rows or not self._once(body, form, len(rows)):
             return None
-        return self._checked.feeds([cells(row, form) for row in rows])
+        return self.checked.feeds([cells(row, form) for row in rows])
 
     def _form(self, opening: bytes) -> str | None:
         """Tell from what a row begins with which form all of them have, if they are right."""

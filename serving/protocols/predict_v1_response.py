@@ -38,12 +38,12 @@ class Answers:
 
     def rows(self, outputs: Tensors) -> bytes:
         """Write `{"predictions": [one a row]}`."""
-        return b"%b%b]}" % (self._head_rows, self._texts(outputs))
+        return b"%b%b]}" % (self._head_rows, self.joined(outputs))
 
     def texts(self, outputs: Tensors) -> list[bytes]:
         """Write each row's prediction by itself."""
         if self._whole:
-            return [self._texts(outputs)]
+            return [self.joined(outputs)]
         if (by_class := self._by_class(outputs)) is not None:
             return by_class
         if len(outputs) > 1:
@@ -52,7 +52,7 @@ class Answers:
         one_number_each = not isinstance(plain, list) and plain.ndim == 1
         return dumps(plain)[1:-1].split(b",") if one_number_each else [dumps(row) for row in plain]
 
-    def _texts(self, outputs: Tensors) -> bytes:
+    def joined(self, outputs: Tensors) -> bytes:
         """Write predictions with commas between them."""
         if self._whole:
             values = [_nested(output) for output in outputs]

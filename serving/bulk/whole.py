@@ -1,0 +1,41 @@
+"""Whole files of rows as one request: all at once or, where a row is bad, none."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from serving.bulk.batch import Batch
+from serving.bulk.formats import reader
+from serving.engine.signature import Described
+from serving.errors import Detail, InvalidRequest, PayloadTooLarge, SignatureMismatch, listed
+from serving.protocols.codec import Decoded
+
+MOST_ROWS = 1 << 18
+"""Of one file: a column of one value takes no bytes that would bound them."""
+
+
+def read_parquet(body: bytes, described: Described) -> Decoded:
+    """Read Parquet. Raises InvalidRequest, PayloadTooLarge, SignatureMismatch, and UnsupportedMediaType without
+    pyarrow.
+    """
+    batches: list[Batch] = []
+    rows = 0
+    for batch in reader("parquet", io.BytesIO(body), described):
+        batches.append(batch)
+        rows += batch.rows
+        if rows > MOST_ROWS:
+            raise PayloadTooLarge(f"the Parquet file has over {MOST_ROWS} rows, which is the limit: send fewer")
+    bad = [Detail(f"/{row.line - 1}{row.path}", row.message) for batch in batches for row in batch.bad]
+    if bad:
+        raise listed("the rows do not fit the model's signature", bad)
+    parts = [batch.inputs for batch in batches if batch.inputs is not None]
+    if not parts:
+        raise InvalidRequest("the Parquet file has no rows: send at least one")
+    if rows > 1 and described.signature.batch == "none":
+        raise SignatureMismatch(f"{rows} rows, and this model takes one a request: send them one by one")
+    try:
+        return Decoded(tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True)), rows)
+    except ValueError:
+        raise SignatureMismatch("rows have different shapes: send them one request each") from None
