@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from serving.engine.executor import Batch, Executor
+from serving.engine.executor import Batch, Executor, Seen
 from serving.engine.latency_model import LatencyModel, seconds_to_come_back
 from serving.engine.request import Outcome, Request
 from serving.errors import DeadlineExceeded, NotReady, PayloadTooLarge, QueueFull, ServingError
@@ -79,6 +79,7 @@ class Batcher:
         instances: int,
         loop: asyncio.AbstractEventLoop,
         observer: Observer,
+        seen_by: Seen | None = None,
         open_record: Callable[[], Record] = unrecorded,
     ) -> None:
         self._loop = loop
@@ -114,6 +115,7 @@ class Batcher:
             instances=instances,
             loop=loop,
             done=self._finish,
+            seen_by=seen_by,
             open_record=open_record,
         )
 

@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from serving.engine.isolation import Isolation
 from serving.engine.request import Outcome, Request, Run
-from serving.errors import InferenceFailed, NotReady
+from serving.errors import InferenceFailed, NotReady, ServingError
 from serving.heartbeat import Record, unrecorded
 from serving.tensors import Tensors
 
@@ -39,13 +40,24 @@ class Batch:
     ended: float = 0.0
 
 
+class Seen(Protocol):
+    """Whoever looks at what a model was asked and answered. What it is shown belongs to the requests: it copies."""
+
+    room: int
+    """Rows that it still wants to see."""
+
+    def offer(self, inputs: Tensors, outputs: Tensors) -> None:
+        """Look at one request's rows and their answers."""
+
+
 class Executor:
     """Up to `instances` threads that run batches of one model and post each result back to `loop`.
 
     They start with the first batches, so that a model that nobody asks has none. All but `_work` is for the loop's
     thread alone.
 
-    open_record: called once on each thread; the line in which it notes when it runs.
+    seen_by: is shown requests and their answers, once these are on their way. open_record: called once on each thread;
+    the line in which it notes when it runs.
     """
 
     def __init__(
@@ -58,6 +70,7 @@ class Executor:
         instances: int,
         loop: asyncio.AbstractEventLoop,
         done: Callable[[Batch], None],
+        seen_by: Seen | None = None,
         open_record: Callable[[], Record] = unrecorded,
     ) -> None:
         self._run = run
@@ -66,6 +79,7 @@ class Executor:
         self._one_by_one = one_by_one
         self._loop = loop
         self._done = done
+        self._seen_by = seen_by
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._name = name
         self._instances = instances
@@ -113,6 +127,8 @@ class Executor:
                 self._loop.call_soon_threadsafe(self._done, batch)
             except RuntimeError:
                 break  # the loop has closed: nobody waits any more
+            if self._seen_by is not None and self._seen_by.room > 0:
+                _show(batch, self._seen_by)
             # What was answered must not live until the next batch comes: its requests hold their model.
             del batch
         record.close()
@@ -139,6 +155,15 @@ def _note(batch: Batch) -> None:
     ran = Run(batch.started, batch.ended, batch.rows, len(batch.requests))
     for request in batch.requests:
         request.ran = ran
+
+
+def _show(batch: Batch, seen_by: Seen) -> None:
+    try:
+        for request, outcome in zip(batch.requests, batch.outcomes, strict=True):
+            if not (request.made_up or isinstance(outcome, ServingError)):
+                seen_by.offer(request.inputs, outcome)
+    except Exception:  # nobody waits for it, and the thread lives on
+        log.exception("rows could not be looked at")
 
 
 def _answer(batch: Batch) -> None:

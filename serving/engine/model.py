@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 import weakref
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 from serving.engine import golden
 from serving.engine.batcher import Batcher, Observer
 from serving.engine.batching import Batching
+from serving.engine.executor import Seen
 from serving.engine.limits import Limits
 from serving.engine.request import Request
 from serving.engine.response_cache import ResponseCache
@@ -24,13 +24,6 @@ from serving.heartbeat import Heartbeat, unrecorded
 from serving.tensors import Tensors
 
 log = logging.getLogger("serving.model")
-
-
-class Seen(Protocol):
-    """Whoever looks at what a model was asked and answered. What it is shown belongs to the requests: it copies."""
-
-    def offer(self, inputs: Tensors, outputs: Tensors) -> None:
-        """Look at a batch; quickly, for callers wait."""
 
 
 class Recorder(Protocol):
@@ -44,7 +37,7 @@ class Model:
     """A loaded, warm version: a session that `load` made, which is slow and runs off the event loop, and its batcher.
 
     limits: the server's; batching: how requests run here, with what this version has of its own. seen_by: is shown
-    each batch and its answers, on the model's thread. recorder: keeps answers for outcomes that come later.
+    requests and their answers, on the model's thread. recorder: keeps answers for outcomes that come later.
     """
 
     def __init__(
@@ -77,7 +70,7 @@ class Model:
         """Whether requests of different callers run together."""
         self.recorder = recorder
         self.batcher = Batcher(
-            session.run if seen_by is None else _seen(session.run, seen_by),
+            session.run,
             name=f"{name}-{version}",
             batched=self.batched,
             one_by_one=self.signature.batch == "one",
@@ -88,6 +81,7 @@ class Model:
             instances=self.limits.instances,
             loop=loop,
             observer=observer,
+            seen_by=seen_by,
             open_record=unrecorded if heartbeat is None else lambda: heartbeat.open(name, version),
         )
         cache = self.limits.cache
@@ -114,17 +108,6 @@ class Model:
         if self.cache is not None:
             self.cache.expire(now)
         self.batcher.expire(now)
-
-
-def _seen(run: Callable[[Tensors], Tensors], seen_by: Seen) -> Callable[[Tensors], Tensors]:
-    offer = seen_by.offer
-
-    def run_and_show(inputs: Tensors) -> Tensors:
-        outputs = run(inputs)
-        offer(inputs, outputs)
-        return outputs
-
-    return run_and_show
 
 
 def load(path: Path, *, limits: Limits, prepared: Path | None = None, quiet: bool = False) -> OnnxSession:

@@ -62,6 +62,9 @@ class Request(ABC):
     ran: Run | None
     """The run of the batch that it was in, once that has ended."""
 
+    made_up = False
+    """Whether its rows are nobody's, so that nothing is to be learned of them."""
+
     @property
     def sender(self) -> Hashable:
         """Who sent it, as far as that is known: its connection. None is nobody in particular."""

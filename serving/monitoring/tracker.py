@@ -20,7 +20,7 @@ class Tracker:
     """Takes rows of a version for the columns that are followed; `offer` may be called on any thread."""
 
     def __init__(self, columns: Iterable[Column]) -> None:
-        self._room = 0
+        self.room = 0
         self._taken: list[tuple[dict[int, Array], dict[int, Array]]] = []
         self.follow(columns)
 
@@ -31,18 +31,18 @@ class Tracker:
         self._outputs = sorted({column.position for column in self.columns if column.of == "output"})
         self._taken = []
         self._most = min(ROWS_A_TICK, CELLS_A_TICK // len(self.columns) + 1) if self.columns else 0
-        self._room = self._most
+        self.room = self._most
 
     def offer(self, inputs: Tensors, outputs: Tensors) -> None:
-        """Take rows of a batch while there is room, of a larger one every nth."""
-        room = self._room
+        """Take rows while there is room, of many every nth."""
+        room = self.room
         if room <= 0 or isinstance(inputs, Overriding):
             return
         rows = inputs[0].shape[0]
         if any(not outputs[at].ndim or outputs[at].shape[0] != rows for at in self._outputs):
             return  # whoever asked is told
         every = max(1, math.ceil(rows / room))
-        self._room = room - math.ceil(rows / every)
+        self.room = room - math.ceil(rows / every)
         self._taken.append(
             (
                 {at: inputs[at][::every].copy() for at in self._inputs},
@@ -55,7 +55,7 @@ class Tracker:
         number = len(self._taken)
         taken, columns = self._taken[:number], self.columns
         del self._taken[:number]
-        self._room = self._most
+        self.room = self._most
         if not taken:
             return 0, []
         sides = [{at: np.concatenate([one[side][at] for one in taken]) for at in taken[0][side]} for side in (0, 1)]

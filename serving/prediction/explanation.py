@@ -115,6 +115,11 @@ async def explained(prediction: Prediction, explainer: Explainer) -> tuple[Tenso
     return outputs, np.stack(made)
 
 
+class _MadeUp(Piece):
+    __slots__ = ()
+    made_up = True
+
+
 class _Pieces:
     """Runs rows of one caller in pieces of about a millisecond, one after the other."""
 
@@ -140,7 +145,7 @@ class _Pieces:
         prediction = self._prediction
         if prediction.done:
             raise asyncio.CancelledError  # the caller has left
-        piece = Piece(inputs, rows, prediction.deadline, prediction.endpoint.loop)
+        piece = _MadeUp(inputs, rows, prediction.deadline, prediction.endpoint.loop)
         prediction.endpoint.model.batcher.submit(piece)
         outcome = await piece.outcome
         if piece.ran is not None:

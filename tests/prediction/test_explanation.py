@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from sklearn.linear_model import LinearRegression
 
 from serving.export import export, publish
 from tests.conftest import MODELS, with_grpc
+from tests.metrics.test_metrics import of, parsed
 
 WIDTH = 6
 
@@ -37,7 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root: Path = tmp_path_factory.mktemp("models")
     trees, rows = _trees()
     linear = LinearRegression().fit(rows, rows.x0 - 3 * rows.x1 + 0.5 * rows.x5)
-    for name, model in (("trees", trees), ("linear", linear)):
+    for name, model in (("trees", trees), ("linear", linear), ("counted", linear)):
         publish(export(model, train=rows[:300], held_out=rows[300:]), name=name, root=root)
     for name in ("iris", "digits"):
         (root / name).symlink_to(MODELS / name)
@@ -103,6 +104,20 @@ def test_trees_are_explained_as_shapley_values_have_it(client: TestClient) -> No
         assert made.sum() + told["base"] == pytest.approx(answer, abs=1e-4)
         ranks.append(spearmanr(made, due).statistic)
     assert np.mean(ranks) > 0.9
+
+
+def test_made_up_rows_are_no_drift(client: TestClient, eventually: Callable[[Callable[[], bool]], None]) -> None:
+    """What a model is asked for an explanation is not compared with its reference; what callers ask is."""
+    explained(client, "counted", np.zeros((2, WIDTH)))
+    for _ in range(3):
+        client.post("/v1/models/counted:predict", json={"instances": [[0.0] * WIDTH]})
+    explained(client, "counted", np.zeros((2, WIDTH)))
+
+    def rows() -> float:
+        return of(parsed(client.get("/metrics").text), "serving_drift_rows_total", model="counted")
+
+    eventually(lambda: rows() >= 3)
+    assert rows() == 3
 
 
 def test_every_protocol_explains(client: TestClient) -> None:
