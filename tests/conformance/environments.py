@@ -17,6 +17,9 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "protobuf7": ("--editable", str(ROOT.parent), "protobuf>=7,<8"),
     # With its own ruff, which it formats with.
     "openapi": ("openapi-python-client==0.29.1", "ruff"),
+    # evidently does not run on pandas 3, which the project is developed with.
+    "drift": ("evidently==0.7.23", "river==0.26.1", "pandas<3"),
+    "shap": ("shap==0.51.0", "scikit-learn"),
     "mlserver": ("mlserver==1.7.1", "onnxruntime"),
 }
 
