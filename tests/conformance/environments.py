@@ -19,7 +19,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "openapi": ("openapi-python-client==0.29.1", "ruff"),
     # evidently does not run on pandas 3, which the project is developed with.
     "drift": ("evidently==0.7.23", "river==0.26.1", "pandas<3"),
-    "shap": ("shap==0.51.0", "scikit-learn"),
+    "shap": ("shap==0.51.0", "scikit-learn==1.9.1", "pandas==3.1.1", "pyarrow"),
     "mlserver": ("mlserver==1.7.1", "onnxruntime"),
 }
 
