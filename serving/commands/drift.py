@@ -44,14 +44,17 @@ def drift(
     if found["window"] is None:
         return
     table = Table(box=box.SIMPLE)
-    for head in ("", "reference", "window", "PSI", "JS", "p", "missing", "unseen", "out of range"):
-        table.add_column(head, justify="left" if head in ("", "reference", "window") else "right")
+    for head in ("", "reference", "window", "PSI", "JS", "p", "values"):
+        table.add_column(
+            head, justify="right" if head in ("PSI", "JS", "p") else "left", no_wrap=head not in ("", "values")
+        )
     columns = found["window"]["columns"]
     for column in sorted(columns, key=lambda column: (not column["drifted"], -column["psi"])):
         style = "bold red" if column["drifted"] else ""
         p_value = "" if column["p_value"] is None else f"{column['p_value']:.1g}"
-        shares = [f"{column[of]:.1%}" if column[of] else "" for of in ("missing", "unseen", "out_of_range")]
-        figures = [f"{column['psi']:.3f}", f"{column['jensen_shannon']:.3f}", p_value, *shares]
+        kinds = ("missing", "unseen", "out_of_range")
+        shares = ", ".join(f"{column[of]:.1%} {of.replace('_', ' ')}" for of in kinds if column[of])
+        figures = [f"{column['psi']:.3f}", f"{column['jensen_shannon']:.3f}", p_value, shares]
         bars = _bars(column["reference"][:_MOST_BINS], column["window"][:_MOST_BINS])
         table.add_row(*(Text(cell, style=style) for cell in (visible(column["name"]), *bars, *figures)))
     console.print(table)
