@@ -23,7 +23,6 @@ from serving.errors import NotReady
 log = logging.getLogger("serving.jobs")
 
 BUSY_S = 5.0
-"""Seconds that a statement waits for others' transactions in SQLite, and a connection for PostgreSQL to answer."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 _COMMAND_S = 60.0
 T = TypeVar("T")
@@ -38,14 +37,15 @@ class Database:
     """Transactions on the database of jobs.
 
     url: `sqlite` for a file in `state`, `sqlite:///file` or `postgresql://...`. migrations: alembic's folder.
+    busy_s: how long SQLite waits for others' transactions, and a connection for PostgreSQL to answer.
     """
 
-    def __init__(self, url: str, state: Path, *, migrations: Path = MIGRATIONS) -> None:
+    def __init__(self, url: str, state: Path, *, migrations: Path = MIGRATIONS, busy_s: float = BUSY_S) -> None:
         self._migrations = migrations
         parsed = make_url(f"sqlite:///{state / 'jobs.db'}" if url == "sqlite" else url)
         self._sqlite = parsed.get_backend_name() == "sqlite"
         # Of PostgreSQL a statement, too, must not hang with the network.
-        options: dict[str, Any] = {"timeout": BUSY_S} | ({} if self._sqlite else {"command_timeout": _COMMAND_S})
+        options: dict[str, Any] = {"timeout": busy_s} | ({} if self._sqlite else {"command_timeout": _COMMAND_S})
         self.engine: AsyncEngine = create_async_engine(
             parsed.set(drivername="sqlite+aiosqlite" if self._sqlite else "postgresql+asyncpg"),
             connect_args=options,
@@ -54,6 +54,8 @@ class Database:
         if self._sqlite:
             event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self.engine.sync_engine, "begin", _begin_sqlite)
+        self.up = False
+        """Whether it answered when it was asked last."""
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
         self._file = Path(parsed.database or "") if self._sqlite else None
         self._ready: object = None
@@ -67,12 +69,17 @@ class Database:
 
         alone: one such transaction at a time, whoever asks. Raises DatabaseAway.
         """
-        with _translated():
-            await self._migrate()
-            async with self._sessions.begin() as session:
-                if alone:
-                    await session.run_sync(lambda s: self._lock(s.connection()))
-                yield session
+        try:
+            with _translated():
+                await self._migrate()
+                async with self._sessions.begin() as session:
+                    if alone:
+                        await session.run_sync(lambda s: self._lock(s.connection()))
+                    yield session
+        except DatabaseAway:
+            self.up = False
+            raise
+        self.up = True
 
     async def run(self, change: Callable[[AsyncSession], Awaitable[T]], *, alone: bool = False) -> T:
         """Have a change made in a transaction, to its end also where nobody waits for it any more.

@@ -163,11 +163,7 @@ def _store(url: str) -> ObjectStore:
 
 def open_store(url: str) -> ObjectStore:
     """Open an object store with the credentials of the environment. Raises BaseError, ValueError for a bad URL."""
-    return from_url(
-        url,
-        client_options={"connect_timeout": "5s", "timeout": "60s"},
-        retry_config={"max_retries": 3},
-    )
+    return from_url(url, retry_config={"max_retries": 3})
 
 
 @contextmanager

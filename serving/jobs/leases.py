@@ -14,7 +14,6 @@ from sqlalchemy import delete, exists, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
-from serving.errors import ServingError
 from serving.jobs.tables import ACTIVE, DONE, LEASED, PUBLISH, SCORE, WAITING, Job, Piece, now
 
 LEASE_S = 15.0
@@ -149,10 +148,10 @@ async def give_back(session: AsyncSession, claimed: Claim, why: str = "") -> Non
         await session.execute(_JOBS.where(Job.id == claimed.job.id).values(error=f"waits: {why}"))
 
 
-async def fail(session: AsyncSession, claimed: Claim, error: ServingError) -> None:
+async def fail(session: AsyncSession, claimed: Claim, why: str) -> None:
     """End the job of a piece that can't be done however often it is tried. Raises LeaseLost."""
     await _change(session, claimed, state=DONE)
-    await end(session, claimed.job.id, "failed", error.message)
+    await end(session, claimed.job.id, "failed", why)
 
 
 async def end(session: AsyncSession, job_id: str, state: str, error: str = "") -> bool:

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from serving.errors import DeadlineExceeded, NotReady, QueueFull, ServingError
 from serving.jobs import leases, retention
-from serving.jobs.database import Database, DatabaseAway
+from serving.jobs.database import Database
 from serving.jobs.leases import LEASE_S, Claim, LeaseLost
 from serving.jobs.pieces import Pieces
 from serving.jobs.results import Results
@@ -56,14 +56,13 @@ class Runner:
         self._asked = asked
         self._states = dict.fromkeys(STATES, 0)
         self._oldest_s = 0.0
-        self._database_up = False
         if metrics is not None:
             for state in STATES:
                 metrics.follow("serving_jobs", partial(self._states.__getitem__, state), state)
             for outcome in ("good", "bad"):
                 metrics.follow("serving_job_rows", partial(pieces.rows.__getitem__, outcome), outcome)
             metrics.follow("serving_jobs_oldest_seconds", lambda: self._oldest_s)
-            metrics.follow("serving_jobs_database_up", lambda: float(self._database_up))
+            metrics.follow("serving_jobs_database_up", lambda: float(database.up))
         self._running = running
         self._keep_s = keep_s
         self._keep_bytes = keep_bytes
@@ -154,8 +153,10 @@ class Runner:
             log.warning("job %s waits: %s", claimed.job.id, error.message)
             await self._database.run(partial(leases.give_back, claimed=claimed, why=error.message))
         else:
-            log.warning("job %s failed: %s", claimed.job.id, error.message)
-            await self._database.run(partial(leases.fail, claimed=claimed, error=error))
+            more = [f"{detail.path}: {detail.message}" for detail in error.details[1:]]
+            why = "; ".join([error.message, *more])
+            log.warning("job %s failed: %s", claimed.job.id, why)
+            await self._database.run(partial(leases.fail, claimed=claimed, why=why))
 
     async def _keep_house(self) -> None:
         while True:
@@ -167,7 +168,6 @@ class Runner:
                     self._swept = time.monotonic()
                     await retention.sweep(self._database, self._results)
             except NotReady as error:
-                self._database_up = not isinstance(error, DatabaseAway)
                 log.debug("jobs are not tidied: %s", error.message)
             except Exception:
                 log.exception("jobs could not be tidied")
@@ -181,4 +181,3 @@ class Runner:
 
         states, self._oldest_s = await self._database.run(counted)
         self._states.update({state: states.get(state, 0) for state in STATES})
-        self._database_up = True

@@ -62,7 +62,7 @@ async def test_of_two_workers_with_one_piece_the_later_counts(url: str) -> None:
             partial(leases.commit_scored, good=1, bad=0),
             leases.renew,
             leases.give_back,
-            partial(leases.fail, error=ValueError("x")),
+            partial(leases.fail, why="x"),
             partial(leases.commit_published, result_bytes=1),
         ):
             with pytest.raises(LeaseLost):
