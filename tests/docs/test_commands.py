@@ -39,7 +39,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of a copy of the shipped models, in `models/` of an empty folder."""
     folder = tmp_path_factory.mktemp("manual")
     shutil.copytree(MODELS, folder / "models", ignore=shutil.ignore_patterns(".*"))
-    server = Server("--grpc-port", "0", models=folder / "models")
+    server = Server("--grpc-port", "0", "--jobs-database-url", "sqlite", models=folder / "models")
     try:
         yield server.wait()
     finally:
