@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # what needs the extra is imported where there are jobs
 
     from serving.jobs.jobs import Jobs
 
+_JSON = ("application/json", "application/x-www-form-urlencoded")
+"""What JSON is sent as: curl says the second of whatever it is given with -d."""
 SILENCE_S = 60.0
 """Seconds without a byte after which an upload is given up."""
 _BUFFER = 1 << 20
@@ -128,9 +130,9 @@ async def create_job(
     """
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     try:
-        if kind == "application/json":
+        if kind in _JSON:
             body = await read_body(request.scope["headers"], request.receive, jobs.max_rows_bytes)
-            wanted = read_request(bytes(body))
+            wanted = await asyncio.to_thread(read_request, bytes(body))
             made, new = await jobs.create(caller, wanted, idempotency_key)
         elif kind in TYPES:
             if not asked.model:

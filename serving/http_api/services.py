@@ -38,7 +38,7 @@ from serving.platforms import Platform
 from serving.prediction.endpoints import EndpointTable
 from serving.prediction.request_log import RequestLog
 from serving.prediction.tracing import Tracing
-from serving.repository.state_directory import state_folder
+from serving.repository.state_directory import state_folder, subfolder
 from serving.repository.traffic_store import TrafficStore
 from serving.settings import Settings
 
@@ -255,7 +255,7 @@ def _jobs(settings: Settings, fleet: Fleet, endpoints: EndpointTable, metrics: M
 
     state = state_folder(settings.models, settings.state_dir)
     database = Database(settings.jobs_database_url or "sqlite", state)
-    results = Results(settings.jobs_folder or str(state / "jobs"))
+    results = Results(settings.jobs_folder or str(subfolder(state, "jobs")))
     locations = Locations(settings.jobs_inputs)
     jobs = Jobs(
         database,

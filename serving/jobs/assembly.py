@@ -39,8 +39,9 @@ async def tables(results: Results, parts: Sequence[str]) -> AsyncIterator[bytes]
             writer = parquet.ParquetWriter(pa.PythonFile(sink, mode="w"), file.schema_arrow.remove_metadata())
         for key in counts:
             counts[key] += int((file.metadata.metadata or {}).get(key, 0))
-        await asyncio.to_thread(writer.write_table, await asyncio.to_thread(file.read))
-        yield sink.taken()
+        for group in range(file.num_row_groups):
+            await asyncio.to_thread(writer.write_table, await asyncio.to_thread(file.read_row_group, group))
+            yield sink.taken()
     if writer is not None:
         writer.add_key_value_metadata({key.decode(): str(count) for key, count in counts.items()})
         writer.close()

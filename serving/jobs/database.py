@@ -23,6 +23,8 @@ from serving.errors import NotReady
 log = logging.getLogger("serving.jobs")
 
 BUSY_S = 5.0
+CONNECTIONS = 5
+"""Of one worker."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 _COMMAND_S = 60.0
 T = TypeVar("T")
@@ -50,6 +52,8 @@ class Database:
             parsed.set(drivername="sqlite+aiosqlite" if self._sqlite else "postgresql+asyncpg"),
             connect_args=options,
             pool_pre_ping=True,
+            pool_size=CONNECTIONS,
+            max_overflow=0,
         )
         if self._sqlite:
             event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)

@@ -25,6 +25,8 @@ from serving.protocols import strict_json
 
 log = logging.getLogger("serving.jobs")
 
+UPLOADS = 8
+"""Files that one worker is sent at a time."""
 MOST_ACTIVE = 1000
 """Jobs of one key that may be queued or running at a time."""
 
@@ -52,6 +54,7 @@ class Jobs:
         self.max_rows_bytes = max_rows_bytes
         self.max_upload_bytes = max_upload_bytes
         self.asked = asyncio.Event()
+        self._uploads = asyncio.Semaphore(UPLOADS)
         self._fleet = fleet
 
     async def create(self, caller: Principal, asked: JobRequest, key: str | None) -> tuple[JobDocument, bool]:
@@ -61,7 +64,8 @@ class Jobs:
         Conflict where the key came with another request.
         """
         if asked.rows is not None:
-            lines = b"".join(strict_json.dumps(row) + b"\n" for row in asked.rows)
+            rows = asked.rows
+            lines = await asyncio.to_thread(lambda: b"".join([strict_json.dumps(row) + b"\n" for row in rows]))
 
             async def content() -> AsyncIterator[bytes]:
                 yield lines
@@ -91,7 +95,10 @@ class Jobs:
                 yield part
 
         path = f"{job.id}/input"
-        await self.results.put(path, hashed())
+        if self._uploads.locked():
+            raise QueueFull(f"{UPLOADS} files are being sent to this worker: come back in a minute", 60)
+        async with self._uploads:
+            await self.results.put(path, hashed())
         made: JobDocument | None = None
         try:
             job.size = await self.results.size(path)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import aliased
 
 from serving.jobs.tables import ACTIVE, DONE, LEASED, PUBLISH, SCORE, WAITING, Job, Piece, now
 
-LEASE_S = 15.0
+LEASE_S = 10.0
 MOST_ATTEMPTS = 25
 """Claims of one piece after which its job fails: it may be what ends the workers."""
 _LONGEST_WAIT_S = 300.0

@@ -17,8 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from serving.bulk import formats
 from serving.bulk.answers import CsvWriter, Writer
-from serving.bulk.batch import BEGIN, BadRow, Batch, Position
-from serving.bulk.lines import Splitter
+from serving.bulk.batch import BEGIN, Batch, Position
+from serving.bulk.lines import BLOCK_BYTES, Splitter
 from serving.deploy.fleet import Fleet
 from serving.engine.signature import Described
 from serving.errors import Conflict, InvalidRequest, ModelNotFound, NotReady
@@ -38,7 +38,7 @@ from serving.protocols import strict_json
 PIECE_BYTES = 4 << 20
 """Of text in one piece: what a worker that dies has done in vain, at most."""
 PIECE_ROWS = 1 << 17
-"""Of Parquet."""
+"""Of Parquet, and lines of text from which on a piece ends with the next megabyte."""
 _AT_A_TIME = 32
 """Cuts that are made before they are noted."""
 _CHUNK = 1 << 20
@@ -79,7 +79,7 @@ class Pieces:
             if not start.offset:
                 await asyncio.to_thread(next, _reader(job, InputFile(source), described), None)
             size = source.size
-            cuts = _cuts(source, start, self.piece_bytes, quotes=job.input_format == "csv")
+            cuts = self._cuts(source, start, quotes=job.input_format == "csv")
             if job.input_format == "parquet":
                 size = (await asyncio.to_thread(parquet.read_metadata, InputFile(source))).num_rows
                 cuts = _row_cuts(size, start.offset, self.piece_rows)
@@ -88,6 +88,19 @@ class Pieces:
                 some = [start, *await asyncio.to_thread(lambda: list(islice(cuts, _AT_A_TIME)))]
                 start, last = some[-1], len(some) <= _AT_A_TIME
                 await self._database.run(partial(leases.commit_split, claimed=claimed, cuts=some, size=size, last=last))
+
+    def _cuts(self, source: Input, start: Position, *, quotes: bool) -> Iterator[Position]:
+        """Cut text where lines end; the last cut is its end."""
+        file = InputFile(source)
+        file.seek(start.offset)
+        splitter = Splitter(file.read, start, quotes=quotes, block_bytes=min(BLOCK_BYTES, self.piece_bytes))
+        for _ in splitter.blocks():
+            here = splitter.position
+            if here.offset - start.offset >= self.piece_bytes or here.line - start.line >= self.piece_rows:
+                start = here
+                yield here
+        if splitter.position.offset > start.offset:
+            yield splitter.position
 
     async def _score(self, claimed: Claim) -> None:
         """Predict the rows of a piece."""
@@ -99,9 +112,8 @@ class Pieces:
             batches = _batches(claimed, source, endpoint.model.described)
             await self._results.put(name(job.output_format), made.written(claimed, batches))
         if made.bad:
-            lines = [strict_json.dumps(each._asdict()) + b"\n" for each in made.bad]
-            await self._results.put(name("errors"), b"".join(lines))
-        good, bad = made.good, len(made.bad)
+            await self._results.put(name("errors"), made.errors.getvalue())
+        good, bad = made.good, made.bad
         await self._commit(partial(leases.commit_scored, claimed=claimed, good=good, bad=bad))
         self.rows.update(good=good, bad=bad)
 
@@ -168,8 +180,9 @@ class _Predicted:
     """The rows of a piece, predicted and written as they come; counts them."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.good = 0
-        self.bad: list[BadRow] = []
+        self.good = self.bad = 0
+        self.errors = io.BytesIO()
+        """A line of JSON for each bad row."""
         self._described = endpoint.model.described
         self._prediction = BulkPrediction(endpoint, (), DEFAULTS)
 
@@ -185,14 +198,15 @@ class _Predicted:
                 upcoming = asyncio.ensure_future(asyncio.to_thread(next, batches, None))
                 for scored in await self._prediction.run(batch):
                     self.good += len(scored.lines)
-                    self.bad += scored.bad
+                    self.bad += len(scored.bad)
+                    self.errors.writelines(strict_json.dumps(each._asdict()) + b"\n" for each in scored.bad)
                     await asyncio.to_thread(writer.write, *scored)
                 if sink.tell() > _CHUNK:
                     yield _drained(sink)
         finally:
             upcoming.cancel()
         if kind != "ndjson":
-            await asyncio.to_thread(writer.close, self.good, len(self.bad))
+            await asyncio.to_thread(writer.close, self.good, self.bad)
         yield _drained(sink)
 
 
@@ -204,19 +218,6 @@ def part(job_id: str, number: int, token: int, kind: str) -> str:
 def _reader(job: Job, file: InputFile, described: Described, start: Position = BEGIN) -> Iterator[Batch]:
     kind = cast(formats.Format, job.input_format)
     return iter(formats.reader(kind, cast(BinaryIO, file), described, start))
-
-
-def _cuts(source: Input, start: Position, size: int, *, quotes: bool) -> Iterator[Position]:
-    """Cut text where lines end, at least `size` bytes apart; the last cut is its end."""
-    file = InputFile(source)
-    file.seek(start.offset)
-    splitter = Splitter(file.read, start, quotes=quotes, block_bytes=size)
-    for _ in splitter.blocks():
-        if splitter.position.offset - start.offset >= size:
-            start = splitter.position
-            yield start
-    if splitter.position.offset > start.offset:
-        yield splitter.position
 
 
 def _row_cuts(rows: int, start: int, size: int) -> Iterator[Position]:

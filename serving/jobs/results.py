@@ -21,6 +21,8 @@ from serving.jobs.inputs import SCHEMES, Input, StoredInput, open_store, transla
 from serving.linux.files import sync
 
 _CHUNK = 1 << 20
+_PARTS = 2
+"""Of one file that are on their way at a time, of 5 MB each."""
 _ORPHANED_S = 24 * 3600.0
 
 
@@ -33,13 +35,13 @@ class Results:
             self._store = open_store(where)
         else:
             self._folder = Path(where).absolute()
-            self._store = LocalStore(self._folder, mkdir=True)
-            self._folder.chmod(0o700)  # inputs and results are their owners' alone
+            self._folder.mkdir(0o700, parents=True, exist_ok=True)  # inputs and results are their owners' alone
+            self._store = LocalStore(self._folder)
 
     async def put(self, path: str, content: bytes | AsyncIterator[bytes]) -> None:
         """Write a file, whole or not at all. Raises NotReady, and what `content` raises."""
         with translated("the results"):
-            await obstore.put_async(self._store, path, content)
+            await obstore.put_async(self._store, path, content, max_concurrency=_PARTS)
             if self._folder is not None:
                 await asyncio.to_thread(_to_disk, self._folder / path)
 

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -109,6 +108,7 @@ def _under_fire(
 ) -> bytes:
     """Kill workers, and the database, until so many have died; return the result of the job that outlived them."""
     killed = 0
+    crashed = 0
     began = time.monotonic()
     while _job(servers).get("state") in ("queued", "running", None):
         if killed < kills:
@@ -121,10 +121,13 @@ def _under_fire(
                 postgres.stop()
                 time.sleep(random.uniform(0, 1))
                 postgres.start()
+                crashed += 1
         time.sleep(random.uniform(0.2, 1.2))
         assert time.monotonic() - began < 1200, _job(servers)
     job = _job(servers)
     report.at_least(f"{kind}: workers killed amid the job", killed, kills)
+    if postgres is not None:
+        report.at_least(f"{kind}: crashes of the database", crashed, restarts)
     report.exactly(f"{kind}: succeeded", float(job["state"] == "succeeded"), 1)
     until(lambda: all(_ready(server) for server in servers), 60)
     path = f"{servers[0].url}/v1/jobs/{job['id']}"
@@ -160,10 +163,3 @@ def _right(line: str, label: str, probabilities: list[float]) -> bool:
     if said.strip('"') != label:
         return False
     return not label or max(abs(float(a) - b) for a, b in zip(numbers, probabilities, strict=True)) < 1e-5
-
-
-def upload_is_cut(server: Server) -> None:
-    """Send half of a file, and leave."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
-        head = f"Host: x\r\nContent-Type: text/csv\r\nContent-Length: {5 << 20}\r\n\r\n"
-        client.sendall(b"POST /v1/jobs?model=iris HTTP/1.1\r\n" + head.encode() + b"5.1,3.5,1.4,0.2\n" * 150_000)

@@ -7,7 +7,9 @@ import csv
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +17,12 @@ import pytest
 from fastapi.testclient import TestClient
 from pyarrow import parquet
 
-from serving.errors import InvalidRequest
-from serving.http_api.jobs_api import read_request
-from tests.jobs.conftest import NAMES, Make, Shared, ask, expected, finished, flowers, send, services
+from serving.errors import InvalidRequest, JobNotFound
+from serving.http_api.jobs_api import live_jobs, read_request
+from serving.jobs import leases
+from serving.jobs.leases import Claim, LeaseLost
+from serving.jobs.tables import Piece
+from tests.jobs.conftest import NAMES, Shared, ask, expected, finished, flowers, send, services
 
 ROWS = flowers(3000)
 
@@ -136,6 +141,55 @@ def test_cancelling_is_final_and_can_be_repeated(client: TestClient, monkeypatch
         assert (refused.status_code, "cancelled" in refused.json()["error"]) == (409, True)
 
 
+def test_of_two_workers_with_one_piece_one_counts(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that was taken for dead writes and commits at the same time as the one in its place: no row is twice."""
+    database, pieces = services(client).jobs.database, services(client).runner.pieces
+    do, outcomes = pieces.do, []
+
+    async def twice(claimed: Claim) -> None:
+        if claimed.piece.kind != "score" or outcomes:
+            await do(claimed)
+            return
+        async with database.transaction() as session:
+            (await session.get_one(Piece, (claimed.job.id, claimed.piece.number))).lease_until = 0
+        other = await database.run(partial(leases.claim, running=100), alone=True)
+        assert (other.piece.number, other.token) == (claimed.piece.number, claimed.token + 1)
+        outcomes.extend(await asyncio.gather(do(claimed), do(other), return_exceptions=True))
+        raise LeaseLost
+
+    monkeypatch.setattr(pieces, "do", twice)
+    job = finished(client, ask(client, ROWS.tolist(), output="csv"))
+    assert [type(outcome) for outcome in outcomes] == [LeaseLost, type(None)]
+    assert (job["state"], job["rows_good"]) == ("succeeded", 3000)
+    assert read("csv", client.get(f"/v1/jobs/{job['id']}/result").content)[0] == expected(ROWS)[0]
+
+
+@pytest.mark.parametrize("sent", [b"5.1,3.5,1.4,0.2\n" * 100_000, b"5.1"], ids=["much", "little"])
+def test_an_upload_that_is_cut_leaves_nothing(shared: Shared, client: TestClient, sent: bytes) -> None:
+    """Half of a file makes no job, and none of it is kept."""
+    before = set((shared.folder / "kept").rglob("*"))
+    messages = [{"type": "http.request", "body": sent, "more_body": True}, {"type": "http.disconnect"}]
+    heads = {**client.headers, "content-type": "text/csv", "content-length": "5000000"}
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/jobs", "query_string": b"model=iris", "root_path": "",
+        "headers": [(name.lower().encode(), value.encode()) for name, value in heads.items()],
+        "http_version": "1.1", "scheme": "http", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
+    }  # fmt: skip
+    answers: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0) if len(messages) > 1 else messages[0]
+
+    async def send_(message: Any) -> None:
+        answers.append(message)
+
+    assert client.portal is not None
+    client.portal.call(client.app, scope, receive, send_)
+    assert answers[0]["status"] == 499
+    assert client.get("/v1/jobs").json()["total"] == 0
+    assert not [left for left in set((shared.folder / "kept").rglob("*")) - before if left.is_file()]
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
@@ -163,8 +217,7 @@ def test_a_file_needs_a_type_and_a_model(client: TestClient) -> None:
     assert ask(client, model="rose").status_code == 404
 
 
-def test_without_a_database_there_are_no_jobs(serving_jobs: Make) -> None:
+def test_without_a_database_there_are_no_jobs() -> None:
     """A server that was not told of a database says how to have jobs."""
-    with serving_jobs(jobs_database_url=None) as client:
-        refused = client.get("/v1/jobs")
-        assert (refused.status_code, "--jobs-database-url" in refused.json()["error"]) == (404, True)
+    with pytest.raises(JobNotFound, match="--jobs-database-url"):
+        live_jobs(Mock(jobs=None))
