@@ -31,7 +31,7 @@ from serving.deploy.delete import delete as delete_version
 from serving.deploy.publish import Published, check_name, serving_now
 from serving.deploy.publish import publish as publish_version
 from serving.deploy.staging import ModelFile
-from serving.errors import InvalidRequest, NotReady, ServingError
+from serving.errors import NotReady, ServingError
 from serving.gate.gate import Gate, Limits
 from serving.gate.report import GateRefused
 from serving.gate.report_table import table
@@ -84,43 +84,41 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
     if is_pickle(model):
         console.print(instead_of_pickle(model), markup=False, soft_wrap=True)
         raise typer.Exit(2)
-    try:
-        embedded = None if signature is None else _read(signature)
-        # On a thread behind all others: a large file is read, hashed and written beside workers that answer.
-        with ThreadPoolExecutor(1, initializer=lowest_priority) as aside:
-            published = aside.submit(
-                publish_version,
-                models,
-                name,
-                model,
-                version=version,
-                signature=embedded,
-                note=note,
-                allow_breaking=allow_breaking,
-                extension_ops=extension_ops,
-                state_dir=state_dir,
-            ).result()
-        console.print(table(with_settings(published.report, models / name), f"{name} {published.version}"))
-        said = "published" if published.new else "is there already, with the same bytes"
-        typer.echo(f"{name} version {published.version} {said}{_answers(name, published, asked=promote or canary)}")
-        if promote or canary is not None:
-            kind = partial(commands.StartCanary, percent=canary or 0.0) if not promote else commands.Promote
-            order = made(kind, version=published.version, why=note)
-            carry_out(models, state_dir, name, order, no_wait=False)
-        elif wait:
-            generation = TrafficStore(models, state_dir).read(name).generation
-            waited = servers.wait(
-                models, name, generation, seconds=WAIT_S, state_dir=state_dir, version=published.version
-            )
-            if waited.problems:
-                raise NotReady(f"it is published, and not served: {'; '.join(waited.problems)}")
-            typer.echo(f"{name} version {published.version}: {known_served(waited, 'it is published')}")
-    except GateRefused as error:
-        console.print(table(error.report, f"{name}: not published"))
-        raise typer.Exit(1) from None
-    except ServingError as error:
-        console.print(f"serving: {error.message}", style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(2 if isinstance(error, InvalidRequest) else 1) from None
+    with explained():
+        try:
+            embedded = None if signature is None else _read(signature)
+            # On a thread behind all others: a large file is read, hashed and written beside workers that answer.
+            with ThreadPoolExecutor(1, initializer=lowest_priority) as aside:
+                published = aside.submit(
+                    publish_version,
+                    models,
+                    name,
+                    model,
+                    version=version,
+                    signature=embedded,
+                    note=note,
+                    allow_breaking=allow_breaking,
+                    extension_ops=extension_ops,
+                    state_dir=state_dir,
+                ).result()
+            console.print(table(with_settings(published.report, models / name), f"{name} {published.version}"))
+            said = "published" if published.new else "is there already, with the same bytes"
+            typer.echo(f"{name} version {published.version} {said}{_answers(name, published, asked=promote or canary)}")
+            if promote or canary is not None:
+                kind = partial(commands.StartCanary, percent=canary or 0.0) if not promote else commands.Promote
+                order = made(kind, version=published.version, why=note)
+                carry_out(models, state_dir, name, order, no_wait=False)
+            elif wait:
+                generation = TrafficStore(models, state_dir).read(name).generation
+                waited = servers.wait(
+                    models, name, generation, seconds=WAIT_S, state_dir=state_dir, version=published.version
+                )
+                if waited.problems:
+                    raise NotReady(f"it is published, and not served: {'; '.join(waited.problems)}")
+                typer.echo(f"{name} version {published.version}: {known_served(waited, 'it is published')}")
+        except GateRefused as error:
+            console.print(table(error.report, f"{name}: not published"))
+            raise typer.Exit(1) from None
 
 
 def _answers(name: str, published: Published, *, asked: object) -> str:

@@ -8,7 +8,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import pytest
@@ -80,9 +80,22 @@ def store(tmp_path: Path) -> TrafficStore:
     return made
 
 
+class Told(NamedTuple):
+    """A coordinator, two workers that have joined, and what changes what they are to serve."""
+
+    coordinator: Coordinator
+    first: Worker
+    second: Worker
+    store: TrafficStore
+
+    def promote(self) -> None:
+        """Ask for the version that nobody has loaded."""
+        self.store.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
+        self.coordinator.rescan()
+
+
 @pytest.fixture
-def told(tmp_path: Path, store: TrafficStore, eventually: Wait) -> Iterator[tuple[Coordinator, list[Worker]]]:
-    """A coordinator with two workers that have joined."""
+def told(tmp_path: Path, store: TrafficStore, eventually: Wait) -> Iterator[Told]:
     coordinator = Coordinator(
         Repository(tmp_path, store.import_edit), Lenient(), report=lambda _: None, loads_at_once=1
     )
@@ -94,19 +107,16 @@ def told(tmp_path: Path, store: TrafficStore, eventually: Wait) -> Iterator[tupl
     eventually(lambda: all(worker.kinds() == ["join"] for worker in workers))
     for worker in workers:
         worker.heard.clear()
-    yield coordinator, workers
+    yield Told(coordinator, *workers, store)
     coordinator.stop()
     for worker in workers:
         worker.sock.close()
 
 
-def test_one_loads_after_the_other(
-    told: tuple[Coordinator, list[Worker]], store: TrafficStore, eventually: Wait
-) -> None:
+def test_one_loads_after_the_other(told: Told, eventually: Wait) -> None:
     """A second worker begins to load when the first has done so, and both serve the version when both have it."""
-    coordinator, (first, second) = told
-    store.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
-    coordinator.rescan()
+    _, first, second, _ = told
+    told.promote()
     eventually(lambda: first.kinds() == ["prepare"])
     assert second.kinds() == []
     first.done()
@@ -116,11 +126,9 @@ def test_one_loads_after_the_other(
     eventually(lambda: first.kinds() == second.kinds() == ["prepare", "commit"])
 
 
-def test_what_loads_nothing_is_told_to_all(
-    told: tuple[Coordinator, list[Worker]], store: TrafficStore, eventually: Wait
-) -> None:
+def test_what_loads_nothing_is_told_to_all(told: Told, eventually: Wait) -> None:
     """A change among versions that are loaded does not wait for one worker after the other."""
-    coordinator, (first, second) = told
+    coordinator, first, second, store = told
     store.change("iris", keep(("1", "2")), who="test", what="keep both")
     coordinator.rescan()
     for worker in (first, second):
@@ -132,18 +140,14 @@ def test_what_loads_nothing_is_told_to_all(
     eventually(
         lambda: any(m.get("models", {}).get("iris", {}).get("serving") == 3 for m in first.heard if first.kinds())
     )
-    store.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
-    coordinator.rescan()
+    told.promote()
     eventually(lambda: first.kinds() == second.kinds() == ["prepare", "commit", "prepare"])
 
 
-def test_who_waits_for_its_turn_may_end(
-    told: tuple[Coordinator, list[Worker]], store: TrafficStore, eventually: Wait
-) -> None:
+def test_who_waits_for_its_turn_may_end(told: Told, eventually: Wait) -> None:
     """A worker that dies before its turn is not waited for."""
-    coordinator, (first, second) = told
-    store.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
-    coordinator.rescan()
+    _, first, second, _ = told
+    told.promote()
     eventually(lambda: first.kinds() == ["prepare"])
     second.sock.close()
     eventually(lambda: second.link.fileno() == -1)  # its end has been noticed
@@ -151,25 +155,19 @@ def test_who_waits_for_its_turn_may_end(
     eventually(lambda: first.kinds() == ["prepare", "commit"])
 
 
-def test_what_one_could_not_load_no_other_tries(
-    told: tuple[Coordinator, list[Worker]], store: TrafficStore, eventually: Wait
-) -> None:
+def test_what_one_could_not_load_no_other_tries(told: Told, eventually: Wait) -> None:
     """A version that the first worker can't load is given up, and the others never load it."""
-    coordinator, (first, second) = told
-    store.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
-    coordinator.rescan()
+    _, first, second, _ = told
+    told.promote()
     eventually(lambda: first.kinds() == ["prepare"])
     first.done(failed=["2", "no memory"])
     eventually(lambda: first.kinds() == ["prepare", "abort"] and second.kinds() == ["abort"])
 
 
-def test_a_worker_that_comes_while_others_swap_and_cant_load_is_asked_again(
-    told: tuple[Coordinator, list[Worker]], store: TrafficStore, eventually: Wait
-) -> None:
+def test_a_worker_that_comes_while_others_swap_and_cant_load_is_asked_again(told: Told, eventually: Wait) -> None:
     """It does not go on without the model beside others that serve it: the plan is tried once more, by all."""
-    coordinator, (first, second) = told
-    store.change("iris", promote("2", available=["1", "2"]), who="test", what="promote 2")
-    coordinator.rescan()
+    coordinator, first, second, _ = told
+    told.promote()
     for worker in (first, second):
         eventually(lambda worker=worker: worker.kinds() == ["prepare"])
         worker.done()
