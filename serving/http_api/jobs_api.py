@@ -20,6 +20,7 @@ from serving.http_api.route import ClientLeft, read_body
 from serving.http_api.security import requires
 from serving.http_api.services import LiveServices
 from serving.jobs.documents import TYPES, Asked, JobDocument, JobList, JobRequest, State
+from serving.prediction.tracing import traceparent
 from serving.protocols import strict_json
 from serving.repository.traffic import sentence
 
@@ -129,17 +130,18 @@ async def create_job(
     to do with it. The version is chosen now, and is the same for all rows.
     """
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    trace = traceparent(request.scope["headers"])
     try:
         if kind in _JSON:
             body = await read_body(request.scope["headers"], request.receive, jobs.max_rows_bytes)
             wanted = await asyncio.to_thread(read_request, bytes(body))
-            made, new = await jobs.create(caller, wanted, idempotency_key)
+            made, new = await jobs.create(caller, wanted, idempotency_key, trace)
         elif kind in TYPES:
             if not asked.model:
                 raise InvalidRequest("model: is missing in the query, as in /v1/jobs?model=iris&output=csv")
             plain = Asked(**asked.model_dump())
             async with aclosing(_received(request, jobs.max_upload_bytes)) as content:
-                made, new = await jobs.receive(caller, plain, TYPES[kind], content, idempotency_key)
+                made, new = await jobs.receive(caller, plain, TYPES[kind], content, idempotency_key, trace)
         else:
             raise UnsupportedMediaType(
                 f"Content-Type: should be application/json or, for a file that is the body itself, {', '.join(TYPES)}"

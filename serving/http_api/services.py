@@ -181,7 +181,8 @@ def make_services(
     if settings.capture_dir is not None:
         capture = Capture(settings.capture_dir, max_bytes=settings.capture_max_bytes)
         fleet.prepare.append(capture.attach)
-    log = RequestLog.wanted(settings.access_log, settings.slow_log_s, Tracing.from_environment())
+    tracing = Tracing.from_environment()
+    log = RequestLog.wanted(settings.access_log, settings.slow_log_s, tracing)
     platform = platforms.platform(settings.platform, os.environ)
     endpoints = EndpointTable(
         *prediction_paths(platform.named if platform is not None else None),
@@ -213,7 +214,7 @@ def make_services(
         metrics.follow("serving_codec_busy_seconds", lambda: pool.busy_s)
         metrics.follow("serving_connections", lambda: len(shared.taken), "http")
     jobs, runner = (
-        _jobs(settings, fleet, in_process, metrics) if settings.jobs_database_url is not None else (None, None)
+        _jobs(settings, fleet, in_process, metrics, tracing) if settings.jobs_database_url is not None else (None, None)
     )
     return Services(
         models=settings.models,
@@ -244,7 +245,9 @@ def make_services(
     )
 
 
-def _jobs(settings: Settings, fleet: Fleet, endpoints: EndpointTable, metrics: Metrics | None) -> tuple[Jobs, Runner]:
+def _jobs(
+    settings: Settings, fleet: Fleet, endpoints: EndpointTable, metrics: Metrics | None, tracing: Tracing | None
+) -> tuple[Jobs, Runner]:
     """Make what takes jobs, and what does them."""
     from serving.jobs.database import Database  # noqa: PLC0415  only where jobs are wanted
     from serving.jobs.inputs import Locations  # noqa: PLC0415
@@ -274,6 +277,7 @@ def _jobs(settings: Settings, fleet: Fleet, endpoints: EndpointTable, metrics: M
         running=settings.jobs_running,
         keep_s=settings.jobs_keep_days * 24 * 3600,
         keep_bytes=settings.jobs_keep_bytes,
+        tracing=tracing,
     )
     return jobs, runner
 

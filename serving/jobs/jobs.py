@@ -57,11 +57,13 @@ class Jobs:
         self._uploads = asyncio.Semaphore(UPLOADS)
         self._fleet = fleet
 
-    async def create(self, caller: Principal, asked: JobRequest, key: str | None) -> tuple[JobDocument, bool]:
+    async def create(
+        self, caller: Principal, asked: JobRequest, key: str | None, trace: str | None = None
+    ) -> tuple[JobDocument, bool]:
         """Keep a job for rows, or for what is at a URL, so that workers find it; return it, and whether it is new.
 
-        key: the same key gives the same job. Raises ModelNotFound, NotReady, Forbidden, InvalidRequest, QueueFull, and
-        Conflict where the key came with another request.
+        key: the same key gives the same job. trace: see `traceparent`. Raises ModelNotFound, NotReady, Forbidden,
+        InvalidRequest, QueueFull, and Conflict where the key came with another request.
         """
         if asked.rows is not None:
             rows = asked.rows
@@ -71,22 +73,28 @@ class Jobs:
                 yield lines
 
             return await self.receive(
-                caller, Asked(**asked.model_dump(include=set(Asked.model_fields))), "ndjson", content(), key
+                caller, Asked(**asked.model_dump(include=set(Asked.model_fields))), "ndjson", content(), key, trace
             )
         assert asked.url is not None  # noqa: S101  one of the two is there
         assert asked.format is not None  # noqa: S101
-        job = self._job(caller, asked, asked.format, key)
+        job = self._job(caller, asked, asked.format, key, trace)
         found = await asyncio.to_thread(self.locations.open, asked.url)
         job.url, job.identity, job.size = asked.url, found.identity, found.size
         found.close()
         job.fingerprint = _fingerprint(asked, "")
         return await self._keep(job)
 
-    async def receive(
-        self, caller: Principal, asked: Asked, kind: Format, content: AsyncIterator[bytes], key: str | None
+    async def receive(  # noqa: PLR0917
+        self,
+        caller: Principal,
+        asked: Asked,
+        kind: Format,
+        content: AsyncIterator[bytes],
+        key: str | None,
+        trace: str | None = None,
     ) -> tuple[JobDocument, bool]:
         """Keep a job for a file that is sent; as `create`. Raises what `content` raises too: nothing is kept then."""
-        job = self._job(caller, asked, kind, key)
+        job = self._job(caller, asked, kind, key, trace)
         seen = hashlib.sha256()
 
         async def hashed() -> AsyncIterator[bytes]:
@@ -115,7 +123,7 @@ class Jobs:
         except ServingError as error:  # what is left is swept
             log.warning("an input that is not needed could not be removed: %s", error.message)
 
-    def _job(self, caller: Principal, asked: Asked, kind: Format, key: str | None) -> Job:
+    def _job(self, caller: Principal, asked: Asked, kind: Format, key: str | None, trace: str | None = None) -> Job:
         model = self._fleet.get(asked.model, asked.version, asked.label)
         callers = model.limits.callers
         if callers is not None and caller.name not in callers:
@@ -128,6 +136,7 @@ class Jobs:
             version=model.version,
             input_format=kind,
             output_format=asked.output,
+            traceparent=trace,
         )
 
     async def _keep(self, job: Job) -> tuple[JobDocument, bool]:

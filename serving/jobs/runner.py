@@ -20,6 +20,7 @@ from serving.jobs.pieces import Pieces
 from serving.jobs.results import Results
 from serving.jobs.tables import ACTIVE, STATES, Job, now
 from serving.metrics.metrics import Metrics
+from serving.prediction.tracing import Described, Tracing
 
 log = logging.getLogger("serving.jobs")
 
@@ -49,7 +50,9 @@ class Runner:
         keep_s: float,
         keep_bytes: int,
         lease_s: float = LEASE_S,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._database = database
         self._results = results
         self.pieces = pieces
@@ -108,11 +111,13 @@ class Runner:
         """Have a piece done, as long as it is this worker's, and say what became of it."""
         doing = asyncio.ensure_future(self.pieces.do(claimed))
         holding = asyncio.create_task(self._hold(claimed))
+        began, done = time.monotonic(), False
         try:
             await asyncio.wait((doing, holding), return_when=asyncio.FIRST_COMPLETED)
             if not doing.done():
                 holding.result()  # raises LeaseLost
             await doing
+            done = True
         except LeaseLost:
             log.info("a piece of job %s is no longer this worker's", claimed.job.id)
         except asyncio.CancelledError:
@@ -126,9 +131,28 @@ class Runner:
             log.exception("a piece of job %s could not be done", claimed.job.id)
             await self._settle(claimed, NotReady(FAULT))
         finally:
+            self._trace(claimed, began, done=done)
             for task in (doing, holding):
                 task.cancel()
             await asyncio.gather(doing, holding, return_exceptions=True)
+
+    def _trace(self, claimed: Claim, began: float, *, done: bool) -> None:
+        """Make a piece a span of the trace that its job was asked for in."""
+        job, piece = claimed.job, claimed.piece
+        if self._tracing is None or job.traceparent is None:
+            return
+        context = self._tracing.sampled([(b"traceparent", job.traceparent.encode())])
+        if context is not None:
+            facts: dict[str, str | int] = {
+                "job.id": job.id,
+                "job.piece": piece.number,
+                "model.name": job.model,
+                "model.version": job.version,
+            }
+            made = Described(
+                f"job {piece.kind}", {f"serving.{fact}": value for fact, value in facts.items()}, not done, "CONSUMER"
+            )
+            self._tracing.record(context, lambda: made, began=began, ended=time.monotonic())
 
     async def _hold(self, claimed: Claim) -> None:
         """Renew the lease for as long as it takes. Raises LeaseLost."""

@@ -63,6 +63,8 @@ class Job(Base):
     """What tells the input from what may replace it: an ETag, or size and time of a file."""
     input_format: Mapped[str] = mapped_column(String(16))
     output_format: Mapped[str] = mapped_column(String(16))
+    traceparent: Mapped[str | None] = mapped_column(String(55))
+    """What the request that asked for it is part of."""
     state: Mapped[str] = mapped_column(String(16), default="queued")
     error: Mapped[str] = mapped_column(Text, default="")
     """Why it failed or, while it is active, what it waits for."""

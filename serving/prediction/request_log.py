@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from serving.errors import ServingError
 from serving.metrics.recorders import outcome_of
-from serving.prediction.tracing import Described, Tracing
-from serving.protocols.headers import Headers, header
+from serving.prediction.tracing import Described, Tracing, traceparent
+from serving.protocols.headers import Headers
 
 if TYPE_CHECKING:
     from serving.prediction.prediction import Prediction
 
 log = logging.getLogger("serving.requests")
 
-_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 # Of gRPC, those that its conventions count as the server's own failures.
 _FAILED = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 
@@ -111,8 +109,8 @@ class RequestLog:
             model, version = prediction.endpoint.model.name, prediction.endpoint.model.version
             caller, outcome = prediction.caller.name, prediction.outcome
             stages = stages_of(prediction, chosen.now)
-        given = _TRACEPARENT.fullmatch(header(headers, b"traceparent") or b"")
-        trace_id, span_id = given[1].decode() if given else None, None
+        given = traceparent(headers)
+        trace_id, span_id = given.split("-")[1] if given else None, None
         if chosen.context is not None and self._tracing is not None:
             facts = {"model.name": model, "model.version": version, "outcome": outcome, "principal": caller}
             trace_id, span_id = self._tracing.record(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from serving.engine.request import Run
-from serving.protocols.headers import Headers
+from serving.protocols.headers import Headers, header
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -30,15 +31,23 @@ log = logging.getLogger("serving.tracing")
 
 FLUSH_S = 5.0
 """Seconds that a server which ends gives the receiver to take the last spans."""
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(?![^-])")
 _OTLP = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 
 
+def traceparent(headers: Headers) -> str | None:
+    """Return what a caller says that its request is part of, as it is said (W3C Trace Context), where it does."""
+    found = _TRACEPARENT.match(header(headers, b"traceparent") or b"")
+    return found[0].decode() if found else None
+
+
 class Described(NamedTuple):
-    """What a request was: its span's name and attributes, and whether the server failed on it."""
+    """What a request was: its span's name, attributes and kind, and whether the server failed on it."""
 
     name: str
     attributes: dict[str, str | int]
     failed: bool
+    kind: str = "SERVER"
 
 
 @dataclass(slots=True, eq=False)
@@ -125,8 +134,8 @@ class Tracing:
         *,
         began: float,
         ended: float,
-        stages: Sequence[tuple[str, float, float]],
-        run: Run | None,
+        stages: Sequence[tuple[str, float, float]] = (),
+        run: Run | None = None,
     ) -> tuple[str, str]:
         """Have the span of a request made, and one of each stage; return its trace's id and its own, in hexadecimal.
 
@@ -184,7 +193,7 @@ class _SpanMaker:
 
     def _spans(self, record: _Record, shift: int) -> Iterator[ReadableSpan]:
         trace, run = self._trace, record.run
-        name, attributes, failed = record.describe()
+        name, attributes, failed, kind = record.describe()
         state = record.above.trace_state if record.above is not None else None
         own = trace.SpanContext(*record.own, False, self._flags, state)
 
@@ -202,7 +211,7 @@ class _SpanMaker:
             its = trace.SpanContext(own.trace_id, random.getrandbits(64), False, self._flags, state)
             links = [trace.Link(batch)] if batch is not None and stage == "inference" else ()
             yield made(stage, its, since, until, parent=own, links=links)
-        more = {"attributes": attributes, "kind": trace.SpanKind.SERVER} | ({"status": self._error} if failed else {})
+        more = {"attributes": attributes, "kind": trace.SpanKind[kind]} | ({"status": self._error} if failed else {})
         yield made(name, own, record.began, record.ended, parent=record.above, **more)
 
 

@@ -44,7 +44,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def key(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     file = tmp_path_factory.mktemp("keys") / "serving.keys"
-    return KeyStore(file).create("app", frozenset({"predict"})), file
+    return KeyStore(file).create("app", frozenset({"predict", "jobs"})), file
 
 
 class Receiver:
@@ -92,7 +92,8 @@ def telling(models: Path, key: tuple[str, Path], receiver: Receiver) -> Iterator
         "OTEL_BSP_SCHEDULE_DELAY": "100",
         "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test",
     }
-    server = Server(*flags, "--max-delay-ms", "200", models=models, environment=environment)
+    flags += ("--max-delay-ms", "200", "--jobs-database-url", "sqlite")
+    server = Server(*flags, models=models, environment=environment)
     try:
         yield server.wait()
     finally:
@@ -249,6 +250,24 @@ def test_requests_of_one_batch_are_linked_to_its_one_span(
     assert links[0] == links[1]
     (batch,) = (span for span in spans if span["id"] in links[0])
     assert (batch["attributes"]["serving.batch.rows"], batch["attributes"]["serving.batch.requests"]) == (2, 2)
+
+
+def test_a_job_goes_on_in_the_trace_that_it_was_asked_for_in(
+    telling: Server, receiver: Receiver, key: tuple[str, Path], eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    """Each piece of a job is a span in its caller's trace, whichever worker does it, long after the request."""
+    headers = {"authorization": f"Bearer {key[0]}"} | trace_parent(21)
+    answer = httpx.post(f"{telling.url}/v1/jobs", json={"model": "iris", "rows": [ROW]}, headers=headers)
+    assert answer.status_code == 201, answer.text
+    due = {"job split", "job score", "job publish", "POST /v1/jobs"}
+
+    def mine() -> list[dict[str, Any]]:
+        return [span for span in receiver.spans() if span["trace"] == f"{21:032x}"]
+
+    eventually(lambda: due <= {span["name"] for span in mine()})
+    pieces = [span for span in mine() if span["name"].startswith("job")]
+    assert {span["attributes"]["serving.job.id"] for span in pieces} == {answer.json()["id"]}
+    assert {(span["kind"], span["parent"], span["status"]) for span in pieces} == {(5, f"{21:016x}", 0)}
 
 
 def test_traces_that_can_t_be_had_are_named_and_do_no_harm(

@@ -23,6 +23,7 @@ def upgrade() -> None:
         sa.Column("identity", sa.Text),
         sa.Column("input_format", sa.String(16), nullable=False),
         sa.Column("output_format", sa.String(16), nullable=False),
+        sa.Column("traceparent", sa.String(55)),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("error", sa.Text, nullable=False),
         sa.Column("rows_good", sa.BigInteger, nullable=False),
