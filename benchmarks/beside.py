@@ -26,6 +26,9 @@ TIMES = 3.0
 """Most that the slowest hundredth of them may take of what it takes without company."""
 
 
+IRIS = json.dumps({"instances": [[5.1, 3.5, 1.4, 0.2]]}).encode()
+
+
 class Large(NamedTuple):
     """A request that is as large as may be."""
 
@@ -87,10 +90,10 @@ def beside(models: Path, folder: Path, rounds: int, seconds: float) -> list[Find
     return findings
 
 
-def p99(port: int, seconds: float) -> float:
+def p99(port: int, seconds: float, path: str = "/v1/models/iris:predict", body: bytes = IRIS) -> float:
     """Send single rows for a while, one at a time; return the 99th percentile of their seconds."""
-    body = json.dumps({"instances": [[5.1, 3.5, 1.4, 0.2]]}).encode()
-    request = b"POST /v1/models/iris:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    request = head.encode() + body
     took = []
     sock = socket.create_connection(("127.0.0.1", port))
     until = time.monotonic() + seconds

@@ -137,7 +137,12 @@ class _Bounded:
             raise InvalidRequest(
                 f"an Arrow message has {size} bytes, and the limit is {MOST_MESSAGE_BYTES}: send smaller record batches"
             )
-        data = self._source.read(size)
+        parts = []
+        left = size
+        while left and (part := self._source.read(left)):  # a pipe gives what has come
+            parts.append(part)
+            left -= len(part)
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
         if size == 4:  # how long the metadata is that follows, or the mark before
             self._metadata_bytes = int.from_bytes(data, "little", signed=True)
         elif size == self._metadata_bytes:

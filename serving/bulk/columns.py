@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,7 +61,7 @@ class ColumnBinder:
 
     def check_types(self, schema: Any) -> None:
         """Refuse columns whose type is none of their feature's. Raises SignatureMismatch."""
-        index = (schema.pandas_metadata or {}).get("index_columns", ())  # rows' names, which pandas writes beside
+        index = _index_names(schema.metadata or {})
         self.check_names([name for name in schema.names if name not in index or name in self.types])
         details = []
         for feature in self.features:
@@ -101,6 +103,13 @@ class ColumnBinder:
         for index, array in enumerate(arrays):
             matrix[:, index] = array
         return (matrix,)
+
+
+def _index_names(metadata: Any) -> list[Any]:
+    """Return the columns that are names of the rows, which pandas writes beside the others."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return list(json.loads(metadata[b"pandas"])["index_columns"])
+    return []
 
 
 def _takes(feature: Feature, kind: Any) -> bool:

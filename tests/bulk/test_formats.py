@@ -297,6 +297,21 @@ def test_columns_of_another_type_are_named(write: Any) -> None:
     assert found(read(kind, write(whole)))[1] == by_v1("iris", IRIS | {"sepal_length": 5, "petal_width": 0.25})
 
 
+class Trickle(io.BytesIO):
+    """Gives a few bytes at a time, as a pipe may."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(min(size or 0, 100))
+
+
+@pytest.mark.parametrize("kind", ["csv", "ndjson", "arrow"])
+def test_rows_may_come_in_any_pieces(kind: Any) -> None:
+    """However few bytes are there at a time, the rows are the same."""
+    text = {"csv": columns().to_pandas().to_csv(index=False).encode(), "ndjson": ndjson([IRIS] * 10)}
+    data = text.get(kind) or arrow(columns())
+    assert found(list(reader(kind, Trickle(data), described("iris")))) == found(read(kind, data))
+
+
 def test_text_may_be_a_dictionary() -> None:
     """Categories of pandas are strings."""
     table = pa.Table.from_pandas(pd.DataFrame([PENGUIN] * 3).astype({"island": "category"}))
