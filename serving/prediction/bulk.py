@@ -23,6 +23,8 @@ PIECE_S = 0.001
 """Seconds that a piece should run beside live requests: each may wait for one."""
 ALONE_S = 0.004
 """As PIECE_S, where none came of late: the hop to the model's thread and back costs a tenth of a millisecond."""
+REST = 2.0
+"""For how many times as long as a piece ran it rests beside live requests: they have the processor meanwhile."""
 _OF_LATE_S = 1.0
 _FIRST_ROWS = 64
 _COME_BACK_S = 0.02
@@ -151,6 +153,8 @@ class BulkPrediction:
             if piece.ran is not None:
                 self._learn(piece.ran, alone=batcher.batches - others <= 1)
             if not isinstance(outcome, QueueFull):
+                if piece.ran is not None and self._beside_live():
+                    await asyncio.sleep(REST * (piece.ran.ended - piece.ran.started))
                 return outcome
             self._live_at = now
             await asyncio.sleep(_COME_BACK_S)
@@ -170,6 +174,9 @@ class BulkPrediction:
         if not alone:
             self._live_at = ran.ended
 
+    def _beside_live(self) -> bool:
+        return time.monotonic() - self._live_at < _OF_LATE_S
+
     def _piece_rows(self) -> int:
-        seconds = PIECE_S if time.monotonic() - self._live_at < _OF_LATE_S else ALONE_S
+        seconds = PIECE_S if self._beside_live() else ALONE_S
         return max(1, min(self._most, int(seconds / max(self._row_seconds, 1e-9))))
