@@ -78,13 +78,13 @@ class _Stream:
         self._prediction = prediction
         self._loop = prediction.endpoint.loop
         self._send = send
-        self._body = _Body(receive, self._loop)
+        self._connection = scope.pop(CONNECTION, None)
+        self._body = _Body(receive, self._loop, self._connection)
         self._made: list[bytes] = []
         self._line = 0
         self._started = False
         self._out = accepted_format(header(scope["headers"], b"accept"), kind)
         self._kind = kind
-        self._connection = scope.pop(CONNECTION, None)
         if self._connection is not None:
             self._connection.streamed = True
 
@@ -194,9 +194,10 @@ class _Body:
     on_left: Callable[[], object]
     """Called once the client leaves after all of the body has come."""
 
-    def __init__(self, receive: Receive, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, receive: Receive, loop: asyncio.AbstractEventLoop, connection: Any) -> None:
         self._receive = receive
         self._loop = loop
+        self._connection = connection
         self._message: asyncio.Task[Message] | None = None  # that is waited for
         self._gathering: Future[bytes] | None = None
         self._some = memoryview(b"")
@@ -229,7 +230,9 @@ class _Body:
             if self._message is None:
                 self._message = self._loop.create_task(self._receive())  # type: ignore[arg-type]
             wait = max(0.0, until - time.monotonic()) if made else None
+            self._wait_for_client(True)
             done, _ = await asyncio.wait({self._message}, timeout=wait)
+            self._wait_for_client(False)
             if not done:
                 break
             message, self._message = self._message.result(), None
@@ -243,6 +246,10 @@ class _Body:
             self._message = self._loop.create_task(self._receive())  # type: ignore[arg-type]
             self._message.add_done_callback(self._left)
         return bytes(made)
+
+    def _wait_for_client(self, waiting: bool) -> None:
+        if self._connection is not None:
+            self._connection.hungry = waiting
 
     def _left(self, done: asyncio.Task[Message]) -> None:
         if not done.cancelled():

@@ -72,7 +72,7 @@ class Connection(HttpToolsProtocol):
         self._unread = 0  # bytes written that the client has not taken
         self._waiting = 0  # bytes of answers that are counted
         self._spare = False
-        self.streamed = False  # the answer to the request that is being read begins before that is whole
+        self.streamed = self.hungry = False  # the request is answered while it is read; more of it is waited for
         self._seen = 0  # bytes of its body when `since` was set
         self._over = False  # refused: what still comes is thrown away until then
         self._fault = MALFORMED
@@ -294,7 +294,7 @@ class Connection(HttpToolsProtocol):
             if seconds > patience.head_s:
                 self.refuse(SLOW_HEAD)
         elif self.streamed:
-            if self._received - self._seen >= patience.min_rate * seconds:
+            if not self.hungry or self._received - self._seen >= patience.min_rate * seconds:
                 self.since, self._seen = self.shared.now, self._received
             elif seconds > patience.body_s:
                 self._abort("slow_body")

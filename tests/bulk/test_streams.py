@@ -52,7 +52,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, keys: dict[str, str]) -> It
     for name, traffic in {"iris": {"stable": "2"}, "tried": {"stable": "1", "canary": canary}}.items():
         shutil.copytree(MODELS / "iris", folder / name)
         (folder / name / "traffic.json").write_text(json.dumps(traffic))
-    flags = ["--keys", keys["path"], "--write-s", "1", "--body-s", "1"]
+    flags = ["--keys", keys["path"], "--write-s", "1", "--body-s", "2"]
     with running(*flags, models=folder) as started:
         yield started
 
