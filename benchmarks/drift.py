@@ -65,7 +65,7 @@ def main() -> None:
     """Measure all, write the results, and draw them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--windows", type=int, default=10_000, help="of unchanged rows, for this server")
-    parser.add_argument("--others", type=int, default=100, help="of unchanged rows, for the others, which take longer")
+    parser.add_argument("--others", type=int, default=20, help="of unchanged rows, for the others, which take longer")
     given = parser.parse_args()
     random = np.random.default_rng(0)
     train = training(random)
@@ -79,7 +79,7 @@ def main() -> None:
     found: dict[str, Any] = {"serving": {"windows": given.windows, "false_alarms": quiet, "rows_until_seen": after}}
     with tempfile.TemporaryDirectory() as folder:
         unchanged = train[random.integers(0, TRAIN, (given.others, WINDOW))]
-        np.savez(Path(folder) / "rows.npz", train=train, unchanged=unchanged, streams=rows[:20], begins=begins[:20])
+        np.savez(Path(folder) / "rows.npz", train=train, unchanged=unchanged, streams=rows[:10], begins=begins[:10])
         python = environment("drift") / "bin" / "python"
         command = [str(python), "benchmarks/drift_others.py", str(Path(folder) / "rows.npz")]
         found |= json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

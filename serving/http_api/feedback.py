@@ -15,8 +15,9 @@ from serving.http_api.openapi.documents import Error
 from serving.http_api.own_route import OwnRoute
 from serving.http_api.route import read_body
 from serving.http_api.security import requires
-from serving.http_api.services import LiveServices
+from serving.http_api.services import LiveServices, Services
 from serving.monitoring.feedback import LONGEST_KEY, MOST_OUTCOMES, Quality
+from serving.prediction.authorization import authorize
 from serving.protocols.strict_json import pointer
 
 router = APIRouter(route_class=OwnRoute, dependencies=[Depends(requires("predict"))], tags=["models"])
@@ -51,6 +52,13 @@ class Accepted(BaseModel):
     """Outcomes, one a row."""
 
 
+def _permit(model: str, request: Request, services: Services) -> None:
+    """Let in who may predict with this model. Raises ModelNotFound, NotReady, Unauthenticated or Forbidden."""
+    callers = services.fleet.get(model).limits.callers
+    if callers is not None:
+        authorize(services.access, request.scope["headers"], "predict", callers)
+
+
 @router.post(
     "/v1/models/{model}:feedback",
     summary="Tell what turned out to be true",
@@ -63,7 +71,7 @@ async def give_feedback(model: str, request: Request, services: LiveServices) ->
 
     For models whose model.toml has [feedback].
     """
-    services.fleet.get(model)
+    _permit(model, request, services)
     body = bytes(await read_body(request.scope["headers"], request.receive, _MOST_BYTES))
     try:
         told = Outcomes.model_validate_json(body)
@@ -79,8 +87,8 @@ async def give_feedback(model: str, request: Request, services: LiveServices) ->
 
 
 @router.get("/v1/models/{model}/feedback", summary="How good a model is, by what was true", response_model=Quality)
-async def live_quality(model: str, services: LiveServices) -> Response:
+async def live_quality(model: str, request: Request, services: LiveServices) -> Response:
     """Say of each loaded version how good its last predictions were, as far as their outcomes are known."""
-    services.fleet.get(model)
+    _permit(model, request, services)
     found = await asyncio.to_thread(services.monitoring.feedback.report, model)
     return json_answer(found.model_dump())

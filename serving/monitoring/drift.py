@@ -102,7 +102,10 @@ class DriftMonitor:
             self._followed = {(one.name, one.version): one for one, _ in live}
             for one, tracker in live:
                 if one.settings.learn_rows and not one.tallies:
-                    self._learn(one, tracker)
+                    try:
+                        self._learn(one, tracker)
+                    except OSError as error:
+                        log.error("%s %s: its reference can't be kept: %s", one.name, one.version, error.strerror)
                     continue
                 rows, columns = tracker.drain()
                 if not rows:
@@ -138,10 +141,7 @@ class DriftMonitor:
             references = tuple(reference for reference in made if reference is not None)
             one.learned.clear()
             one.learned_rows = 0
-            try:
-                write_whole(path, _REFERENCES.dump_json(references))
-            except OSError as error:
-                log.error("%s %s: its reference can't be kept: %s", one.name, one.version, error.strerror)
+            write_whole(path, _REFERENCES.dump_json(references))
             log.info("%s %s: the reference is learned", one.name, one.version)
             return  # the next tick reads what stands there: two workers may have written one
         one.learned.clear()
@@ -172,9 +172,7 @@ class DriftMonitor:
                 }
                 changed = True
             rows = _rows(one, total - np.array(its["start"]))
-            if not rows:
-                its = its | {"opened": now}  # a window begins with its first rows
-            elif rows >= one.settings.window_rows:
+            if rows >= one.settings.window_rows:
                 last = {"counts": total - np.array(its["start"]), "opened": its["opened"], "ended": now}
                 shifted = _window(one, last).drifted
                 closed.append(((one.name, one.version), shifted))
@@ -187,7 +185,8 @@ class DriftMonitor:
                 }
                 changed = True
             windows[one.key] = its
-        if changed or windows.keys() != known.keys():
+        changed = changed or windows.keys() != known.keys()
+        if changed:
             self._shared.write(_WINDOWS, windows)
         if changed or not self.gauges:
             self.gauges = _gauges(

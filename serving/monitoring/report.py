@@ -49,7 +49,7 @@ class Window(_Document):
 
     rows: int
     opened: float
-    """Unix time."""
+    """Unix time at which the one before was closed."""
     ended: float | None
     """null: it still fills, and says nothing for sure."""
     drifted: bool

@@ -115,6 +115,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Any:
         shutil.copytree(MODELS / name, models / name)
         (models / name / "model.toml").write_text("[feedback]")
     shutil.copytree(MODELS / "iris" / "1", models / "silent" / "1")
+    shutil.copytree(MODELS / "iris" / "1", models / "closed" / "1")
+    (models / "closed" / "model.toml").write_text('[feedback]\n[access]\npredict = ["web"]')
     keys = models.parent / "keys"
     key = KeyStore(keys).create("ann", frozenset({"deploy"}))
     with TestClient(create_app(Settings(models=models, keys=str(keys)))) as made:
@@ -140,6 +142,7 @@ def test_numbers_are_judged_by_their_errors(client: TestClient, eventually: Wait
     ("name", "body", "status", "text"),
     [
         ("silent", '{"feedback": [{"id": "a", "outcomes": ["setosa"]}]}', 400, "[feedback]"),
+        ("closed", '{"feedback": [{"id": "a", "outcomes": ["setosa"]}]}', 403, "settings name others"),
         ("rose", '{"feedback": [{"id": "a", "outcomes": ["setosa"]}]}', 404, "rose"),
         ("diabetes", "{", 400, "JSON"),
         ("diabetes", "{}", 422, "/feedback"),
@@ -148,7 +151,7 @@ def test_numbers_are_judged_by_their_errors(client: TestClient, eventually: Wait
     ],
 )
 def test_bad_feedback_is_refused_by_its_place(client: TestClient, name: str, body: str, status: int, text: str) -> None:
-    """What can't be an outcome, or is for a model that keeps nothing, is refused in words."""
+    """What can't be an outcome, or is for a model that keeps nothing or is closed, is refused in words."""
     answer = client.post(f"/v1/models/{name}:feedback", content=body)
     assert (answer.status_code, text in answer.text) == (status, True), answer.text
 
