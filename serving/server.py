@@ -20,6 +20,7 @@ from serving.deploy.adopted import adopted
 from serving.linux.limits import raise_open_files
 from serving.log_pipe import LogPipe
 from serving.logs import configure, form_of
+from serving.repository.state_directory import state_folder
 from serving.settings import Settings
 from serving.supervisor import Supervisor, check_access, check_tls
 from serving.tls import TlsInvalid
@@ -151,6 +152,12 @@ def serve(settings: Settings, reread: Callable[[], Settings]) -> int:
     for warning in misnamed(os.environ):
         log.warning(warning)
     check_folders(settings.models)
+    if settings.jobs_database_url is not None:
+        try:
+            state_folder(settings.models, settings.state_dir)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise CannotStart(f"jobs need a state folder: {reason}; name one with --state-dir") from None
     with contextlib.ExitStack() as ending:
         asked = platforms.platform(settings.platform, os.environ)
         by_request = asked is not None and asked.many

@@ -181,6 +181,13 @@ class Settings(BaseSettings):
                 ip_network(proxy)  # what it says is wrong with it is fit to be told
         return proxies
 
+    @field_validator("jobs_folder")
+    @classmethod
+    def _kept(cls, where: str | None) -> str | None:
+        if where is not None and "://" in where and not re.match(r"(s3|gs|az)://[^/@]+(/|$)", where):
+            raise ValueError("write a folder, or s3://, gs:// or az:// and a bucket")
+        return where
+
     @field_validator("jobs_database_url")
     @classmethod
     def _database(cls, url: str | None) -> str | None:

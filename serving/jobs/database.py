@@ -58,8 +58,8 @@ class Database:
         if self._sqlite:
             event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self.engine.sync_engine, "begin", _begin_sqlite)
-        self.up = False
-        """Whether it answered when it was asked last."""
+        self.up: bool | None = None
+        """Whether it answered when it was asked last; None where it was not yet."""
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
         self._file = Path(parsed.database or "") if self._sqlite else None
         self._ready: object = None
@@ -80,7 +80,10 @@ class Database:
                     if alone:
                         await session.run_sync(lambda s: self._lock(s.connection()))
                     yield session
-        except DatabaseAway:
+        except DatabaseAway as away:
+            if self.up is not False:
+                reason = str(away.__cause__ or "").split("\n", 1)[0][:200]
+                log.error("%s%s", away.message, f" ({reason})" if reason else "")
             self.up = False
             raise
         self.up = True

@@ -142,7 +142,7 @@ async def commit_published(session: AsyncSession, claimed: Claim, *, result_byte
 
 async def give_back(session: AsyncSession, claimed: Claim, why: str = "") -> None:
     """Let somebody else have a piece that could not be done now: at once, or after a while where it says why."""
-    wait = min(_LONGEST_WAIT_S, 2.0 ** min(claimed.token, 10)) if why else 0.0
+    wait = min(_LONGEST_WAIT_S, 0.5 * 2.0 ** min(claimed.token, 10)) if why else 0.0
     await _change(session, claimed, state=WAITING, lease_until=now() + wait if why else 0.0)
     if why:
         await session.execute(_JOBS.where(Job.id == claimed.job.id).values(error=f"waits: {why}"))

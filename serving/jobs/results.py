@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import obstore
-from obstore.store import LocalStore
+from obstore.store import LocalStore, ObjectStore
 
 from serving.jobs.inputs import SCHEMES, Input, StoredInput, open_store, translated
 from serving.linux.files import sync
@@ -27,16 +27,22 @@ _ORPHANED_S = 24 * 3600.0
 
 
 class Results:
-    """Files of jobs, in the folder or below the URL `where`. Raises OSError, or obstore's errors for a bad URL."""
+    """Files of jobs, in the folder or below the URL `where`, which is opened when it is first needed."""
 
     def __init__(self, where: str) -> None:
-        self._folder: Path | None = None
-        if where.partition("://")[0] in SCHEMES:
-            self._store = open_store(where)
-        else:
-            self._folder = Path(where).absolute()
-            self._folder.mkdir(0o700, parents=True, exist_ok=True)  # inputs and results are their owners' alone
-            self._store = LocalStore(self._folder)
+        self._where = where
+        self._folder = None if where.partition("://")[0] in SCHEMES else Path(where).absolute()
+        self._opened: ObjectStore | None = None
+
+    @property
+    def _store(self) -> ObjectStore:
+        if self._opened is None:
+            if self._folder is None:
+                self._opened = open_store(self._where)
+            else:
+                self._folder.mkdir(0o700, parents=True, exist_ok=True)  # inputs and results are their owners' alone
+                self._opened = LocalStore(self._folder)
+        return self._opened
 
     async def put(self, path: str, content: bytes | AsyncIterator[bytes]) -> None:
         """Write a file, whole or not at all. Raises NotReady, and what `content` raises."""
@@ -59,7 +65,9 @@ class Results:
 
     def open(self, path: str) -> Input:
         """Open a file to be read by ranges; for threads. Raises InvalidRequest where there is none, NotReady."""
-        return StoredInput(self._store, path)
+        with translated("the results"):
+            store = self._store
+        return StoredInput(store, path)
 
     async def remove(self, path: str) -> None:
         """Remove a file, or all below a path. Raises NotReady."""

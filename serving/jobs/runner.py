@@ -65,12 +65,13 @@ class Runner:
             for outcome in ("good", "bad"):
                 metrics.follow("serving_job_rows", partial(pieces.rows.__getitem__, outcome), outcome)
             metrics.follow("serving_jobs_oldest_seconds", lambda: self._oldest_s)
-            metrics.follow("serving_jobs_database_up", lambda: float(database.up))
+            metrics.follow("serving_jobs_database_up", lambda: float(database.up or False))
         self._running = running
         self._keep_s = keep_s
         self._keep_bytes = keep_bytes
         self._lease_s = lease_s
         self._swept = time.monotonic()
+        self._ended = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> None:
@@ -132,6 +133,7 @@ class Runner:
             await self._settle(claimed, NotReady(FAULT))
         finally:
             self._trace(claimed, began, done=done)
+            self._ended.set()
             for task in (doing, holding):
                 task.cancel()
             await asyncio.gather(doing, holding, return_exceptions=True)
@@ -195,7 +197,11 @@ class Runner:
                 log.debug("jobs are not tidied: %s", error.message)
             except Exception:
                 log.exception("jobs could not be tidied")
-            await asyncio.sleep(_HOUSE_S)
+            await asyncio.sleep(_POLL_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_HOUSE_S):
+                    await self._ended.wait()
+            self._ended.clear()
 
     async def _count(self) -> None:
         async def counted(session: AsyncSession) -> tuple[dict[str, int], float]:

@@ -6,8 +6,10 @@ import asyncio
 import csv
 import io
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -16,13 +18,15 @@ import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 from pyarrow import parquet
+from pydantic import ValidationError
 
 from serving.errors import InvalidRequest, JobNotFound
 from serving.http_api.jobs_api import live_jobs, read_request
 from serving.jobs import leases
 from serving.jobs.leases import Claim, LeaseLost
 from serving.jobs.tables import Piece
-from tests.jobs.conftest import NAMES, Shared, ask, expected, finished, flowers, send, services
+from serving.settings import Settings
+from tests.jobs.conftest import NAMES, Make, Shared, ask, expected, finished, flowers, send, services
 
 ROWS = flowers(3000)
 
@@ -70,7 +74,9 @@ def test_files_are_predicted_in_the_order_of_their_rows(client: TestClient, give
         assert parquet.read_metadata(io.BytesIO(result.content)).metadata[b"good"] == b"3000"
 
 
-def test_a_bad_row_is_named_and_the_others_are_predicted(client: TestClient) -> None:
+def test_a_bad_row_is_named_and_the_others_are_predicted(
+    shared: Shared, client: TestClient, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
     """A row that is wrong has an error in its place, and a line in errors; all others are answered."""
     rows = [*ROWS[:3].tolist(), [1.0, "x", 1.0, 1.0], [1.0], *ROWS[3:5].tolist()]
     job = finished(client, ask(client, rows, output="ndjson"))
@@ -81,6 +87,9 @@ def test_a_bad_row_is_named_and_the_others_are_predicted(client: TestClient) -> 
     errors = [json.loads(line) for line in client.get(f"/v1/jobs/{job['id']}/errors").content.splitlines()]
     assert [(error["line"], error["path"]) for error in errors] == [(4, "/1"), (5, "")]
     assert errors == [lines[3]["error"], lines[4]["error"]]
+    metrics = {"authorization": f"Bearer {shared.keys[-1]}"}
+    for counted in ("serving_job_rows_total", 'serving_jobs{state="succeeded"}', "serving_jobs_database_up 1.0"):
+        eventually(lambda counted=counted: counted in client.get("/metrics", headers=metrics).text)
 
 
 def test_each_key_sees_its_own_jobs(shared: Shared, client: TestClient) -> None:
@@ -221,3 +230,29 @@ def test_without_a_database_there_are_no_jobs() -> None:
     """A server that was not told of a database says how to have jobs."""
     with pytest.raises(JobNotFound, match="--jobs-database-url"):
         live_jobs(Mock(jobs=None))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("jobs_database_url", "mysql://u:secret@h/d"),
+        ("jobs_database_url", "sqlite://"),
+        ("jobs_folder", "ftp://u:secret@h/d"),
+        ("jobs_folder", "s3:///x"),
+        ("jobs_inputs", "/srv"),
+    ],
+)
+def test_a_setting_that_names_nothing_is_refused(setting: str, value: str) -> None:
+    """What is no database, store or list of places is refused at the start, and its secret is not said."""
+    with pytest.raises(ValidationError, match="write") as refused:
+        Settings(**{setting: value})
+    assert "secret" not in refused.value.errors()[0]["msg"]
+
+
+def test_a_folder_that_can_not_be_had_costs_jobs_alone(serving_jobs: Make, tmp_path: Path) -> None:
+    """Where nothing can be kept, who asks for a job gets 503, and predictions go on."""
+    (tmp_path / "file").touch()
+    with serving_jobs(jobs_folder=str(tmp_path / "file" / "x")) as client:
+        assert ask(client).status_code == 503
+        assert client.get("/v1/jobs").json() == {"jobs": [], "total": 0}
+        assert client.post("/v1/models/iris:predict", json={"instances": [[5.1, 3.5, 1.4, 0.2]]}).status_code == 200
