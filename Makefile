@@ -90,4 +90,5 @@ else
 	$(BIN)/python -m tests.conformance --own --protobuf7 --light --only gRPC --only grpc --quiet
 	$(BIN)/python -m tests.conformance.clients
 	$(BIN)/python -m tests.conformance.generated
+	$(BIN)/python -m tests.conformance.mlflow_scoring
 endif

@@ -20,6 +20,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     # evidently does not run on pandas 3, which the project is developed with.
     "drift": ("evidently==0.7.23", "river==0.26.1", "pandas<3"),
     "shap": ("shap==0.51.0", "scikit-learn==1.9.1", "pandas==3.1.1", "pyarrow"),
+    "mlflow": ("mlflow-skinny==3.17.2", "pandas", "scipy", "onnx", "onnxruntime"),
     "mlserver": ("mlserver==1.7.1", "onnxruntime"),
 }
 
