@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import ipc, parquet
 
-from serving.bulk.batch import BEGIN, Batch, Position
+from serving.bulk.batch import BEGIN, Batch, Position, gathered
 from serving.bulk.formats import reader, writer
 from serving.engine.session import OnnxSession
 from serving.engine.signature import Described
@@ -147,6 +147,17 @@ def test_what_is_no_json_is_a_bad_row(line: bytes, said: str) -> None:
     assert all(value == by_v1("iris", IRIS) for value in made.values())
 
 
+def test_a_missing_value_is_null_and_nothing_else() -> None:
+    """Where a value may be missing, a key that is not there, or NaN, is no null: as V1 has it."""
+    good = json.dumps(PENGUIN | {"bill_length_mm": None}).encode()
+    without = json.dumps({name: value for name, value in PENGUIN.items() if name != "bill_length_mm"}).encode()
+    lines = [good] * 20 + [without] + [good] * 20 + [good.replace(b"null", b"NaN")] + [good] * 20
+    made = found(read("ndjson", b"\n".join(lines), "penguins"))
+    assert made.pop(21) == "/bill_length_mm: is missing"
+    assert "NaN is not JSON" in made.pop(42)
+    assert {repr(value) for value in made.values()} == {repr(by_v1("penguins", json.loads(good)))}
+
+
 def test_lines_that_make_rows_together_are_not_taken_for_rows() -> None:
     """As many rows as lines is not enough: each line must be a row of its own."""
     good = json.dumps(IRIS)
@@ -220,6 +231,8 @@ def test_other_encodings_are_named(kind: str) -> None:
     for coding in ("utf-16", "utf-16-be", "utf-32"):
         with pytest.raises(InvalidRequest, match="send it as UTF-8"):
             read(kind, f"{HEADER}\n1,2,3,4\n".encode(coding))
+    with pytest.raises(InvalidRequest, match="send it as UTF-8"):
+        read(kind, "\u540d\u524d\u540d\u524d".encode("utf-16"))
 
 
 class Endless(io.RawIOBase):
@@ -310,6 +323,14 @@ def test_rows_may_come_in_any_pieces(kind: Any) -> None:
     text = {"csv": columns().to_pandas().to_csv(index=False).encode(), "ndjson": ndjson([IRIS] * 10)}
     data = text.get(kind) or arrow(columns())
     assert found(list(reader(kind, Trickle(data), described("iris")))) == found(read(kind, data))
+
+
+def test_rows_of_different_shapes_do_not_make_one_feed() -> None:
+    """They are batches of their own, in order, and only behind the last of them can reading go on."""
+    rows = [((np.zeros((1, size)),), np.array([line], np.int64)) for line, size in enumerate([2, 2, 3, 2], 1)]
+    batches = list(gathered(rows, Position(9, 5), at_once=True))
+    assert [(batch.lines.tolist(), batch.end) for batch in batches] == [([1, 2], None), ([3], None), ([4], (9, 5))]
+    assert [batch.rows for batch in gathered(rows[:2], BEGIN, at_once=False)] == [1, 1]
 
 
 def test_text_may_be_a_dictionary() -> None:
