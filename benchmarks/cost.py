@@ -1,6 +1,7 @@
 """What sight costs the fast path: each thing that is watched alone, all that is on by default, and what can be added.
 
-Ratios of requests a second in one run, the servers taking turns: `python -m benchmarks.cost`.
+Ratios in one run, the servers taking turns: `python -m benchmarks.cost`. Of requests a second, which is what counts,
+and of requests for a second of the server's processor, which others on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections import defaultdict
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.contestants import Contestant, contestants
-from benchmarks.throughput import RESULTS, Case, Figure, measure
+from benchmarks.contestants import Contestant, contestants, resident_mib, running
+from benchmarks.throughput import RESULTS, Case, load
 
 OFF, DEFAULT = "everything off", "default: metrics and drift"
 CASES = [Case("v2", 1, 32), Case("v1", 1, 32)]
+KINDS = {"rate": "requests/s", "frugality": "a CPU second"}
 _TRACED = {
     "OTEL_TRACES_EXPORTER": "console",
     "OTEL_TRACES_SAMPLER": "traceidratio",
@@ -50,9 +54,48 @@ def watched(models: Path, scratch: Path) -> list[Contestant]:
     ]
 
 
-def ratio(figures: dict[str, list[Figure]], name: str, other: str) -> float:
+Runs: TypeAlias = "dict[str, list[Run]]"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of wrk found: requests a second, and for a second of the server's processor."""
+
+    rate: float
+    frugality: float
+    failed: int
+
+
+def processor_s(pid: int) -> float:
+    """Return the processor time that a server's processes have taken."""
+    ticks = 0
+    for each in resident_mib(pid):
+        fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def measure(chosen: list[Contestant], rounds: int, seconds: int, folder: Path, console: Console) -> dict[str, Runs]:
+    """Let the servers take turns; by case and server the run of each round."""
+    found: dict[str, Runs] = {str(case): defaultdict(list) for case in CASES}
+    for number in range(rounds):
+        for contestant in chosen:
+            with running(contestant, folder, "0") as (port, pid, _):
+                load(CASES[0], contestant, port, 1, "1", folder)
+                for case in CASES:
+                    before = processor_s(pid)
+                    figure = load(case, contestant, port, seconds, "1", folder)
+                    spent = processor_s(pid) - before
+                    run = Run(figure.rate, figure.rate * seconds / spent, figure.failed)
+                    found[str(case)][contestant.name].append(run)
+            console.print(f"round {number + 1} of {rounds}: {contestant.name}", highlight=False)
+    return found
+
+
+def ratio(runs: Runs, name: str, other: str, what: str) -> float:
     """Return the median of the rounds' ratios: both servers ran in the same minute in each."""
-    return statistics.median(mine.rate / its.rate for mine, its in zip(figures[name], figures[other], strict=True))
+    pairs = zip(runs[name], runs[other], strict=True)
+    return statistics.median(getattr(mine, what) / getattr(its, what) for mine, its in pairs)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,15 +110,17 @@ def main(arguments: list[str] | None = None) -> int:
         folder = Path(made)
         models = folder / "models"
         subprocess.run([sys.executable, "-W", "ignore", "-m", "training", "forest", "--to", str(models)], check=True)
-        figures = measure(watched(models, folder), CASES, given.rounds, given.seconds, folder, console)
+        runs = measure(watched(models, folder), given.rounds, given.seconds, folder, console)
     found = [
-        {"what": name, "of": other, "least": least} | {str(c): ratio(figures[str(c)], name, other) for c in CASES}
+        {"what": name, "of": other, "least": least}
+        | {f"{case}, {what}": ratio(runs[str(case)], name, other, what) for case in CASES for what in KINDS}
         for name, _, _, other, least in ROWS[1:]
     ]
-    table = Table("requests/s", "as a share of", *map(str, CASES), "at least")
+    table = Table("", "as a share of", *(f"{case}, {text}" for case in CASES for text in KINDS.values()), "at least")
     for row in found:
         least = "" if row["least"] is None else f"{row['least']:.2f}"
-        table.add_row(str(row["what"]), str(row["of"]), *(f"{row[str(c)]:.3f}" for c in CASES), least)
+        cells = (f"{row[f'{case}, {what}']:.2f}" for case in CASES for what in KINDS)
+        table.add_row(str(row["what"]), str(row["of"]), *cells, least)
     console.print(table)
     if not given.keep:
         facts = {
@@ -85,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
             "ratios": found,
         }
         (RESULTS / "cost.json").write_text(json.dumps(facts, indent=1) + "\n")
-    return 1 if any(f.failed for by_name in figures.values() for runs in by_name.values() for f in runs) else 0
+    return 1 if any(run.failed for by_name in runs.values() for each in by_name.values() for run in each) else 0
 
 
 if __name__ == "__main__":
