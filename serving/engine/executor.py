@@ -160,6 +160,8 @@ def _note(batch: Batch) -> None:
 def _show(batch: Batch, seen_by: Seen) -> None:
     try:
         for request, outcome in zip(batch.requests, batch.outcomes, strict=True):
+            if seen_by.room <= 0:
+                break
             if not (request.made_up or isinstance(outcome, ServingError)):
                 seen_by.offer(request.inputs, outcome)
     except Exception:  # nobody waits for it, and the thread lives on
