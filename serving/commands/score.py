@@ -46,7 +46,8 @@ def score(  # noqa: PLR0917  typer makes options of parameters
     out: Annotated[str, typer.Option("--out", "-o", help="File of the answers; - for standard output.")] = "-",
     version: Annotated[str | None, typer.Option(help="One of its versions [default: the one that answers].")] = None,
     url: Annotated[
-        str | None, typer.Option(envvar="SERVING_URL", help="A server that computes, with the key $SERVING_API_KEY.")
+        str | None,
+        typer.Option(help="A server that computes, instead; the key is $SERVING_API_KEY.", show_default=False),
     ] = None,
     kind: Annotated[str | None, typer.Option("--format", help="Of the files, where their names do not say.")] = None,
     out_kind: Annotated[str | None, typer.Option("--out-format", help="Of the answers, likewise.")] = None,
