@@ -29,7 +29,7 @@ BAD = 1000
 
 
 @drill("jobs", "50 workers killed and databases restarted amid a job: no row twice, none missing")
-def jobs(report: Report, *, rows: int = 1_500_000, kills: int = 25, restarts: int = 5) -> None:
+def jobs(report: Report, *, rows: int = 2_500_000, kills: int = 25, restarts: int = 5) -> None:
     """Two servers of one folder do one job, once on each kind of database, while their workers are killed.
 
     The control has a part removed behind the workers' back.
