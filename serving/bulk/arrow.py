@@ -48,11 +48,23 @@ class TableReader(ABC):
         row = self._start.offset
         try:
             for table in self._tables(row):
-                row += len(table)
-                yield Piece(table, Position(row, row + 1))
+                # What says of itself where its cells begin, or how they are encoded, may say anything.
+                table.validate(full=True)
+                for part in self._parts(table):
+                    row += len(part)
+                    yield Piece(part, Position(row, row + 1))
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             first = str(error).split("\n", 1)[0][:200]
             raise InvalidRequest(f"{self._kind} can't be read behind row {row}: {first}") from None
+
+    def _parts(self, table: Any) -> Iterator[Any]:
+        """Halve a table whose cells share texts until those of a part, each by itself, fit into memory."""
+        if len(table) > 1 and self.columns.text_bytes(table) > MOST_MESSAGE_BYTES:
+            half = len(table) // 2
+            yield from self._parts(table.slice(0, half))
+            yield from self._parts(table.slice(half))
+        else:
+            yield table
 
     def read(self, piece: Piece) -> Iterator[Batch]:
         """Read a piece."""
@@ -116,8 +128,6 @@ class ArrowReader(TableReader):
         for table in stream:
             if len(table) > MOST_ROWS:
                 raise InvalidRequest(f"a record batch has {len(table)} rows, and the limit is {MOST_ROWS}: send fewer")
-            # What says of itself where its cells begin may say anything.
-            table.validate(full=True)
             if skip < len(table):
                 yield table.slice(skip)
             skip = max(0, skip - len(table))
@@ -192,7 +202,9 @@ class ParquetReader(TableReader):
     _kind = "the Parquet file"
 
     def _tables(self, skip: int) -> Iterator[Any]:
-        file = parquet.ParquetFile(self._source, pre_buffer=False, buffer_size=1 << 20)
+        texts = [feature.name for feature in self.columns.features if feature.datatype == "BYTES"]
+        # Texts that many rows share stay one: else a file of 2 KB would take gigabytes.
+        file = parquet.ParquetFile(self._source, pre_buffer=False, buffer_size=1 << 20, read_dictionary=texts)
         self.columns.check_types(file.schema_arrow)
         self.total = file.metadata.num_rows
         cells = sum(abs(count(feature.shape)) for feature in self.columns.features)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serving.engine.signature import Feature, Signature
-from serving.errors import Detail, listed
+from serving.errors import DETAILS_SHOWN, Detail, listed
 from serving.protocols.predict_v1_validation import meant
 from serving.protocols.strict_json import pointer
 from serving.tensors import FLOATS, HALVES, INTEGERS, NUMPY, Array, Tensors, limits
@@ -52,7 +52,7 @@ class ColumnBinder:
         details = [Detail(pointer(name), "is missing") for name in missing]
         for name in dict.fromkeys(names):
             if name not in known:
-                close = meant(name, set(missing) or known)
+                close = meant(name, set(missing) or known) if len(details) < DETAILS_SHOWN else ""
                 details.append(Detail(pointer(name[:256]), f"is not a feature of this model{close}"))
             elif list(names).count(name) > 1:
                 details.append(Detail(pointer(name), "occurs twice"))
@@ -81,6 +81,17 @@ class ColumnBinder:
         if details:
             raise listed(_PROBLEM, details)
 
+    def text_bytes(self, table: Any) -> int:
+        """Return how long a RecordBatch's texts are, each by itself: many cells may share one."""
+        total = 0
+        for feature in self.features:
+            if feature.datatype == "BYTES":
+                column = table.column(feature.name)
+                for _ in feature.shape:
+                    column = column.flatten()
+                total += _text_bytes(column)
+        return total
+
     def feeds(self, table: Any, *, nan_is_missing: bool = True) -> Tensors | None:
         """Make the feeds of a RecordBatch; None where a cell may be bad, and the rows are to be looked at singly.
 
@@ -107,9 +118,22 @@ class ColumnBinder:
 
 def _index_names(metadata: Any) -> list[Any]:
     """Return the columns that are names of the rows, which pandas writes beside the others."""
-    with contextlib.suppress(ValueError, TypeError, KeyError):
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         return list(json.loads(metadata[b"pandas"])["index_columns"])
     return []
+
+
+def _text_bytes(column: Any) -> int:
+    if pa.types.is_dictionary(column.type):
+        return pc.sum(pc.take(_lengths(column.dictionary), column.indices)).as_py() or 0
+    return pc.sum(_lengths(column)).as_py() or 0
+
+
+def _lengths(column: Any) -> Any:
+    if pa.types.is_string_view(column.type) and len(column):
+        views = np.frombuffer(column.buffers()[1], np.int32)[::4]
+        return pa.array(views[column.offset : column.offset + len(column)])
+    return pc.binary_length(column.cast(pa.string()) if column.null_count == len(column) else column)
 
 
 def _takes(feature: Feature, kind: Any) -> bool:

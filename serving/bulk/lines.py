@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
@@ -14,6 +15,8 @@ MOST_LINE_BYTES = 4 << 20
 """Of one row: an image of 600 x 600 pixels fits in."""
 
 _BOM = b"\xef\xbb\xbf"
+_FIRST = re.compile(rb'(?:[^"\n]++|"[^"]*+")*+\n')
+"""A line that ends where no quote is open; possessive, so that it takes no longer than its text."""
 
 Read: TypeAlias = Callable[[int], bytes]
 """Gives so many bytes at most, and none at the end."""
@@ -99,16 +102,17 @@ class Splitter:
         if self._quotes and b'"' in held:
             quotes = held.count(b'"', 0, end + 1)
             while end >= 0 and quotes % 2:  # it is part of a field
-                before = held.rfind(b"\n", 0, end)
+                # So are all between the last quote and here.
+                before = held.rfind(b"\n", 0, held.rfind(b'"', 0, end))
                 quotes -= held.count(b'"', before + 1, end)
                 end = before
         return end + 1
 
     def _first_cut(self) -> int:
-        end = self._held.find(b"\n")
-        while self._quotes and end >= 0 and self._held.count(b'"', 0, end) % 2:
-            end = self._held.find(b"\n", end + 1)
-        return end + 1
+        if not self._quotes:
+            return self._held.find(b"\n") + 1
+        found = _FIRST.match(self._held)
+        return found.end() if found else 0
 
     def _taken(self, end: int) -> Block:
         line = self._line

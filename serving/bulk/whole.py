@@ -15,6 +15,9 @@ from serving.protocols.codec import Decoded
 MOST_ROWS = 1 << 18
 """Of one file: a column of one value takes no bytes that would bound them."""
 
+MOST_TEXT_BYTES = 64 << 20
+"""Of one file, each cell by itself: rows that share a text take no bytes for it either."""
+
 
 def read_parquet(body: bytes, described: Described) -> Decoded:
     """Read Parquet. Raises InvalidRequest, PayloadTooLarge, SignatureMismatch, and UnsupportedMediaType without
@@ -22,11 +25,16 @@ def read_parquet(body: bytes, described: Described) -> Decoded:
     """
     batches: list[Batch] = []
     rows = 0
-    for batch in reader("parquet", io.BytesIO(body), described):
-        batches.append(batch)
-        rows += batch.rows
+    source = reader("parquet", io.BytesIO(body), described)
+    texts = 0
+    for piece in source.pieces():
+        rows += len(piece.data)
         if rows > MOST_ROWS:
             raise PayloadTooLarge(f"the Parquet file has over {MOST_ROWS} rows, which is the limit: send fewer")
+        texts += source.columns.text_bytes(piece.data)
+        if texts > MOST_TEXT_BYTES:
+            raise PayloadTooLarge(f"the Parquet file has over {MOST_TEXT_BYTES} bytes of text: send fewer rows")
+        batches += source.read(piece)
     bad = [Detail(f"/{row.line - 1}{row.path}", row.message) for batch in batches for row in batch.bad]
     if bad:
         raise listed("the rows do not fit the model's signature", bad)

@@ -16,7 +16,7 @@ from serving.http_api.own_route import OwnRoute
 from serving.http_api.route import read_body
 from serving.http_api.security import requires
 from serving.http_api.services import LiveServices, Services
-from serving.monitoring.feedback import LONGEST_KEY, MOST_OUTCOMES, Quality
+from serving.monitoring.feedback import LONGEST_KEY, LONGEST_LABEL, MOST_OUTCOMES, Quality
 from serving.prediction.authorization import authorize
 from serving.protocols.strict_json import pointer
 
@@ -33,7 +33,10 @@ class RequestOutcomes(_Strict):
 
     id: Annotated[str, Field(min_length=1, max_length=LONGEST_KEY)]
     """The prediction's X-Request-Id, as sent or answered; over Open Inference the request's own `id`, if it had one."""
-    outcomes: Annotated[list[str | bool | int | float], Field(min_length=1, max_length=MOST_OUTCOMES)]
+    outcomes: Annotated[
+        list[Annotated[str, Field(max_length=LONGEST_LABEL)] | bool | int | float],
+        Field(min_length=1, max_length=MOST_OUTCOMES),
+    ]
     """Of its rows, in their order: the right label, by the name that predictions have, or the right number."""
 
 

@@ -28,7 +28,10 @@ log = logging.getLogger("serving.feedback")
 MOST_WAITING = 20_000
 """Rows that a worker holds until they are written down, once a second; further ones are not kept."""
 LONGEST_KEY = 256
+LONGEST_LABEL = 1024
 MOST_OUTCOMES = 10_000
+_GREATEST = 1e300
+"""Of numbers: errors are still added up; JSON's whole numbers may be greater than any float."""
 
 Outcome = str | bool | int | float
 
@@ -137,7 +140,7 @@ class Recorder:
                 message = f"should be one of {', '.join(self.classes[:50])}"
                 raise SignatureMismatch("an outcome is none of the model's classes", [Detail(at, message)])
             return text
-        if isinstance(value, bool | str) or not math.isfinite(value):
+        if isinstance(value, bool | str) or not abs(value) <= _GREATEST:
             raise SignatureMismatch("an outcome is no number", [Detail(at, "should be a number")])
         return repr(float(value))
 
@@ -148,7 +151,8 @@ class Recorder:
             return found
         if not self.labels:
             errors = [abs((value or 0.0) - float(outcome)) for _, _, value, outcome in judged]
-            return found.model_copy(update={"mae": math.fsum(errors) / len(errors)})
+            mean = math.fsum(errors) / len(errors)
+            return found.model_copy(update={"mae": mean if math.isfinite(mean) else None})
         right = np.array([label == outcome for label, _, _, outcome in judged])
         figures: dict[str, float | None] = {"accuracy": quality.accuracy(right)}
         blobs = [scores for _, scores, _, _ in judged if scores is not None]

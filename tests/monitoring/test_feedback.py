@@ -148,6 +148,9 @@ def test_numbers_are_judged_by_their_errors(client: TestClient, eventually: Wait
         ("diabetes", "{}", 422, "/feedback"),
         ("diabetes", '{"feedback": [{"id": "a", "outcomes": [1, "x"]}]}', 422, "/feedback/0/outcomes/1"),
         ("diabetes", '{"feedback": [{"id": "", "outcomes": [1]}]}', 422, "/feedback/0/id"),
+        ("diabetes", '{"feedback": [{"id": "a", "outcomes": [1%s]}]}' % ("0" * 400), 422, "/feedback/0/outcomes/0"),
+        ("diabetes", '{"feedback": [{"id": "a", "outcomes": [1.7e308]}]}', 422, "/feedback/0/outcomes/0"),
+        ("diabetes", '{"feedback": [{"id": "a", "outcomes": ["%s"]}]}' % ("x" * 2000), 422, "/feedback/0/outcomes/0"),
     ],
 )
 def test_bad_feedback_is_refused_by_its_place(client: TestClient, name: str, body: str, status: int, text: str) -> None:
