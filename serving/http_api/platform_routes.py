@@ -10,14 +10,14 @@ from importlib.metadata import version
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from serving.access.principal import ANYONE, Principal
 from serving.deploy import adopted
 from serving.errors import Conflict, InvalidRequest, ModelInvalid, ModelNotFound, NotReady, shown
 from serving.http_api.metadata import json_answer
 from serving.http_api.own_route import OwnRoute
-from serving.http_api.route import PredictionResponse
+from serving.http_api.route import PredictionResponse, read_body
 from serving.http_api.security import requires
 from serving.http_api.services import LiveFleet, LiveServices, Services, services_of
 from serving.platforms import Platform
@@ -25,6 +25,9 @@ from serving.prediction.authorization import authorize
 from serving.protocols import mlflow
 from serving.repository import transitions
 from serving.repository.repository import NAME
+from serving.repository.traffic import sentence
+
+_MOST_BYTES = 64 * 1024
 
 
 def router(platform: Platform) -> APIRouter:
@@ -93,8 +96,15 @@ _models = APIRouter(route_class=OwnRoute)
 
 
 @_models.post("/models")
-async def load_model(asked: _Asked, services: LiveServices, caller: _Loader) -> Response:
+async def load_model(request: Request, services: LiveServices, caller: _Loader) -> Response:
     """Load a model from its folder: 409 where it is loaded, 507 where memory or disk does not suffice."""
+    # Not as a parameter: FastAPI would read a body of any size before it asks who sends it.
+    body = bytes(await read_body(request.scope["headers"], request.receive, _MOST_BYTES))
+    try:
+        asked = _Asked.model_validate_json(body)
+    except ValidationError as error:
+        found = dict.fromkeys(sentence(e) for e in error.errors(include_url=False))
+        raise InvalidRequest("; ".join(found)[:1000]) from None
     name, fleet = asked.model_name, services.fleet
     if name in fleet.models:
         raise Conflict(f"model {name!r} is loaded already")

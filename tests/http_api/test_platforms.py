@@ -91,6 +91,8 @@ def test_sagemaker_with_many_models(tmp_path: Path) -> None:
 
         assert client.get("/ping").status_code == 200
         assert client.get("/models").json() == {"models": []}
+        huge = client.post("/models", content=b'{"model_name": "' + b"x" * 70_000)
+        assert (huge.status_code, client.post("/models", json={"model_name": ".."}).status_code) == (413, 400)
         loaded = load("a1", root / "a1" / "model")
         assert loaded.status_code == 200, loaded.text
         assert (loaded := load("b2", root / "b2" / "model")).status_code == 200, loaded.text
