@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import pytest
@@ -211,7 +212,7 @@ def test_what_is_no_setting_is_refused_at_once() -> None:
 )
 def test_the_commands_settings_count(monkeypatch: pytest.MonkeyPatch, given: Any, said: str) -> None:
     """Under `serving run` an application that is written for other settings does not start, and says which."""
-    services: Any = object()
+    services: Any = SimpleNamespace(platform=None)
     monkeypatch.setattr(library, "_hosted", library._Hosted(Settings(models=Path("here")), services))
     app = serving.create_app(**given)
     with pytest.raises(library.Unfit, match=said), TestClient(app):

@@ -16,8 +16,8 @@ ALL = [
     and issubclass(kind, errors.ServingError)
     and kind not in (errors.ServingError, errors.ModelInvalid)
 ]
-# gRPC has no content codings, and no versions are published over it.
-HTTP_ALONE = {errors.UnsupportedMediaType, errors.Conflict}
+# gRPC has no content codings and no jobs, and no versions are published over it.
+HTTP_ALONE = {errors.UnsupportedMediaType, errors.Conflict, errors.JobNotFound}
 
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: str(kind.__name__))
