@@ -202,10 +202,13 @@ class ParquetReader(TableReader):
     _kind = "the Parquet file"
 
     def _tables(self, skip: int) -> Iterator[Any]:
-        texts = [feature.name for feature in self.columns.features if feature.datatype == "BYTES"]
-        # Texts that many rows share stay one: else a file of 2 KB would take gigabytes.
-        file = parquet.ParquetFile(self._source, pre_buffer=False, buffer_size=1 << 20, read_dictionary=texts)
-        self.columns.check_types(file.schema_arrow)
+        described = parquet.ParquetFile(self._source, pre_buffer=False, buffer_size=1 << 20)
+        self.columns.check_types(described.schema_arrow)
+        texts = [feature.name for feature in self.columns.features if feature.datatype == "BYTES" and not feature.shape]
+        # Texts that many rows share stay one: else a file of some KB would take gigabytes.
+        file = parquet.ParquetFile(
+            self._source, described.metadata, pre_buffer=False, buffer_size=1 << 20, read_dictionary=texts
+        )
         self.total = file.metadata.num_rows
         cells = sum(abs(count(feature.shape)) for feature in self.columns.features)
         most = max(1, min(_ROWS, _CELLS // max(1, cells)))

@@ -395,6 +395,12 @@ def test_a_parquet_of_one_request_has_bounded_texts() -> None:
         read_parquet(sink.getvalue(), described("penguins"))
 
 
+def test_a_text_that_a_parquet_lacks_is_named() -> None:
+    """As any other column that is missing."""
+    with pytest.raises(SignatureMismatch, match="/island: is missing"):
+        read("parquet", as_parquet(pa.Table.from_pylist([PENGUIN]).drop_columns(["island"])), "penguins")
+
+
 def test_many_bad_rows_are_many_batches() -> None:
     """Streams take turns between batches: one with a megabyte of rubbish holds the others up for a moment only."""
     batches = reader("csv", io.BytesIO(HEADER.encode() + b"\n" + b"x\n" * 3500), described("iris"))
