@@ -207,7 +207,7 @@ class ParquetReader(TableReader):
         texts = [feature.name for feature in self.columns.features if feature.datatype == "BYTES" and not feature.shape]
         # Texts that many rows share stay one: else a file of some KB would take gigabytes.
         file = parquet.ParquetFile(
-            self._source, described.metadata, pre_buffer=False, buffer_size=1 << 20, read_dictionary=texts
+            self._source, metadata=described.metadata, pre_buffer=False, buffer_size=1 << 20, read_dictionary=texts
         )
         self.total = file.metadata.num_rows
         cells = sum(abs(count(feature.shape)) for feature in self.columns.features)
