@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from serving.bodies.byte_budget import ByteBudget
 from serving.bulk.batch import NO_LINES, BadRow
 from serving.bulk.formats import MEDIA_TYPES, Format, accepted_format, check_installed, reader, writer
-from serving.errors import QueueFull, ServingError, UnsupportedMediaType
+from serving.errors import NotReady, QueueFull, ServingError, UnsupportedMediaType
 from serving.linux.thread_scheduling import give_way
 from serving.prediction.bulk import BulkPrediction, Scored
 from serving.prediction.endpoint import Endpoint
@@ -82,11 +82,11 @@ class _Stream:
         self._body = _Body(receive, self._loop, self._connection)
         self._made: list[bytes] = []
         self._line = 0
-        self._started = False
+        self._started = self._refused = False
         self._out = accepted_format(header(scope["headers"], b"accept"), kind)
         self._kind = kind
         if self._connection is not None:
-            self._connection.streamed = True
+            self._connection.stream = self._refuse
 
     def write(self, data: bytes) -> None:
         """Take what the writer makes."""
@@ -100,6 +100,9 @@ class _Stream:
         try:
             await self._answer()
         except (ClientLeft, asyncio.CancelledError):
+            if self._refused:
+                await self._fail(NotReady("this server is going away"))
+                return
             self._prediction.ended(None, gone=True)
             if not self._body.gone:
                 raise
@@ -107,16 +110,25 @@ class _Stream:
             error = fault if isinstance(fault, ServingError) else ServingError(FAULT)
             if error is not fault:
                 log.exception("a stream could not be answered")
-            self._prediction.ended(error)
-            if not self._started:
-                raise error from None
-            await self._break_off(error)
+            await self._fail(error)
         else:
             self._prediction.ended(None)
         finally:
             self._body.close()
             if self._connection is not None:
-                self._connection.streamed = False
+                self._connection.stream = None
+
+    def _refuse(self) -> None:
+        """Answer no more: whoever waits for its rows would wait longer than this server has."""
+        self._refused = True
+        self._body.on_left()
+
+    async def _fail(self, error: ServingError) -> None:
+        """End with an error. Raises it where nothing is sent yet."""
+        self._prediction.ended(error)
+        if not self._started:
+            raise error from None
+        await self._break_off(error)
 
     def _open(self) -> None:
         described = self._prediction.model.described

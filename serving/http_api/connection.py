@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -72,7 +73,8 @@ class Connection(HttpToolsProtocol):
         self._unread = 0  # bytes written that the client has not taken
         self._waiting = 0  # bytes of answers that are counted
         self._spare = False
-        self.streamed = self.hungry = False  # the request is answered while it is read; more of it is waited for
+        self.stream: Callable[[], object] | None = None  # how to refuse what is answered while it is read
+        self.hungry = False  # more of the body is waited for
         self._seen = 0  # bytes of its body when `since` was set
         self._over = False  # refused: what still comes is thrown away until then
         self._fault = MALFORMED
@@ -180,7 +182,7 @@ class Connection(HttpToolsProtocol):
         self._begun += 1
         self._head_bytes = 0
         self._midway = self._in_head = True
-        self.streamed = False
+        self.stream = None
         self.since = self.shared.now
 
     def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102
@@ -293,7 +295,7 @@ class Connection(HttpToolsProtocol):
         elif self._in_head:
             if seconds > patience.head_s:
                 self.refuse(SLOW_HEAD)
-        elif self.streamed:
+        elif self.stream is not None:
             if not self.hungry or self._received - self._seen >= patience.min_rate * seconds:
                 self.since, self._seen = self.shared.now, self._received
             elif seconds > patience.body_s:
@@ -392,8 +394,6 @@ class Connection(HttpToolsProtocol):
         body = error_body(InvalidRequest(text))
         lines = [b"%b: %b\r\n" % pair for pair in self.server_state.default_headers]
         identity = request_id(header(headers, b"x-request-id"))
-        lines += [
-            b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body),
-            b"x-request-id: %b\r\nconnection: close\r\n\r\n" % identity,
-        ]
+        lines.append(b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body))
+        lines.append(b"x-request-id: %b\r\nconnection: close\r\n\r\n" % identity)
         self.transport.write(b"".join([STATUS_LINE[status], *lines, body]))

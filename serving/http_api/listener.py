@@ -19,6 +19,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from serving.deploy.fleet import Fleet
 from serving.heartbeat import Heartbeat, Phase
+from serving.http_api.connection import Connection
 from serving.http_api.fast_path import fast_path_for
 from serving.http_api.services import Services
 from serving.signals import DRAIN, UNREADY
@@ -149,6 +150,9 @@ class Listener(uvicorn.Server):
             log.error("the drain is cut short: what still waits or runs is refused")
             self._services.fleet.refuse()
             self._services.pool.refuse()
+            for connection in list(state.connections):
+                if isinstance(connection, Connection) and connection.stream is not None:
+                    connection.stream()
             self.force_exit = False
             await self._while(busy, LAST_WORDS_S)
             for connection in list(state.connections):

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import shutil
+import signal
 import socket
 import threading
 import time
@@ -227,6 +228,21 @@ def test_what_breaks_amid_a_stream_is_told_and_the_answer_has_no_end(connect: Co
     assert not rest.endswith(b"0\r\n\r\n")
     assert "Traceback" not in server.output()
     assert "ASGI callable" not in server.output()
+
+
+def test_a_server_that_ends_tells_streams_so(keys: dict[str, str]) -> None:
+    """Streams whose rows still come when the drain is over get a last record, and who has no answer yet a 503."""
+    with running("--drain-s", "1") as server:
+        begun, silent = (Duplex(server, keys["free"], NDJSON) for _ in range(2))
+        with begun.socket, silent.socket:
+            begun.send(ndjson([IRIS]))
+            begun.read_until(b"}}}\n")
+            server.process.send_signal(signal.SIGTERM)
+            rest = begun.read_all()
+            assert b'{"error":{"line":2,"path":"","message":"this server is going away"}}' in rest
+            assert not rest.endswith(b"0\r\n\r\n")
+            assert silent.read_all().startswith(b"HTTP/1.1 503 ")
+        assert server.process.wait(20) == 0
 
 
 def test_who_does_not_read_is_not_read_from_and_is_cut(connect: Connect, client: httpx.Client) -> None:
