@@ -16,6 +16,7 @@ from serving.bodies.byte_budget import ByteBudget
 from serving.bulk.batch import NO_LINES, BadRow
 from serving.bulk.formats import MEDIA_TYPES, Format, accepted_format, check_installed, reader, writer
 from serving.errors import NotReady, QueueFull, ServingError, UnsupportedMediaType
+from serving.http_api.upload import ClientLeft
 from serving.linux.thread_scheduling import give_way
 from serving.prediction.bulk import BulkPrediction, Scored
 from serving.prediction.endpoint import Endpoint
@@ -42,10 +43,6 @@ _threads = ThreadPoolExecutor(2 * MOST, thread_name_prefix="bulk", initializer=g
 _turn = threading.Lock()
 """Held by the one that computes: however many streams there are, they take no more than one processor."""
 _places = threading.BoundedSemaphore(MOST)
-
-
-class ClientLeft(Exception):
-    """The client closed the connection."""
 
 
 async def answer_stream(  # noqa: PLR0917  an ASGI call and what was read of it

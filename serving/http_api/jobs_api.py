@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,13 +12,14 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field, ValidationError
 
 from serving.access.principal import Principal
-from serving.errors import Conflict, InvalidRequest, JobNotFound, PayloadTooLarge, UnsupportedMediaType
+from serving.errors import Conflict, InvalidRequest, JobNotFound, UnsupportedMediaType
 from serving.http_api.openapi.documents import Error
 from serving.http_api.own_route import OwnRoute
 from serving.http_api.parameters import NoParameters, Parameters
-from serving.http_api.route import ClientLeft, read_body
+from serving.http_api.route import read_body
 from serving.http_api.security import requires
 from serving.http_api.services import LiveServices
+from serving.http_api.upload import ClientLeft, received
 from serving.jobs.documents import TYPES, Asked, JobDocument, JobList, JobRequest, State
 from serving.prediction.tracing import traceparent
 from serving.protocols import strict_json
@@ -31,9 +32,6 @@ if TYPE_CHECKING:  # what needs the extra is imported where there are jobs
 
 _JSON = ("application/json", "application/x-www-form-urlencoded")
 """What JSON is sent as: curl says the second of whatever it is given with -d."""
-SILENCE_S = 60.0
-"""Seconds without a byte after which an upload is given up."""
-_BUFFER = 1 << 20
 
 
 def live_jobs(services: LiveServices) -> Jobs:
@@ -140,7 +138,9 @@ async def create_job(
             if not asked.model:
                 raise InvalidRequest("model: is missing in the query, as in /v1/jobs?model=iris&output=csv")
             plain = Asked(**asked.model_dump())
-            async with aclosing(_received(request, jobs.max_upload_bytes)) as content:
+            async with aclosing(
+                received(request, "the file", jobs.max_upload_bytes, "--jobs-max-upload-bytes")
+            ) as content:
                 made, new = await jobs.receive(caller, plain, TYPES[kind], content, idempotency_key, trace)
         else:
             raise UnsupportedMediaType(
@@ -223,33 +223,3 @@ def read_request(body: bytes) -> JobRequest:
     except ValidationError as error:
         found = dict.fromkeys(sentence(e) for e in error.errors(include_url=False))
         raise InvalidRequest("; ".join(found)[:1000]) from None
-
-
-async def _received(request: Request, limit: int) -> AsyncGenerator[bytes]:
-    """Give the body as it comes. Raises InvalidRequest, PayloadTooLarge, ClientLeft where it is cut."""
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedMediaType("send the file as it is, without a Content-Encoding")
-    declared = request.headers.get("content-length", "")
-    too_large = PayloadTooLarge(f"the file has over {limit} bytes, which is the limit: see --jobs-max-upload-bytes")
-    if declared.isdigit() and int(declared) > limit:
-        raise too_large
-    buffer, size, more = bytearray(), 0, True
-    while more:
-        try:
-            async with asyncio.timeout(SILENCE_S):
-                message = await request.receive()
-        except TimeoutError:
-            raise InvalidRequest(f"nothing of the body came for {SILENCE_S:g} s") from None
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        part = message.get("body", b"")
-        size += len(part)
-        if size > limit:
-            raise too_large
-        buffer += part
-        more = message.get("more_body", False)
-        if len(buffer) >= _BUFFER or not more:
-            yield bytes(buffer)
-            buffer.clear()
-    if not size:
-        raise InvalidRequest("the body is empty: send a file")

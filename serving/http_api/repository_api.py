@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,7 @@ from serving.deploy import publish
 from serving.deploy.delete import delete
 from serving.deploy.publish import Published
 from serving.deploy.staging import Writing
-from serving.errors import InvalidRequest, NotReady, PayloadTooLarge, UnsupportedMediaType, shown
+from serving.errors import InvalidRequest, NotReady, UnsupportedMediaType, shown
 from serving.gate.report import GateRefused, Report
 from serving.gate.settings_check import with_settings
 from serving.http_api.metadata import json_answer
@@ -27,9 +27,9 @@ from serving.http_api.openapi.deploy_documents import Deletion, Publication, Pub
 from serving.http_api.openapi.documents import Error
 from serving.http_api.own_route import OwnRoute
 from serving.http_api.parameters import Parameters
-from serving.http_api.route import ClientLeft
 from serving.http_api.security import Deployer
 from serving.http_api.services import LiveFleet, LiveServices, Services
+from serving.http_api.upload import ClientLeft, received
 from serving.repository.manifest import MODEL_FILE, Entry
 from serving.repository.repository import VERSION
 from serving.repository.state_directory import staging_folder, state_folder
@@ -37,9 +37,6 @@ from serving.repository.state_directory import staging_folder, state_folder
 log = logging.getLogger("serving.publish")
 
 CHECKSUM = "x-checksum-sha256"
-SILENCE_S = 60.0
-"""Seconds without a byte after which an upload is given up."""
-_BUFFER = 1024 * 1024
 
 _BODY = {
     "requestBody": {
@@ -173,22 +170,19 @@ def _answer(name: str, published: Published, report: Report) -> Response:
 @asynccontextmanager
 async def _received(request: Request, services: Services) -> AsyncIterator[_Upload]:
     """Stream the body into a file that is gone afterwards."""
-    limit = services.max_model_bytes
     checksum = request.headers.get(CHECKSUM, "").lower()
     if checksum and not re.fullmatch("[0-9a-f]{64}", checksum):
         raise InvalidRequest("X-Checksum-Sha256 is not 64 hexadecimal digits")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedMediaType("send the ONNX file as it is, without a Content-Encoding")
     if request.headers.get("content-type", "").startswith("multipart/"):
         raise UnsupportedMediaType("send the ONNX file itself as the body, not a form: curl -T model.onnx")
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise PayloadTooLarge(f"the model has {int(declared)} bytes, and the limit is {limit}: see --max-model-bytes")
+    content = received(request, "the ONNX file", services.max_model_bytes, "--max-model-bytes")
     folder = None
     try:
         folder = await asyncio.to_thread(lambda: staging_folder(state_folder(services.models, services.state_dir)))
         with await asyncio.to_thread(Writing, folder / MODEL_FILE) as writing:
-            await _write(request, writing, limit)
+            async with aclosing(content):
+                async for part in content:
+                    await asyncio.to_thread(writing.write, part)
             entry = await asyncio.to_thread(writing.close)
         if checksum and checksum != entry.sha256:
             raise InvalidRequest(f"the body has SHA-256 {entry.sha256}, and X-Checksum-Sha256 says otherwise")
@@ -199,29 +193,3 @@ async def _received(request: Request, services: Services) -> AsyncIterator[_Uplo
     finally:
         if folder is not None:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-
-async def _write(request: Request, writing: Writing, limit: int) -> None:
-    """Write the body as it comes; a thread gets a megabyte at a time, so that the loop never waits for the disk."""
-    buffer = bytearray()
-    size = 0
-    more = True
-    while more:
-        try:
-            async with asyncio.timeout(SILENCE_S):
-                message = await request.receive()
-        except TimeoutError:
-            raise InvalidRequest(f"nothing of the body came for {SILENCE_S:g} s") from None
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        part = message.get("body", b"")
-        size += len(part)
-        if size > limit:
-            raise PayloadTooLarge(f"the model has over {limit} bytes, which is the limit: see --max-model-bytes")
-        buffer += part
-        more = message.get("more_body", False)
-        if len(buffer) >= _BUFFER or not more:
-            await asyncio.to_thread(writing.write, bytes(buffer))
-            buffer.clear()
-    if not size:
-        raise InvalidRequest("the body is empty: send an ONNX file")

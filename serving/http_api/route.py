@@ -18,6 +18,7 @@ from serving.http_api.bulk_route import answer_stream
 from serving.http_api.own_route import OwnRoute
 from serving.http_api.prediction_paths import ROUTES
 from serving.http_api.services import Services, services_of
+from serving.http_api.upload import ClientLeft
 from serving.prediction.authorization import authorize
 from serving.prediction.endpoint import Endpoint
 from serving.prediction.prediction import Prediction
@@ -33,10 +34,6 @@ IDENTITY = "serving.request_id"
 """Where a scope has what its request is called."""
 PREDICTION = "serving.prediction"
 """Where a scope has the prediction that it asked for, while it is answered and if requests are logged."""
-
-
-class ClientLeft(Exception):
-    """The client closed the connection before its request was whole."""
 
 
 class PredictionResponse(Response):

@@ -31,6 +31,8 @@ MOST_RUNS = 65_536
 """Rows that the model may be asked for one request."""
 _RUNS_A_ROW = 8192
 _LEAST_BACKGROUND = 4
+_MOST_MASKED = 64 << 20
+"""Cells, each a byte, that say which features are the row's and which the background's: 2,896 features at most."""
 
 
 class Explainer:
@@ -44,6 +46,8 @@ class Explainer:
             )
         width = len(signature.features)
         rows = rows[: max(_LEAST_BACKGROUND, min(len(rows), _RUNS_A_ROW // (2 * width)))]
+        if 2 * width * len(rows) * width > _MOST_MASKED:
+            raise InvalidRequest(f"explain: the model has {width} features, which are too many")
         self._matrix = signature.layout == "matrix"
         self._background = Rows(signature, "background").arrays(
             [[row[feature.name] for feature in signature.features] for row in rows]

@@ -18,7 +18,10 @@ from scipy.stats import spearmanr
 from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.linear_model import LinearRegression
 
+from serving.engine.signature import Feature, Signature, TensorSpec
+from serving.errors import InvalidRequest
 from serving.export import export, publish
+from serving.prediction.explanation import Explainer
 from tests.conftest import MODELS, with_grpc
 from tests.metrics.test_metrics import of, parsed
 
@@ -163,3 +166,20 @@ def test_what_can_not_be_explained_is_refused(
     row: Any = [[0.0] * 8] * 8 if name == "digits" else [0.0] * WIDTH
     answer = client.post(f"/v1/models/{name}:predict", json={"instances": [row] * rows, "explain": explain})
     assert (answer.status_code, text in answer.text) == (status, True), answer.text[:500]
+
+
+def test_a_model_of_thousands_of_features_is_refused_before_memory_is_taken() -> None:
+    """What says which features are whose grows with the square of their number."""
+    features = tuple(Feature(name=f"f{number}", datatype="FP32") for number in range(3000))
+    row = {feature.name: 0.0 for feature in features}
+    wide = Signature(
+        task="regression",
+        inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1, 3000)),),
+        outputs=(TensorSpec(name="y", datatype="FP32", shape=(-1, 1)),),
+        layout="matrix",
+        batch="dynamic",
+        features=features,
+        background=(row,) * 8,
+    )
+    with pytest.raises(InvalidRequest, match="3000 features, which are too many"):
+        Explainer(wide)
