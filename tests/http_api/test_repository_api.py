@@ -84,7 +84,7 @@ def test_what_the_gate_refuses_is_422_with_its_report(client: TestClient, folder
 @pytest.mark.parametrize(
     ("path", "body", "headers", "status", "says"),
     [
-        ("iris/versions/next", b"x" * (LIMIT + 1), {}, 413, "the limit is"),
+        ("iris/versions/next", b"x" * (LIMIT + 1), {}, 413, "which is the limit: see --max-model-bytes"),
         ("iris/versions/next", iter([b"x" * LIMIT, b"x"]), {}, 413, "which is the limit"),
         ("iris/versions/next", b"x", {"x_checksum_sha256": "0" * 64}, 400, "has SHA-256"),
         ("iris/versions/next", b"x", {"x_checksum_sha256": "abc"}, 400, "64 hexadecimal"),
