@@ -169,8 +169,8 @@ class Coordinator:
             began = time.monotonic()
             self._due = began + SCAN_S
             self._scan()
-            # As long again for others: while the gate judges thousands of models, each verdict asks for a scan.
-            self._rest_until = 2 * time.monotonic() - began
+            # Four times as long for others: while the gate judges thousands of models, each verdict asks for a scan.
+            self._rest_until = 5 * time.monotonic() - 4 * began
             self._report(self.summary())
             for worker, link in self._workers.items():
                 if link.idle:  # or its silence would show only at the next change

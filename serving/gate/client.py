@@ -64,7 +64,6 @@ class GateClient:
         if state is not None:
             with contextlib.suppress(OSError):  # a verdict that is not kept is made once more
                 gate.keep(state, report)
-            prepared.sweep(state, self._repository.contents())
         return report
 
     @staticmethod
@@ -82,10 +81,16 @@ class GateClient:
             if self._gate is not None:
                 self._gate.close()
 
+    def _rest(self) -> None:
+        """End the process until it is needed, and remove prepared forms of what has gone."""
+        self.close()
+        if (state := self._state()) is not None:
+            prepared.sweep(state, self._repository.contents())
+
     def _open(self) -> Gate:
         if self._idle is not None:
             self._idle.cancel()
-        self._idle = threading.Timer(IDLE_S, self.close)
+        self._idle = threading.Timer(IDLE_S, self._rest)
         self._idle.daemon = True
         self._idle.start()
         self._gate = self._gate or Gate(self._limits)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import NamedTuple, Protocol, TypeAlias
 
 from serving.engine.batching import Independence
@@ -49,7 +51,8 @@ class GateResults:
     def __init__(self, gate: Gate, call: Callable[[Callable[[], None]], None]) -> None:
         self._gate = gate
         self._call = call
-        self._reports: dict[ModelVersion, Report] = {}
+        self._reports: defaultdict[str, dict[ModelVersion, Report]] = defaultdict(dict)
+        """By model: of thousands, each is asked for at each scan."""
         self._examined: set[ModelVersion] = set()
         self._examiner = ThreadPoolExecutor(1, thread_name_prefix="gate", initializer=lowest_priority)
         self.quarantined: dict[tuple[str, str], str] = {}
@@ -83,13 +86,13 @@ class GateResults:
 
     def mark(self, item: ModelVersion, reason: str) -> None:
         """Remember that a version can't be loaded."""
-        known = self._reports.get(item) or unreadable(reason)
-        self._reports[item] = known.model_copy(update={"ok": False, "reasons": (reason,)})
+        known = self._reports[item.name].get(item) or unreadable(reason)
+        self._reports[item.name][item] = known.model_copy(update={"ok": False, "reasons": (reason,)})
 
     def forget(self, name: str) -> None:
         """Forget what was said against versions of a model that somebody asks to be loaded again."""
         for item in self._refused(name):
-            del self._reports[item]
+            del self._reports[name][item]
 
     def forget_changed(self, name: str, found: list[ModelVersion]) -> bool:
         """Forget what was said against versions that are not as they were, and tell whether there were any.
@@ -98,27 +101,27 @@ class GateResults:
         """
         changed = [item for item in self._refused(name) if item not in found]
         for item in changed:
-            del self._reports[item]
+            del self._reports[name][item]
         return bool(changed)
 
     def _refused(self, name: str) -> list[ModelVersion]:
-        return [item for item, report in self._reports.items() if item.name == name and not report.ok]
+        return [item for item, report in self._reports[name].items() if not report.ok]
 
     def independence(self, item: ModelVersion) -> Independence:
         """Return whether a version that passed has independent rows, as far as that was proved."""
-        report = self._reports.get(item)
+        report = self._reports[item.name].get(item)
         known = None if report is None else report.independence
         return known or Independence(proved=False, reason="its rows have not been tried")
 
     def passed(self) -> list[tuple[str, str, bool]]:
         """List, by name and version, which versions passed and which were refused."""
-        return [(item.name, item.version, report.ok) for item, report in self._reports.items()]
+        return [(item.name, item.version, report.ok) for item, report in self._all()]
 
     def figures(self) -> list[Figure]:
         """List what was measured of the versions, and of those that served then, in the same minute."""
         return [
             (item.name, item.version, of, what, float(value))
-            for item, report in self._reports.items()
+            for item, report in self._all()
             for of, figures in (("this", report.figures), ("serving", report.beside))
             if figures is not None
             for what, value in (
@@ -130,17 +133,21 @@ class GateResults:
             if value is not None
         ]
 
+    def _all(self) -> Iterator[tuple[ModelVersion, Report]]:
+        return chain.from_iterable(reports.items() for reports in self._reports.values())
+
     def close(self) -> None:
         """Examine nothing any more."""
         self._examiner.shutdown(wait=False, cancel_futures=True)
 
     def _report(self, item: ModelVersion, serving: ModelVersion | None) -> Report | None:
         """Return what is known of a version; where that is nothing, it is examined, and None returned."""
-        report = self._reports.get(item)
+        reports = self._reports[item.name]
+        report = reports.get(item)
         if report is None and item not in self._examined:
             report = self._gate.known(item, serving)
             if report is not None:
-                self._reports[item] = report
+                reports[item] = report
             else:
                 self._examined.add(item)
                 self._examiner.submit(self._examine, item, serving)
@@ -158,6 +165,6 @@ class GateResults:
 
         def note() -> None:
             self._examined.discard(item)
-            self._reports[item] = report
+            self._reports[item.name][item] = report
 
         self._call(note)

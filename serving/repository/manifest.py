@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -45,7 +46,7 @@ class Manifest(BaseModel):
     allow_breaking: bool = False
     """Its publisher accepts that callers of the version before may break."""
 
-    @property
+    @cached_property
     def content(self) -> str:
         """The SHA-256 over names and hashes of all files: two versions with the same one are the same model."""
         lines = (f"{entry.sha256} {name}\n" for name, entry in sorted(self.files.items()))

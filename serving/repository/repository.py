@@ -168,8 +168,9 @@ class Repository:
         return seen[1]
 
     def contents(self) -> set[str]:
-        """Return the content of each version that the last scan has found."""
-        return {whole.content for _, whole in self._seen.values() if isinstance(whole, Manifest)}
+        """Return the content of each version that the last scan has found; for any thread."""
+        seen = list(self._seen.values())  # at once: a scan adds to it meanwhile
+        return {whole.content for _, whole in seen if isinstance(whole, Manifest)}
 
     def _whole(self, version: Path) -> Manifest | str:
         """Return what a version folder consists of, or say why it can't be loaded now."""

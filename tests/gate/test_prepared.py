@@ -13,10 +13,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from serving.engine.session import OnnxSession
-from serving.gate import prepared
+from serving.gate import client, prepared
 from serving.gate.gate import Gate
 from serving.repository import manifest
 from serving.repository.manifest import Hashes, Manifest
+from serving.repository.repository import Repository
+from serving.repository.traffic import Traffic
 from tests.conftest import MODELS
 
 WIDTH = 1100
@@ -160,6 +162,22 @@ def test_forms_of_what_is_gone_are_swept(copied: tuple[Path, Path, Manifest]) ->
     assert path.exists()
     prepared.sweep(state, [])
     assert not path.exists()
+
+
+def test_a_server_sweeps_when_its_gate_has_nothing_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+) -> None:
+    """Once the gate's process rests, the forms of versions that are not on disk any more go."""
+    shutil.copytree(MODELS / "iris" / "2", tmp_path / "models" / "iris" / "2")
+    left = tmp_path / "state" / "cache" / "of-a-version-that-went"
+    left.mkdir(parents=True)
+    os.utime(left, (1, 1))
+    repository = Repository(tmp_path / "models", lambda name: Traffic())
+    (found,) = repository.scan().found
+    monkeypatch.setattr(client, "IDLE_S", 0.1)
+    gate = client.GateClient(repository, state_dir=tmp_path / "state")
+    assert gate.examine(found, None).ok
+    eventually(lambda: not left.exists())
 
 
 def mappings(file: Path) -> int:
