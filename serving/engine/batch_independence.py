@@ -7,6 +7,7 @@ run alone. Only for a process that a model may end: it runs the model many times
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ _EXACT, _COARSE = 1e-4, 5e-2
 """Largest difference, relative to the largest answer: of floats, and where the graph rounds to 16 or 8 bits."""
 _REFUSALS_S = 1.0
 """Seconds for which shapes are tried together that are refused alone."""
+_NAMED_BY_TOOLS = re.compile("unk__")
+"""Names of dimensions that tf2onnx makes up, another one for each that has none."""
 _TAKEN = {
     "one": "its first dimension is fixed at 1",
     "none": "its first dimension does not count rows",
@@ -92,6 +95,7 @@ class _Proof:
         effort = next((effort for effort in _EFFORTS if taken <= effort.run_s), None)
         if effort is None:
             raise Doubt(f"it takes {taken:.0f} s for two rows, too long to try more")
+        self._refuse_unequal()
         self._refuse_together(effort)
         quantised = self._walk(effort.walked)
         self._try(effort, quantised=bool(quantised))
@@ -103,6 +107,18 @@ class _Proof:
         except InferenceFailed:
             return False
         return True
+
+    def _refuse_unequal(self) -> None:
+        """Try inputs with different numbers of rows, where their graph names these differently: a batch has one."""
+        names = [of[0] if of else None for of in self._session.dimension_names]
+        few, many = (self._made.make(rows, seed=0, inner=self._made.inner[0]) for rows in (1, 3))
+        for index, name in enumerate(names):
+            if name is None or name == names[0] or _NAMED_BY_TOOLS.match(name):
+                continue
+            for one, other in ((few, many), (many, few)):
+                if self._takes((*one[:index], other[index], *one[index + 1 :])):
+                    spec = self._session.signature.inputs[index]
+                    raise Doubt(f"input {spec.name[:60]!r} may have another number of rows than the first")
 
     def _refuse_together(self, effort: _Effort) -> None:
         """Try together what is refused alone: rows of ten elements that are cut in sevens fit once there are seven."""

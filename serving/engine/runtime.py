@@ -28,7 +28,7 @@ from serving.tensors import NUMPY, Array
 EXTENSIONS = ("ai.onnx.contrib", "com.microsoft.extensions")
 """Domains of the operators of onnxruntime-extensions: tokenizers and sound in the first, pictures in the second."""
 LIMITED = "is smaller than requested bytes"
-NO_MEMORY = re.compile(LIMITED + "|bad_alloc|bad allocation")
+NO_MEMORY = re.compile(LIMITED + "|bad_alloc|bad allocation|Failed to allocate memory")
 
 _BF16 = "tensor(bfloat16)"
 _BF16_ELEMENT = 16

@@ -268,7 +268,8 @@ class OnnxSession:
                 raise ModelInvalid(f"it fails on its own example: {error.message}") from error
             spent = time.monotonic() - began
             # An example whose answer has another rank than is said (axes were made up) would mislead.
-            if self.example is None and [o.ndim for o in outputs] == [len(s.shape) for s in self.signature.outputs]:
+            said = zip(outputs, self.signature.outputs, strict=True)
+            if self.example is None and all(not spec.shape or output.ndim == len(spec.shape) for output, spec in said):
                 self.example = sample
             try:
                 self._check_outputs(outputs, rows)

@@ -61,14 +61,17 @@ def describe(inputs: list[Port], outputs: list[Port], probe: Callable[[Tensors],
     numbers = PROBE_ROWS if batch == "dynamic" else (1,)
     inner, runs = _try(inputs, numbers, probe)
     zipped = _zipped(outputs, runs)
+    for index, port in enumerate(outputs):
+        if index not in zipped:
+            port.spec("output")  # a type that no protocol carries is refused
+    if batch != "none" and not _one_a_row(inputs, outputs, runs, zipped, len(numbers)):
+        batch = "none"
     # A rank may be decided by whole numbers (axes, a shape), and those of a probe are made up.
     by_value = any(spec.datatype not in FLOATS for spec in specs)
     output_specs = tuple(
-        _output(port, [seen[index] for _, seen in runs], zipped.get(index), declared=by_value)
+        _output(port, [seen[index] for _, seen in runs], zipped.get(index), declared=by_value, batch=batch)
         for index, port in enumerate(outputs)
     )
-    if batch != "none" and not _one_a_row(inputs, outputs, runs, zipped, len(numbers)):
-        batch = "none"
     layout, features = _features(specs, batch)
     label, scores = _roles(output_specs)
     classes = next(iter(zipped.values()), None)
@@ -151,8 +154,12 @@ def _zipped(outputs: list[Port], runs: list[Run]) -> dict[int, tuple[Any, ...]]:
     return zipped
 
 
-def _output(port: Port, seen: list[Any], keys: tuple[Any, ...] | None, *, declared: bool) -> TensorSpec:
-    """Describe an output by what came out. declared: a rank that the graph gives counts for more than a probe's."""
+def _output(port: Port, seen: list[Any], keys: tuple[Any, ...] | None, *, declared: bool, batch: Batch) -> TensorSpec:
+    """Describe an output by what came out.
+
+    declared: a rank that the graph gives counts for more than a probe's, and one that it does not give stays unknown
+    where there are no rows.
+    """
     if keys is not None:
         return TensorSpec(name=port.name, datatype="FP32", shape=(-1, len(keys)))
     spec = port.spec("output")
@@ -160,7 +167,7 @@ def _output(port: Port, seen: list[Any], keys: tuple[Any, ...] | None, *, declar
         return spec
     # Exporters often leave an output's shape out, or wrong; what came out is the truth.
     if any(len(spec.shape) != array.ndim for array in seen):
-        shape = spec.shape if declared and spec.shape else (-1,) * seen[0].ndim
+        shape = spec.shape if declared and (spec.shape or batch == "none") else (-1,) * seen[0].ndim
     else:
         shape = tuple(
             d if all(d == got for got in sizes) else -1

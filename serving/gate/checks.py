@@ -14,7 +14,7 @@ import onnx
 from serving.engine import golden
 from serving.engine.batch_independence import prove, same
 from serving.engine.probe_rows import MadeUpRows
-from serving.engine.runtime import EXTENSIONS, extensions_library, plain, write_prepared
+from serving.engine.runtime import EXTENSIONS, NO_MEMORY, extensions_library, plain, write_prepared
 from serving.engine.session import OnnxSession
 from serving.errors import InferenceFailed, ServingError
 from serving.gate.findings import PREPARED, ROWS, Findings, Task
@@ -177,7 +177,7 @@ class Examination:
         except InferenceFailed as error:
             # Whole numbers may be sizes, and those were made up: then it is our fault.
             ours = any(spec.datatype in INTEGERS for spec in session.signature.inputs)
-            if "alloc" in str(error.__cause__) and not ours:
+            if NO_MEMORY.search(str(error.__cause__)) and not ours:
                 raise Refused("it asks for more memory than the gate gives a model") from None
             raise Skipped("it does not take made-up rows") from None
         rows, row_s = 1, _median(session, 1)

@@ -290,3 +290,37 @@ def test_an_output_that_no_protocol_carries_is_named_with_its_type(tmp_path: Pat
     with TestClient(create_app(Settings(models=tmp_path))) as client:
         problem = str(client.get("/v1/models").json()["problems"])
     assert "output y is of type seq(tensor(float))" in problem
+
+
+def test_an_output_whose_rank_the_request_decides_may_have_any(put: Put) -> None:
+    """Axes that are an input decide how many dimensions come out: metadata and documentation promise none."""
+    client = put(graph([node("Unsqueeze", ["x", "axes"], ["y"])], [("x", FLOAT, ["a", "b"]), ("axes", INT64, ["n"])],
+                       [("y", FLOAT, None)]))  # fmt: skip
+    tensors = [
+        {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]},
+        {"name": "axes", "datatype": "INT64", "shape": [2], "data": [0, 3]},
+    ]
+    answer = client.post("/v2/models/m/infer", json={"inputs": tensors}).json()
+    assert answer["outputs"][0]["shape"] == [1, 1, 2, 1]
+    (schema,) = (
+        schema for name, schema in client.get("/openapi.json").json()["components"]["schemas"].items()
+        if name.endswith("_predictions")
+    )  # fmt: skip
+    assert schema["properties"]["predictions"]["items"] == {}
+
+
+def test_made_up_rows_of_sizes_that_do_not_fit_refuse_no_model(put: Put) -> None:
+    """A loop over rows refuses sizes that were made up: that says nothing against it, nor of memory."""
+    body = helper.make_graph(
+        [node("Add", ["before", "row"], ["after"])],
+        "body",
+        [helper.make_tensor_value_info(name, FLOAT, [2]) for name in ("before", "row")],
+        [helper.make_tensor_value_info("after", FLOAT, [2])],
+    )
+    client = put(graph([node("Scan", ["first", "rows"], ["y"], body=body, num_scan_inputs=1)],
+                       [("first", FLOAT, ["a"]), ("rows", FLOAT, ["b", "c"])], [("y", FLOAT, None)]))  # fmt: skip
+    tensors = [
+        {"name": "first", "datatype": "FP32", "shape": [2], "data": [0, 0]},
+        {"name": "rows", "datatype": "FP32", "shape": [3, 2], "data": [1, 2, 3, 4, 5, 6]},
+    ]
+    assert client.post("/v2/models/m/infer", json={"inputs": tensors}).json()["outputs"][0]["data"] == [9, 12]

@@ -118,3 +118,25 @@ def test_many_free_dimensions_ask_for_no_more_than_there_is(tmp_path: Path) -> N
     """Rows are made up of sizes that fit into memory, however many dimensions are free."""
     free = ["n", *"abcdef"]
     assert proof(tmp_path / "m.onnx", graph([node("Neg", "x", "y")], [("x", FLOAT, free)], [("y", FLOAT, free)])).proved
+
+
+@pytest.mark.parametrize(
+    ("names", "operator", "together"),
+    [
+        (("a", "b"), "Add", False),
+        (("a", "b"), "Concat", True),
+        (("n", "n"), "Add", True),
+        (("unk__1", "unk__2"), "Add", True),
+    ],
+)
+def test_inputs_that_may_differ_in_rows_run_alone(
+    tmp_path: Path, names: tuple[str, str], operator: str, together: bool
+) -> None:
+    """Where a graph names the rows of two inputs differently, and takes different numbers, they run alone."""
+    attributes = {"axis": 1} if operator == "Concat" else {}
+    width = 4 if operator == "Concat" else 2
+    inputs = [(name, FLOAT, [rows, 2]) for name, rows in zip("xy", names, strict=True)]
+    model = graph([node(operator, "x y", "z", **attributes)], inputs, [("z", FLOAT, [None, width])])
+    found = proof(tmp_path / "m.onnx", model)
+    assert found.proved == together
+    assert together or found.reason == "input 'y' may have another number of rows than the first"

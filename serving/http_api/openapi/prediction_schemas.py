@@ -121,8 +121,8 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 
 def _cell(spec: TensorSpec, signature: Signature) -> dict[str, Any]:
     """Describe what one output says of one row. A dimension of 1 behind the rows is not written."""
-    if not spec.shape and signature.batch != "none":
-        return {}  # its graph does not say how many dimensions it has
+    if not spec.shape:
+        return {}  # its graph does not say how many dimensions it has, if any
     kind = "boolean" if spec.datatype == "BOOL" else "integer" if spec.datatype in INTEGERS else "string"
     made: dict[str, Any] = {"type": ["number", "null"] if spec.datatype in FLOATS else kind}
     dims = spec.shape if signature.batch == "none" else spec.shape[1:]
