@@ -12,20 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 
-from serving.commands import (
-    dashboards,
-    drift,
-    export,
-    keys,
-    manifests,
-    predict,
-    replay,
-    score,
-    status,
-    traffic,
-    tune,
-    versions,
-)
+from serving.commands import dashboards, drift, export, keys, predict, replay, score, status, traffic, tune, versions
 from serving.server import CannotStart, serve
 from serving.settings import Settings, read
 from serving.supervisor import CannotReload
@@ -87,7 +74,7 @@ def run(config: Path | None, **given: Any) -> None:
         except (OSError, ValidationError, ValueError) as error:
             raise CannotReload("; ".join(_complaints(error))) from error
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False)
     try:
         code = serve(settings, reread)
     except CannotStart as error:
@@ -97,7 +84,7 @@ def run(config: Path | None, **given: Any) -> None:
 
 
 def _complain(error: Exception) -> int:
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False)
     for complaint in _complaints(error):
         console.print(f"serving: {complaint}", soft_wrap=True)
     return 2
@@ -141,7 +128,6 @@ drift.register(app)
 keys.register(app)
 replay.register(app)
 dashboards.register(app)
-manifests.register(app)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from starlette.requests import HTTPConnection
 
 from serving import platforms
+from serving.deploy.mirror import located
 from serving.http_api.app import application, serve
 from serving.http_api.services import Services, make_services, services_of
 from serving.in_process.predictor import Predictor
@@ -97,6 +98,8 @@ def _services(given: Mapping[str, Any]) -> Services:
         return make_services(Settings(**given))
     settings, services = _hosted
     asked = Settings(**given)
+    # Both as folders: of a repository in an object store the one that mirrors it here.
+    asked = asked.model_copy(update={"models": located(asked.models, settings.state_dir)[0]})
     for name in given:
         ours, theirs = (getattr(each, name) for each in (settings, asked))
         same = ours.resolve() == theirs.resolve() if isinstance(theirs, Path) and ours is not None else ours == theirs

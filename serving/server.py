@@ -11,12 +11,13 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 
 from serving import platforms
 from serving.access.principal import AccessInvalid
 from serving.deploy.adopted import adopted
+from serving.deploy.mirror import mirrored
+from serving.errors import ServingError
 from serving.linux.limits import raise_open_files
 from serving.log_pipe import LogPipe
 from serving.logs import configure, form_of
@@ -133,8 +134,12 @@ def misnamed(environment: Iterable[str]) -> list[str]:
     return found
 
 
-def _with(reread: Callable[[], Settings], theirs: dict[str, Path]) -> Settings:
-    return reread().model_copy(update=theirs)
+def _moved(
+    settings: Settings, reread: Callable[[], Settings], models: Path, state_dir: Path | None
+) -> tuple[Settings, Callable[[], Settings]]:
+    """Serve another folder than the settings name, now and when they are read again."""
+    theirs = {"models": models, "state_dir": state_dir}
+    return settings.model_copy(update=theirs), lambda: reread().model_copy(update=theirs)
 
 
 def serve(settings: Settings, reread: Callable[[], Settings]) -> int:
@@ -151,6 +156,12 @@ def serve(settings: Settings, reread: Callable[[], Settings]) -> int:
         raise CannotStart(str(error)) from None
     for warning in misnamed(os.environ):
         log.warning(warning)
+    try:
+        models, state_dir = mirrored(settings.models, settings.state_dir, say=log.error)
+    except ServingError as error:
+        raise CannotStart(f"the models can't be read: {error.message}") from None
+    if models != settings.models:
+        settings, reread = _moved(settings, reread, models, state_dir)
     check_folders(settings.models)
     if settings.jobs_database_url is not None:
         try:
@@ -161,12 +172,9 @@ def serve(settings: Settings, reread: Callable[[], Settings]) -> int:
     with contextlib.ExitStack() as ending:
         asked = platforms.platform(settings.platform, os.environ)
         by_request = asked is not None and asked.many
-        itself = settings.platform_model or "model"
-        folder = ending.enter_context(adopted(settings.models, by_request=by_request, itself=itself))
+        folder = ending.enter_context(adopted(settings.models, by_request=by_request))
         if folder is not None:
-            theirs = {"models": folder, "state_dir": settings.state_dir or folder.with_name("state")}
-            settings = settings.model_copy(update=theirs)
-            reread = partial(_with, reread, theirs)
+            settings, reread = _moved(settings, reread, folder, settings.state_dir or folder.with_name("state"))
         if settings.uds is None:
             sock = bind(settings.host, settings.port)
         else:

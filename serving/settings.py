@@ -19,6 +19,8 @@ from pydantic_settings import (
 
 from serving import platforms
 from serving.engine.limits import LEAST_MODEL_MEMORY
+from serving.errors import InvalidRequest
+from serving.repository.object_store import store_url
 
 
 class Settings(BaseSettings):
@@ -27,14 +29,14 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, env_prefix="SERVING_", use_attribute_docstrings=True, extra="forbid")
 
     models: Path = Path("models")
-    """Folder of models: <name>/<version>/model.onnx."""
+    """Folder of models: <name>/<version>/model.onnx; or where they are in an object store: s3://bucket/prefix, gs://, az://
+    (docs/object-stores.md)."""
     state_dir: Path | None = None
     """Folder for reports, prepared forms and who serves; the same for all who serve or deploy to one models folder."""
     platform: platforms.Name | None = None
     """Answer the paths that this platform asks (docs/platforms.md); without it, what the environment tells of one."""
-    platform_model: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
-    """Model that answers where a platform names none; without it the only one there is. A folder of models that is one
-    itself is called so."""
+    platform_model: str | None = None
+    """Model that answers where a platform names none; without it the only one there is."""
     app: str | None = None
     """Application of your own to serve, as module:name, which has serving.lifespan; without it this server's own."""
     reload: bool = False
@@ -181,6 +183,15 @@ class Settings(BaseSettings):
             if proxy != "unix":
                 ip_network(proxy)  # what it says is wrong with it is fit to be told
         return proxies
+
+    @field_validator("models")
+    @classmethod
+    def _served_from(cls, models: Path) -> Path:
+        try:
+            store_url(models)
+        except InvalidRequest as error:
+            raise ValueError(error.message.removeprefix("--models: ")) from None
+        return models
 
     @field_validator("jobs_folder")
     @classmethod

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from serving.commands.status import AsJson
-from serving.commands.traffic import Models, explained
+from serving.commands.traffic import Models, explained, up_to_date
 from serving.linux.limits import cores
 from serving.logs import visible
 
@@ -43,6 +43,7 @@ def replay(  # noqa: PLR0917  typer makes options of parameters
     with explained():
         from serving.capture import replay as again  # noqa: PLC0415  loads onnxruntime
 
+        models, _ = up_to_date(models, None, name)
         found = again.replay(
             folder, models, name, version, segments=segment or (), worst=worst, threads=cores()
         ).report()

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from serving.bulk.formats import SUFFIXES, Format, check_installed
 from serving.commands.predict import ApiKey
-from serving.commands.traffic import Models, StateDir, explained
+from serving.commands.traffic import Models, StateDir, explained, up_to_date
 from serving.commands.tune import version_of
 from serving.engine.limits import Limits
 from serving.engine.signature import Described
@@ -146,7 +146,7 @@ def _here(
     from serving.bulk.scoring import AnswerForm, AnsweringModel, locally  # noqa: PLC0415  50 MB
     from serving.engine.model import load  # noqa: PLC0415  onnxruntime
 
-    path, batching = version_of(models, state_dir, name, version)
+    path, batching = version_of(*up_to_date(models, state_dir, name), name, version)
     # A thread of ours has a run of its own: several at a time take less than one that is divided.
     session = load(path, limits=Limits(threads=1, exact_threads=True))
     described = Described(name, path.parent.name, session.signature, batching.together)

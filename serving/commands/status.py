@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from serving.commands.traffic import Models, Name, StateDir, explained
+from serving.commands.traffic import Models, Name, StateDir, explained, up_to_date
 from serving.errors import ServingError
 from serving.logs import visible
 from serving.repository import model_settings
@@ -39,6 +39,7 @@ def status(
 ) -> None:
     """Show who gets each model's traffic, how trials go, and whether every running server serves it."""
     with explained():
+        models, state_dir = up_to_date(models, state_dir, name)
         live = ServerMonitor(models, state_dir).servers()
         found = [state(models, state_dir, n, live) for n in ([name] if name else TrafficStore(models).names())]
     if as_json:
@@ -140,10 +141,12 @@ def history(
     limit: Annotated[int, typer.Option(min=1, help="The last so many changes.")] = 20,
     as_json: AsJson = False,
     models: Models = Path("models"),
+    state_dir: StateDir = None,
 ) -> None:
     """Show who published a model's versions or changed its traffic, when, how and why; the last is the last line."""
     with explained():
-        entries = TrafficStore(models).events(name, limit)
+        models, state_dir = up_to_date(models, state_dir, name)
+        entries = TrafficStore(models, state_dir).events(name, limit)
     if as_json:
         typer.echo(json.dumps(entries, indent=1))
         return

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from serving.deploy import commands
 from serving.deploy.commands import Order
+from serving.deploy.mirror import mirrored
 from serving.errors import GenerationConflict, InvalidRequest, NotReady, ServingError
 from serving.logs import visible
 from serving.repository import servers
@@ -33,7 +34,9 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The model.", show_default=False)]
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="One of its versions.", show_default=False)]
-Models = Annotated[Path, typer.Option("--models", envvar="SERVING_MODELS", help="Folder of models.")]
+Models = Annotated[
+    Path, typer.Option("--models", envvar="SERVING_MODELS", help="Folder of models, or s3://, gs://, az://.")
+]
 StateDir = Annotated[
     Path | None, typer.Option("--state-dir", envvar="SERVING_STATE_DIR", help="The state folder of its servers.")
 ]
@@ -97,6 +100,7 @@ def _command(make: Callable[..., Order], *rules: str) -> Callable[..., None]:
         with explained():
             if rules:
                 given["judge"] = judged(**{rule: given.pop(rule) for rule in rules})
+            models, state_dir = up_to_date(models, state_dir, name)
             carry_out(models, state_dir, name, make(**given), no_wait=no_wait)
 
     own = [one for one in inspect.signature(make, eval_str=True).parameters.values() if one.kind is not one.VAR_KEYWORD]
@@ -175,6 +179,14 @@ def keep(
     elif policy != "all":
         wanted = tuple(version for version in policy.split(",") if version)
     return made(commands.KeepLoaded, keep=wanted, **given)
+
+
+def up_to_date(models: Path, state_dir: Path | None, name: str | None = None) -> tuple[Path, Path | None]:
+    """Return the models folder and the state folder: of a repository in an object store those that mirror it here, now.
+
+    name: the model that is looked at; all without it. Raises InvalidRequest, NotReady.
+    """
+    return mirrored(models, state_dir, name, say=lambda text: typer.echo(visible(f"serving: {text}"), err=True))
 
 
 def carry_out(root: Path, state_dir: Path | None, name: str, order: Order, *, no_wait: bool) -> None:

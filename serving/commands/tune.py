@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from serving.commands.traffic import Models, Name, StateDir, explained
+from serving.commands.traffic import Models, Name, StateDir, explained, up_to_date
 from serving.deploy.publish import serving_now
 from serving.engine.batching import Batching
 from serving.errors import InvalidRequest, ModelNotFound
@@ -63,6 +63,7 @@ def tune(  # noqa: PLR0917  typer makes options of parameters
             _library("tomlkit")  # before minutes are spent
         if plot is not None:
             _library("matplotlib")
+        models, state_dir = up_to_date(models, state_dir, name)
         found = _measured(name, *version_of(models, state_dir, name, version), Load(callers, rows, seconds))
         chosen = best(found, p99_ms / 1e3 if p99_ms is not None else math.inf)
         _show(name, found, chosen)

@@ -24,6 +24,7 @@ from serving.commands.traffic import (
     explained,
     known_served,
     made,
+    up_to_date,
     user,
 )
 from serving.deploy import commands
@@ -86,6 +87,8 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
         raise typer.Exit(2)
     with explained():
         try:
+            check_name(name)
+            models, state_dir = up_to_date(models, state_dir, name)
             embedded = None if signature is None else _read(signature)
             # On a thread behind all others: a large file is read, hashed and written beside workers that answer.
             with ThreadPoolExecutor(1, initializer=lowest_priority) as aside:
@@ -137,6 +140,7 @@ def delete(  # noqa: PLR0917  typer makes options of parameters
 ) -> None:
     """Remove a version that is not stable, canary, shadow or labelled; servers that have it loaded let it go."""
     with explained():
+        models, state_dir = up_to_date(models, state_dir, name)
         after = delete_version(TrafficStore(models, state_dir), name, version, who=user(), why=why)
         done = f"{name}: version {version} is deleted (generation {after.generation}"
         if no_wait:
@@ -162,6 +166,7 @@ def check(
     try:
         if name is not None:
             check_name(name)
+            models, _ = up_to_date(models, None, name)
         with (
             Gate(Limits(extension_ops=extension_ops)) as gate,
             tempfile.TemporaryDirectory(prefix="serving-check-") as temporary,

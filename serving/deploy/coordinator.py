@@ -256,7 +256,7 @@ class Coordinator:
         contents = self._repository.scan()
         served = [name for name, state in self._models.items() if state.served is not None and state.served.versions]
         gone = self._guard.check(contents, served)
-        self._general = (Problem("", "", gone),) if gone else ()
+        self._general = (Problem("", "", gone),) if gone else tuple(p for p in contents.problems if not p.name)
         self._scanned = True
         if gone:
             return  # what is loaded serves on

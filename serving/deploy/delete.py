@@ -7,6 +7,7 @@ import secrets
 import shutil
 
 from serving.deploy.current_version import current_version
+from serving.deploy.remote_versions import remove
 from serving.errors import Conflict, ModelNotFound, shown
 from serving.linux.files import sync
 from serving.repository.traffic import Traffic
@@ -30,8 +31,9 @@ def delete(store: TrafficStore, name: str, version: str, *, who: str, why: str =
             raise ModelNotFound(f"model {name!r} has no version '{shown(version)}' in the folder")
         if roles := roles_of(version, traffic, current_version(store, name)):
             raise Conflict(f"version {version} is in use: it is {' and '.join(roles)}")
-        folder.rename(away)
-        sync(folder.parent)
+        if store.remote is None:
+            folder.rename(away)
+            sync(folder.parent)
         return traffic
 
     try:
@@ -40,6 +42,10 @@ def delete(store: TrafficStore, name: str, version: str, *, who: str, why: str =
         with contextlib.suppress(FileNotFoundError):
             away.rename(folder)  # what is not in the history has not happened
         raise
+    if store.remote is not None:
+        remove(store.remote.bucket, name, version)
+        with contextlib.suppress(FileNotFoundError):  # a server of this machine was faster
+            folder.rename(away)
     shutil.rmtree(away, ignore_errors=True)
     return made
 

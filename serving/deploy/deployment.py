@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from serving.deploy.analysis_runner import AnalysisRunner, Totalled
 from serving.deploy.channel import Link
 from serving.deploy.coordinator import Coordinator
 from serving.deploy.deployment_log import DeploymentLog
+from serving.deploy.mirror import Mirror
 from serving.deploy.watch import watch
 from serving.gate.client import GateClient
 from serving.gate.gate import Limits
@@ -54,7 +56,9 @@ class Deployment:
         self._moved = threading.Event()
         self._last_error = ""
         self._deciding = threading.Thread(target=self._decide, name="analyses", daemon=True)
-        repository = Repository(root, store.import_edit)
+        mirror = self._mirror = Mirror.of(root, state_dir)
+        elsewhere = (lambda: mirror.problems) if mirror is not None else tuple
+        repository = Repository(root, store.import_edit, elsewhere=elsewhere)
         self._log = DeploymentLog(repository, store)
         self._gate = GateClient(repository, state_dir=state_dir, limits=Limits(extension_ops=extension_ops))
         self.coordinator = Coordinator(repository, self._gate, report=self._write, loads_at_once=loads_at_once)
@@ -64,6 +68,9 @@ class Deployment:
         self.coordinator.start()
         watch(self._root, self.coordinator.rescan, self._ended)
         self._deciding.start()
+        if self._mirror is not None:
+            follow = partial(self._mirror.follow, self.coordinator.rescan)
+            threading.Thread(target=follow, name="mirror", daemon=True).start()
 
     def _decide(self) -> None:
         """See how the versions do that are tried: once a second, and at each change, before one that kills does."""
@@ -113,6 +120,8 @@ class Deployment:
     def stop(self) -> None:
         """Leave the workers as they are."""
         self._ended.set()
+        if self._mirror is not None:
+            self._mirror.close()
         self.conclude()
         self._deciding.join(5)
         self.coordinator.stop()

@@ -16,18 +16,21 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from serving.deploy.current_version import current_version, stay
 from serving.deploy.delete import AWAY
+from serving.deploy.remote_versions import taken_by_others, upload
 from serving.deploy.staging import ModelFile, Source, copied, embed, write
-from serving.errors import Conflict, InvalidRequest, ModelInvalid, NotReady, ServingError, shown
+from serving.errors import InvalidRequest, ModelInvalid, NotReady, ServingError, shown
 from serving.gate import gate, prepared
 from serving.gate.gate import Gate, Limits
 from serving.gate.report import REPORT_FILE, GateRefused, Report
 from serving.linux.files import rename_to_free, sync
 from serving.repository import manifest, state_directory
 from serving.repository.manifest import MANIFEST_FILE, MODEL_FILE, Hashes, Manifest
+from serving.repository.object_store import Bucket
 from serving.repository.repository import NAME, VERSION
 from serving.repository.traffic_store import TrafficStore
 
@@ -107,7 +110,8 @@ def publish(
         for inner, _, _ in os.walk(folder, topdown=False):
             sync(Path(inner))
         sync(folder.parent)
-        number = _into_place(folder, root / name, version, beside=lambda: stay(store, name, who=found.who))
+        place_it = _into_place if store.remote is None else partial(_through_store, store.remote.bucket)
+        number = place_it(folder, root / name, version, beside=lambda: stay(store, name, who=found.who))
         return Published(number, report, answers=store.read(name).stable or number)
     except OSError as error:
         reason = error.strerror or type(error).__name__
@@ -153,12 +157,8 @@ def _same(home: Path, found: Manifest, version: str | None) -> str | None:
         if there is not None and there.content == found.content:
             return str(number)
         if version is not None:
-            raise _taken(version)
+            raise taken_by_others(version)
     return None
-
-
-def _taken(version: str) -> Conflict:
-    return Conflict(f"version {version} is there with other content, and a version never changes: publish the next one")
 
 
 def _judged(place: Path, folder: Path, found: Manifest, serving: Path | None, examiner: Gate | Limits) -> Report:
@@ -209,10 +209,24 @@ def _numbered(folder: Path, home: Path, version: str | None) -> str:
             rename_to_free(folder, home / number)
         except FileExistsError:
             if version is not None:
-                raise _taken(version) from None
+                raise taken_by_others(version) from None
             continue
         sync(home)
         return number
+
+
+def _through_store(
+    bucket: Bucket, folder: Path, home: Path, version: str | None, *, beside: Callable[[], object]
+) -> str:
+    """Upload what was staged, and put it into the folder that mirrors the store. Raises Conflict, NotReady, OSError."""
+    if home.exists():
+        beside()
+    number = upload(bucket, folder, home.name, version)
+    home.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # a server of this machine was faster
+        rename_to_free(folder, home / number)
+        sync(home)
+    return number
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from serving.capture.capture import Capture
 from serving.deploy import channel
 from serving.deploy.deployment import Deployment
 from serving.deploy.fleet import Fleet
+from serving.deploy.mirror import mirrored
 from serving.engine.limits import Drift, Limits
 from serving.heartbeat import Heartbeat
 from serving.http_api.connection_reaper import Timeouts
@@ -45,6 +47,8 @@ from serving.settings import Settings
 if TYPE_CHECKING:  # what needs an extra is imported where it is wanted
     from serving.jobs.jobs import Jobs
     from serving.jobs.runner import Runner
+
+log = logging.getLogger("serving.server")
 
 MEMORY_BYTES, MEMORY_FACTOR = 1 << 30, 128
 """What reading a long body may take, at least and for each byte of JSON: the worst take some 100 bytes a byte."""
@@ -142,6 +146,9 @@ def make_services(
     itself. heartbeat: where to note which model runs. buckets: where what callers take of their rates is counted, with
     other workers. documents: what the workers show each other of drift. Raises AccessInvalid for bad keys.
     """
+    if link is None:  # else the command has seen to it
+        models, state_dir = mirrored(settings.models, settings.state_dir, say=log.error)
+        settings = settings.model_copy(update={"models": models, "state_dir": state_dir})
     access = Access(
         keys=settings.keys,
         jwks=settings.jwks,
@@ -182,7 +189,7 @@ def make_services(
         capture = Capture(settings.capture_dir, max_bytes=settings.capture_max_bytes)
         fleet.prepare.append(capture.attach)
     tracing = Tracing.from_environment()
-    log = RequestLog.wanted(settings.access_log, settings.slow_log_s, tracing)
+    requests = RequestLog.wanted(settings.access_log, settings.slow_log_s, tracing)
     platform = platforms.platform(settings.platform, os.environ)
     endpoints = EndpointTable(
         *prediction_paths(platform.named if platform is not None else None),
@@ -191,7 +198,7 @@ def make_services(
         pool=pool,
         max_text_bytes=min(settings.max_json_bytes, settings.max_body_bytes),
         max_body_bytes=settings.max_body_bytes,
-        log=log,
+        log=requests,
         timing=settings.server_timing,
     )
     endpoints.follow(fleet)
@@ -232,12 +239,12 @@ def make_services(
         in_process=in_process,
         pool=pool,
         bodies=bodies,
-        log=log,
+        log=requests,
         monitoring=monitoring,
         capture=capture,
         shared=shared,
         deployment=deployment,
-        companion=companion(fleet, metrics, access, bodies, pool, log) if companion is not None else None,
+        companion=companion(fleet, metrics, access, bodies, pool, requests) if companion is not None else None,
         jobs=jobs,
         runner=runner,
         platform=platform,

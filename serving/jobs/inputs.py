@@ -17,9 +17,10 @@ from typing import Protocol
 
 import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
-from obstore.store import ObjectStore, from_url
+from obstore.store import ObjectStore
 
 from serving.errors import Conflict, Forbidden, InvalidRequest, NotReady
+from serving.repository.object_store import open_store
 
 SCHEMES = ("s3", "gs", "az")
 _URL = re.compile(r"([a-z0-9+.-]+)://(.*)", re.DOTALL | re.IGNORECASE)
@@ -159,11 +160,6 @@ def _below(path: str, folder: str) -> bool:
 @lru_cache(16)
 def _store(url: str) -> ObjectStore:
     return open_store(url)
-
-
-def open_store(url: str) -> ObjectStore:
-    """Open an object store with the credentials of the environment. Raises BaseError, ValueError for a bad URL."""
-    return from_url(url, retry_config={"max_retries": 3})
 
 
 @contextmanager

@@ -17,8 +17,9 @@ from pathlib import Path
 import obstore
 from obstore.store import LocalStore, ObjectStore
 
-from serving.jobs.inputs import SCHEMES, Input, StoredInput, open_store, translated
+from serving.jobs.inputs import SCHEMES, Input, StoredInput, translated
 from serving.linux.files import sync
+from serving.repository.object_store import open_store
 
 _CHUNK = 1 << 20
 _PARTS = 2

@@ -109,9 +109,9 @@ def when(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def append(folder: Path, entry: dict[str, Any]) -> None:
-    """Add a line, under the lock; it is on disk when this returns. Raises OSError."""
-    line = json.dumps(entry).encode() + b"\n"
+def append(folder: Path, *entries: dict[str, Any]) -> None:
+    """Add lines, under the lock; they are on disk when this returns. Raises OSError."""
+    line = b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
     file = os.open(folder / HISTORY_FILE, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
     try:
         size = os.fstat(file).st_size

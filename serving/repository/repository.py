@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,13 +76,19 @@ class Repository:
 
     document: returns a model's traffic document; raises a ServingError where it can't be read. A folder without a
     manifest is found once nothing in it has changed for `settle_s` seconds; the first scan takes all that is whole, so
-    that a server that starts does not wait.
+    that a server that starts does not wait. elsewhere: returns what is wrong where the folder comes from.
     """
 
     def __init__(
-        self, root: Path, document: Callable[[str], Traffic], *, settle_s: float = copy_stability.SETTLE_S
+        self,
+        root: Path,
+        document: Callable[[str], Traffic],
+        *,
+        settle_s: float = copy_stability.SETTLE_S,
+        elsewhere: Callable[[], Iterable[Problem]] = tuple,
     ) -> None:
         self.root = root
+        self._elsewhere = elsewhere
         self._document = document
         self._hashes = Hashes()
         self._stability = copy_stability.CopyStability(settle_s)
@@ -121,6 +127,7 @@ class Repository:
         self._started = True
         settings, complaints = self._settings.look({item.name for item in found})
         problems += [Problem(name, "", text) for name, text in complaints]
+        problems += self._elsewhere()
         for name, own in settings.items():
             if name in traffic:
                 traffic[name] = own.traffic(traffic[name], [item.version for item in found if item.name == name])

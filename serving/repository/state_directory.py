@@ -30,7 +30,21 @@ def state_folder(root: Path, given: Path | None = None) -> Path:
             raise OSError(errno.EINVAL, "the state folder lies in the models folder", str(given))
         given.mkdir(parents=True, exist_ok=True)
         return given
-    folder = _base() / f"serving-{os.getuid()}-{_key(root)}"
+    return _own_folder(_key(root))
+
+
+def url_state_folder(url: str) -> Path:
+    """Return the folder of this user for a repository in an object store, and make it. Raises OSError."""
+    return _own_folder(url_key(url))
+
+
+def url_key(url: str) -> str:
+    """Name a repository in an object store by its URL."""
+    return hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def _own_folder(key: str) -> Path:
+    folder = _base() / f"serving-{os.getuid()}-{key}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if not _owned(folder, os.getuid()):
         raise PermissionError(errno.EPERM, "the state folder belongs to another user, see --state-dir", str(folder))

@@ -18,6 +18,8 @@ from pydantic_core import ErrorDetails
 
 from serving.errors import InvalidRequest, NotReady
 
+TRAFFIC_FILE = "traffic.json"
+
 RESERVED = frozenset({"stable", "canary", "shadow", "latest"})
 """Labels that follow the roles by themselves, so nobody can set them."""
 MOST_LABELS = 100

@@ -4,6 +4,8 @@
 <root>/<name>/history.jsonl     one line a change, and the lock of who makes one (`serving.repository.history`)
 <root>/<name>/.history.ahead    the line of the change in progress, written ahead: after a crash, the next one appends
                                 it where the change was made, and forgets it where it was not
+
+Of a folder that mirrors a repository in an object store, changes are made there (`remote_traffic`).
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ from serving.linux.files import sync
 from serving.repository import history, manifest
 from serving.repository.manifest import MODEL_FILE
 from serving.repository.quarantine import Quarantine
+from serving.repository.remote_traffic import RemoteTraffic
 from serving.repository.repository import NAME, VERSION
-from serving.repository.traffic import Traffic, parse
+from serving.repository.traffic import TRAFFIC_FILE, Traffic, parse
 from serving.repository.transitions import Transition, restore
 
 log = logging.getLogger("serving.traffic")
 
-TRAFFIC_FILE = "traffic.json"
 _AHEAD_FILE = ".history.ahead"
 
 
@@ -49,6 +51,8 @@ class TrafficStore:
     def __init__(self, root: Path, state_dir: Path | None = None) -> None:
         self.root = root
         self.state_dir = state_dir
+        self.remote = RemoteTraffic.of(root)
+        """Where changes are made, of a folder that mirrors a repository in an object store; None for any other."""
 
     def read(self, name: str, *, anyway: bool = False) -> Traffic:
         """Return a model's document as it is now. Raises ModelNotFound, or InvalidRequest where it can't be read.
@@ -80,8 +84,8 @@ class TrafficStore:
         the folder can't be written, and what `transition` raises; nothing is changed then.
         """
         folder = self._folder(name)
-        with history.alone(name, folder), history.writing():
-            before = _imported(folder, anyway=anyway)
+
+        def make(before: Traffic) -> tuple[Traffic, dict[str, Any]]:
             if if_generation is not None and before.generation != if_generation:
                 raise GenerationConflict(
                     f"the traffic of {name} is at generation {before.generation}, and the change was made for "
@@ -91,7 +95,12 @@ class TrafficStore:
             now = time.time()
             after = transition(before).model_copy(update={"generation": before.generation + 1, "since": round(now, 3)})
             said = what if isinstance(what, str) else what(before, after)
-            entry = history.entry_of(now, before, after, who=who, what=said, why=why)
+            return after, history.entry_of(now, before, after, who=who, what=said, why=why)
+
+        if self.remote is not None:
+            return self.remote.change(name, make, anyway=anyway)
+        with history.alone(name, folder), history.writing():
+            after, entry = make(_imported(folder, anyway=anyway))
             ahead = folder / _AHEAD_FILE
             # On disk, by content and by name, before the document is: a change must not outlive who made it.
             _write(ahead, json.dumps(entry))
@@ -167,6 +176,8 @@ class TrafficStore:
         Where the folder can't be written nothing is noted, and that is no error.
         """
         folder = self._folder(name)
+        if self.remote is not None:  # where the next change notes it
+            return self.read(name)
         last = history.last(folder)
         if _effective(_document(folder), last)[1] or (folder / _AHEAD_FILE).exists():
             # A folder that is being removed loses its document too: nothing may be created in it then.

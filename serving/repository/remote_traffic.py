@@ -1,0 +1,151 @@
+"""Traffic documents of a repository in an object store: any number of deployers, and none loses a change.
+
+<prefix>/<name>/history.jsonl   the truth: replaced only in place of the state that was read (If-Match), a line longer
+<prefix>/<name>/traffic.json    what its last line says, for people and other tools; an edit of it is followed
+
+Both are as in a folder. Whoever is stopped between the two leaves a traffic.json that is one of the history's earlier
+states, which counts for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from serving.errors import InvalidRequest, NotReady
+from serving.linux.files import write_whole
+from serving.repository import history
+from serving.repository.history import HISTORY_FILE
+from serving.repository.object_store import Bucket, Held, Overtaken, StoreFailed
+from serving.repository.traffic import TRAFFIC_FILE, Traffic, parse
+
+log = logging.getLogger("serving.traffic")
+
+SOURCE_FILE = ".object-store"
+"""In the root of a folder that mirrors a repository in an object store: its URL."""
+_TRIES = 50
+
+Make: TypeAlias = Callable[[Traffic], tuple[Traffic, dict[str, Any]]]
+"""Makes the next document, and its line, of the one before."""
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """Both objects as they were read, and what they mean."""
+
+    history: Held | None
+    written: Held | None
+    entries: tuple[dict[str, Any], ...]
+    traffic: Traffic
+    edited: bool
+    """Whether traffic.json says something that the history does not know."""
+
+
+class RemoteTraffic:
+    """The traffic documents below one URL, and their copies in the folder that mirrors it. All methods block."""
+
+    def __init__(self, bucket: Bucket, root: Path) -> None:
+        self.bucket = bucket
+        self._root = root
+
+    @classmethod
+    def of(cls, root: Path) -> RemoteTraffic | None:
+        """Return those of the repository that a folder mirrors; None for any other folder."""
+        try:
+            return cls(Bucket((root / SOURCE_FILE).read_text()), root)
+        except OSError:
+            return None
+
+    def change(self, name: str, make: Make, *, anyway: bool = False) -> Traffic:
+        """Make one step, as `TrafficStore.change`: when this returns it is in the store and in the folder.
+
+        Raises NotReady where the store can't be written to, InvalidRequest where traffic.json can't be read, and what
+        `make` raises.
+        """
+        for _ in range(_TRIES):
+            try:
+                state = self._read(name, anyway=anyway)
+                after, entry = make(state.traffic)
+                self._write(name, state, after, entry)
+            except Overtaken:
+                time.sleep(random.uniform(0.01, 0.1))  # noqa: S311  so that those who lose do not march in step
+                continue
+            except StoreFailed as error:
+                raise NotReady(f"{error.message}; nothing is changed") from error
+            self.install(name, self._root / name)
+            return after
+        raise NotReady(f"others change {name} all the time: try again")
+
+    def install(self, name: str, folder: Path, *, coming: Collection[str] = ()) -> bool:
+        """Bring a model's folder to what the store says. Raises what `change` does.
+
+        An answer that is older than what is there changes nothing. coming: versions that will be there soon; where one
+        of them has a role nothing is done, and False returned.
+        """
+        state = self._read(name)
+        roles = (state.traffic.canary, state.traffic.shadow)
+        named = {state.traffic.stable, *state.traffic.labels.values(), *(role.version for role in roles if role)}
+        if named.intersection(coming):
+            return False
+        with history.alone(name, folder), history.writing():
+            last = history.last(folder)
+            if state.traffic.generation < last.generation:
+                return True
+            write_whole(folder / TRAFFIC_FILE, _text(state.traffic))
+            history.append(folder, *(entry for entry in state.entries if entry["generation"] > last.generation))
+        return True
+
+    def _read(self, name: str, *, anyway: bool = False) -> _State:
+        # In this order: a change that comes between has then made an old state of what was read first.
+        written = self.bucket.read(f"{name}/{TRAFFIC_FILE}")
+        kept = self.bucket.read(f"{name}/{HISTORY_FILE}")
+        lines = kept.content.split(b"\n") if kept is not None else []
+        entries = tuple(entry for line in lines if line and (entry := history.valid(line)) is not None)
+        last = history.traffic_of(entries[-1]["after"]) if entries else Traffic()
+        try:
+            document = parse(written.content) if written is not None else last
+        except InvalidRequest:
+            if not anyway:
+                raise
+            document = last
+        known = any(
+            entry["generation"] == document.generation and entry["after"] == document.document() for entry in entries
+        )
+        if known or document.same(last):
+            return _State(kept, written, entries, last, edited=False)
+        generation = max(document.generation, last.generation + 1)
+        return _State(kept, written, entries, document.model_copy(update={"generation": generation}), edited=True)
+
+    def _write(self, name: str, state: _State, after: Traffic, entry: dict[str, Any]) -> None:
+        """Replace both objects. Raises Overtaken, NotReady; nothing is changed then."""
+        over, lines = state.written.token if state.written is not None else None, [entry]
+        if state.edited:  # which first becomes a state of the history's own, or it would be taken for a new edit again
+            last = history.traffic_of(state.entries[-1]["after"]) if state.entries else Traffic()
+            note = history.entry_of(
+                time.time(), last, state.traffic, who="unknown", what="edited", why=f"{TRAFFIC_FILE} was edited"
+            )
+            lines.insert(0, note)
+            over = self.bucket.write(f"{name}/{TRAFFIC_FILE}", _text(state.traffic), over)
+        before = state.history.content if state.history is not None else b""
+        content = b"".join(line + b"\n" for line in (*before.splitlines(), *(json.dumps(e).encode() for e in lines)))
+        try:
+            self.bucket.write(f"{name}/{HISTORY_FILE}", content, state.history.token if state.history else None)
+        except (Overtaken, StoreFailed):
+            # The store may have done it all the same, and its answer got lost.
+            kept = self.bucket.read(f"{name}/{HISTORY_FILE}")
+            if kept is None or json.dumps(entry).encode() not in kept.content:
+                raise
+        try:
+            self.bucket.write(f"{name}/{TRAFFIC_FILE}", _text(after), over)
+        except (Overtaken, StoreFailed) as error:
+            log.warning("%s of %s in the store is a change behind its history: %s", TRAFFIC_FILE, name, error.message)
+
+
+def _text(traffic: Traffic) -> bytes:
+    return json.dumps(traffic.document(), indent=1).encode() + b"\n"
