@@ -20,6 +20,7 @@ from statistics import median
 
 import numpy as np
 import onnxruntime
+import orjson
 import pyarrow as pa
 from pyarrow import csv, ipc, parquet
 from rich.console import Console
@@ -38,7 +39,8 @@ TYPES = {
     "ndjson": "application/x-ndjson",
 }
 TIMES = {"arrow": 60.0, "csv": 20.0, "ndjson": 20.0}
-"""By how much a stream should be faster than single rows."""
+"""By how much a stream should be faster than single rows; onnxruntime alone says what is possible."""
+THREADS = {"one thread": 1, "all threads": 0}
 MEMORY_MIB = 150.0
 LIVE_TIMES = 2.0
 SCORE_SHARE = 0.8
@@ -46,7 +48,7 @@ BATCH = 16384
 
 
 def files(folder: Path, rows: int) -> dict[str, Path]:
-    """Write made-up rows of the 30 features in each format; of the text a quarter, or it takes gigabytes."""
+    """Write made-up rows of the 30 features in each format."""
     data = load_breast_cancer()
     chance = np.random.default_rng(0)
     names = [str(name) for name in data.feature_names]
@@ -56,19 +58,23 @@ def files(folder: Path, rows: int) -> dict[str, Path]:
     parquet.write_table(table, made["parquet"], row_group_size=1 << 17)
     with ipc.new_stream(made["arrow"], table.schema) as stream:
         stream.write_table(table, max_chunksize=BATCH)
-    some = table.slice(0, rows // 4)
-    csv.write_csv(some, made["csv"], csv.WriteOptions(quoting_style="none"))
-    with made["ndjson"].open("w") as file:
-        file.writelines(json.dumps(row) + "\n" for batch in some.to_batches(10_000) for row in batch.to_pylist())
+    csv.write_csv(table, made["csv"], csv.WriteOptions(quoting_style="none"))
+    with made["ndjson"].open("wb") as file:
+        for row in matrix.tolist():
+            file.write(orjson.dumps(dict(zip(names, row, strict=True))) + b"\n")
     return made
+
+
+def sending(port: int, path: Path, kind: str) -> list[str]:
+    """Give the command that sends a file as a stream and reads its answer."""
+    command = ["curl", "-sS", "--fail", "-T", str(path), "-X", "POST", "-H", f"Content-Type: {TYPES[kind]}"]
+    return [*command, "-H", "Expect:", "-o", "/dev/null", f"http://127.0.0.1:{port}{FOREST}"]
 
 
 def send(port: int, path: Path, kind: str) -> float:
     """Send a file as a stream and read its answer; return seconds."""
-    command = ["curl", "-sS", "--fail", "-T", str(path), "-X", "POST", "-H", f"Content-Type: {TYPES[kind]}"]
-    command += ["-H", "Expect:", "-o", "/dev/null", f"http://127.0.0.1:{port}{FOREST}"]
     began = time.monotonic()
-    subprocess.run(command, check=True)
+    subprocess.run(sending(port, path, kind), check=True)
     return time.monotonic() - began
 
 
@@ -98,6 +104,7 @@ def streams(folder: Path, made: dict[str, Path], rows: int, rounds: int, seconds
     one = dict(zip(map(str, data.feature_names), data.data[0].tolist(), strict=True))
     body = json.dumps({"instances": [one]}).encode()
     rates: dict[str, list[float]] = {kind: [] for kind in ("single", *TYPES)}
+    bare: dict[str, list[float]] = {name: [] for name in THREADS}
     live: dict[str, list[float]] = {kind: [] for kind in ("alone", *TYPES)}
     with serving(MODELS, folder, "--workers", "1", cores=None) as (port, _, pid):
         wrk(f"http://127.0.0.1:{port}{FOREST}", body, None, 32, 1, pid, folder)
@@ -107,19 +114,26 @@ def streams(folder: Path, made: dict[str, Path], rows: int, rounds: int, seconds
                     wrk(f"http://127.0.0.1:{port}{FOREST}", body, None, 32, seconds, pid, folder).rate
                 )
                 for kind in TYPES:
-                    count = rows if kind == "arrow" else rows // 4
-                    rates[kind].append(count / send(port, made[kind], kind))
+                    rates[kind].append(rows / send(port, made[kind], kind))
+                for name, threads in THREADS.items():
+                    bare[name].append(alone(made["parquet"], threads))
         for _ in range(rounds):
             live["alone"].append(p99(port, seconds, FOREST, body))
             for kind in TYPES:
                 with streaming(port, made[kind], kind):
                     live[kind].append(p99(port, seconds, FOREST, body))
-    middle = {kind: median(found) for kind, found in rates.items()}
+    middle = {kind: median(found) for kind, found in (rates | bare).items()}
     waits = {kind: median(found) * 1000 for kind, found in live.items()}
     return [
         Finding("single rows, 32 connections", middle["single"], "rows/s"),
         *(Finding(f"a stream of {kind}", middle[kind], "rows/s") for kind in TYPES),
+        *(Finding(f"onnxruntime alone, in memory, {name}", middle[name], "rows/s") for name in THREADS),
         *(Finding(f"{kind} to single rows", middle[kind] / middle["single"], "times", TIMES[kind]) for kind in TYPES),
+        *(Finding(f"onnxruntime alone to them, {name}", middle[name] / middle["single"], "times") for name in THREADS),
+        *(
+            Finding(f"{kind}, of what onnxruntime alone reaches on one thread", middle[kind] / middle["one thread"], "")
+            for kind in TYPES
+        ),
         Finding("memory above idle", grown[-1], "MiB", MEMORY_MIB, most=True),
         Finding("p99 of single rows, alone", waits["alone"], "ms"),
         *(
@@ -132,26 +146,22 @@ def streams(folder: Path, made: dict[str, Path], rows: int, rounds: int, seconds
 @contextmanager
 def streaming(port: int, path: Path, kind: str) -> Iterator[None]:
     """Send a file again and again meanwhile."""
-    ended = threading.Event()
-
-    def again() -> None:
-        while not ended.is_set():
-            send(port, path, kind)
-
-    sending = threading.Thread(target=again)
-    sending.start()
+    *command, url = sending(port, path, kind)
+    process = subprocess.Popen([*command, f"{url}#[1-1000]"])
     time.sleep(0.5)
     try:
         yield
     finally:
-        ended.set()
-        sending.join()
+        process.terminate()
+        process.wait()
 
 
-def alone(path: Path) -> float:
-    """Return the rows/s of onnxruntime by itself, on columns in memory, with its own choice of threads."""
+def alone(path: Path, threads: int = 0) -> float:
+    """Return the rows/s of onnxruntime by itself, on columns in memory; threads: 0 is its own choice."""
     onnxruntime.set_default_logger_severity(3)
-    session = onnxruntime.InferenceSession(MODELS / "breast_cancer" / "1" / "model.onnx")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(MODELS / "breast_cancer" / "1" / "model.onnx", options)
     columns = parquet.read_table(path)
     matrix = np.column_stack([column.to_numpy() for column in columns.columns]).astype(np.float32)
     name = session.get_inputs()[0].name

@@ -12,7 +12,20 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 
-from serving.commands import dashboards, drift, export, keys, predict, replay, score, status, traffic, tune, versions
+from serving.commands import (
+    dashboards,
+    drift,
+    export,
+    keys,
+    manifests,
+    predict,
+    replay,
+    score,
+    status,
+    traffic,
+    tune,
+    versions,
+)
 from serving.server import CannotStart, serve
 from serving.settings import Settings, read
 from serving.supervisor import CannotReload
@@ -128,6 +141,7 @@ drift.register(app)
 keys.register(app)
 replay.register(app)
 dashboards.register(app)
+manifests.register(app)
 
 
 def main() -> None:

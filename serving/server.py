@@ -172,7 +172,8 @@ def serve(settings: Settings, reread: Callable[[], Settings]) -> int:
     with contextlib.ExitStack() as ending:
         asked = platforms.platform(settings.platform, os.environ)
         by_request = asked is not None and asked.many
-        folder = ending.enter_context(adopted(settings.models, by_request=by_request))
+        itself = settings.platform_model or "model"
+        folder = ending.enter_context(adopted(settings.models, by_request=by_request, itself=itself))
         if folder is not None:
             settings, reread = _moved(settings, reread, folder, settings.state_dir or folder.with_name("state"))
         if settings.uds is None:

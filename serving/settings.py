@@ -35,8 +35,9 @@ class Settings(BaseSettings):
     """Folder for reports, prepared forms and who serves; the same for all who serve or deploy to one models folder."""
     platform: platforms.Name | None = None
     """Answer the paths that this platform asks (docs/platforms.md); without it, what the environment tells of one."""
-    platform_model: str | None = None
-    """Model that answers where a platform names none; without it the only one there is."""
+    platform_model: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
+    """Model that answers where a platform names none; without it the only one there is. A folder of models that is one
+    itself is called so."""
     app: str | None = None
     """Application of your own to serve, as module:name, which has serving.lifespan; without it this server's own."""
     reload: bool = False

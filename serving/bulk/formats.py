@@ -60,9 +60,14 @@ def accepted_format(accept: bytes | None, given: Format) -> Format:
     return max(liked, key=lambda each: each[0], default=(1.0, given))[1]
 
 
+def installed() -> bool:
+    """Tell whether the extra is installed."""
+    return find_spec("pyarrow") is not None
+
+
 def check_installed() -> None:
     """Raise UnsupportedMediaType, which names the extra, where it is not installed."""
-    if find_spec("pyarrow") is None:
+    if not installed():
         raise UnsupportedMediaType("rows in bulk need pyarrow, which is not installed: pip install 'serving[bulk]'")
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from serving.commands.written import write
 from serving.dashboards.boards import BOARDS
 from serving.dashboards.grafana import document
 
@@ -36,12 +36,4 @@ def export(
     """Write the dashboards as JSON, the recording and alerting rules, and how to scrape a server."""
     made = {f"{board['uid']}.json": document(board) for board in (make() for make in BOARDS)}
     made |= {name: files("serving.dashboards").joinpath(name).read_text() for name in ("rules.yml", "prometheus.yml")}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in made.items():
-            (folder / name).write_text(text)
-    except OSError as error:
-        Console(stderr=True, highlight=False).print(f"serving: {folder}: {error.strerror}", soft_wrap=True)
-        raise typer.Exit(1) from None
-    for name in made:
-        typer.echo(str(folder / name))
+    write(folder, made)

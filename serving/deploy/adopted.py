@@ -27,18 +27,24 @@ _FROM = ".from"
 """Links to where a model was taken from and, beside the models, to the folder below which all must lie."""
 
 
-def bare(root: Path) -> dict[str, Path]:
-    """Return the models that a folder is, or holds and nothing else, by what they are to be called. Raises OSError."""
+def bare(root: Path, itself: str = "model") -> dict[str, Path]:
+    """Return the models that a folder is, or holds and nothing else, by what they are to be called. Raises OSError.
+
+    itself: the name of the one that the folder is.
+    """
     if (root / MODEL_FILE).is_file():
-        return {"model": root}
+        return {itself: root}
     found = {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and NAME.fullmatch(path.name)}
     return found if all((path / MODEL_FILE).is_file() for path in found.values()) else {}
 
 
 @contextmanager
-def adopted(root: Path, *, by_request: bool) -> Iterator[Path | None]:
-    """Make a models folder of those in `root`; None where it is one already. by_request: they come by `take`."""
-    found = {} if by_request else bare(root)
+def adopted(root: Path, *, by_request: bool, itself: str = "model") -> Iterator[Path | None]:
+    """Make a models folder of those in `root`; None where it is one already.
+
+    by_request: they come by `take`. itself: the name of the one that `root` is.
+    """
+    found = {} if by_request else bare(root, itself)
     if not (found or by_request):
         yield None
         return

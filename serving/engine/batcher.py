@@ -15,7 +15,7 @@ from typing import Protocol
 
 from serving.engine.executor import Batch, Executor, Seen
 from serving.engine.latency_model import LatencyModel, seconds_to_come_back
-from serving.engine.request import Outcome, Request
+from serving.engine.request import LOW, Outcome, Request
 from serving.errors import DeadlineExceeded, NotReady, PayloadTooLarge, QueueFull, ServingError
 from serving.heartbeat import Record, unrecorded
 from serving.tensors import Overriding, Tensors
@@ -96,6 +96,8 @@ class Batcher:
         self._allowance = 0.0  # seconds that the first of the last batch had in all
         self._queued_rows = 0
         self._at_work: set[Batch] = set()
+        self.live_at = 0.0
+        """When a batch ended last that was not of the last line alone; monotonic seconds."""
         self._idle = instances
         self._instances = instances
         self._scheduled = False
@@ -179,11 +181,6 @@ class Batcher:
     def queued_rows(self) -> int:
         """Rows that wait, not counting those that run."""
         return self._queued_rows
-
-    @property
-    def batches(self) -> int:
-        """How often a batch was taken from the queue."""
-        return self._taken
 
     def waits(self, request: Request) -> bool:
         """Tell whether a request has not begun to run."""
@@ -309,6 +306,8 @@ class Batcher:
         self._freed = now if self._queued_rows else 0.0
         row_seconds, self._lag = self._pace.waits(self._allowance, self._max_rows)
         self._row_seconds = row_seconds / self._instances
+        if batch.requests[0].priority != LOW or batch.requests[-1].priority != LOW:
+            self.live_at = now
         started = batch.started
         self._observer.ran(batch.rows, [started - r.queued_at for r in batch.requests], spent)
         for request, outcome in zip(batch.requests, batch.outcomes, strict=True):

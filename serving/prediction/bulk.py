@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from typing import NamedTuple
 
 from serving.access.principal import ANYONE, Principal
@@ -81,7 +82,6 @@ class BulkPrediction:
         self.good = self.bad = 0
         self._until = float("inf") if options.timeout is None else time.monotonic() + options.timeout
         self._row_seconds = PIECE_S / _FIRST_ROWS
-        self._live_at = 0.0
         signature = self.model.signature
         # Rows that may see each other are answered as if each was sent alone.
         self._most = 1
@@ -94,14 +94,20 @@ class BulkPrediction:
         Raises DeadlineExceeded where the time is over, or live requests leave no room; NotReady.
         """
         found: list[Found] = list(batch.bad)
+        running: deque[asyncio.Task[list[Found]]] = deque()
         at = 0
-        while at < batch.rows:
-            rows = min(self._piece_rows(), batch.rows - at)
-            inputs = batch.inputs or ()
-            if rows < batch.rows:
-                inputs = tuple([array[at : at + rows] for array in inputs])
-            found += await self._answers(inputs, batch.lines[at : at + rows])
-            at += rows
+        try:
+            while at < batch.rows or running:
+                # While one runs the next one waits already, unless there is somebody to rest for.
+                while at < batch.rows and len(running) < (1 if self._beside_live() else 2):
+                    piece = slice(at, at + self._piece_rows())
+                    inputs = tuple([array[piece] for array in batch.inputs or ()])
+                    running.append(asyncio.create_task(self._answers(inputs, batch.lines[piece])))
+                    at = piece.stop
+                found += await running.popleft()
+        finally:
+            for task in running:
+                task.cancel()
         good = sum([len(each[1]) for each in found if not isinstance(each, BadRow)])
         bad = sum([isinstance(each, BadRow) for each in found])
         self.good += good
@@ -142,7 +148,6 @@ class BulkPrediction:
                 what = "the time that it may take is over" if now >= self._until else "other requests leave no room"
                 return DeadlineExceeded(f"after {self.good} good rows {what}")
             piece = Piece(inputs, rows, min(now + self.endpoint.deadline, self._until), self.endpoint.loop)
-            others = batcher.batches
             try:
                 batcher.submit(piece)
                 outcome = await piece.outcome
@@ -151,12 +156,11 @@ class BulkPrediction:
             finally:
                 piece.done = True
             if piece.ran is not None:
-                self._learn(piece.ran, alone=batcher.batches - others <= 1)
+                self._learn(piece.ran)
             if not isinstance(outcome, QueueFull):
                 if piece.ran is not None and self._beside_live():
                     await asyncio.sleep(REST * (piece.ran.ended - piece.ran.started))
                 return outcome
-            self._live_at = now
             await asyncio.sleep(_COME_BACK_S)
 
     async def _within_rate(self, rows: int) -> None:
@@ -169,13 +173,11 @@ class BulkPrediction:
                 if time.monotonic() >= self._until:
                     return
 
-    def _learn(self, ran: Run, *, alone: bool) -> None:
+    def _learn(self, ran: Run) -> None:
         self._row_seconds += 0.3 * ((ran.ended - ran.started) / max(1, ran.rows) - self._row_seconds)
-        if not alone:
-            self._live_at = ran.ended
 
     def _beside_live(self) -> bool:
-        return time.monotonic() - self._live_at < _OF_LATE_S
+        return time.monotonic() - self.model.batcher.live_at < _OF_LATE_S
 
     def _piece_rows(self) -> int:
         seconds = PIECE_S if self._beside_live() else ALONE_S

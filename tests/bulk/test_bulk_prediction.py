@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,24 +23,23 @@ ROW_S = 2e-5
 class Queue:
     """Stands for a batcher: takes a piece at a time and answers it by what the rows hold."""
 
-    def __init__(self, *, full: int = 0) -> None:
+    def __init__(self, *, full: int = 0, live_at: float = 0.0) -> None:
         self.pieces: list[int] = []
-        self.batches = 0
-        self.waiting = 0
+        self.most_waiting = self.waiting = 0
         self.full = full
+        self.live_at = live_at
 
     def submit(self, request: Request) -> None:
         assert request.priority == LOW
-        assert not self.waiting, "one piece at a time"
         if self.full:
             self.full -= 1
             raise QueueFull("others are there")
         self.waiting += 1
+        self.most_waiting = max(self.most_waiting, self.waiting)
         asyncio.get_running_loop().call_soon(self._run, request)
 
     def _run(self, request: Request) -> None:
         self.waiting -= 1
-        self.batches += 1
         self.pieces.append(request.rows)
         rows = request.inputs[0]
         request.ran = Run(0.0, ROW_S * request.rows, request.rows, 1)
@@ -87,6 +87,17 @@ async def test_rows_run_in_short_pieces() -> None:
     queue = Queue()
     await prediction(queue, limits=SimpleNamespace(max_queued_rows=100, callers=None)).run(batch(np.arange(5000)))
     assert max(queue.pieces) == 50
+
+
+@pytest.mark.parametrize(("live", "waiting", "longest"), [(False, 2, 0.006), (True, 1, 0.0015)])
+async def test_beside_single_requests_pieces_are_shorter_and_one_at_a_time(
+    live: bool, waiting: int, longest: float
+) -> None:
+    """Alone, the next piece waits while one runs; a single request waits for one short piece at most."""
+    queue = Queue(live_at=time.monotonic() + 60 if live else 0.0)
+    await prediction(queue).run(batch(np.arange(1000)))
+    assert queue.most_waiting == waiting
+    assert max(queue.pieces) * ROW_S < longest
 
 
 async def test_rows_that_may_see_each_other_run_alone() -> None:

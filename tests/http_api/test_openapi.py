@@ -16,6 +16,7 @@ from typing import Any
 
 import jsonschema_rs
 import onnx
+import pyarrow as pa
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -25,6 +26,8 @@ from serving.http_api.app import create_app
 from serving.http_api.openapi.document import document
 from serving.protocols.strict_json import dumps
 from serving.settings import Settings
+from tests.bulk.test_formats import arrow
+from tests.bulk.test_streams import ARROW, CSV, NDJSON
 from tests.conftest import MODELS, Server
 from tests.drills.openapi import fuzz
 
@@ -117,6 +120,19 @@ def _ask_jobs(ask: Asker, eventually: Callable[[Callable[[], bool]], None]) -> N
     ask("POST", "/v1/jobs/{job}/cancel", 409)
 
 
+def _ask_streams(ask: Asker, path: str, content: dict[str, Any]) -> None:
+    """Send the example as a stream of each kind: it is a good row, and the answer is of the same kind, or as asked."""
+    if path.endswith("/infer"):
+        return
+    row = content["application/json"]["example"]["instances"]
+    bodies = {NDJSON: content[NDJSON]["example"], CSV: content[CSV]["example"], ARROW: arrow(pa.Table.from_pylist(row))}
+    assert content.keys() == {"application/json", *bodies}
+    for kind, body in bodies.items():
+        ask("POST", path, 200, content=body, headers={"content-type": kind})
+        answer = ask("POST", path, 200, content=body, headers={"content-type": kind, "accept": NDJSON})
+        assert answer.text.endswith('{"summary":{"good":1,"bad":0}}\n'), (path, kind, answer.text)
+
+
 def test_every_route_answers_as_the_document_says(
     client: TestClient, described: dict[str, Any], eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
@@ -129,9 +145,10 @@ def test_every_route_answers_as_the_document_says(
             if "{model}" in path:
                 ask("GET", path, 404, at=path.format(model="rose", version="1"))
         elif path.endswith((":predict", "/infer")):
-            example = operations["post"]["requestBody"]["content"]["application/json"]["example"]
-            ask("POST", path, 200, json=example)
+            content = operations["post"]["requestBody"]["content"]
+            ask("POST", path, 200, json=content["application/json"]["example"])
             ask("POST", path, 400, content=b"{")
+            _ask_streams(ask, path, content)
     infer, predict = "/v2/models/iris/infer", "/v1/models/iris:predict"
     ask("POST", predict, 200, json={"inputs": {name: [value] * 2 for name, value in ROW.items()}})
     ask("POST", predict, 422, json={"instances": [{**ROW, "petal_width": "wide"}]})

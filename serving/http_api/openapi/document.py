@@ -14,7 +14,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 
 from serving.deploy.fleet import Served
-from serving.http_api.openapi import prediction_schemas
+from serving.http_api.openapi import prediction_schemas, streams
 from serving.http_api.openapi.documents import Error
 from serving.http_api.openapi.prediction_schemas import INFER_RESPONSE, infer_operation, predict_operation
 from serving.http_api.own_route import OwnRoute
@@ -30,7 +30,7 @@ FAILURES = {
     "403": "The key lacks the scope",
     "404": "No such model, version, label or job",
     "413": "Body over the limit",
-    "415": "Unknown Content-Encoding",
+    "415": "Unknown Content-Encoding; or rows in bulk of a type that is not read",
     "422": "Rows break the signature, and every bad cell is listed; or the model refuses them",
     "429": "Queue full; see Retry-After",
     "503": "Known, and not ready",
@@ -64,6 +64,7 @@ def document(app: FastAPI, services: Services, *, models: bool = True) -> dict[s
     components = made.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     schemas["InferResponse"] = INFER_RESPONSE
+    schemas |= streams.schemas()
     components["responses"] = {status: _failure(status) for status in FAILURES}
     components["parameters"] = _PARAMETERS
     own = {c.path for c in iter_route_contexts(app.routes) if isinstance(c.original_route, OwnRoute)}

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from serving.engine.model import Model
 from serving.engine.rows import Rows
 from serving.engine.signature import Signature, TensorSpec
+from serving.http_api.openapi import streams
 from serving.http_api.openapi.readable import example, readable
 from serving.http_api.security import BEARER
 from serving.tensors import FLOATS, HALVES, INTEGERS, NUMPY
@@ -51,11 +52,13 @@ def schemas(model: Model) -> dict[str, Any]:
 
 
 def predict_operation(model: Model, summary: str, identity: str) -> dict[str, Any]:
-    """Describe `:predict`: rows or columns by feature name."""
+    """Describe `:predict`: rows or columns by feature name, and streams of rows."""
     row = example_row(model)
     given = None if row is None else {"instances": [row]}
-    content = _json({"anyOf": [_reference(model, "predictions"), _reference(model, "columns")]})
-    return _operation(model, summary, identity, "rows", given, content)
+    content = _json({"anyOf": [_reference(model, "predictions"), _reference(model, "columns")]}) | streams.answers()
+    made = _operation(model, summary, identity, "rows", given, content)
+    made["requestBody"]["content"] |= streams.rows(row)
+    return made
 
 
 def _rows(model: Model) -> dict[str, Any]:
