@@ -146,6 +146,8 @@ class Settings(BaseSettings):
     """Share of requests that get a line in the log, with who asked what and how it ended: 1 all, 0.01 one of 100."""
     slow_log_s: float | None = Field(None, gt=0)
     """Seconds from which on a request gets a line in the log, with where its time went."""
+    log_features: bool = False
+    """Lines of requests with one row have its features, but for sensitive ones."""
     drift: bool = True
     """Compare the rows that models get with the reference in their files; a model.toml has the word for its model."""
     capture_dir: Path | None = None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
 from serving.bulk.batch import BEGIN, Position
 from serving.engine.signature import Described
 from serving.errors import UnsupportedMediaType
+from serving.protocols.headers import weights
 
 if TYPE_CHECKING:
     from serving.bulk.answers import Sink, Writer
@@ -50,14 +50,11 @@ def accepted_format(accept: bytes | None, given: Format) -> Format:
 
     >>> accepted_format(b"text/csv;q=0.5, application/x-ndjson, */*;q=0.1", "arrow"), accepted_format(None, "arrow")
     ('ndjson', 'arrow')
+    >>> accepted_format(b"text/csv;q=0", "arrow")
+    'arrow'
     """
-    liked: list[tuple[float, Format]] = []
-    for item in (accept or b"").split(b","):
-        kind = bulk_format(item)
-        quality = re.search(rb";\s*q=([01](?:\.\d{0,3})?)", item)
-        if kind is not None and kind != "parquet":
-            liked.append((float(quality[1]) if quality else 1.0, kind))
-    return max(liked, key=lambda each: each[0], default=(1.0, given))[1]
+    liked = [(weight, kind) for name, weight in weights(accept).items() if weight and (kind := bulk_format(name))]
+    return max((one for one in liked if one[1] != "parquet"), key=lambda one: one[0], default=(1.0, given))[1]
 
 
 def installed() -> bool:

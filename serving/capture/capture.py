@@ -113,7 +113,9 @@ class Capture:
         self._taken: list[tuple[Tap, _Answered]] = []
         self._came = self._went = 0  # bytes; each is counted by one thread only
         self._written_to = 0
-        self._dropped = 0
+        self.behind = self.unwritable = 0
+        """Requests that were not kept: they came faster than they are written, or could not be. Each by one thread."""
+        self._told = 0
         self._wake = threading.Event()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="capture", daemon=True)
@@ -121,20 +123,13 @@ class Capture:
 
     def attach(self, model: Model) -> None:
         """Take copies of what a version answers, where its settings ask for that and can be kept."""
-        hidden = model.limits.sensitive | {f.name for f in model.signature.features if f.sensitive}
-        unknown = sorted(hidden - {feature.name for feature in model.signature.features})
-        if unknown:  # a misspelt name would give away what it is to protect
-            names = ", ".join(unknown)
-            log.error(
-                "%s %s: not captured: privacy.sensitive has no such feature: %s", model.name, model.version, names
-            )
-        elif model.limits.capture_share:
-            model.tap = Tap(self, model, model.limits.capture_share, hidden)
+        if model.sensitive is not None and model.limits.capture_share:
+            model.tap = Tap(self, model, model.limits.capture_share, model.sensitive)
 
     def has_room(self, size: int) -> bool:
         """Tell whether so many bytes more may wait; count what is dropped."""
         fits = self._came - self._went + size <= HELD_BYTES
-        self._dropped += not fits
+        self.behind += not fits
         return fits
 
     def put(self, tap: Tap, answered: _Answered) -> None:
@@ -159,7 +154,7 @@ class Capture:
 
     def _flush(self) -> None:
         taken, self._taken = self._taken, []
-        dropped, self._dropped = self._dropped, 0
+        behind, lost = self.behind, 0
         by_tap: dict[Tap, list[_Answered]] = {}
         for tap, answered in taken:
             by_tap.setdefault(tap, []).append(answered)
@@ -168,12 +163,15 @@ class Capture:
             try:
                 self._write(tap, answers)
             except OSError as error:
-                dropped, reason = dropped + len(answers), error.strerror or "the disk does not take them"
+                lost, reason = lost + len(answers), error.strerror or "the disk does not take them"
             except Exception:  # the thread lives on
+                lost, reason = lost + len(answers), "they could not be written"
                 log.exception("%s %s: requests could not be written", tap.name, tap.version)
         self._went += sum(answered.size for _, answered in taken)
-        if dropped:
+        self.unwritable += lost
+        if dropped := behind - self._told + lost:
             log.warning("%d requests were not captured: %s", dropped, reason)
+        self._told = behind
 
     def _write(self, tap: Tap, answers: list[_Answered]) -> None:
         """Write a file: it is there whole, or not at all. Raises OSError."""

@@ -10,7 +10,17 @@ from typing import Any, ClassVar, Generic, Self, TypeVar, Unpack, overload
 
 from numpy.typing import NDArray
 
-from serving.client.conversation import Answer, Conversation, Conversations, Infer, Pause, Request, Which
+from serving.client.conversation import (
+    Answer,
+    Asking,
+    Conversation,
+    Conversations,
+    Infer,
+    Outcomes,
+    Pause,
+    Request,
+    Which,
+)
 from serving.client.given import Arrays, F
 from serving.client.refusals import Refused
 from serving.client.retries import Retries
@@ -106,9 +116,14 @@ class Client(_Base[httpx.Client]):
         version: str | None = None,
         label: str | None = None,
         timeout: float | None = None,
+        request_id: str | None = None,
     ) -> Answer:
-        """Predict as `predict` does, and say which version answered."""
-        return self._run(self._conversations.predict(model, rows, version=version, label=label, timeout=timeout))
+        """Predict as `predict` does, and say which version answered.
+
+        request_id: what the request is called in logs, traces and `feedback`; without it, a name of its own.
+        """
+        asking: Asking = {"version": version, "label": label, "timeout": timeout, "request_id": request_id}
+        return self._run(self._conversations.predict(model, rows, **asking))
 
     def describe(self, model: str, version: str | None = None) -> dict[str, Any]:
         """Return what a model takes and answers: features, classes, tensors, an example."""
@@ -117,6 +132,14 @@ class Client(_Base[httpx.Client]):
     def drift(self, model: str, version: str | None = None) -> dict[str, Any]:
         """Return whether the rows that a version gets are as those that it was made for: histograms, PSI, p-values."""
         return self._run(self._conversations.drift(model, version))
+
+    def feedback(self, model: str, outcomes: Outcomes) -> int:
+        """Tell what turned out to be true of earlier predictions; return how many outcomes the server has taken.
+
+        outcomes: by `Answer.request_id`, the outcome of a request's one row, or those of all its rows in their order:
+        the right label, or the right number. For models whose model.toml has [feedback].
+        """
+        return self._run(self._conversations.feedback(model, outcomes))
 
     def close(self) -> None:
         """Close the connections."""
@@ -186,9 +209,11 @@ class AsyncClient(_Base[httpx.AsyncClient]):
         version: str | None = None,
         label: str | None = None,
         timeout: float | None = None,
+        request_id: str | None = None,
     ) -> Answer:
-        """Predict as `predict` does, and say which version answered."""
-        return await self._run(self._conversations.predict(model, rows, version=version, label=label, timeout=timeout))
+        """Predict as `predict` does, and say which version answered; request_id: see `Client.answer`."""
+        asking: Asking = {"version": version, "label": label, "timeout": timeout, "request_id": request_id}
+        return await self._run(self._conversations.predict(model, rows, **asking))
 
     async def describe(self, model: str, version: str | None = None) -> dict[str, Any]:
         """Return what a model takes and answers: features, classes, tensors, an example."""
@@ -197,6 +222,10 @@ class AsyncClient(_Base[httpx.AsyncClient]):
     async def drift(self, model: str, version: str | None = None) -> dict[str, Any]:
         """Return whether the rows that a version gets are as those that it was made for: histograms, PSI, p-values."""
         return await self._run(self._conversations.drift(model, version))
+
+    async def feedback(self, model: str, outcomes: Outcomes) -> int:
+        """Tell what turned out to be true, as `Client.feedback` does."""
+        return await self._run(self._conversations.feedback(model, outcomes))
 
     async def close(self) -> None:
         """Close the connections."""

@@ -11,6 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypedDict, TypeVar
 from urllib.parse import quote
 
+import numpy as np
 import orjson
 
 from serving.client import given as rows_given
@@ -22,9 +23,12 @@ from serving.client.retries import Retries
 from serving.client.tensors import Tensor
 from serving.engine.signature import Signature
 from serving.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge, ServingError
+from serving.prediction.request_id import request_id as _named
 from serving.protocols.predict_v1_response import Answers
 
 TIMEOUT = "X-Request-Timeout"
+_ID = "X-Request-Id"
+_JSON = {"content-type": "application/json"}
 
 
 class Request(NamedTuple):
@@ -44,6 +48,7 @@ class Infer(NamedTuple):
     version: str | None
     tensors: Sequence[Tensor]
     seconds: float
+    request_id: str
 
 
 class Pause(NamedTuple):
@@ -66,6 +71,8 @@ class Answer(NamedTuple):
     """In the kind of the rows: what `Client.predict` returns."""
     model: str
     version: str
+    request_id: str | None = None
+    """What the server calls it, and `Client.feedback`; None in this process, where its headers say that."""
 
 
 class Which(TypedDict, total=False):
@@ -75,6 +82,16 @@ class Which(TypedDict, total=False):
     label: str | None
     timeout: float | None
 
+
+class Asking(Which, total=False):
+    """What `answer` takes besides rows."""
+
+    request_id: str | None
+
+
+Outcome: TypeAlias = str | bool | int | float
+Outcomes: TypeAlias = Mapping[str, Outcome | Sequence[Outcome]]
+"""What turned out to be true, by request: of its one row, or of all its rows in order."""
 
 T = TypeVar("T")
 Conversation: TypeAlias = Generator[Request | Infer | Pause, Any, T]
@@ -105,12 +122,33 @@ class Conversations:
         found: dict[str, Any] = yield from self._document("GET", path, {}, b"", time.monotonic() + self._timeout)
         return found
 
+    def feedback(self, model: str, outcomes: Outcomes) -> Conversation[int]:
+        """Tell what turned out to be true."""
+        rows = [
+            {"id": identity, "outcomes": list(told) if np.ndim(told) else [told]}  # type: ignore[arg-type]
+            for identity, told in outcomes.items()
+        ]
+        path, body = f"{_path(model, None)}:feedback", rows_given.written({"feedback": rows})
+        document = yield from self._document("POST", path, _JSON, body, time.monotonic() + self._timeout)
+        try:
+            return int(document["accepted"])
+        except (KeyError, TypeError, ValueError):
+            raise _strange() from None
+
     def predict(
-        self, model: str, data: Any, *, version: str | None, label: str | None, timeout: float | None
+        self,
+        model: str,
+        data: Any,
+        *,
+        version: str | None = None,
+        label: str | None = None,
+        timeout: float | None = None,
+        request_id: str | None = None,
     ) -> Conversation[Answer]:
         """Ask for a prediction. Raises ServingError."""
         if version is not None and label is not None:
             raise InvalidRequest("give a version or a label, not both")
+        identity = _identity(request_id)
         deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
         asked = rows_given.given(data)
         many = asked.rows is None or cells(asked.rows) >= BINARY_CELLS
@@ -121,7 +159,7 @@ class Conversations:
             names = [feature.name for feature in signature.features]
         if many and label is None and (made := tensors.tensors_of(asked, signature)) is not None:
             try:
-                outputs = yield from self._infer(model, version, made, deadline)
+                outputs = yield from self._infer(model, version, made, identity, deadline)
                 answering = yield from self._signature(model, outputs.version, deadline)
             except InvalidRequest as error:
                 # Nothing has run. Of rows as JSON the server says which cells are bad; and the model may have changed.
@@ -131,10 +169,11 @@ class Conversations:
                 if version is None:
                     self._known[model, None] = answering
                 if _inputs(answering) == _inputs(signature):
-                    return self._answered(asked, model, outputs, answering)
+                    return self._answered(asked, model, outputs, answering)._replace(request_id=identity)
                 # To the version that answered the tensors may have meant something else: again, by name.
         try:
-            return (yield from self._by_json(model, version, label, asked, names, deadline))
+            answer = yield from self._by_json(model, version, label, asked, names, identity, deadline)
+            return answer._replace(request_id=identity)
         except PayloadTooLarge:
             if refused is not None:
                 raise refused from None
@@ -159,6 +198,7 @@ class Conversations:
         label: str | None,
         asked: Given,
         names: Sequence[str],
+        identity: str,
         deadline: float,
     ) -> Conversation[Answer]:
         path = f"/v1/models/{_quoted(model)}"
@@ -167,8 +207,7 @@ class Conversations:
         if label is not None:
             path += f"/labels/{_quoted(label)}"
         body = rows_given.body(asked, names)
-        headers = {"content-type": "application/json"}
-        document = yield from self._document("POST", f"{path}:predict", headers, body, deadline)
+        document = yield from self._document("POST", f"{path}:predict", _JSON | {_ID: identity}, body, deadline)
         try:
             answered = str(document["model_version"])
             if asked.rows is not None:
@@ -180,11 +219,16 @@ class Conversations:
         except (KeyError, TypeError, IndexError, ValueError):
             raise _strange() from None
 
-    def _infer(self, model: str, version: str | None, made: Sequence[Tensor], deadline: float) -> Conversation[Outputs]:
+    def _infer(
+        self, model: str, version: str | None, made: Sequence[Tensor], identity: str, deadline: float
+    ) -> Conversation[Outputs]:
         if self._grpc:
-            outputs: Outputs = yield from self._asked(lambda left: Infer(model, version, made, left), deadline)
+            outputs: Outputs = yield from self._asked(
+                lambda left: Infer(model, version, made, left, identity), deadline
+            )
             return outputs
         headers, body = open_inference.binary(made)
+        headers[_ID] = identity
         path = f"/v2/models/{_quoted(model)}" + (f"/versions/{_quoted(version)}" if version is not None else "")
         received = yield from self._asked(lambda left: _request("POST", f"{path}/infer", headers, body, left), deadline)
         try:
@@ -253,6 +297,14 @@ def _quoted(name: str) -> str:
     if not name or name in (".", ".."):
         raise InvalidRequest(f"{name!r} is no name of a model, version or label")
     return quote(name, safe="")
+
+
+def _identity(given: str | None) -> str:
+    """Return what a request is called: what it is to be, or a name of its own. Raises InvalidRequest."""
+    made = _named(None if given is None else given.encode(errors="replace")).decode()
+    if given is not None and made != given:
+        raise InvalidRequest(f"request_id: {given[:40]!r} is none: up to 128 letters, digits and signs, without spaces")
+    return made
 
 
 def _inputs(signature: Signature) -> Any:

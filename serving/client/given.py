@@ -124,11 +124,11 @@ def body(asked: Given, names: Sequence[str]) -> bytes:
     Raises InvalidRequest for what JSON has no form for, SignatureMismatch for infinite numbers.
     """
     if asked.rows is not None:
-        return _json({"instances": asked.rows}, ("instances",))
+        return written({"instances": asked.rows})
     columns = asked.columns
     if asked.array is not None:
         columns = columns_of(asked.array, names)
-    return _json({"inputs": dict(columns or {})}, ("inputs",))
+    return written({"inputs": dict(columns or {})})
 
 
 def columns_of(array: Array, names: Sequence[str]) -> dict[str, Array]:
@@ -143,13 +143,15 @@ def columns_of(array: Array, names: Sequence[str]) -> dict[str, Array]:
     return {name: array[:, index] for index, name in enumerate(names)}
 
 
-def _json(document: dict[str, Any], at: tuple[str, ...]) -> bytes:
+def written(document: dict[str, Any]) -> bytes:
+    """Write a document of one member as JSON. Raises as `body` does."""
+    ((name, value),) = document.items()
     try:
         made = orjson.dumps(document, _as_json, orjson.OPT_SERIALIZE_NUMPY)
     except (TypeError, UnicodeEncodeError) as error:
-        raise InvalidRequest(f"the rows can't be written as JSON: {error}") from None
+        raise InvalidRequest(f"{name}: can't be written as JSON: {error}") from None
     # What is not finite is written as null, which for NaN is what it means.
-    if b"null" in made and (details := _infinite(document[at[0]], at)):
+    if b"null" in made and (details := _infinite(value, (name,))):
         raise listed("JSON has no infinite numbers", details)
     return made
 

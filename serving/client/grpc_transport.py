@@ -67,7 +67,7 @@ def method(channel: Any) -> Any:
 def arguments(call: Infer, api_key: str | None) -> dict[str, Any]:
     """Return a call as both kinds of channel take it."""
     return {
-        "request": open_inference.message(_REQUEST, call.model, call.version, call.tensors),
+        "request": open_inference.message(_REQUEST, call.model, call.version, call.tensors, call.request_id),
         "timeout": call.seconds,
         "metadata": (("authorization", f"Bearer {api_key}"),) if api_key else (),
     }

@@ -57,9 +57,9 @@ def read_binary(headers: Mapping[str, str], body: bytes) -> Outputs:
     return Outputs(document["model_version"], tensors)
 
 
-def message(kind: Any, model: str, version: str | None, tensors: Sequence[Tensor]) -> Any:
+def message(kind: Any, model: str, version: str | None, tensors: Sequence[Tensor], identity: str) -> Any:
     """Make a ModelInferRequest, of the class `kind`. Raises InvalidRequest."""
-    made = kind(model_name=model, model_version=version or "")
+    made = kind(model_name=model, model_version=version or "", id=identity)
     for tensor in tensors:
         made.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.array.shape)
         made.raw_input_contents.append(_bytes(tensor))

@@ -57,7 +57,7 @@ MinAgreement = Annotated[
 
 MaxAccuracyLoss = Annotated[
     float | None,
-    typer.Option("--max-accuracy-loss", help="How far its share of right labels may lie below stable's, 0 to 1."),
+    typer.Option("--max-accuracy-loss", help="How far its share of right outcomes may lie below stable's, 0 to 1."),
 ]
 
 

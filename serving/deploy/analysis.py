@@ -180,7 +180,7 @@ def analyse(analysis: Analysis, found: Figures, *, deaths: int = 0, usual: float
     if found.compared:
         said.append(f"labels differ in {_count(found.differing)} of {_count(found.compared)} answers")
     if found.outcomes:
-        said.append(f"{_count(found.wrong)} of {_count(found.outcomes)} labels were wrong")
+        said.append(f"{_count(found.wrong)} of {_count(found.outcomes)} outcomes were missed")
     missing = list(_missing(analysis, found, usual))
     if missing:
         return Verdict("wait", f"{missing[0]}; {', '.join(said)}")
@@ -214,7 +214,7 @@ def _broken(analysis: Analysis, found: Figures) -> str:
         found.wrong, found.outcomes, min(1.0, at_most(found.other_wrong, found.other_outcomes) + rules.accuracy_loss)
     ):
         return (
-            f"{_of(found.wrong, found.outcomes)} of its labels were wrong, of the other version's "
+            f"it missed {_of(found.wrong, found.outcomes)} outcomes, the other version "
             f"{_of(found.other_wrong, found.other_outcomes)}, and {percent(rules.accuracy_loss)} more is the most"
         )
     return ""
@@ -246,7 +246,7 @@ def _missing(analysis: Analysis, found: Figures, usual: float | None) -> Iterato
             yield f"{_count(found.outcomes)} true outcomes so far, and {LEAST_OUTCOMES} of each version say the least"
         elif found.wrong / found.outcomes > found.other_wrong / found.other_outcomes + rules.accuracy_loss:
             yield (
-                f"{_of(found.wrong, found.outcomes)} of its labels were wrong, of the other version's "
+                f"it missed {_of(found.wrong, found.outcomes)} outcomes, the other version "
                 f"{_of(found.other_wrong, found.other_outcomes)}"
             )
     if rules.after_s is not None and found.observed < rules.after_s:

@@ -356,11 +356,11 @@ def _check(plan: Plan, found: dict[ModelVersion, Model]) -> None:
     if judge is not None and judge.accuracy_loss is not None:
         for item, model in found.items():
             if item.version in (roles.stable, roles.canary and roles.canary.version) and (
-                model.recorder is None or model.signature.label is None
+                model.recorder is None or not model.recorder.judges
             ):
                 raise InvalidRequest(
-                    f"judge.accuracy_loss: version {item.version} keeps no labels for true outcomes to be compared "
-                    "with: the model's model.toml needs [feedback], and the version labels"
+                    f"judge.accuracy_loss: version {item.version} keeps nothing that true outcomes can be compared "
+                    "with: the model's model.toml needs [feedback], with largest_error where it answers numbers"
                 )
     if judge is None or judge.agreement is None or roles.shadow is None:
         return

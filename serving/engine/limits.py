@@ -44,10 +44,14 @@ COMPARED = Drift()
 
 
 class Feedback(_Frozen):
-    """How predictions are kept for outcomes that come later: the last `keep` rows; quality is that of `window`."""
+    """How predictions are kept for outcomes that come later: the last `keep` rows; quality is that of `window`.
+
+    largest_error: of a regressor, from which on it is wholly wrong; None: that is not asked.
+    """
 
     keep: int = 100_000
     window: int = 1000
+    largest_error: float | None = None
 
     def __str__(self) -> str:
         return f"for {self.keep} rows, quality of {self.window} outcomes"

@@ -29,6 +29,10 @@ log = logging.getLogger("serving.model")
 class Recorder(Protocol):
     """Whoever keeps answers until it is known what was true."""
 
+    @property
+    def judges(self) -> bool:
+        """Whether it is said of each outcome how right the answer was."""
+
     def keep(self, key: str, outputs: Tensors, rows: int) -> None:
         """Keep an answer. key: what its caller calls the request."""
 
@@ -66,6 +70,8 @@ class Model:
         """Whoever keeps a share of its requests: see `serving.capture`."""
         self.batching = batching
         self.limits = limits.of(batching.own)
+        self.sensitive = self._sensitive()
+        """Features that are left out of whatever keeps requests; None where that is not known: it keeps nothing."""
         self.batched = batching.together and self.signature.batch == "dynamic"
         """Whether requests of different callers run together."""
         self.recorder = recorder
@@ -90,6 +96,21 @@ class Model:
         # Nothing on the way to or from this model is counted: whoever may still give it a request holds a reference,
         # and with the last one its threads end and its memory goes.
         weakref.finalize(self, self.batcher.abandon).atexit = False
+
+    def _sensitive(self) -> frozenset[str] | None:
+        marked = self.limits.sensitive | {feature.name for feature in self.signature.features if feature.sensitive}
+        unknown = sorted(marked - {feature.name for feature in self.signature.features})
+        if not unknown:
+            return marked
+        # A misspelt name would give away what it is to protect.
+        names = ", ".join(unknown)
+        log.error(
+            "%s %s: nothing of its requests is kept: privacy.sensitive has no such feature: %s",
+            self.name,
+            self.version,
+            names,
+        )
+        return None
 
     @property
     def described(self) -> Described:

@@ -234,5 +234,6 @@ async def _monitor(monitoring: Monitoring, metrics: Metrics | None) -> None:
         for told in found.outcomes:
             metrics.model(*told.version).add("serving_feedback_outcomes", told.outcomes)
             metrics.model(*told.version).add("serving_feedback_right", told.right)
+            metrics.model(*told.version).add("serving_feedback_dropped_rows", told.dropped)
         for name, outcomes in found.unmatched.items():
             metrics.unmatched(name, outcomes)

@@ -18,6 +18,7 @@ from serving.http_api.own_route import OwnRoute
 from serving.http_api.security import may, requires
 from serving.http_api.services import LiveFleet, LiveServices, Services
 from serving.monitoring.report import Drift
+from serving.protocols.headers import header, weights
 from serving.protocols.strict_json import dumps
 
 router = APIRouter(route_class=OwnRoute, dependencies=[Depends(requires("predict"))])
@@ -265,9 +266,12 @@ def _ready(fleet: Fleet, model: Model) -> Response:
     response_class=PlainTextResponse,
 )
 async def metrics(request: Request, services: LiveServices) -> Response:
-    """Expose the metrics in Prometheus's text format, or in OpenMetrics with exemplars where Accept names it."""
+    """Expose the metrics in Prometheus's text format, or in OpenMetrics with exemplars where Accept names it first."""
     registry = services.metrics
     if registry is None:
         raise HTTPException(404, "nothing is counted here")
+    liked = weights(header(request.scope["headers"], b"accept"))
+    wanted = liked.get(b"application/openmetrics-text", 0.0)
+    openmetrics = wanted > 0 and wanted >= liked.get(b"text/plain", 0.0)
     # On a thread: with hundreds of models it takes as long as hundreds of predictions.
-    return await compressed(request, *await asyncio.to_thread(registry.render, request.headers.get("accept", "")))
+    return await compressed(request, *await asyncio.to_thread(registry.render, openmetrics=openmetrics))

@@ -172,7 +172,9 @@ def make_services(
         )
         deployment.attach(ours)
     monitoring = Monitoring(
-        documents or SharedDocuments(None, 0), lambda: state_folder(settings.models, settings.state_dir)
+        documents or SharedDocuments(None, 0),
+        lambda: state_folder(settings.models, settings.state_dir),
+        settings.models,
     )
     fleet = Fleet(
         settings.models,
@@ -189,7 +191,7 @@ def make_services(
         capture = Capture(settings.capture_dir, max_bytes=settings.capture_max_bytes)
         fleet.prepare.append(capture.attach)
     tracing = Tracing.from_environment()
-    requests = RequestLog.wanted(settings.access_log, settings.slow_log_s, tracing)
+    requests = RequestLog.wanted(settings.access_log, settings.slow_log_s, tracing, features=settings.log_features)
     platform = platforms.platform(settings.platform, os.environ)
     endpoints = EndpointTable(
         *prediction_paths(platform.named if platform is not None else None),
@@ -220,6 +222,9 @@ def make_services(
         metrics.follow("serving_codec_waiting", lambda: pool.waiting)
         metrics.follow("serving_codec_busy_seconds", lambda: pool.busy_s)
         metrics.follow("serving_connections", lambda: len(shared.taken), "http")
+        if capture is not None:
+            metrics.follow("serving_capture_dropped", lambda: capture.behind, "behind")
+            metrics.follow("serving_capture_dropped", lambda: capture.unwritable, "unwritable")
     jobs, runner = (
         _jobs(settings, fleet, in_process, metrics, tracing) if settings.jobs_database_url is not None else (None, None)
     )

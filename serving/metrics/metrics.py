@@ -251,9 +251,9 @@ class Metrics:
         whole = self._whole(sizes=True)
         return {version: (total, whole.sizes.get(version, {})) for version, total in totals_of(whole, versions).items()}
 
-    def render(self, accept: str = "") -> tuple[bytes, str]:
-        """Return the exposition of all workers together, and its content type; OpenMetrics where `accept` names it."""
-        return exposition(self._whole(), openmetrics="application/openmetrics-text" in accept, triton=self._triton)
+    def render(self, *, openmetrics: bool = False) -> tuple[bytes, str]:
+        """Return the exposition of all workers together, and its content type."""
+        return exposition(self._whole(), openmetrics=openmetrics, triton=self._triton)
 
     def _whole(self, *, sizes: bool = False) -> Store:
         """Flush, and add up the snapshots of all workers. sizes: with those of batches, which may be most of them."""

@@ -152,7 +152,17 @@ class DriftMonitor:
     def _learned(self, one: _Followed) -> Path:
         folder = self._state() / "drift"
         folder.mkdir(exist_ok=True)
-        return folder / f"{one.sha256}-{one.settings.learn_rows}.json"
+        return folder / f"{one.name}@{one.version}@{one.sha256}-{one.settings.learn_rows}.json"
+
+    def kept(self) -> set[Version]:
+        """Return the versions of which a learned reference is kept. Raises OSError."""
+        found = (path.name.split("@") for path in (self._state() / "drift").glob("*@*@*.json"))
+        return {(name, version) for name, version, _ in found}
+
+    def forget(self, name: str, version: str) -> None:
+        """Remove the references that were learned for a version. Raises OSError."""
+        for path in (self._state() / "drift").glob(f"{name}@{version}@*.json"):
+            path.unlink(missing_ok=True)
 
     def _close_windows(self, live: list[_Followed]) -> list[tuple[Version, bool]]:
         """Close what is full, by what all workers have counted."""

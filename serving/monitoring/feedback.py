@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,15 @@ class Quality(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Outcomes that have been joined. right: of labels."""
+    """What has become of a version's predictions.
+
+    outcomes: that have been joined. right: how many of them, or which parts. dropped: rows that could not be kept.
+    """
 
     version: Version
-    outcomes: int
-    right: int
+    outcomes: int = 0
+    right: float = 0.0
+    dropped: int = 0
 
 
 class Recorder:
@@ -94,15 +99,24 @@ class Recorder:
         )
         self._waiting: list[tuple[str, Tensors]] = []
         self._rows = 0
+        self._refused = self._told = 0
+        self.lost = 0
+        """Rows that could not be written down; for whoever writes them."""
 
     @property
     def labels(self) -> bool:
         """Whether outcomes are labels, and not numbers."""
         return self._label is not None
 
+    @property
+    def judges(self) -> bool:
+        """Whether it is said of each outcome how right the prediction was."""
+        return self.labels or self.settings.largest_error is not None
+
     def keep(self, key: str, outputs: Tensors, rows: int) -> None:
         """Remember an answer by what its caller calls the request."""
         if len(key) > LONGEST_KEY or self._rows + rows > MOST_WAITING:
+            self._refused += rows
             return
         self._rows += rows
         self._waiting.append((key, outputs))
@@ -114,6 +128,12 @@ class Recorder:
         del self._waiting[:number]
         self._rows = 0
         return [kept for key, outputs in taken for kept in self._kept(key, outputs)]
+
+    def dropped(self) -> int:
+        """Return how many rows were not kept, since this was asked the last time."""
+        number = self._refused + self.lost - self._told
+        self._told += number
+        return number
 
     def _kept(self, key: str, outputs: Tensors) -> list[Kept]:
         if self._label is None:
@@ -150,8 +170,7 @@ class Recorder:
         if not judged:
             return found
         if not self.labels:
-            errors = [abs((value or 0.0) - float(outcome)) for _, _, value, outcome in judged]
-            mean = math.fsum(errors) / len(errors)
+            mean = math.fsum(quality.error(value, outcome) for _, _, value, outcome in judged) / len(judged)
             return found.model_copy(update={"mae": mean if math.isfinite(mean) else None})
         right = np.array([label == outcome for label, _, _, outcome in judged])
         figures: dict[str, float | None] = {"accuracy": quality.accuracy(right)}
@@ -201,6 +220,20 @@ class FeedbackMonitor:
             self._opened = FeedbackStore(self._state() / "feedback.sqlite")
         return self._opened
 
+    def kept(self) -> set[Version]:
+        """Return the versions of which outcomes are kept, and, with version "", the models of which rows are.
+
+        Raises OSError and sqlite3.Error.
+        """
+        with self._lock:
+            path = self._state() / "feedback.sqlite"
+            return self._store().kept() if self._opened is not None or path.exists() else set()
+
+    def forget(self, model: str, version: str) -> None:
+        """Remove what is kept of a version, or, with version "", of a model. Raises OSError and sqlite3.Error."""
+        with self._lock:
+            self._store().forget(model, version)
+
     def _of(self, model: str) -> list[Recorder]:
         found = [one for one in self._recorders.copy().values() if one.of[0] == model]
         return sorted(found, key=lambda one: (len(one.of[1]), one.of[1]))  # numbers, as texts
@@ -215,17 +248,23 @@ class FeedbackMonitor:
             return [], {}
         with self._lock:
             store = self._store()
-            kept = [row for one in live for row in one.drain()]
-            if kept:
-                store.keep(kept, {one.of[0]: one.settings.keep for one in live})
+            kept = [(one, one.drain()) for one in live]
+            try:
+                if any(rows for _, rows in kept):
+                    store.keep(chain(*(rows for _, rows in kept)), {one.of[0]: one.settings.keep for one in live})
+            except sqlite3.Error:
+                for one, rows in kept:
+                    one.lost += len(rows)
+                raise
             unmatched, self._unmatched = self._unmatched, {}
+            told = [Told(one.of, dropped=number) for one in live if (number := one.dropped())]
             if not leads:
                 self.gauges = {}
-                return [], unmatched
-            joined = store.join({one.of[0]: one.settings.window for one in live})
+                return told, unmatched
+            joined = store.join({one.of[0]: one.settings for one in live})
             if joined or not self.gauges:
                 self.gauges = _gauges([(one.of, one.quality(store.judged(*one.of, one.content))) for one in live])
-        return [Told((model, version), number, right) for model, version, number, right in joined], unmatched
+        return told + [Told((model, version), number, right) for model, version, number, right in joined], unmatched
 
     def take(self, model: str, outcomes: Sequence[tuple[str, Sequence[Outcome], str]]) -> int:
         """Take true outcomes: of each request its key, its rows' outcomes, and where it stands in what was sent.

@@ -12,6 +12,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from serving.engine.limits import Feedback
+from serving.monitoring import quality
+
 _SCHEMA = """
 create table if not exists predictions (
     id integer primary key, model text, key text, row integer, version text, content text, label text, scores blob,
@@ -26,6 +29,7 @@ create table if not exists joined (
 create index if not exists joined_of on joined (model, version, content);
 """
 _AT_ONCE = 10_000
+_DEFAULT = Feedback()
 
 Judged: TypeAlias = tuple[str | None, bytes | None, float | None, str]
 """Of a joined row: label, scores as float32, value, outcome."""
@@ -87,10 +91,10 @@ class FeedbackStore:
             )
             return _prune(connection, "outcomes", model, most)
 
-    def join(self, window: dict[str, int]) -> list[tuple[str, str, int, int]]:
-        """Join outcomes with predictions; return model, version, how many, and how many labels were right, of each.
+    def join(self, settings: dict[str, Feedback]) -> list[tuple[str, str, int, float]]:
+        """Join outcomes with predictions; return model, version, how many, and how many of them were right, of each.
 
-        window: joined rows of a version that are kept, by model.
+        settings: by model.
         """
         with self._transaction() as connection:
             found = connection.execute(
@@ -101,16 +105,18 @@ class FeedbackStore:
             connection.executemany("insert into joined values (null, ?, ?, ?, ?, ?, ?, ?)", [row[2:] for row in found])
             connection.executemany("delete from outcomes where id = ?", [row[:1] for row in found])
             connection.executemany("delete from predictions where id = ?", [row[1:2] for row in found])
-            counts: dict[tuple[str, str], list[int]] = {}
-            for _, _, model, version, _, label, _, _, outcome in found:
-                count = counts.setdefault((model, version), [0, 0])
+            counts: dict[tuple[str, str], list[Any]] = {}
+            for _, _, model, version, _, label, _, value, outcome in found:
+                count = counts.setdefault((model, version), [0, 0.0])
                 count[0] += 1
                 count[1] += label == outcome
+                if label is None and (most := settings.get(model, _DEFAULT).largest_error) is not None:
+                    count[1] += max(0.0, 1 - quality.error(value, outcome) / most)
             for model, version in counts:
                 connection.execute(
                     "delete from joined where model = ?1 and version = ?2 and id <= (select id from joined"
                     " where model = ?1 and version = ?2 order by id desc limit 1 offset ?3)",
-                    (model, version, window.get(model, _AT_ONCE)),
+                    (model, version, settings.get(model, _DEFAULT).window),
                 )
         return [(model, version, number, right) for (model, version), (number, right) in counts.items()]
 
@@ -121,6 +127,22 @@ class FeedbackStore:
             " order by id",
             (model, version, content),
         ).fetchall()
+
+    def kept(self) -> set[tuple[str, str]]:
+        """Return the versions of which something is joined and, with version "", models of which something waits."""
+        found = self._connection.execute(
+            "select distinct model, version from joined union select distinct model, '' from predictions"
+            " union select distinct model, '' from outcomes"
+        )
+        return set(found.fetchall())
+
+    def forget(self, model: str, version: str) -> None:
+        """Remove what is joined of a version; with version "", all that waits of a model."""
+        with self._transaction() as connection:
+            connection.execute("delete from joined where model = ? and version = ?", (model, version))
+            if not version:
+                connection.execute("delete from predictions where model = ?", (model,))
+                connection.execute("delete from outcomes where model = ?", (model,))
 
     def waiting(self, model: str) -> tuple[int, int]:
         """Return how many predictions of a model wait for their outcomes, and outcomes for their predictions."""

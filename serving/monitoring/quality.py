@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from serving.tensors import Array
@@ -10,6 +12,14 @@ from serving.tensors import Array
 def accuracy(right: Array) -> float:
     """Return the share of right labels, 0 to 1."""
     return float(right.mean())
+
+
+def error(value: float | None, outcome: str) -> float:
+    """Return how far a number was from the truth; infinity where one of them is none."""
+    try:
+        return abs(value - float(outcome))  # type: ignore[operator]
+    except (TypeError, ValueError):
+        return math.inf
 
 
 def auc(outcomes: Array, scores: Array) -> float | None:

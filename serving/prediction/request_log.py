@@ -1,6 +1,6 @@
 """What is told of single requests: a line of the log for a share of them and for those that were slow, spans, a header.
 
-Who asked which model, how it ended and where the time went; never what was asked or answered.
+Who asked which model, how it ended and where the time went; what was asked only where settings allow it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from serving.errors import ServingError
 from serving.metrics.recorders import outcome_of
+from serving.prediction.logged_row import row_of
 from serving.prediction.tracing import Described, Tracing, traceparent
 from serving.protocols.headers import Headers
 
@@ -46,9 +47,15 @@ class _Chosen(NamedTuple):
 
 
 class RequestLog:
-    """Tells of requests. share: of all, from 0 to 1, get a line. slow_s: seconds from which on each gets one."""
+    """Tells of requests.
 
-    def __init__(self, share: float, slow_s: float | None, tracing: Tracing | None = None) -> None:
+    share: of all, from 0 to 1, get a line. slow_s: seconds from which on each gets one. features: lines have them.
+    """
+
+    def __init__(
+        self, share: float, slow_s: float | None, tracing: Tracing | None = None, *, features: bool = False
+    ) -> None:
+        self._features = features
         self._share = share
         self._slow_s = slow_s if slow_s is not None else float("inf")
         self._tracing = tracing
@@ -56,9 +63,11 @@ class RequestLog:
         log.setLevel(logging.INFO)  # who asks for these lines gets them, whatever else is logged
 
     @classmethod
-    def wanted(cls, share: float, slow_s: float | None, tracing: Tracing | None) -> Self | None:
+    def wanted(cls, share: float, slow_s: float | None, tracing: Tracing | None, *, features: bool) -> Self | None:
         """Make one where there is something to tell."""
-        return cls(share, slow_s, tracing) if share or slow_s is not None or tracing is not None else None
+        if not share and slow_s is None and tracing is None:
+            return None
+        return cls(share, slow_s, tracing, features=features)
 
     def ended(self, prediction: Prediction, error: ServingError | None, *, gone: bool = False) -> None:
         """Tell of a prediction, unless its transport does; error: what it ended in. gone: the caller left before."""
@@ -138,6 +147,8 @@ class RequestLog:
             "principal": caller,
         }
         fields |= {f"{stage}_ms": round(1000 * (end - start), 3) for stage, start, end in stages}
+        if self._features and prediction is not None and getattr(prediction, "inputs", None) and prediction.rows == 1:
+            fields["features"] = row_of(prediction.endpoint.model, prediction.inputs)
         if seconds < self._slow_s:
             log.info("request", extra={"fields": fields})
         else:

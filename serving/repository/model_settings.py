@@ -107,6 +107,8 @@ class FeedbackTable(_Strict):
     """Rows predicted that are kept to be joined with their outcomes; the oldest go first."""
     window: int = Field(1000, ge=20, le=100_000)
     """Outcomes of a version from which its live quality is computed."""
+    largest_error: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Of a regressor: so great an error is wholly wrong, half of it half, when a canary's outcomes are compared."""
 
 
 class CaptureTable(_Strict):

@@ -99,7 +99,8 @@ class Judge(_Frozen):
     """Least share of rows with the same label as stable, 0 to 1; a canary gets copies of stable's requests for it."""
 
     accuracy_loss: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Most that its share of right labels may lie below stable's, 0 to 1, by the true outcomes that callers report."""
+    """Most that its share of right labels may lie below stable's, 0 to 1, by the true outcomes that callers report; of
+    numbers, that its mean absolute error may lie above stable's, as a share of `largest_error` in model.toml."""
 
     @model_validator(mode="after")
     def _ends(self) -> Judge:

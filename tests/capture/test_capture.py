@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,16 @@ def test_the_oldest_files_go_first_and_a_full_disk_is_a_warning(
     assert [name[:8] for name in left[:2]] == ["20200103", "20200104"]
     assert len(left) == 3
     (tmp_path / "full").write_text("no folder")  # nothing can be written below it
-    with TestClient(with_grpc(models, capture_dir=tmp_path / "full")) as client, caplog.at_level(logging.WARNING):
+    app = with_grpc(models, capture_dir=tmp_path / "full")
+    with TestClient(app) as client, caplog.at_level(logging.WARNING):
         assert client.post("/v1/models/iris:predict", json=ask).status_code == 200
     assert "1 requests were not captured: Not a directory" in caplog.text
+    dropped = dict(
+        re.findall(
+            r'serving_capture_dropped_total{reason="(\w+)"} (\S+)', app.state.serving.metrics.render()[0].decode()
+        )
+    )
+    assert dropped == {"behind": "0.0", "unwritable": "1.0"}
 
 
 def test_columns_of_any_shape_are_what_was_sent() -> None:

@@ -56,18 +56,18 @@ def judged(found: Figures, *, deaths: int = 0, usual: float | None = None, role:
         (
             {"accuracy_loss": 0.05, **AFTER},
             {"outcomes": 300, "wrong": 20, "other_outcomes": 900, "other_wrong": 45},
-            "keep: 500 predictions in 60 s, 0 of 500 failed, 20 of 300 labels were wrong",
+            "keep: 500 predictions in 60 s, 0 of 500 failed, 20 of 300 outcomes were missed",
         ),
         ({"accuracy_loss": 0.05, **AFTER}, {"outcomes": 99, "other_outcomes": 900}, "wait: 99 true outcomes so far"),
         (
             {"accuracy_loss": 0.05, **AFTER},
             {"outcomes": 300, "wrong": 33, "other_outcomes": 900, "other_wrong": 45},
-            "wait: 33 of 300 (11 %) of its labels were wrong, of the other version's 45 of 900 (5 %)",
+            "wait: it missed 33 of 300 (11 %) outcomes, the other version 45 of 900 (5 %)",
         ),
         (
             {"accuracy_loss": 0.05, **AFTER},
             {"outcomes": 300, "wrong": 90, "other_outcomes": 900, "other_wrong": 45},
-            "take back: 90 of 300 (30 %) of its labels were wrong",
+            "take back: it missed 90 of 300 (30 %) outcomes",
         ),
         ({"accuracy_loss": 0.05, **AFTER}, {"outcomes": 300, "wrong": 90}, "wait: 300 true outcomes so far"),
         ({"agreement": 0.9, **AFTER}, {"compared": 100, "differing": 5}, "keep: 500 predictions in 60 s, 0 of 500"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,17 @@ from fastapi.testclient import TestClient
 from sklearn.datasets import load_diabetes, load_iris
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
+import serving
 from serving.access.key_store import KeyStore
+from serving.engine.limits import Feedback
 from serving.http_api.app import create_app
 from serving.monitoring import quality
 from serving.monitoring.feedback_store import FeedbackStore, Kept
+from serving.monitoring.monitoring import Monitoring
+from serving.monitoring.shared import SharedDocuments
 from serving.settings import Settings
-from tests.conftest import MODELS, running
+from tests.conformance.own import grpc_address
+from tests.conftest import MODELS, Server, running
 from tests.metrics.test_metrics import of, parsed
 
 Wait = Callable[..., None]
@@ -51,7 +57,7 @@ def test_what_is_kept_is_bounded(tmp_path: Path) -> None:
     assert store.take("m", [(f"k{i}", 0, str(i)) for i in range(25)], 20) == 5
     assert store.take("m", [("k5", 0, "x")], 20) == 0
     # k20 to k24 are of the first round, k0 to k4 of the second, and the outcomes of the latter have gone.
-    assert store.join({"m": 3}) == [("m", "1", 5, 5)]
+    assert store.join({"m": Feedback(window=3)}) == [("m", "1", 5, 5)]
     assert store.waiting("m") == (5, 15)
     assert [row[0] for row in store.judged("m", "1", "c")] == ["22", "23", "24"]
     store.close()
@@ -78,7 +84,7 @@ def test_outcomes_meet_their_predictions_over_workers_and_restarts(tmp_path: Pat
                 assert http.post("/v1/models/iris:feedback", json=told).json() == {"accepted": 1}
         eventually(lambda: httpx.get(f"{server.url}/v1/models/iris/feedback").json()["versions"][-1]["outcomes"] == 15)
         eventually(lambda: httpx.get(f"{server.url}/v1/models/iris/feedback").json()["kept"] == 150)
-    with running(*flags, models=models) as server, httpx.Client(base_url=server.url) as http:
+    with running(*flags, "--grpc-port", "0", models=models) as server, httpx.Client(base_url=server.url) as http:
         told = {
             "feedback": [
                 {"id": f"order-{start}", "outcomes": truths[start : start + 10]} for start in range(0, 150, 10)
@@ -106,14 +112,41 @@ def test_outcomes_meet_their_predictions_over_workers_and_restarts(tmp_path: Pat
             )
 
         eventually(counted)
+        more = told_by_clients(server, data.data[:60], truths[:60])
+
+        def joined() -> float:
+            return of(parsed(http.get("/metrics").text), "serving_feedback_outcomes_total", model="iris", version="2")
+
+        eventually(lambda: joined() == 150 + more)
+
+
+def told_by_clients(server: Server, rows: Any, truths: list[str]) -> int:
+    """Predict and tell by both clients, over HTTP and gRPC, under the clients' names and one of one's own."""
+    with serving.Client(server.url, grpc=grpc_address(server)) as client:
+        many, one = client.answer("iris", rows), client.answer("iris", rows[:1].tolist(), request_id="mine")
+        assert one.request_id == "mine"
+        assert client.feedback("iris", {many.request_id: truths, "mine": "setosa"}) == len(truths) + 1
+        with pytest.raises(serving.InvalidRequest, match="request_id"):
+            client.answer("iris", rows[:1].tolist(), request_id="has spaces")
+        with pytest.raises(serving.SignatureMismatch, match="classes"):
+            client.feedback("iris", {"mine": "rose"})
+
+    async def asked() -> int:
+        async with serving.AsyncClient(server.url) as client:
+            answer = await client.answer("iris", rows)
+            return await client.feedback("iris", {answer.request_id: np.array(truths)})
+
+    return len(truths) + 1 + asyncio.run(asked())
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Any:
     models = tmp_path_factory.mktemp("models")
-    for name in ("iris", "diabetes"):
-        shutil.copytree(MODELS / name, models / name)
-        (models / name / "model.toml").write_text("[feedback]")
+    shutil.copytree(MODELS / "iris", models / "iris")
+    for version in ("1", "2"):
+        shutil.copytree(MODELS / "diabetes" / "1", models / "diabetes" / version)
+    (models / "iris" / "model.toml").write_text("[feedback]")
+    (models / "diabetes" / "model.toml").write_text("[feedback]\nlargest_error = 400.0")
     shutil.copytree(MODELS / "iris" / "1", models / "silent" / "1")
     shutil.copytree(MODELS / "iris" / "1", models / "closed" / "1")
     (models / "closed" / "model.toml").write_text('[feedback]\n[access]\npredict = ["web"]')
@@ -130,7 +163,7 @@ def test_numbers_are_judged_by_their_errors(client: TestClient, eventually: Wait
     names = [f["name"] for f in client.get("/v1/models/diabetes").json()["features"]]
     tensor = {"name": "features", "shape": [20, len(names)], "datatype": "FP32", "data": rows[:20].ravel().tolist()}
     tensor["name"] = client.get("/v2/models/diabetes").json()["inputs"][0]["name"]
-    answer = client.post("/v2/models/diabetes/infer", json={"id": "mine", "inputs": [tensor]}).json()
+    answer = client.post("/v2/models/diabetes/versions/1/infer", json={"id": "mine", "inputs": [tensor]}).json()
     told = {"feedback": [{"id": "mine", "outcomes": truths[:20].tolist()}]}
     assert client.post("/v1/models/diabetes:feedback", json=told).status_code == 200
     eventually(lambda: client.get("/v1/models/diabetes/feedback").json()["versions"][0]["outcomes"] == 20)
@@ -159,24 +192,83 @@ def test_bad_feedback_is_refused_by_its_place(client: TestClient, name: str, bod
     assert (answer.status_code, text in answer.text) == (status, True), answer.text
 
 
-def test_a_canary_that_is_wrong_more_often_is_taken_back(client: TestClient, eventually: Wait) -> None:
-    """What turns out to be true decides on a canary, and its history says so."""
+@pytest.mark.parametrize("name", ["iris", "diabetes"])
+def test_a_canary_that_is_wrong_more_often_is_taken_back(client: TestClient, eventually: Wait, name: str) -> None:
+    """What turns out to be true decides on a canary, and its history says so: by wrong labels, or by errors."""
     at = "/v1/repository/models"
     order: dict[str, Any] = {"version": "1", "percent": 50, "judge": {"rows": 10, "accuracy_loss": 0.1}}
     refused = client.post(f"{at}/silent/promote", json={"version": "1", "judge": order["judge"]})
     assert (refused.status_code, "accuracy_loss" in refused.text) == (400, True)
-    assert client.post(f"{at}/iris/canary", json=order).status_code == 200
+    assert client.post(f"{at}/{name}/canary", json=order).status_code == 200
+    row = client.get(f"/v1/models/{name}").json()["example"]
+
+    def truth(answer: Any) -> Any:
+        said, is_stable = answer["predictions"][0], answer["model_version"] == "2"
+        return said + (20 if is_stable else 200) if name == "diabetes" else "setosa" if is_stable else "virginica"
 
     def state() -> Any:
         told = []
         for _ in range(30):
-            answer = client.post("/v1/models/iris:predict", json={"instances": [[5.1, 3.5, 1.4, 0.2]]})
-            truth = "setosa" if answer.json()["model_version"] == "2" else "virginica"
-            told.append({"id": answer.headers["x-request-id"], "outcomes": [truth]})
-        assert client.post("/v1/models/iris:feedback", json={"feedback": told}).json() == {"accepted": 30}
-        return client.get(f"{at}/iris").json()["traffic"]
+            answer = client.post(f"/v1/models/{name}:predict", json={"instances": [row]})
+            told.append({"id": answer.headers["x-request-id"], "outcomes": [truth(answer.json())]})
+        assert client.post(f"/v1/models/{name}:feedback", json={"feedback": told}).json() == {"accepted": 30}
+        return client.get(f"{at}/{name}").json()["traffic"]
 
     eventually(lambda: "canary" not in state())
-    last = client.get(f"{at}/iris/history").json()["history"][-1]
-    assert "labels were wrong" in last["why"]
-    assert client.get(f"{at}/iris").json()["serving"]["stable"] == "2"
+    last = client.get(f"{at}/{name}/history").json()["history"][-1]
+    assert "it missed" in last["why"]
+    assert client.get(f"{at}/{name}").json()["serving"]["stable"] == "2"
+
+
+def test_how_right_a_number_was(tmp_path: Path) -> None:
+    """An error counts by its share of the largest one; what is no number is wholly wrong."""
+    store = FeedbackStore(tmp_path / "f.sqlite")
+    values = [1.0, 3.0, 6.0, 99.0, None, 1.0]
+    store.keep([Kept("m", f"k{i}", 0, "1", "c", None, None, value) for i, value in enumerate(values)], {})
+    store.take("m", [(f"k{i}", 0, "1.0" if i < 5 else "rose") for i in range(len(values))], 100)
+    assert store.join({"m": Feedback(largest_error=10.0)}) == [("m", "1", 6, pytest.approx(1 + 0.8 + 0.5))]
+    store.close()
+
+
+def test_what_is_kept_of_versions_that_have_gone_goes_too(tmp_path: Path) -> None:
+    """References that were learned, outcomes and predictions: removed where the folder is gone at two looks running."""
+    models, state = tmp_path / "models", tmp_path / "state"
+    for version in ("m/1", "m/2", "away/1"):
+        (models / version).mkdir(parents=True)
+    (state / "drift").mkdir(parents=True)
+    for name in ("m@1@ab-100", "m@2@cd-100", "away@1@ef-100"):
+        (state / "drift" / f"{name}.json").write_text("[]")
+    store = FeedbackStore(state / "feedback.sqlite")
+    of = [("m", "1"), ("m", "2"), ("away", "1")]
+    store.keep(
+        [Kept(name, key, 0, version, "c", "a", None, None) for name, version in of for key in (version, "w")], {}
+    )
+    for name, version in of:
+        store.take(name, [(version, 0, "a")], 100)
+    store.join({})
+    monitoring = Monitoring(SharedDocuments(None, 0), lambda: state, models)
+
+    def left() -> tuple[set[str], set[tuple[str, str]]]:
+        return {path.name.rpartition("@")[0] for path in (state / "drift").iterdir()}, store.kept()
+
+    whole = {"m@1", "m@2", "away@1"}, {*of, ("m", ""), ("away", "")}
+    models.rename(tmp_path / "unmounted")
+    models.mkdir()
+    monitoring.sweep()
+    monitoring.sweep()
+    assert left() == whole
+    models.rmdir()
+    (tmp_path / "unmounted").rename(models)
+    (models / "m/1").rmdir()
+    (models / "away").rename(tmp_path / "away")
+    monitoring.sweep()
+    (tmp_path / "away").rename(models / "away")
+    assert left() == whole
+    monitoring.sweep()
+    assert left() == ({"m@2", "away@1"}, {("m", "2"), ("away", "1"), ("m", ""), ("away", "")})
+    shutil.rmtree(models / "away")
+    monitoring.sweep()
+    monitoring.sweep()
+    assert left() == ({"m@2"}, {("m", "2"), ("m", "")})
+    monitoring.close()
+    store.close()

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2 as httpx
@@ -22,7 +23,9 @@ import tritonclient.grpc as triton_grpc
 from fastapi.testclient import TestClient
 
 from serving.access.key_store import KeyStore
+from serving.engine.signature import Feature, Signature, TensorSpec
 from serving.http_api.app import create_app
+from serving.prediction.logged_row import row_of
 from serving.prediction.request_log import Ended, RequestLog
 from serving.prediction.tracing import Tracing
 from serving.settings import Settings
@@ -296,6 +299,40 @@ def test_slow_requests_are_logged_with_their_stages(models: Path, caplog: pytest
     with TestClient(create_app(Settings(models=models, slow_log_s=3600))) as client:
         client.post("/v1/models/iris:predict", json={"instances": [ROW]})
     assert not [record for record in caplog.records if record.name == "serving.requests"]
+
+
+def test_features_are_logged_where_that_is_allowed(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Then a line of one row has its features, but for those that are sensitive; other lines have none."""
+    (models / "iris/model.toml").write_text('[privacy]\nsensitive = ["sepal_width"]')
+    with TestClient(create_app(Settings(models=models, access_log=1, log_features=True))) as client:
+        for rows in ([ROW], [ROW, ROW], [{}]):
+            client.post("/v1/models/iris:predict", json={"instances": rows})
+    (models / "iris/model.toml").unlink()
+    found = [r.fields for r in caplog.records if getattr(r, "fields", {}).get("model") == "iris"]  # type: ignore[attr-defined]
+    assert [fields.get("features") for fields in found] == [
+        {k: v for k, v in ROW.items() if k != "sepal_width"},
+        None,
+        None,
+    ]
+
+
+def test_a_row_takes_so_many_bytes_of_a_line() -> None:
+    """Long texts are cut, features beyond the bound left out; NaN is null; a misspelt sensitive name shows nothing."""
+    features = tuple(Feature(name=f"f{i}", datatype="BYTES") for i in range(40))
+    tensors = tuple(TensorSpec(name=f"f{i}", datatype="BYTES", shape=(-1,)) for i in range(40))
+    out = TensorSpec(name="y", datatype="FP32", shape=(-1,))
+    wide = Signature(inputs=tensors, outputs=(out,), layout="columns", features=features)
+    model: Any = SimpleNamespace(signature=wide, sensitive=frozenset({"f1"}))
+    shown = row_of(model, tuple(np.array(["ü" * 1000 if i else "a"], object) for i in range(40)))
+    assert list(shown) == ["f0", "f2", "f3"]
+    assert shown["f2"] == "ü" * 256
+    model.sensitive = None
+    assert row_of(model, (np.array(["a"], object),) * 40) == {}
+    numbers = tuple(Feature(name=name, datatype="FP32") for name in "abc")
+    spec = TensorSpec(name="x", datatype="FP32", shape=(-1, 3))
+    matrix = Signature(inputs=(spec,), outputs=(out,), layout="matrix", features=numbers)
+    model = SimpleNamespace(signature=matrix, sensitive=frozenset())
+    assert row_of(model, (np.array([[0.1, np.nan, 3]], np.float32),)) == {"a": 0.1, "b": None, "c": 3.0}
 
 
 def test_a_share_of_requests_is_logged(caplog: pytest.LogCaptureFixture) -> None:
