@@ -67,7 +67,8 @@ class Coordinator:
         self._next = 0
         self._revision = 0
         self._models: dict[str, ModelState] = {}
-        self._scanned = False
+        self.scans = 0
+        """How often the folder was looked at."""
         self.plans: dict[str, Plan] = {}
         """What is served, by model; replaced and never changed, for other threads."""
         self.contents: Contents | None = None
@@ -257,7 +258,7 @@ class Coordinator:
         served = [name for name, state in self._models.items() if state.served is not None and state.served.versions]
         gone = self._guard.check(contents, served)
         self._general = (Problem("", "", gone),) if gone else tuple(p for p in contents.problems if not p.name)
-        self._scanned = True
+        self.scans += 1
         if gone:
             return  # what is loaded serves on
         self.contents = contents
@@ -360,7 +361,7 @@ class Coordinator:
         if status != self._status:
             self._status = status
             self._report(summary)
-        examined = self._scanned and not any(s.pending and not s.served for s in self._models.values())
+        examined = self.scans and not any(s.pending and not s.served for s in self._models.values())
         # While the folder is gone a new worker can load nothing, and would answer 404 beside others that serve.
         if self._joining and examined and not (self._guard.gone and self.plans):
             for worker in self._joining:

@@ -111,7 +111,7 @@ class Deployment:
         for name, lines in self._analyses.lines.items():
             if name in summary["models"]:
                 summary["models"][name]["trial"] = lines
-        self._file.write(summary)
+        self._file.write(summary | {"scans": self.coordinator.scans})
 
     def attach(self, sock: socket.socket) -> Link:
         """Take a worker, by our end of its channel."""

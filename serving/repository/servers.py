@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,8 @@ BEAT_S = 2.0
 POLL_S = 0.05
 SILENT_S = 10.0
 """Seconds without a word after which it is unknown what a server does; see BEAT_S."""
+UNSEEN_S = 10.0
+"""Seconds for which a server may look at its models folder, and more than once, without seeing a change; see BEAT_S."""
 LEASE_S = 60.0
 """Seconds without a word after which a server on another machine, whose lock nobody holds, has ended."""
 
@@ -115,6 +117,8 @@ class Server:
     """Why it can't follow the models folder now; empty where it can."""
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
     """Why it does not serve what is in the folder, by name and version."""
+    scans: int = 0
+    """How often it has looked at the folder."""
 
     @property
     def unheard(self) -> str:
@@ -122,6 +126,14 @@ class Server:
         if self.silent_s >= SILENT_S:
             return f"has said nothing for {self.silent_s:.0f} s"
         return f"can't follow: {self.gone}" if self.gone else ""
+
+    def sees(self, name: str, generation: int, version: str | None) -> bool:
+        """Tell whether it has found a generation of a model, and a version, in the folder: see `waits_for`."""
+        standing = self.models.get(name)
+        if standing is None:
+            return False
+        known = version is None or version in standing.get("versions", ()) or (name, version) in self.refused
+        return bool(standing.get("busy", True)) or (known and (standing.get("asked") or 0) >= generation)
 
     def waits_for(self, name: str, generation: int, version: str | None = None) -> str | None:
         """Return '' once it serves a generation of a model, why it can't, or None as long as it is not known.
@@ -164,7 +176,10 @@ class ServerMonitor:
                     gone = next((str(reason) for name, _, reason in said["problems"] if not name), "")
                     refused = {(str(n), str(version)): str(reason) for n, version, reason in said["problems"]}
                     silent_s = max(0.0, now - since)
-                    server = Server(str(said["host"]), int(said["pid"]), dict(said["models"]), silent_s, gone, refused)
+                    scans = int(said["scans"])
+                    server = Server(
+                        str(said["host"]), int(said["pid"]), dict(said["models"]), silent_s, gone, refused, scans
+                    )
                     alone = bool(said["locked"]) and here
                 except (OSError, ValueError, TypeError, KeyError):
                     continue  # it has just gone, or is not one
@@ -207,7 +222,9 @@ class Waiting:
         self._name = name
         self._generation = generation
         self._seconds = seconds
-        self._until = time.monotonic() + seconds
+        self._began = time.monotonic()
+        self._scans: dict[tuple[str, int], int] = {}
+        """How often each server had looked at its folder when it was first met."""
 
     def poll(self) -> Waited | None:
         """Read once; None as long as there is something to wait for."""
@@ -215,14 +232,25 @@ class Waiting:
         states = [(server, server.waits_for(self._name, self._generation, self._version)) for server in servers]
         serving = sum(state == "" for _, state in states)
         problems = list(dict.fromkeys(_said(servers, server, state) for server, state in states if state))
-        late = [server for server, state in states if state is None]
+        late = [self._looked(server) for server, state in states if state is None]
         heard = [server for server in late if not server.unheard]
         if problems or not heard:
             return Waited(serving, problems, late)
-        if time.monotonic() < self._until:
+        if time.monotonic() < self._began + self._seconds:
             return None
         said = [f"the server on {s.host} has not taken it within {self._seconds:.0f} s" for s in heard]
         return Waited(serving, said, [])
+
+    def _looked(self, server: Server) -> Server:
+        """Judge one that lives and does not serve it: has it looked at the folder since, and not found the change?
+
+        The look that was under way may have come too early, so two count.
+        """
+        scans = server.scans - self._scans.setdefault((server.host, server.pid), server.scans)
+        unseen = scans >= 2 and not server.sees(self._name, self._generation, self._version)
+        if not unseen or time.monotonic() < self._began + UNSEEN_S:
+            return server
+        return replace(server, gone="its models folder does not show the change: another folder, or an old state of it")
 
 
 def wait(

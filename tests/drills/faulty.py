@@ -13,6 +13,7 @@ module anew):
   "crash_at_start"    every worker dies before it is ready
   "switch": seconds   threads take turns so often, where one does not give its turn up
   "clock": seconds    the wall clock jumps by so much a second after the start
+  "boot": name        the server takes itself for one on a machine of this name
   "off": [names]      defences that are switched off, for controls: bisection, departed, quarantine, hang, polite,
                       respawn, unclean (deaths of servers speak against what is tried), shrink, fair, estimate (of
                       what a request waits), aside (loads are off the event loop), spare (shadows run on what is left),
@@ -260,6 +261,10 @@ if FAULTS:
     if "clock" in FAULTS:
         began, real = time.monotonic(), time.time
         time.time = lambda: real() + (FAULTS["clock"] if time.monotonic() - began > 1 else 0)
+    if "boot" in FAULTS:
+        from serving.repository import servers
+
+        _replace(servers, "_boot", lambda: FAULTS["boot"])
     if "wait" in FAULTS:
         _wait_to_start(Path(FAULTS["wait"]))
     if "switch" in FAULTS:

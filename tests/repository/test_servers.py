@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,18 @@ from typer.testing import CliRunner
 from serving.access.key_store import KeyStore
 from serving.cli import app
 from serving.repository import servers
-from serving.repository.servers import LEASE_S, SILENT_S, ServerFile, ServerMonitor
+from serving.repository.servers import LEASE_S, SILENT_S, UNSEEN_S, ServerFile, ServerMonitor
 from serving.repository.state_directory import state_folder
 from serving.repository.traffic_store import TrafficStore
-from tests.conftest import MODELS, running
+from tests.conftest import MODELS, faulty, running
+from tests.drills.steady import PATH, ROW
 
 Wait = Callable[[Callable[[], bool]], None]
 
 
-def standing(**more: Any) -> dict[str, Any]:
-    return {"models": {"iris": {"asked": 1, "serving": 1, "busy": False, "error": "", **more}}, "problems": []}
+def standing(scans: int = 1, **more: Any) -> dict[str, Any]:
+    iris = {"asked": 1, "serving": 1, "busy": False, "error": "", **more}
+    return {"models": {"iris": iris}, "problems": [], "scans": scans}
 
 
 def files(root: Path) -> list[Path]:
@@ -107,6 +110,68 @@ def test_a_server_on_another_machine_is_judged_by_what_moves(tmp_path: Path, clo
     clock(LEASE_S)
     assert observer.servers() == []
     assert files(tmp_path) == []
+
+
+def test_a_server_that_does_not_see_a_change(tmp_path: Path, clock: Callable[[float], None]) -> None:
+    """One that has looked at its folder twice without finding the change is named; one that is busy is waited for."""
+    ServerFile(tmp_path, None).write(standing(asked=2, serving=2))
+    other = ServerFile(tmp_path, None)
+    for meanwhile, known in ((standing(scans=9), False), (standing(scans=8), True), (standing(9, busy=True), True)):
+        other.write(standing(scans=7))
+        waiting = servers.Waiting(tmp_path, "iris", 2, seconds=60)
+        assert waiting.poll() is None
+        clock(UNSEEN_S)
+        for file in (file for file in files(tmp_path) if orjson.loads(file.read_bytes())["scans"] == 1):
+            rewrite(file, at=time.monotonic())
+        other.write(meanwhile)
+        waited = waiting.poll()
+        assert (waited is None) == known
+        if waited is not None:
+            assert (waited.serving, waited.problems) == (1, [])
+            assert ["does not show the change" in server.unheard for server in waited.unknown] == [True]
+
+
+def test_servers_of_several_machines(tmp_path: Path, eventually: Wait, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A promote waits for all, whatever their clocks say; one whose storage is another, or is gone, is named, and the
+    others follow."""
+    root, split = tmp_path / "models", tmp_path / "split"
+    shutil.copytree(MODELS / "iris", root / "iris")
+    split.symlink_to(root)
+    state = ("--state-dir", str(tmp_path / "state"))
+
+    def promote(version: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, ["promote", "iris", version, "--models", str(root), *state])
+        return done.exit_code, done.output
+
+    def versions() -> list[str]:
+        asked = [httpx.post(f"{one.url}{PATH}", content=ROW).json()["model_version"] for one in (here, *elsewhere)]
+        return [str(version) for version in asked]
+
+    with running(*state, models=root) as here, ExitStack() as ending:
+        elsewhere = [
+            ending.enter_context(faulty({"boot": "another", "clock": clock}, *state, models=models))
+            for clock, models in ((60, root), (-60, split))
+        ]
+        eventually(lambda: len(ServerMonitor(root, tmp_path / "state").servers()) == 3)
+        code, said = promote("1")
+        assert (code, "3 servers serve it" in said, versions()) == (0, True, ["1", "1", "1"]), said
+        monkeypatch.setattr(servers, "UNSEEN_S", 0.0)
+        shutil.copytree(root, tmp_path / "copy")
+        split.unlink()
+        split.symlink_to(tmp_path / "copy")
+        pid = elsewhere[1].process.pid
+        code, said = promote("2")
+        assert (code, versions()) == (1, ["2", "2", "1"]), said
+        assert f"(process {pid}) can't follow: its models folder does not show the change" in said
+        split.unlink()
+        eventually(lambda: any(one.gone for one in ServerMonitor(root, tmp_path / "state").servers()))
+        code, said = promote("1")
+        assert (code, versions()[:2]) == (1, ["1", "1"]), said
+        assert f"(process {pid}) can't follow: the models folder can't be read" in said
+        split.symlink_to(root)
+        eventually(lambda: not any(one.gone for one in ServerMonitor(root, tmp_path / "state").servers()))
+        code, said = promote("2")
+        assert (code, versions()) == (0, ["2", "2", "2"]), said
 
 
 def test_a_state_folder_for_two_models_folders(tmp_path: Path) -> None:
