@@ -199,6 +199,6 @@ def test_the_answering_version_is_told(addresses: Addresses) -> None:
     with serving.Client(addresses.http) as client:
         for rows in (ROWS, np.array(ROWS)):
             assert client.answer("iris", rows)[1:3] == ("iris", "2")
-            assert client.answer("iris", rows, version="1")[1:] == ("iris", "1")
+            assert client.answer("iris", rows, version="1")[1:3] == ("iris", "1")
         described = client.describe("iris", "1")
         assert (described["version"], [f["name"] for f in described["features"]]) == ("1", IRIS)
