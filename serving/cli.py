@@ -19,6 +19,7 @@ from serving.commands import (
     keys,
     manifests,
     predict,
+    ray,
     replay,
     score,
     status,
@@ -142,6 +143,7 @@ keys.register(app)
 replay.register(app)
 dashboards.register(app)
 manifests.register(app)
+ray.register(app)
 
 
 def main() -> None:

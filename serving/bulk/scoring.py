@@ -1,16 +1,12 @@
-"""Whole files of rows: read, answered on all cores and written in their order; what was ended amid goes on later."""
+"""Whole files of rows: read, answered and written in their order; what was ended amid goes on later."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
 
@@ -18,16 +14,18 @@ import pyarrow as pa
 from pyarrow import ipc, parquet
 
 from serving.bulk.answers import GROUP_ROWS, AnswerColumns, AnswerLines, csv_bytes
-from serving.bulk.batch import BEGIN, BadRow, Lines, Piece, Position
-from serving.bulk.formats import Format, reader
+from serving.bulk.batch import BEGIN, BadRow, Lines, Position
+from serving.bulk.formats import Format
+from serving.engine.limits import Limits
+from serving.engine.model import load
 from serving.engine.signature import Described
-from serving.errors import InferenceFailed, InvalidRequest, SignatureMismatch
+from serving.errors import InferenceFailed
 from serving.linux.files import write_whole
 from serving.protocols.strict_json import dumps
 from serving.tensors import Tensors
 
 if TYPE_CHECKING:
-    from serving.bulk.formats import Reader
+    from serving.bulk.pieces import Engine, Files, Scored
 
 SAVE_S = 1.0
 """Seconds between two notes of how far it has come."""
@@ -149,19 +147,28 @@ class Progress:
         return cls(**noted | {"at": Position(*noted["at"]), "shown": shown})
 
 
-class _Done(NamedTuple):
-    data: bytes
-    good: int
-    bad: list[BadRow]
-
-
 class AnsweringModel(NamedTuple):
-    """A model as a task asks it; `identity` tells it from others, and from other versions of it."""
+    """A model as a task asks it; `identity` tells it from others, and from other versions of it.
+
+    path: its file, where it is this process that has loaded it.
+    """
 
     described: Described
     answer: Answer
     form: AnswerForm
     identity: str
+    path: Path | None = None
+
+
+def loaded(path: Path, name: str, kind: Format, *, together: bool) -> AnsweringModel:
+    """Load a version's file into this process. together: its rows were proved independent. Raises ModelInvalid."""
+    # A thread of ours has a run of its own: several at a time take less than one that is divided.
+    session = load(path, limits=Limits(threads=1, exact_threads=True))
+    described = Described(name, path.parent.name, session.signature, together)
+    form = AnswerForm(kind, described)
+    stamp = path.stat()
+    identity = f"{path.absolute()} {stamp.st_size} {stamp.st_mtime_ns}"
+    return AnsweringModel(described, locally(session.run, described, form), form, identity, path)
 
 
 class TooManyBad(Exception):
@@ -171,32 +178,33 @@ class TooManyBad(Exception):
 class Scoring:
     """One task: some files, the model's answers to their rows, and one file of these.
 
-    files: named, each with its format; `None` for a path is standard input. out: None for standard output, which is
-    `sink`. errors: where bad rows are told. max_bad: bad rows beyond which it ends. workers: threads.
+    out: None for standard output, which is `sink`. errors: where bad rows are told. max_bad: bad rows beyond which it
+    ends. engine: who answers.
     """
 
     def __init__(
         self,
-        files: Sequence[tuple[Path | None, Format]],
+        files: Files,
         model: AnsweringModel,
         out: Path | None,
         sink: BinaryIO,
         *,
         errors: Path | None,
         max_bad: int | None,
-        workers: int,
+        engine: Engine,
     ) -> None:
         self._files = files
-        self._described, self._answer, self._form, identity = model
+        self._model = model
+        self._form = model.form
         self._out = out
         self._sink = sink
         self._errors = errors
         self._max_bad = max_bad
-        self._workers = workers
+        self._engine = engine
         inputs = [[str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path, _ in files if path]
         self._task: dict[str, Any] = {
             "inputs": inputs,
-            "identity": identity,
+            "identity": model.identity,
             "form": self._form.kind,
             "errors": errors is not None,
         }
@@ -229,19 +237,14 @@ class Scoring:
             out, errors = self._opened(stack)
             if not self.progress.written:
                 self.progress.written += out.write(self._form.head())
-            pool = stack.enter_context(ThreadPoolExecutor(self._workers))
-            waiting: deque[tuple[int, Position, Future[_Done]]] = deque()
+            scored = stack.enter_context(
+                closing(self._engine(self._files, self._model, self.progress.file, self.progress.at))
+            )
             try:
-                for file, position, work in self._pieces():
-                    waiting.append((file, position, pool.submit(work)))
-                    if len(waiting) > 2 * self._workers:
-                        self._take(*waiting.popleft(), out, errors)
-                        tell(self._share())
-                while waiting:
-                    self._take(*waiting.popleft(), out, errors)
+                for piece in scored:
+                    self._take(piece, out, errors)
                     tell(self._share())
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)
                 self._save(out, errors)
         self._finish()
 
@@ -254,39 +257,10 @@ class Scoring:
             errors = stack.enter_context(_cut(self._beside(self._errors, "part"), self.progress.told))
         return out, errors
 
-    def _pieces(self) -> Iterator[tuple[int, Position, Callable[[], _Done]]]:
-        for index in range(self.progress.file, len(self._files)):
-            path, kind = self._files[index]
-            start = self.progress.at if index == self.progress.file else BEGIN
-            with nullcontext(sys.stdin.buffer) if path is None else path.open("rb") as source:
-                reading = reader(kind, source, self._described, start)
-                try:
-                    for piece in reading.pieces():
-                        self._totals[index] = reading.total
-                        yield index, piece.end, partial(self._done, reading, piece)
-                except (InvalidRequest, SignatureMismatch) as error:
-                    told = "; ".join(f"{detail.path[1:]} {detail.message}" for detail in error.details)
-                    raise InvalidRequest(f"{path or 'standard input'}: {told or error.message}") from None
-
-    def _done(self, reading: Reader, piece: Piece) -> _Done:
-        """Read and answer a piece; on a thread."""
-        data = b""
-        good, bad = 0, []
-        for batch in reading.read(piece):
-            found = list(self._answer(batch.inputs, batch.lines)) if batch.inputs is not None else []
-            answered = [each for each in found if not isinstance(each, BadRow)]
-            wrong = [*batch.bad, *(each for each in found if isinstance(each, BadRow))]
-            data += self._form.together(answered, wrong) if answered or wrong else b""
-            good += sum(len(lines) for _, lines in answered)
-            bad += wrong
-        return _Done(data, good, sorted(bad))
-
-    def _take(
-        self, file: int, position: Position, future: Future[_Done], out: BinaryIO, errors: BinaryIO | None
-    ) -> None:
-        done = future.result()
+    def _take(self, done: Scored, out: BinaryIO, errors: BinaryIO | None) -> None:
         progress = self.progress
-        name = str(self._files[file][0] or "-")
+        name = str(self._files[done.file][0] or "-")
+        self._totals[done.file] = done.total
         told = b"".join([dumps({"file": name, **bad._asdict()}) + b"\n" for bad in done.bad])
         out.write(done.data)
         if errors is not None:
@@ -294,8 +268,8 @@ class Scoring:
         # At once: whatever interrupts this, what is noted goes together.
         progress = self.progress = replace(
             progress,
-            file=file,
-            at=position,
+            file=done.file,
+            at=done.end,
             written=progress.written + len(done.data),
             told=progress.told + len(told),
             good=progress.good + done.good,

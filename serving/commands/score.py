@@ -6,9 +6,9 @@ import glob
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -18,13 +18,12 @@ from serving.bulk.formats import SUFFIXES, Format, check_installed
 from serving.commands.predict import ApiKey
 from serving.commands.traffic import Models, StateDir, explained, up_to_date
 from serving.commands.tune import version_of
-from serving.engine.limits import Limits
-from serving.engine.signature import Described
 from serving.errors import InvalidRequest
 from serving.linux.limits import cores
 from serving.logs import visible
 
 if TYPE_CHECKING:  # onnxruntime and pyarrow are for those who score
+    from serving.bulk.pieces import Engine
     from serving.bulk.scoring import AnsweringModel, Scoring
 
 SOME_BAD, INTERRUPTED = 3, 130
@@ -53,6 +52,12 @@ def score(  # noqa: PLR0917  typer makes options of parameters
     out_kind: Annotated[str | None, typer.Option("--out-format", help="Of the answers, likewise.")] = None,
     errors: Annotated[Path | None, typer.Option(help="File for the bad rows, a line of JSON each.")] = None,
     max_bad: Annotated[int | None, typer.Option(min=0, help="End where more rows than this are bad.")] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Threads of this process, or actors of a Ray cluster.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="How many of these at most [default: one a core].", show_default=False)
+    ] = None,
     models: Models = Path("models"),
     state_dir: StateDir = None,
     api_key: ApiKey = None,
@@ -64,7 +69,8 @@ def score(  # noqa: PLR0917  typer makes options of parameters
     """
     with explained():
         check_installed()
-        from serving.bulk.scoring import Scoring  # noqa: PLC0415  50 MB
+        from serving.bulk.pieces import threads  # noqa: PLC0415  50 MB
+        from serving.bulk.scoring import Scoring  # noqa: PLC0415
 
         inputs = _inputs(files, kind)
         to = None if out == "-" else Path(out)
@@ -73,12 +79,21 @@ def score(  # noqa: PLR0917  typer makes options of parameters
             raise InvalidRequest("--out-format: Parquet needs a file, by --out")
         if to is not None and any(path is not None and path.absolute() == to.absolute() for path, _ in inputs):
             raise InvalidRequest(f"--out: {out} is one of the files that are read")
+        who: Engine = threads(workers or cores())
+        if engine == "ray":
+            if url or any(path is None for path, _ in inputs):
+                raise InvalidRequest(
+                    "--engine: Ray reads files that have names, and loads the model itself, without --url"
+                )
+            from serving.scale.actors import actors  # noqa: PLC0415  Ray is an extra
+
+            who = actors(workers)
         with (
             _by_server(url, api_key, model, version, form)
             if url
-            else _here(models, state_dir, model, version, form) as answering
+            else nullcontext(_here(models, state_dir, model, version, form)) as answering
         ):
-            _run(Scoring(inputs, answering, to, sys.stdout.buffer, errors=errors, max_bad=max_bad, workers=cores()))
+            _run(Scoring(inputs, answering, to, sys.stdout.buffer, errors=errors, max_bad=max_bad, engine=who))
 
 
 def _run(scoring: Scoring) -> None:
@@ -138,22 +153,12 @@ def _format(name: str, asked: str | None, option: str) -> Format:
     return SUFFIXES[suffix]
 
 
-@contextmanager
-def _here(
-    models: Path, state_dir: Path | None, name: str, version: str | None, kind: Format
-) -> Iterator[AnsweringModel]:
+def _here(models: Path, state_dir: Path | None, name: str, version: str | None, kind: Format) -> AnsweringModel:
     """Load a version into this process. Raises ServingError."""
-    from serving.bulk.scoring import AnswerForm, AnsweringModel, locally  # noqa: PLC0415  50 MB
-    from serving.engine.model import load  # noqa: PLC0415  onnxruntime
+    from serving.bulk.scoring import loaded  # noqa: PLC0415  50 MB
 
     path, batching = version_of(*up_to_date(models, state_dir, name), name, version)
-    # A thread of ours has a run of its own: several at a time take less than one that is divided.
-    session = load(path, limits=Limits(threads=1, exact_threads=True))
-    described = Described(name, path.parent.name, session.signature, batching.together)
-    form = AnswerForm(kind, described)
-    stamp = path.stat()
-    identity = f"{path.absolute()} {stamp.st_size} {stamp.st_mtime_ns}"
-    yield AnsweringModel(described, locally(session.run, described, form), form, identity)
+    return loaded(path, name, kind, together=batching.together)
 
 
 @contextmanager

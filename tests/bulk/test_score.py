@@ -17,6 +17,7 @@ import pytest
 from pyarrow import ipc
 from typer.testing import CliRunner, Result
 
+from serving.bulk.pieces import threads
 from serving.bulk.scoring import AnswerForm, AnsweringModel, Scoring, locally
 from serving.cli import app
 from tests.bulk.test_formats import IRIS, described, ndjson, session
@@ -181,7 +182,7 @@ def test_what_was_ended_goes_on(tmp_path: Path, given: Any, wanted: Any) -> None
             io.BytesIO(),
             errors=errors,
             max_bad=None,
-            workers=2,
+            engine=threads(2),
         )
         assert scoring.resume() == (runs > 1)
         try:

@@ -21,6 +21,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "drift": ("evidently==0.7.23", "river==0.26.1", "pandas<3"),
     "shap": ("shap==0.51.0", "scikit-learn==1.9.1", "pandas==3.1.1", "pyarrow"),
     "mlflow": ("mlflow-skinny==3.17.2", "pandas", "scipy", "onnx", "onnxruntime"),
+    # Ray's pins are for it alone.
+    "ray": ("--editable", f"{ROOT.parent}[bulk]", "ray[data,serve]==2.60.0", "psutil"),
     "mlserver": ("mlserver==1.7.1", "onnxruntime"),
 }
 

@@ -1,0 +1,1 @@
+"""More machines than one, by engines that exist; the only owner of Ray, the extra `serving[ray]`."""
