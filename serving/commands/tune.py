@@ -23,6 +23,7 @@ from serving.linux.limits import cores
 from serving.repository import model_settings
 from serving.repository.manifest import MODEL_FILE
 from serving.repository.model_settings import SETTINGS_FILE
+from serving.repository.remote_traffic import RemoteTraffic
 from serving.repository.state_directory import state_folder
 
 if TYPE_CHECKING:  # onnxruntime is for those who measure
@@ -74,6 +75,8 @@ def tune(  # noqa: PLR0917  typer makes options of parameters
                 least = min(trial.p99_s for trial in found)
                 raise InvalidRequest(f"no setting keeps a p99 of {p99_ms:g} ms: the shortest is {least * 1e3:.3g} ms")
             _write(models / name / SETTINGS_FILE, chosen)
+            if (remote := RemoteTraffic.of(models)) is not None:
+                remote.bucket.upload(f"{name}/{SETTINGS_FILE}", models / name / SETTINGS_FILE)
             typer.echo(f"{name}: {SETTINGS_FILE} says so now, and running servers follow")
 
 

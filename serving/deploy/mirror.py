@@ -117,7 +117,7 @@ class Mirror:
 
     def __init__(self, store: TrafficStore, remote: RemoteTraffic, state: Path, *, poll_s: float = POLL_S) -> None:
         self._poll_s = poll_s
-        self._store, self._remote, self._bucket = store, remote, remote.bucket
+        self._store, self._remote, self.bucket = store, remote, remote.bucket
         self._root, self._state = store.root, state
         self._tags: dict[Key, object] = {}
         """Of documents as they were taken last, by model and file."""
@@ -176,7 +176,7 @@ class Mirror:
 
         Raises NotReady where the store can't be read, OSError where the folder can't be written.
         """
-        models = _by_model(self._bucket.list(only))
+        models = _by_model(self.bucket.list(only))
         if only is None and not models and self._store.names():
             raise NotReady("the object store holds no model at all")
         problems: list[Problem] = []
@@ -206,6 +206,7 @@ class Mirror:
                     problems.append(Problem(name, "", error.message))
         problems += self._drop(models, only)
         self._listed = {(name, v): files for name, model in models.items() for v, files in model.versions.items()}
+        self._failed = {key: failed for key, failed in self._failed.items() if key in self._listed}
         self._first = False
         self.problems = tuple(problems)
 
@@ -251,7 +252,7 @@ class Mirror:
             state_directory.sweep(self._state / "staging")
             staged = state_directory.staging_folder(self._state) / name
             (staged / version).mkdir(parents=True)
-            fetch(self._bucket, f"{name}/{version}", files, staged / version)
+            fetch(self.bucket, f"{name}/{version}", files, staged / version)
             for inner, _, _ in os.walk(staged / version, topdown=False):
                 sync(Path(inner))
             self._into_place(name, version, model, staged)
@@ -274,10 +275,13 @@ class Mirror:
         if not home.exists():
             # A new model comes with its settings: nobody may be answered whom they do not allow.
             self._take_documents(name, model.documents, staged, ())
-            with contextlib.suppress(FileExistsError):
+            try:
                 rename_to_free(staged, home)
                 sync(self._root)
                 return
+            except FileExistsError:
+                for file in (SETTINGS_FILE, CONFIG_FILE, TRAFFIC_FILE):
+                    self._tags.pop((name, file), None)
         with contextlib.suppress(FileExistsError):  # somebody on this machine was faster
             rename_to_free(staged / version, home / version)
             sync(home)
@@ -285,19 +289,18 @@ class Mirror:
     def _take_documents(self, name: str, files: Files, folder: Path, coming: Collection[str]) -> None:
         for file in (SETTINGS_FILE, CONFIG_FILE):
             tag = files[file].tag if file in files else None
-            if self._tags.get((name, file), ...) == tag:
+            if self._tags.get((name, file)) == tag and (tag is not None or not (folder / file).exists()):
                 continue
-            held = self._bucket.read(f"{name}/{file}")
+            held = self.bucket.read(f"{name}/{file}")
             if held is not None:
                 write_whole(folder / file, held.content)
             else:
                 (folder / file).unlink(missing_ok=True)
-            if folder.parent == self._root:
-                self._tags[name, file] = tag
+            self._tags[name, file] = tag
         tags = [files[file].tag for file in (HISTORY_FILE, TRAFFIC_FILE) if file in files]
         if not tags or self._tags.get((name, TRAFFIC_FILE)) == tags:
             return
-        if self._remote.install(name, folder, coming=coming) and folder.parent == self._root:
+        if self._remote.install(name, folder, coming=coming):
             self._tags[name, TRAFFIC_FILE] = tags
 
     def _drop(self, models: Mapping[str, _Model], only: str | None) -> list[Problem]:
@@ -305,9 +308,9 @@ class Mirror:
         problems = []
         for name in self._store.names() if only is None else [only]:
             listed = models[name].versions if name in models else {}
-            with contextlib.suppress(ServingError):
+            with contextlib.suppress(ServingError, FileNotFoundError):  # another process does the same
                 for version in self._store.versions(name):
-                    if version in listed or self._bucket.exists(f"{name}/{version}/{MODEL_FILE}"):
+                    if version in listed or self.bucket.exists(f"{name}/{version}/{MODEL_FILE}"):
                         continue
                     traffic = self._store.read(name, anyway=True)
                     if name in models and roles_of(version, traffic, current(traffic, self._store.versions(name))):

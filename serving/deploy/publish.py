@@ -21,6 +21,7 @@ from pathlib import Path
 
 from serving.deploy.current_version import current_version, stay
 from serving.deploy.delete import AWAY
+from serving.deploy.mirror import Mirror
 from serving.deploy.remote_versions import taken_by_others, upload
 from serving.deploy.staging import ModelFile, Source, copied, embed, write
 from serving.errors import InvalidRequest, ModelInvalid, NotReady, ServingError, shown
@@ -30,7 +31,6 @@ from serving.gate.report import REPORT_FILE, GateRefused, Report
 from serving.linux.files import rename_to_free, sync
 from serving.repository import manifest, state_directory
 from serving.repository.manifest import MANIFEST_FILE, MODEL_FILE, Hashes, Manifest
-from serving.repository.object_store import Bucket
 from serving.repository.repository import NAME, VERSION
 from serving.repository.traffic_store import TrafficStore
 
@@ -110,7 +110,8 @@ def publish(
         for inner, _, _ in os.walk(folder, topdown=False):
             sync(Path(inner))
         sync(folder.parent)
-        place_it = _into_place if store.remote is None else partial(_through_store, store.remote.bucket)
+        mirror = Mirror.of(root, state_dir)
+        place_it = _into_place if mirror is None else partial(_through_store, mirror)
         number = place_it(folder, root / name, version, beside=lambda: stay(store, name, who=found.who))
         return Published(number, report, answers=store.read(name).stable or number)
     except OSError as error:
@@ -216,16 +217,18 @@ def _numbered(folder: Path, home: Path, version: str | None) -> str:
 
 
 def _through_store(
-    bucket: Bucket, folder: Path, home: Path, version: str | None, *, beside: Callable[[], object]
+    mirror: Mirror, folder: Path, home: Path, version: str | None, *, beside: Callable[[], object]
 ) -> str:
     """Upload what was staged, and put it into the folder that mirrors the store. Raises Conflict, NotReady, OSError."""
     if home.exists():
         beside()
-    number = upload(bucket, folder, home.name, version)
-    home.mkdir(exist_ok=True)
-    with contextlib.suppress(FileExistsError):  # a server of this machine was faster
-        rename_to_free(folder, home / number)
-        sync(home)
+    number = upload(mirror.bucket, folder, home.name, version)
+    if home.exists():
+        with contextlib.suppress(FileExistsError):  # a server of this machine was faster
+            rename_to_free(folder, home / number)
+            sync(home)
+    else:  # with the settings that the store has for it
+        mirror.pull(home.name)
     return number
 
 

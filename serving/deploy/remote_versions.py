@@ -13,7 +13,6 @@ from pathlib import Path
 
 from serving.deploy.staging import Writing, write
 from serving.errors import Conflict, ModelInvalid, ServingError, shown
-from serving.gate.report import REPORT_FILE
 from serving.repository import manifest
 from serving.repository.copy_stability import TEMPORARY
 from serving.repository.manifest import MANIFEST_FILE, MODEL_FILE, Hashes, Manifest
@@ -41,7 +40,7 @@ def fetch(bucket: Bucket, place: str, files: Mapping[str, Object], folder: Path)
             )
     if MODEL_FILE not in files:
         raise ModelInvalid(f"no {MODEL_FILE} in it")
-    for name in [*entries, *({REPORT_FILE} & files.keys())] if declared is not None else files:
+    for name in entries or files:
         if TEMPORARY.fullmatch(name.rsplit("/", 1)[-1]):
             continue
         manifest.check_name(name)

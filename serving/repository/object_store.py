@@ -74,10 +74,11 @@ def store_url(models: Path) -> str | None:
     return text.replace(":/", "://", 1)
 
 
-def open_store(url: str, *, request_s: float = 30.0) -> ObjectStore:
+def open_store(url: str, *, request_s: float = 30.0, retry_s: float = 15.0) -> ObjectStore:
     """Open an object store with the platform's credentials. Raises BaseError, ValueError for a bad URL.
 
-    request_s: seconds that one request may take, to the last byte of its answer.
+    request_s: seconds that one request may take, to the last byte of its answer. retry_s: from its beginning, in which
+    it is tried again, three times at most.
     """
     from obstore.store import from_url  # noqa: PLC0415  an extra
 
@@ -88,7 +89,7 @@ def open_store(url: str, *, request_s: float = 30.0) -> ObjectStore:
     }
     if os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true":
         options["allow_http"] = True
-    retries: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=15)}
+    retries: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=retry_s)}
     more: Any = {"credential_provider": provider} if (provider := _profile(url)) is not None else {}
     make: Any = from_url  # which is typed for each kind of store
     return cast("ObjectStore", make(url, client_options=options, retry_config=retries, **more))
@@ -99,9 +100,7 @@ def _profile(url: str) -> Any:
     named = ("AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE")
     first = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SKIP_SIGNATURE")
     given = any(name in os.environ for name in named) or (Path.home() / ".aws" / "credentials").exists()
-    if not url.startswith("s3") or not given or any(name in os.environ for name in first):
-        return None
-    if find_spec("boto3") is None:
+    if not url.startswith("s3") or not given or any(name in os.environ for name in first) or find_spec("boto3") is None:
         return None
     from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415
 
@@ -117,12 +116,12 @@ class Bucket:
     @cached_property
     def _documents(self) -> ObjectStore:
         with _explained():
-            return open_store(self.url, request_s=5)
+            return open_store(self.url, request_s=5, retry_s=5)
 
     @cached_property
     def _files(self) -> ObjectStore:
         with _explained():
-            return open_store(self.url, request_s=4 * 3600)
+            return open_store(self.url, request_s=4 * 3600, retry_s=3600)
 
     def list(self, folder: str | None = None) -> dict[str, Object]:
         """Return all objects, or those below a folder, by path."""

@@ -13,7 +13,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -72,33 +72,30 @@ class RemoteTraffic:
             try:
                 state = self._read(name, anyway=anyway)
                 after, entry = make(state.traffic)
-                self._write(name, state, after, entry)
+                lines = self._write(name, state, after, entry)
             except Overtaken:
                 time.sleep(random.uniform(0.01, 0.1))  # noqa: S311  so that those who lose do not march in step
                 continue
             except StoreFailed as error:
                 raise NotReady(f"{error.message}; nothing is changed") from error
-            self.install(name, self._root / name)
+            try:
+                _install(name, self._root / name, after, (*state.entries, *lines))
+            except NotReady as error:  # it is made, and the mirror brings it
+                log.warning("a change of %s is in the store and not yet here: %s", name, error.message)
             return after
         raise NotReady(f"others change {name} all the time: try again")
 
     def install(self, name: str, folder: Path, *, coming: Collection[str] = ()) -> bool:
-        """Bring a model's folder to what the store says. Raises what `change` does.
+        """Bring a model's folder to what the store says. Raises NotReady, and InvalidRequest for a bad document.
 
-        An answer that is older than what is there changes nothing. coming: versions that will be there soon; where one
-        of them has a role nothing is done, and False returned.
+        coming: versions that will be there soon; where one of them has a role nothing is done, and False returned.
         """
         state = self._read(name)
         roles = (state.traffic.canary, state.traffic.shadow)
         named = {state.traffic.stable, *state.traffic.labels.values(), *(role.version for role in roles if role)}
         if named.intersection(coming):
             return False
-        with history.alone(name, folder), history.writing():
-            last = history.last(folder)
-            if state.traffic.generation < last.generation:
-                return True
-            write_whole(folder / TRAFFIC_FILE, _text(state.traffic))
-            history.append(folder, *(entry for entry in state.entries if entry["generation"] > last.generation))
+        _install(name, folder, state.traffic, state.entries)
         return True
 
     def _read(self, name: str, *, anyway: bool = False) -> _State:
@@ -122,8 +119,8 @@ class RemoteTraffic:
         generation = max(document.generation, last.generation + 1)
         return _State(kept, written, entries, document.model_copy(update={"generation": generation}), edited=True)
 
-    def _write(self, name: str, state: _State, after: Traffic, entry: dict[str, Any]) -> None:
-        """Replace both objects. Raises Overtaken, NotReady; nothing is changed then."""
+    def _write(self, name: str, state: _State, after: Traffic, entry: dict[str, Any]) -> list[dict[str, Any]]:
+        """Replace both objects; return the history's new lines. Raises Overtaken, StoreFailed; nothing is changed then."""
         over, lines = state.written.token if state.written is not None else None, [entry]
         if state.edited:  # which first becomes a state of the history's own, or it would be taken for a new edit again
             last = history.traffic_of(state.entries[-1]["after"]) if state.entries else Traffic()
@@ -136,15 +133,29 @@ class RemoteTraffic:
         content = b"".join(line + b"\n" for line in (*before.splitlines(), *(json.dumps(e).encode() for e in lines)))
         try:
             self.bucket.write(f"{name}/{HISTORY_FILE}", content, state.history.token if state.history else None)
-        except (Overtaken, StoreFailed):
+        except (Overtaken, StoreFailed) as error:
             # The store may have done it all the same, and its answer got lost.
-            kept = self.bucket.read(f"{name}/{HISTORY_FILE}")
+            try:
+                kept = self.bucket.read(f"{name}/{HISTORY_FILE}")
+            except StoreFailed:
+                text = f"{error.message}: whether the change of {name} is made shows once it does"
+                raise NotReady(text) from error
             if kept is None or json.dumps(entry).encode() not in kept.content:
                 raise
         try:
             self.bucket.write(f"{name}/{TRAFFIC_FILE}", _text(after), over)
         except (Overtaken, StoreFailed) as error:
             log.warning("%s of %s in the store is a change behind its history: %s", TRAFFIC_FILE, name, error.message)
+        return lines
+
+
+def _install(name: str, folder: Path, traffic: Traffic, entries: Iterable[dict[str, Any]]) -> None:
+    """Write what the store says into a model's folder, unless that has seen a later answer. Raises NotReady."""
+    with history.alone(name, folder), history.writing():
+        last = history.last(folder)
+        if traffic.generation >= last.generation:
+            write_whole(folder / TRAFFIC_FILE, _text(traffic))
+            history.append(folder, *(entry for entry in entries if entry["generation"] > last.generation))
 
 
 def _text(traffic: Traffic) -> bytes:
