@@ -27,7 +27,7 @@ class FaultyStore:
 
     def __init__(self, port: int) -> None:
         self.fault: Callable[[str, str], str] = lambda method, path: ""
-        self.asked = 0
+        self.failed = 0
         self.slow_s = 0.5
         self._port = port
         self._listings: dict[str, tuple[int, list[tuple[str, str]], bytes]] = {}
@@ -38,9 +38,9 @@ class FaultyStore:
             protocol_version = "HTTP/1.1"
 
             def _forward(self) -> None:
-                store.asked += 1
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
                 fault = store.fault(self.command, self.path)
+                store.failed += bool(fault)
                 if fault == "away":
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)

@@ -9,6 +9,7 @@ states, which counts for nothing.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import random
@@ -102,8 +103,12 @@ class RemoteTraffic:
         # In this order: a change that comes between has then made an old state of what was read first.
         written = self.bucket.read(f"{name}/{TRAFFIC_FILE}")
         kept = self.bucket.read(f"{name}/{HISTORY_FILE}")
-        lines = kept.content.split(b"\n") if kept is not None else []
-        entries = tuple(entry for line in lines if line and (entry := history.valid(line)) is not None)
+        lines = [line for line in kept.content.split(b"\n") if line] if kept is not None else []
+        entries = tuple(entry for line in lines if (entry := history.valid(line)) is not None)
+        # What came otherwise than it was written would be written back, and a change that is not seen be lost.
+        torn = lines and history.valid(lines[-1]) is None
+        if torn or any(one["after"] != two["before"] for one, two in itertools.pairwise(entries)):
+            raise StoreFailed(f"{HISTORY_FILE} of {name} is not whole: each line begins where the one above ends")
         last = history.traffic_of(entries[-1]["after"]) if entries else Traffic()
         try:
             document = parse(written.content) if written is not None else last
@@ -120,7 +125,7 @@ class RemoteTraffic:
         return _State(kept, written, entries, document.model_copy(update={"generation": generation}), edited=True)
 
     def _write(self, name: str, state: _State, after: Traffic, entry: dict[str, Any]) -> list[dict[str, Any]]:
-        """Replace both objects; return the history's new lines. Raises Overtaken, StoreFailed; nothing is changed then."""
+        """Replace both objects; return the history's new lines. Raises Overtaken, StoreFailed: nothing is changed."""
         over, lines = state.written.token if state.written is not None else None, [entry]
         if state.edited:  # which first becomes a state of the history's own, or it would be taken for a new edit again
             last = history.traffic_of(state.entries[-1]["after"]) if state.entries else Traffic()

@@ -13,8 +13,10 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 from click.testing import Result
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
+import serving
 from serving.cli import app
 from serving.deploy.mirror import Mirror, located
 from serving.deploy.remote_versions import upload
@@ -214,6 +216,11 @@ def test_traffic_that_is_edited_in_the_store_is_followed(store: FaultyStore, tmp
     assert machine.traffic.read("iris").stable == "2"
     assert [entry["what"] for entry in machine.traffic.history("iris")] == ["pin", "edited", "label"]
     assert [entry["generation"] for entry in machine.traffic.history("iris")] == [1, 2, 3]
+    store.fault = lambda method, path: "wrong" if (method, "history" in path) == ("GET", True) else ""
+    with pytest.raises(NotReady, match="is not whole"):
+        machine.traffic.change("iris", transitions.pin("1"), who="ann", what="pin")
+    store.fault = lambda method, path: ""
+    assert machine.traffic.change("iris", transitions.pin("1"), who="ann", what="pin").generation == 4
 
 
 def test_publishers_who_race_get_numbers_of_their_own(store: FaultyStore, tmp_path: Path) -> None:
@@ -248,6 +255,13 @@ def test_a_store_that_is_away_is_said(store: FaultyStore, tmp_path: Path, eventu
     finally:
         machine.mirror.close()
         following.join()
+
+
+def test_an_application_of_ones_own_serves_a_bucket(store: FaultyStore, tmp_path: Path) -> None:
+    """`create_app` takes the URL as the command does."""
+    store.put("m/iris/1", IRIS / "1")
+    with TestClient(serving.create_app("s3://bucket/m", state_dir=tmp_path)) as client:
+        assert client.post("/v1/models/iris:predict", json=ROW).json()["model_version"] == "1"
 
 
 def test_what_is_no_store_is_refused(store: FaultyStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
