@@ -179,7 +179,7 @@ def test_a_listing_is_only_a_hint(store: FaultyStore, tmp_path: Path) -> None:
     assert again.versions() == ["1", "2"]
     assert (machine.root / "iris" / "2" / MANIFEST_FILE).exists()
     store.fault = lambda method, path: "stale"
-    store.stale_now(without="/2/")
+    store.stale_now(without="/1/")
     again.mirror.pull()
     assert again.versions() == ["1", "2"]
     store.fault = lambda method, path: ""
