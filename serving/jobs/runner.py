@@ -20,7 +20,8 @@ from serving.jobs.pieces import Pieces
 from serving.jobs.results import Results
 from serving.jobs.tables import ACTIVE, STATES, Job, now
 from serving.metrics.metrics import Metrics
-from serving.prediction.tracing import Described, Tracing
+from serving.prediction.spans import Described
+from serving.prediction.tracing import Tracing
 
 log = logging.getLogger("serving.jobs")
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from serving.errors import ServingError
 from serving.metrics.recorders import outcome_of
 from serving.prediction.logged_row import row_of
-from serving.prediction.tracing import Described, Tracing, traceparent
+from serving.prediction.spans import Described
+from serving.prediction.tracing import Tracing, traceparent
 from serving.protocols.headers import Headers
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
-"""Spans of OpenTelemetry, made of what a request has left behind once it is answered: its times, and how it ended.
+"""OpenTelemetry: which requests have spans, and what is taken down of these once they are answered.
 
 Everything is set by the environment variables that OpenTelemetry defines; there are no options here. It comes with the
-extra `serving[otel]`, and this is its only owner.
+extra `serving[otel]`, whose only owners are this and `spans`.
 """
 
 from __future__ import annotations
@@ -11,21 +11,17 @@ import os
 import random
 import re
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from importlib.metadata import entry_points, version
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Self
 
 from serving.engine.request import Run
+from serving.prediction.spans import Described, Record, SpanMaker
 from serving.protocols.headers import Headers, header
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
-    from opentelemetry.sdk.trace.export import SpanExporter
-    from opentelemetry.trace import SpanContext
+    from opentelemetry.sdk.trace import SpanProcessor
 
 log = logging.getLogger("serving.tracing")
 
@@ -41,34 +37,6 @@ def traceparent(headers: Headers) -> str | None:
     """Return what a caller says that its request is part of, as it is said (W3C Trace Context), where it does."""
     found = _TRACEPARENT.match(header(headers, b"traceparent") or b"")
     return found[0].decode() if found else None
-
-
-class Described(NamedTuple):
-    """What a request was: its span's name, attributes and kind, and whether the server failed on it."""
-
-    name: str
-    attributes: dict[str, str | int]
-    failed: bool
-    kind: str = "SERVER"
-
-
-@dataclass(slots=True, eq=False)
-class _Record:
-    """What the spans of a request are made of; `context` is what a processor asks of a span that it is given.
-
-    own: the request's span; above: its parent, if it has one. describe: called by a thread.
-    """
-
-    context: SpanContext
-    own: tuple[int, int]
-    above: SpanContext | None
-    describe: Callable[[], Described]
-    began: float
-    ended: float
-    stages: Sequence[tuple[str, float, float]]
-    run: Run | None
-    first: bool
-    """Whether it is the first of its batch, and brings the batch's span."""
 
 
 class Tracing:
@@ -104,7 +72,7 @@ class Tracing:
             follow, share = _sampler()
             made: list[SpanProcessor] = []
             for name in wanted.split(","):
-                exporter: Any = _SpanMaker(_exporter(name.strip())())
+                exporter: Any = SpanMaker(_exporter(name.strip())())
                 made.append(BatchSpanProcessor(exporter))
             return cls(made, follow=follow, share=share)
         except ImportError:
@@ -147,7 +115,7 @@ class Tracing:
         first = run is not None and run.span is None
         if run is not None and first:
             run.span = random.getrandbits(128), random.getrandbits(64)
-        record: Any = _Record(self._sampled, own, above, describe, began, ended, stages, run, first)
+        record: Any = Record(self._sampled, own, above, describe, began, ended, stages, run, first)
         for processor in self._processors:
             processor.on_end(record)
         return f"{own[0]:032x}", f"{own[1]:016x}"
@@ -159,75 +127,6 @@ class Tracing:
             thread.start()
         for thread in closing:
             thread.join(FLUSH_S)
-
-
-class _SpanMaker:
-    """An exporter that makes spans of records, and has another one export them.
-
-    Many at a time on the thread that exports: one by one on the event loop they cost three times as much. They are made
-    whole, past the SDK's tracer, which costs as much again.
-    """
-
-    def __init__(self, exporter: SpanExporter) -> None:
-        from opentelemetry import trace  # noqa: PLC0415  an extra
-        from opentelemetry.sdk.trace import ReadableSpan  # noqa: PLC0415
-        from opentelemetry.sdk.util.instrumentation import InstrumentationScope  # noqa: PLC0415
-
-        self._trace = trace
-        self._span = ReadableSpan
-        self._exporter = exporter
-        self._resource = _resource()
-        self._scope = InstrumentationScope("serving", version("serving"))
-        self._flags = trace.TraceFlags(trace.TraceFlags.SAMPLED)
-        self._unset, self._error = trace.Status(), trace.Status(trace.StatusCode.ERROR)
-        self.shutdown = exporter.shutdown
-        self.force_flush = exporter.force_flush
-
-    def export(self, records: Sequence[_Record]) -> Any:
-        """Export the spans of some requests."""
-        # Spans have the time of day, and stages are measured by a clock that nobody sets.
-        shift = time.time_ns() - int(time.monotonic() * 1e9)
-        return self._exporter.export([span for record in records for span in self._spans(record, shift)])
-
-    def _spans(self, record: _Record, shift: int) -> Iterator[ReadableSpan]:
-        trace, run = self._trace, record.run
-        name, attributes, failed, kind = record.describe()
-        state = record.above.trace_state if record.above is not None else None
-        own = trace.SpanContext(*record.own, False, self._flags, state)
-
-        def made(name: str, its: SpanContext, since: float, until: float, **more: Any) -> ReadableSpan:
-            start, end = int(since * 1e9) + shift, int(until * 1e9) + shift
-            common: Any = {"resource": self._resource, "instrumentation_scope": self._scope, "status": self._unset}
-            return self._span(name, its, start_time=start, end_time=end, **(common | more))
-
-        batch = trace.SpanContext(*run.span, False, self._flags) if run is not None else None
-        if run is not None and batch is not None and record.first:
-            facts = {key: value for key, value in attributes.items() if key.startswith("serving.model.")}
-            facts |= {"serving.batch.rows": run.rows, "serving.batch.requests": run.requests}
-            yield made("batch", batch, run.started, run.ended, attributes=facts, links=[trace.Link(own)])
-        for stage, since, until in record.stages:
-            its = trace.SpanContext(own.trace_id, random.getrandbits(64), False, self._flags, state)
-            links = [trace.Link(batch)] if batch is not None and stage == "inference" else ()
-            yield made(stage, its, since, until, parent=own, links=links)
-        more = {"attributes": attributes, "kind": trace.SpanKind[kind]} | ({"status": self._error} if failed else {})
-        yield made(name, own, record.began, record.ended, parent=record.above, **more)
-
-
-def _resource() -> Resource:
-    """Return who is traced, as the environment says it, or else by this server's name."""
-    from opentelemetry.sdk.resources import OTELResourceDetector, Resource  # noqa: PLC0415
-
-    class Known(Resource):
-        """Hashed by identity: the exporter asks for each span, and its own hash writes all of it as JSON."""
-
-        __hash__ = object.__hash__
-
-    who: dict[str, str | int] = {
-        "service.name": "serving",
-        "service.version": version("serving"),
-        "process.pid": os.getpid(),
-    }
-    return Known({**who, **OTELResourceDetector().detect().attributes})
 
 
 def _exporter(name: str) -> type:

@@ -21,12 +21,16 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 from fastapi.testclient import TestClient
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
 from serving.access.key_store import KeyStore
+from serving.engine.request import Run
 from serving.engine.signature import Feature, Signature, TensorSpec
 from serving.http_api.app import create_app
 from serving.prediction.logged_row import row_of
 from serving.prediction.request_log import Ended, RequestLog
+from serving.prediction.spans import Described, SpanMaker, spans_of
 from serving.prediction.tracing import Tracing
 from serving.settings import Settings
 from tests.conftest import MODELS, ROOT, Server
@@ -271,6 +275,28 @@ def test_a_job_goes_on_in_the_trace_that_it_was_asked_for_in(
     pieces = [span for span in mine() if span["name"].startswith("job")]
     assert {span["attributes"]["serving.job.id"] for span in pieces} == {answer.json()["id"]}
     assert {(span["kind"], span["parent"], span["status"]) for span in pieces} == {(5, f"{21:016x}", 0)}
+
+
+def test_spans_are_written_as_opentelemetry_itself_writes_them() -> None:
+    """What goes to a receiver of OTLP is, byte by byte, what OpenTelemetry's own encoder makes of the same spans."""
+    maker = SpanMaker(OTLPSpanExporter())
+    records: list[Any] = []
+    tracing = Tracing([SimpleNamespace(on_end=records.append)], follow=True, share=1)  # type: ignore[list-item]
+    for headers in ([], [*((k.encode(), v.encode()) for k, v in trace_parent(7).items()), (b"tracestate", b"a=1,b=2")]):
+        context = tracing.sampled(headers)
+        assert context is not None
+        run = Run(started=1.25, ended=1.5, rows=2, requests=2)
+        stages = [("queue", 1.0, 1.25), ("inference", 1.25, 1.5)]
+        failed = Described(
+            "GET /é", {"serving.model.name": "iris", "http.response.status_code": 500}, failed=bool(headers)
+        )
+        tracing.record(context, lambda failed=failed: failed, began=1.0, ended=2.0, stages=stages, run=run)
+    spans = [span for record in records for span in spans_of(record)]
+    assert [span.name for span in spans] == ["batch", "queue", "inference", "GET /é"] * 2
+    shift = time.time_ns()
+    readable = [maker.readable(span, shift) for span in spans]
+    assert maker._write(spans, shift) == encode_spans(readable).SerializeToString()
+    maker.shutdown()
 
 
 def test_traces_that_can_t_be_had_are_named_and_do_no_harm(
