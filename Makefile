@@ -8,7 +8,7 @@ COMPILE := uv pip compile --quiet --universal --generate-hashes --python-version
 # requirements.lock is for development; requirements-serve.lock, a part of it, is what an image installs: it serves
 # folders of MLflow too.
 
-.PHONY: install serve test check docs dist train bench drill conformance lock protos
+.PHONY: install serve test check docs dist image sbom train bench peers drill conformance lock protos
 install: $(STAMP)
 
 # What serving needs, and nothing that only tests, trains or measures: a newcomer waits for this.
@@ -42,12 +42,28 @@ dist: install
 	cd .venv-dist && bin/python -I $(CURDIR)/tests/newcomer.py $(CURDIR)/README.md
 	rm -rf .venv-dist
 
+# What the Dockerfile does, done twice without Docker: the same bytes, their size, and a server that is well.
+image: install
+	$(BIN)/python -m tests.image
+
+# Of what the image installs: names, versions, licences and what needs what, in CycloneDX.
+sbom: install
+	rm -rf .venv-sbom
+	$(BIN)/uv venv --quiet --python $(BIN)/python .venv-sbom
+	$(BIN)/uv pip install --quiet --python .venv-sbom --require-hashes -r requirements-serve.lock
+	$(BIN)/uv pip install --quiet --python .venv-sbom --no-deps .
+	mkdir -p dist
+	$(BIN)/uv tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --output-file dist/serving.cdx.json .venv-sbom
+	rm -rf .venv-sbom
+
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	MYPYPATH=docs/examples $(BIN)/mypy --config-file= --strict --explicit-package-bases docs/examples
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec serving/dashboards/compose.yml
 	@for lock in requirements requirements-serve; do cp $$lock.lock .venv/$$lock.lock; done
 	@$(BIN)/$(COMPILE) --extra dev --output-file .venv/requirements.lock
 	@$(BIN)/$(COMPILE) --constraint requirements.lock --extra mlflow --output-file .venv/requirements-serve.lock
@@ -63,6 +79,10 @@ train: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+# Other servers beside this one, each in an environment below ~/.cache; 10 minutes once these are made.
+peers: install
+	$(BIN)/python -m benchmarks.peers
 
 # make drill ONLY="overload mutation" runs some.
 drill: install

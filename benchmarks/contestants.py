@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,8 +85,13 @@ def contestants(models: Path, scratch: Path) -> dict[str, Contestant]:
 
 
 @contextmanager
-def running(contestant: Contestant, scratch: Path, cores: str | None) -> Iterator[tuple[int, int, float]]:
-    """Run a contestant; give its port, its pid and the seconds that it took to be ready."""
+def running(
+    contestant: Contestant, scratch: Path, cores: str | None, log: Path = Path(os.devnull)
+) -> Iterator[tuple[int, int, float]]:
+    """Run a contestant; give its port, its pid and the seconds that it took to be ready. log: gets what it prints.
+
+    Raises RuntimeError where it does not get ready.
+    """
     port = free_port()
     if contestant.name.startswith("nginx"):
         (scratch / "nginx.conf").write_text(NGINX.format(folder=scratch, port=port, reply=REPLY))
@@ -93,9 +99,10 @@ def running(contestant: Contestant, scratch: Path, cores: str | None) -> Iterato
     if cores is not None:
         command = ["taskset", "-c", cores, *command]
     began = time.monotonic()
-    process = subprocess.Popen(
-        command, env={**os.environ, **contestant.env}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env={**os.environ, **contestant.env}, stdout=output, stderr=output, start_new_session=True
+        )
     try:
         _await(f"http://127.0.0.1:{port}{contestant.ready}", process)
         yield port, process.pid, time.monotonic() - began
@@ -106,6 +113,8 @@ def running(contestant: Contestant, scratch: Path, cores: str | None) -> Iterato
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        with suppress(ProcessLookupError):  # what some leave behind
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def free_port() -> int:

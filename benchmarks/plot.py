@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ SHOWN = [
 OURS, OTHERS = "#0b7285", "#adb5bd"
 
 
-def draw(middle: dict[str, dict[str, Any]], path: Path, machine: str) -> None:
-    """Draw requests per second as bars, one panel a case."""
-    shown = [(case, title) for case, title in SHOWN if case in middle]
+def draw(middle: dict[str, dict[str, Any]], path: Path, machine: str, cases: Sequence[tuple[str, str]] = SHOWN) -> None:
+    """Draw requests per second as bars, one panel a case. cases: with their titles."""
+    shown = [(case, title) for case, title in cases if case in middle]
     if not shown:
         return
     figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 2.9), squeeze=False)
@@ -32,7 +33,9 @@ def draw(middle: dict[str, dict[str, Any]], path: Path, machine: str) -> None:
         names = [name for name, _ in bars]
         rates = [rate / 1000 for _, rate in bars]
         drawn = axis.barh(names, rates, color=[OURS if n.startswith("serving") else OTHERS for n in names])
-        axis.bar_label(drawn, [f"{rate:.1f}k" for rate in rates], padding=3, fontsize=8)
+        axis.bar_label(
+            drawn, [f"{rate:.1f}k" if rate >= 1 else f"{1000 * rate:.0f}" for rate in rates], padding=3, fontsize=8
+        )
         axis.set_title(title, fontsize=10)
         axis.set_xlim(0, max(rates) * 1.18)
         axis.tick_params(labelsize=8)

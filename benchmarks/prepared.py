@@ -65,9 +65,9 @@ def worker(path: Path, is_prepared: bool, pipe: Connection) -> None:
         pipe.send(statistics.median(taken))
 
 
-def proportional() -> int:
-    """Return this process's proportional set size in bytes: shared pages count by their share."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+def proportional(pid: int | str = "self") -> int:
+    """Return a process's proportional set size in bytes: shared pages count by their share."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 

@@ -68,8 +68,8 @@ class Figure:
     failed: int
 
 
-def script(case: Case, contestant: Contestant) -> str:
-    """Write the Lua that makes wrk send the request."""
+def request_body(case: Case, contestant: Contestant) -> str:
+    """Write the JSON of a request."""
     data = load_breast_cancer()
     rows = data.data[: case.rows].tolist()
     if case.dialect == "v1":
@@ -80,20 +80,24 @@ def script(case: Case, contestant: Contestant) -> str:
     else:
         flat = [value for row in rows for value in row]
         body = {"inputs": [{"name": "features", "datatype": "FP32", "shape": [len(rows), 30], "data": flat}]}
-    return (
-        'wrk.method="POST"\nwrk.headers["content-type"]="application/json"\n'
-        f"wrk.body=[==[{json.dumps(body, separators=(',', ':'))}]==]\n"
-    )
+    return json.dumps(body, separators=(",", ":"))
 
 
 def load(  # noqa: PLR0917  one run is all of these
     case: Case, contestant: Contestant, port: int, seconds: int, core: str | None, folder: Path
 ) -> Figure:
-    """Run wrk once."""
-    lua = folder / "load.lua"
-    lua.write_text(script(case, contestant))
+    """Run wrk once against a contestant."""
     url = f"http://127.0.0.1:{port}{contestant.paths[case.dialect]}"
-    command = ["wrk", "-t1", f"-c{case.connections}", f"-d{seconds}s", "--latency", "-s", str(lua), url]
+    return wrk(url, request_body(case, contestant), case.connections, seconds, core, folder)
+
+
+def wrk(  # noqa: PLR0917  one run is all of these
+    url: str, body: str, connections: int, seconds: int, core: str | None, folder: Path
+) -> Figure:
+    """Post a body for some seconds."""
+    lua = folder / "load.lua"
+    lua.write_text(f'wrk.method="POST"\nwrk.headers["content-type"]="application/json"\nwrk.body=[==[{body}]==]\n')
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(lua), url]
     if core is not None:
         command = ["taskset", "-c", core, *command]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout

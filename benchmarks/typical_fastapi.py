@@ -12,7 +12,6 @@ import numpy as np
 import onnxruntime as ort
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, create_model
-from sklearn.datasets import load_breast_cancer
 
 options = ort.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -20,7 +19,9 @@ session = ort.InferenceSession(os.environ["MODEL"], options, providers=["CPUExec
 classes = ["malignant", "benign"]
 executor = ThreadPoolExecutor(4)
 
-NAMES = [str(name).replace(" ", "_") for name in load_breast_cancer().feature_names]
+MEASURED = ["radius", "texture", "perimeter", "area", "smoothness", "compactness", "concavity", "concave_points"]
+MEASURED += ["symmetry", "fractal_dimension"]
+NAMES = [name.format(what) for name in ("mean_{}", "{}_error", "worst_{}") for what in MEASURED]
 Row: Any = create_model("Row", **dict.fromkeys(NAMES, (float, ...)))
 
 

@@ -1,13 +1,15 @@
-"""Fills what the code knows best into the manual's pages when mkdocs builds them: settings and metrics."""
+"""Fills what the code and the results know best into the manual's pages when mkdocs builds them."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, get_args, get_type_hints
 
 from pydantic_core import PydanticUndefined
 
+from benchmarks.peers.report import RESULTS, comparison
 from serving.metrics.definitions import COUNTERS, GAUGES, HISTOGRAMS
 from serving.repository.model_settings import SettingsDocument
 from serving.settings import Settings
@@ -60,4 +62,21 @@ def _labels(labels: tuple[str, ...]) -> str:
     return ", ".join(f"`{label}`" for label in labels)
 
 
-TABLES: dict[str, Callable[[], str]] = {"settings": settings, "model_settings": model_settings, "metrics": metrics}
+def peers() -> str:
+    """Show what `make peers` found the last time, and how each server was set."""
+    facts = json.loads(RESULTS.joinpath("peers.json").read_text())
+    machine = f"{facts['machine']} (load before: {facts['load']:.1f}), Python {facts['python']}"
+    said = f"`{facts['command']}`, {facts['date']}, {machine}:"
+    rows = []
+    for name, about in facts["about"].items():
+        versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
+        rows.append([name, versions, f"[{about['setting']}]({about['page']})" if about["page"] else about["setting"]])
+    return "\n\n".join([said, _table(*comparison(facts)), _table(("", "versions", "set as its page advises"), rows)])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "settings": settings,
+    "model_settings": model_settings,
+    "metrics": metrics,
+    "peers": peers,
+}

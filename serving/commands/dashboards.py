@@ -33,7 +33,8 @@ def export(
         Path, typer.Argument(metavar="DIR", help="Folder to write to; files of these names are replaced.")
     ],
 ) -> None:
-    """Write the dashboards as JSON, the recording and alerting rules, and how to scrape a server."""
+    """Write the dashboards as JSON, the rules, how to scrape a server, and a compose file of all three."""
     made = {f"{board['uid']}.json": document(board) for board in (make() for make in BOARDS)}
-    made |= {name: files("serving.dashboards").joinpath(name).read_text() for name in ("rules.yml", "prometheus.yml")}
+    others = ("rules.yml", "prometheus.yml", "compose.yml")
+    made |= {name: files("serving.dashboards").joinpath(name).read_text() for name in others}
     write(folder, made)

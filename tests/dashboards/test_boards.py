@@ -60,7 +60,7 @@ def test_the_command_writes_them(tmp_path: Path) -> None:
         done = command("dashboards", "export", str(tmp_path / "new"))
         assert done.returncode == 0, done.stderr
     written = {file.name: file.read_text() for file in (tmp_path / "new").iterdir()}
-    assert set(written) == {*(f"{uid}.json" for uid in MADE), "rules.yml", "prometheus.yml"}
+    assert set(written) == {*(f"{uid}.json" for uid in MADE), "rules.yml", "prometheus.yml", "compose.yml"}
     for uid, board in MADE.items():
         assert json.loads(written[f"{uid}.json"]) == json.loads(json.dumps(board))
     assert written["rules.yml"] == RULES

@@ -27,6 +27,7 @@ from sklearn.datasets import load_iris
 from serving.repository.quarantine import Quarantine
 from tests.conftest import MODELS, Server, running
 from tests.dashboards.test_boards import MADE
+from tests.dashboards.test_compose import SERVICES, content
 from tests.dashboards.test_rules import RULES
 from tests.drills.workers import workers
 from tests.metrics.test_metrics import of, parsed
@@ -42,6 +43,7 @@ EXPECTED = {
     "ServingAvailabilityBurns",
     "ServingAvailabilityBurnsSlowly",
 }
+TRIED = ("--grpc-port", "0", "--jobs-database-url", "sqlite")
 KILLS = 2
 """Each costs at most the one request that its worker had answered, and not yet counted."""
 
@@ -56,17 +58,20 @@ def free_port() -> int:
 
 @contextmanager
 def prometheus(folder: Path, target: str) -> Iterator[httpx.Client]:
-    """Scrape a server once a second, by rules that do not wait, for two deaths, and for what is slow on no machine."""
+    """Run the compose file's Prometheus, and scrape once a second; by rules that do not wait, for two deaths, and for
+    what is slow on no machine.
+    """
     rules = re.sub(r"\n +for: \w+", "", RULES).replace('le="0.25"', 'le="10.0"').replace("[15m])) > 3", "[15m])) > 1")
     (folder / "rules.yml").write_text(rules)
     often = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
-    scrape = {"job_name": "serving", "static_configs": [{"targets": [target]}]}
-    (folder / "prometheus.yml").write_text(
-        yaml.safe_dump({"global": often, "rule_files": ["rules.yml"], "scrape_configs": [scrape]})
-    )
+    asked = yaml.safe_load(content("prometheus").replace("serving:8080", target))
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(asked | {"global": often}))
     address = f"127.0.0.1:{free_port()}"
-    command = ["prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=data", "--log.level=error"]
-    process = subprocess.Popen([*command, f"--web.listen-address={address}"], cwd=folder)
+    places = {"/etc/prometheus": str(folder), "=/prometheus": f"={folder}/data"}
+    command = ["prometheus", *SERVICES["prometheus"]["command"], "--log.level=error"]
+    for image, here in places.items():
+        command = [part.replace(image, here) for part in command]
+    process = subprocess.Popen([*command, f"--web.listen-address={address}"])
     try:
         with httpx.Client(base_url=f"http://{address}/api/v1", timeout=20) as client:
             yield client
@@ -204,7 +209,7 @@ def test_every_query_finds_data_and_faults_raise_their_alarms(tmp_path: Path, ev
     models = repository(tmp_path / "models")
     Quarantine(models).add("narrow", "1", "it ended two workers")
     with (
-        running("--workers", "2", "--grpc-port", "0", "--jobs-database-url", "sqlite", models=models) as server,
+        running(*SERVICES["serving"]["command"][1:], *TRIED, models=models) as server,
         prometheus(tmp_path, f"127.0.0.1:{server.port}") as client,
         Callers(server),
     ):
