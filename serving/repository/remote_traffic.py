@@ -9,6 +9,7 @@ states, which counts for nothing.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -23,7 +24,7 @@ from serving.errors import InvalidRequest, NotReady
 from serving.linux.files import write_whole
 from serving.repository import history
 from serving.repository.history import HISTORY_FILE
-from serving.repository.object_store import Bucket, Held, Overtaken, StoreFailed
+from serving.repository.object_store import Bucket, Held, Overtaken, StoreFailed, Token
 from serving.repository.traffic import TRAFFIC_FILE, Traffic, parse
 
 log = logging.getLogger("serving.traffic")
@@ -147,11 +148,21 @@ class RemoteTraffic:
                 raise NotReady(text) from error
             if kept is None or json.dumps(entry).encode() not in kept.content:
                 raise
-        try:
-            self.bucket.write(f"{name}/{TRAFFIC_FILE}", _text(after), over)
-        except (Overtaken, StoreFailed) as error:
-            log.warning("%s of %s in the store is a change behind its history: %s", TRAFFIC_FILE, name, error.message)
+        with contextlib.suppress(StoreFailed, InvalidRequest):  # the next change writes it
+            self._write_document(name, after, over)
         return lines
+
+    def _write_document(self, name: str, after: Traffic, over: Token | None) -> None:
+        """Write what the history says now, unless a later change or an edit is to be seen there."""
+        for _ in range(_TRIES):
+            try:
+                self.bucket.write(f"{name}/{TRAFFIC_FILE}", _text(after), over)
+                return
+            except Overtaken:  # by the change before, whose history was already there
+                state = self._read(name)
+                if state.edited or state.traffic.generation != after.generation:
+                    return
+                over = state.written.token if state.written is not None else None
 
 
 def _install(name: str, folder: Path, traffic: Traffic, entries: Iterable[dict[str, Any]]) -> None:

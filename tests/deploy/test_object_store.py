@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import shutil
 import threading
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 
 import serving
 from serving.cli import app
-from serving.deploy.mirror import Mirror, located
+from serving.deploy.mirror import Mirror, located, mirrored
 from serving.deploy.remote_versions import upload
 from serving.errors import NotReady
 from serving.repository import object_store, transitions
@@ -145,6 +146,21 @@ def test_deployers_who_race_lose_no_change(store: FaultyStore, tmp_path: Path) -
         assert all(old["after"] == new["before"] for old, new in itertools.pairwise(history))
 
 
+def test_traffic_json_says_what_the_history_does(store: FaultyStore, tmp_path: Path) -> None:
+    """However deployers race, people read the last state there."""
+    store.put("m/iris/1", IRIS / "1")
+    machine = Machine(tmp_path / "a")
+    machine.mirror.pull()
+
+    def deploy(i: int) -> None:
+        machine.traffic.change("iris", transitions.label(f"d{i}", "1", available=["1"]), who="ann", what="label")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(deploy, range(8)))
+    written = json.loads(store.client.get_object(Bucket="bucket", Key="m/iris/traffic.json")["Body"].read())
+    assert (written["generation"], len(written["labels"])) == (8, 8)
+
+
 def test_no_half_version_is_taken(store: FaultyStore, tmp_path: Path) -> None:
     """What comes truncated, altered or late is named and not taken; once the store is well it is."""
     store.put("m/iris/1", IRIS / "1")
@@ -245,6 +261,8 @@ def test_a_store_that_is_away_is_said(store: FaultyStore, tmp_path: Path, eventu
     store.put("m/iris/1", IRIS / "1")
     machine, moved = Machine(tmp_path / "a", poll_s=0.02), threading.Event()
     store.fault = lambda method, path: "refused"
+    with pytest.raises(NotReady, match="s3://bucket/m: the object store refuses"):
+        mirrored(Path("s3://bucket/m"), tmp_path / "a", say=print)
     following = threading.Thread(target=machine.mirror.follow, args=(moved.set,))
     following.start()
     try:
@@ -252,6 +270,10 @@ def test_a_store_that_is_away_is_said(store: FaultyStore, tmp_path: Path, eventu
         assert moved.is_set()
         store.fault = lambda method, path: ""
         eventually(lambda: machine.versions() == ["1"] and not machine.problems)
+        store.fault = lambda method, path: "away"
+        said: list[str] = []
+        assert mirrored(Path("s3://bucket/m"), tmp_path / "a", say=said.append)[0] == machine.root
+        assert "what came from there before is taken" in said[0]
     finally:
         machine.mirror.close()
         following.join()
