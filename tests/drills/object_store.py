@@ -49,7 +49,7 @@ def object_store(report: Report, *, seconds: float = 60) -> None:
             host.wait(120)
         seen = _Seen(states)
         ending.callback(seen.stop)
-        loads = [Load(host.port, connections=2) for host in hosts]
+        loads = [Load(host.port, connections=1) for host in hosts]
         until, confirmed = time.monotonic() + seconds, []
         store.fault = _Faults(until - seconds, seconds)
         with ThreadPoolExecutor(4) as pool, loads[0].running(), loads[1].running():
