@@ -49,9 +49,11 @@ def servers(args: dict[str, Any]) -> serve.Application:
     """Make the application whose replicas each run a server, which clients reach by its own address.
 
     args: as of `app`; `port`: the one that each listens on, where a node has but one; without it a free one. What Ray
-    itself answers at `/` is where the servers are.
+    itself answers at `/` is where the servers are. Raises ValueError where they would not answer plain HTTP on a port.
     """
-    Settings(**args)
+    settings = Settings(**args)
+    if settings.uds or settings.tls_cert:
+        raise ValueError("a server that Ray keeps listens on a port, without TLS: that is the load balancer's")
     return serve.deployment(Server, name="Server").bind(args)
 
 
@@ -114,14 +116,19 @@ class Server:
             return None
 
 
-def by_queued_rows(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
-    """Want as many replicas as let no more rows wait at each, on average, than `target_ongoing_requests`.
+class QueuedRows:
+    """Wants as many replicas as have no more than so many rows waiting at each, on average.
 
-    A policy of Ray Serve, for servers that clients reach past Ray: it sees none of their requests.
+    A policy for Ray Serve's autoscaling, of servers that clients reach past Ray: it sees none of their requests.
     """
-    waiting = sum((context.aggregated_metrics or {}).get("queued_rows", {}).values())
-    target = context.config.target_ongoing_requests
-    return math.ceil(waiting / target), {}
+
+    def __init__(self, target: float) -> None:
+        self._target = target
+
+    def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
+        """Return how many replicas there should be; Ray keeps to the bounds and delays of the configuration."""
+        waiting = sum((context.aggregated_metrics or {}).get("queued_rows", {}).values())
+        return math.ceil(waiting / self._target), {}
 
 
 def _free_port(host: str) -> int:
