@@ -28,7 +28,8 @@ def tree() -> dict[str, str]:
     sources = {str(path.relative_to(package)): path.read_text() for path in sorted(package.rglob("*.yaml"))}
     rules = files("serving.dashboards").joinpath("rules.yml").read_text()
     release = {"version": version("serving")}
-    values = dict(re.findall(r"^(\w+): (.+)$", _filled(sources["chart/values.yaml"], release), re.MULTILINE))
+    given = re.findall(r"^(\w+):\s+(.+(?:\n  .+)*)$", _filled(sources["chart/values.yaml"], release), re.MULTILINE)
+    values = {name: text.replace("\n", "\n" + 6 * " ") for name, text in given}
     base = values | release | {"name": "serving", "namespace": "serving", "rules": indent(rules, "  ")}
     chart = {name: f"{{{{ toJson .Values.{name} }}}}" for name in values} | {
         "name": "{{ .Release.Name }}",

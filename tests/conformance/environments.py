@@ -24,6 +24,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     # Ray's pins are for it alone.
     "ray": ("--editable", f"{ROOT.parent}[bulk]", "ray[data,serve]==2.60.0", "psutil"),
     "mlserver": ("mlserver==1.7.1", "onnxruntime"),
+    # Helm 4 as a library: no registry of ours has its command.
+    "helm": ("helm-python-sdk==0.2.2",),
 }
 
 

@@ -17,7 +17,8 @@ module anew):
   "off": [names]      defences that are switched off, for controls: bisection, departed, quarantine, hang, polite,
                       respawn, unclean (deaths of servers speak against what is tried), shrink, fair, estimate (of
                       what a request waits), aside (loads are off the event loop), spare (shadows run on what is left),
-                      proof (that rows are independent, before they run together),
+                      proof (that rows are independent, before they run together), events (of the models folder),
+                      looks (at it),
                       recover (sockets that were lent to threads); of gRPC: calm, blocks, counted
 """
 
@@ -235,7 +236,22 @@ def _unproved() -> None:
     _replace(GateResults, "independence", lambda *given: Independence(proved=True))
 
 
-_OTHERS = {"unclean": _deaths_unseen, "proof": _unproved}
+def _no_events() -> None:
+    """Take the models folder for one on a mount that tells of no change: it is polled."""
+    from serving.deploy import watch
+
+    _replace(watch, "_silent", lambda root: True)
+
+
+def _no_looks() -> None:
+    """Look at the models folder once, and then after an hour."""
+    from serving.deploy import coordinator, deployment
+
+    _replace(deployment, "watch", lambda *_: None)
+    coordinator.SCAN_S = 3600.0
+
+
+_OTHERS = {"unclean": _deaths_unseen, "proof": _unproved, "events": _no_events, "looks": _no_looks}
 
 
 def _off_in_grpc(name: str) -> None:
