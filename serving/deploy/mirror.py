@@ -153,6 +153,8 @@ class Mirror:
             before = self.problems
             try:
                 self.pull(wait=False)
+                if failures > 1:
+                    log.warning("the object store is back: what it says is followed again")
                 failures, wait = 0, self._poll_s
             except (ServingError, OSError) as error:
                 failures += 1

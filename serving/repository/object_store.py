@@ -22,7 +22,8 @@ from serving.errors import InvalidRequest, NotReady, ServingError
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-SCHEMES = ("s3", "gs", "az")
+_PREFIXES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
+_CLIENT = ("allow_http", "allow_invalid_certificates", "proxy_ca_certificate", "proxy_excludes", "proxy_url")
 _LIKE_A_URL = re.compile(r"[a-z][a-z0-9+.-]+:/")
 _OURS = re.compile(r"(s3|gs|az):/[^/@?#]+(/[^?#]+)?")
 _CHUNK = 4 * 1024 * 1024
@@ -87,8 +88,8 @@ def open_store(url: str, *, request_s: float = 30.0, retry_s: float = 15.0) -> O
         "read_timeout": timedelta(seconds=20),
         "timeout": timedelta(seconds=request_s),
     }
-    if os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true":
-        options["allow_http"] = True
+    prefix = _PREFIXES[url.split(":", maxsplit=1)[0]]  # of what obstore reads itself as long as it is given no options
+    options |= {name: os.environ[variable] for name in _CLIENT if (variable := prefix + name.upper()) in os.environ}
     retries: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=retry_s)}
     more: Any = {"credential_provider": provider} if (provider := _profile(url)) is not None else {}
     make: Any = from_url  # which is typed for each kind of store
