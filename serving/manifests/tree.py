@@ -31,13 +31,16 @@ def tree() -> dict[str, str]:
     given = re.findall(r"^(\w+):\s+(.+(?:\n  .+)*)$", _filled(sources["chart/values.yaml"], release), re.MULTILINE)
     values = {name: text.replace("\n", "\n" + 6 * " ") for name, text in given}
     base = values | release | {"name": "serving", "namespace": "serving", "rules": indent(rules, "  ")}
+    base |= {"pod": "", "env": ""}  # of which kustomize makes patches
     chart = {name: f"{{{{ toJson .Values.{name} }}}}" for name in values} | {
         "name": "{{ .Release.Name }}",
         "namespace": "{{ .Release.Namespace }}",
         "replicas": '{{ if eq .Values.autoscaling "none" }}{{ .Values.replicas }}{{ end }}',
+        "pod": "{{- with .Values.pod }}{{ toYaml . | nindent 6 }}{{ end }}",
+        "env": "{{- with .Values.env }}{{ toYaml . | nindent 12 }}{{ end }}",
         "rules": '{{ .Files.Get "rules.yml" | indent 2 }}',  # its own expressions are Prometheus' to fill
     }
-    made = {path: _filled(text, base) for path, text in sources.items()}
+    made = {path: re.sub(r"^ +\n", "", _filled(text, base), flags=re.MULTILINE) for path, text in sources.items()}
     for path, text in sources.items():
         folder, _, name = path.rpartition("/")
         if folder.startswith(("base", "components/")) and _is_object(text):

@@ -26,6 +26,10 @@ GIVEN: list[dict[str, Any]] = [
     {},
     {"autoscaling": "keda", "monitoring": True, "networkPolicy": True, "queuedRows": 100},
     {"autoscaling": "prometheus-adapter", "volumes": [{"name": "state", "emptyDir": {}}], "args": ["run"]},
+    {
+        "pod": {"serviceAccountName": "ml", "tolerations": [{"operator": "Exists"}]},
+        "env": [{"name": "A", "value": "1"}],
+    },
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from textwrap import indent
 from typing import Any
 
 import yaml
@@ -43,6 +44,11 @@ def _filled(text: str, values: dict[str, Any], release: dict[str, str]) -> str:
         assert what == ".Release", match[0]
         return release[name]
 
+    def spliced(match: re.Match[str]) -> str:
+        given = values[match[1]]
+        return "\n" + indent(yaml.safe_dump(given), int(match[2]) * " ").rstrip() if given else ""
+
+    text = re.sub(r"\s*\{\{- with \.Values\.(\w+) \}\}\{\{ toYaml \. \| nindent (\d+) \}\}\{\{ end \}\}", spliced, text)
     text = re.sub(r"\{\{-? if (.+?) \}\}(.*?)\{\{-? end \}\}", chosen, text, flags=re.DOTALL)
     rules = TREE["chart/rules.yml"].replace("\n", "\n  ")
     marked = text.replace('{{ .Files.Get "rules.yml" | indent 2 }}', "\0")

@@ -114,6 +114,16 @@ def test_the_chart_says_what_kustomize_says(scaled: str) -> None:
     assert sorted(map(by_kind, rendered({}))) == sorted(map(by_kind, BASE.values()))
 
 
+def test_a_release_can_have_more() -> None:
+    """What a cluster wants of pods beside all this, such as an account with rights on a bucket, has its place."""
+    given = {"pod": {"serviceAccountName": "models"}, "env": [{"name": "AWS_REGION", "value": "eu-central-1"}]}
+    (deployment,) = (one for one in rendered(given) if one["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == "models"
+    assert pod["containers"][0]["env"] == [*CONTAINER["env"], *given["env"]]
+    assert wrong(deployment) == []
+
+
 def test_two_releases_do_not_meet() -> None:
     """Names, and by what pods are chosen, follow the release."""
     made = rendered({"autoscaling": "keda", "monitoring": True, "networkPolicy": True}, "other", "elsewhere")
