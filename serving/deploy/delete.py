@@ -27,7 +27,8 @@ def delete(store: TrafficStore, name: str, version: str, *, who: str, why: str =
     away = folder.with_name(f"{AWAY}{secrets.token_hex(8)}")
 
     def move(traffic: Traffic) -> Traffic:
-        if version not in store.versions(name):
+        half = store.remote is not None and store.remote.bucket.list(f"{name}/{version}")  # left by who was cut off
+        if not half and version not in store.versions(name):
             raise ModelNotFound(f"model {name!r} has no version '{shown(version)}' in the folder")
         if roles := roles_of(version, traffic, current_version(store, name)):
             raise Conflict(f"version {version} is in use: it is {' and '.join(roles)}")

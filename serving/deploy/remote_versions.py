@@ -7,17 +7,18 @@ the version before all is there that its manifest names, with the sizes and hash
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from serving.deploy.staging import Writing, write
-from serving.errors import Conflict, ModelInvalid, ServingError, shown
+from serving.errors import Conflict, ModelInvalid, NotReady, shown
 from serving.repository import manifest
 from serving.repository.copy_stability import TEMPORARY
 from serving.repository.manifest import MANIFEST_FILE, MODEL_FILE, Hashes, Manifest
 from serving.repository.object_store import Bucket, Object, Overtaken
 from serving.repository.repository import VERSION
+
+_TRIES = 50
 
 
 def fetch(bucket: Bucket, place: str, files: Mapping[str, Object], folder: Path) -> None:
@@ -60,40 +61,33 @@ def fetch(bucket: Bucket, place: str, files: Mapping[str, Object], folder: Path)
 def upload(bucket: Bucket, folder: Path, name: str, version: str | None) -> str:
     """Put a staged version into the store and return its number; None takes the next one.
 
-    Raises Conflict where the version is there with other files, and NotReady; what was written is removed then.
+    Raises Conflict where the version is there with other files, and NotReady: what was written then is completed when
+    the same is published again, or removed as any version, and nobody takes it meanwhile.
     """
     found = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
     number = _claimed(bucket, name, version, found)
-    files = [Path(inner, file) for inner, _, names in os.walk(folder) for file in names if file != MANIFEST_FILE]
-    try:
-        for file in files:
+    for file in folder.rglob("*"):
+        if file.is_file() and file.name != MANIFEST_FILE:
             bucket.upload(f"{name}/{number}/{file.relative_to(folder).as_posix()}", file)
-    except BaseException:
-        with contextlib.suppress(ServingError):
-            remove(bucket, name, number)
-        raise
     return number
 
 
 def _claimed(bucket: Bucket, name: str, version: str | None, found: Manifest) -> str:
-    while True:
-        there = bucket.list(name)
-        taken = {path.split("/")[1] for path in there if path.count("/") > 1}
-        number = version or str(max((int(each) for each in taken if VERSION.fullmatch(each)), default=0) + 1)
-        place = f"{name}/{number}/{MANIFEST_FILE}"
-        try:
-            if number in taken and place not in there:
-                raise Overtaken("it has no manifest, and is there")
-            bucket.write(place, found.text(), None)
+    """Return the number whose manifest is ours: written now, or when the same files were published and cut off."""
+    for _ in range(_TRIES):
+        taken = {path.split("/")[1] for path in bucket.list(name) if path.count("/") > 1}
+        last = max((int(each) for each in taken if VERSION.fullmatch(each)), default=0)
+        held = bucket.read(f"{name}/{version or last}/{MANIFEST_FILE}")
+        with contextlib.suppress(ValueError):
+            if held is not None and Manifest.model_validate_json(held.content).content == found.content:
+                return version or str(last)
+        if version is not None and (held is not None or version in taken):
+            raise taken_by_others(version)
+        number = version or str(last + 1)
+        with contextlib.suppress(Overtaken):
+            bucket.write(f"{name}/{number}/{MANIFEST_FILE}", found.text(), None)
             return number
-        except Overtaken:
-            held = bucket.read(place)
-            # Of the same files: what another, or an answer that got lost, has begun is completed.
-            with contextlib.suppress(ValueError):
-                if held is not None and Manifest.model_validate_json(held.content).content == found.content:
-                    return number
-            if version is not None:
-                raise taken_by_others(version) from None
+    raise NotReady(f"others publish {name} all the time: try again")
 
 
 def taken_by_others(version: str) -> Conflict:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import serving
 from serving.cli import app
+from serving.deploy.delete import delete
 from serving.deploy.mirror import Mirror, located, mirrored
 from serving.deploy.remote_versions import upload
 from serving.errors import NotReady
@@ -257,6 +258,31 @@ def test_publishers_who_race_get_numbers_of_their_own(store: FaultyStore, tmp_pa
 
     with ThreadPoolExecutor(2) as pool:
         assert sorted(pool.map(publish, range(2))) == ["1", "2"]
+    machine = Machine(tmp_path / "a")
+    machine.mirror.pull()
+    assert (machine.versions(), machine.problems) == (["1", "2"], {})
+
+
+def test_a_publication_that_was_cut_off_is_completed_or_deleted(store: FaultyStore, tmp_path: Path) -> None:
+    """Nobody takes it meanwhile; the same files get the number that they had."""
+    store.put("m/iris/1", IRIS / "1")
+    machine, staged = Machine(tmp_path / "a"), tmp_path / "staged"
+    machine.mirror.pull()
+    shutil.copytree(IRIS / "2", staged)
+
+    def cut_off() -> None:
+        store.fault = lambda method, path: "error" if "/2/model.onnx" in path else ""
+        with pytest.raises(NotReady):
+            upload(Bucket("s3://bucket/m"), staged, "iris", None)
+        store.fault = lambda method, path: ""
+        machine.mirror.pull()
+        assert machine.problems == {"iris 2": "manifest.json names model.onnx, which is not there"}
+
+    cut_off()
+    delete(machine.traffic, "iris", "2", who="ann")
+    assert [name for name in store.names() if "/2/" in name] == []
+    cut_off()
+    assert upload(Bucket("s3://bucket/m"), staged, "iris", None) == "2"
     machine = Machine(tmp_path / "a")
     machine.mirror.pull()
     assert (machine.versions(), machine.problems) == (["1", "2"], {})
