@@ -113,6 +113,7 @@ def streams(folder: Path, made: dict[str, Path], rows: int, rounds: int, seconds
                 rates["single"].append(
                     wrk(f"http://127.0.0.1:{port}{FOREST}", body, None, 32, seconds, pid, folder).rate
                 )
+                time.sleep(1.5)  # for a second behind single requests rows in bulk rest
                 for kind in TYPES:
                     rates[kind].append(rows / send(port, made[kind], kind))
                 for name, threads in THREADS.items():

@@ -55,7 +55,7 @@ class AnswerLines:
 
     def rows(self, outputs: Tensors) -> list[bytes]:
         """Write a line for each row."""
-        return [b'{"prediction":%b}\n' % text for text in self._answers.texts(outputs)]
+        return self._answers.texts(outputs, b'{"prediction":', b"}\n")
 
     def together(self, good: Sequence[tuple[list[bytes], Lines]], bad: Sequence[BadRow]) -> bytes:
         """Put lines of good rows and bad rows in the order of their numbers."""

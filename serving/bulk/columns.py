@@ -92,14 +92,15 @@ class ColumnBinder:
                 total += _text_bytes(column)
         return total
 
-    def feeds(self, table: Any, *, nan_is_missing: bool = True) -> Tensors | None:
+    def feeds(self, table: Any, *, nan_is_missing: bool = True, infinite: bool = True) -> Tensors | None:
         """Make the feeds of a RecordBatch; None where a cell may be bad, and the rows are to be looked at singly.
 
-        nan_is_missing: else a NaN that stands there is no value.
+        nan_is_missing: else a NaN that stands there is no value. infinite: features may have what is not finite, where
+        their model allows it.
         """
         arrays = []
         for feature in self.features:
-            array = _array(table.column(feature.name), feature, nan_is_missing)
+            array = _array(table.column(feature.name), feature, nan_is_missing, infinite and feature.allow_non_finite)
             if array is None:
                 return None
             arrays.append(array)
@@ -155,7 +156,7 @@ def _takes(feature: Feature, kind: Any) -> bool:
     )
 
 
-def _array(column: Any, feature: Feature, nan_is_missing: bool) -> Array | None:
+def _array(column: Any, feature: Feature, nan_is_missing: bool, infinite: bool) -> Array | None:
     """Make the array [rows, *shape] of one feature's cells, in its dtype; None in doubt."""
     shape = [len(column)]
     for dim in feature.shape:
@@ -169,7 +170,8 @@ def _array(column: Any, feature: Feature, nan_is_missing: bool) -> Array | None:
         column = column.flatten()
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    array = _texts(column, feature) if feature.datatype == "BYTES" else _numbers(column, feature, nan_is_missing)
+    text = feature.datatype == "BYTES"
+    array = _texts(column, feature) if text else _numbers(column, feature, nan_is_missing, infinite)
     if array is None:
         return None
     refuse = feature.unknown_category == "refuse" and feature.categories is not None
@@ -187,7 +189,7 @@ def _texts(column: Any, feature: Feature) -> Array | None:
     return made
 
 
-def _numbers(column: Any, feature: Feature, nan_is_missing: bool) -> Array | None:
+def _numbers(column: Any, feature: Feature, nan_is_missing: bool, infinite: bool) -> Array | None:
     missing = column.null_count
     if missing and not feature.nullable:
         return None
@@ -206,9 +208,7 @@ def _numbers(column: Any, feature: Feature, nan_is_missing: bool) -> Array | Non
     with np.errstate(over="ignore", invalid="ignore"):
         made = array.astype(dtype)
     finite = np.isfinite(made)
-    if finite.all() or (
-        nan_is_missing and feature.allow_non_finite and bool((np.isinf(made) == np.isinf(array)).all())
-    ):
+    if finite.all() or (infinite and bool((np.isinf(made) == np.isinf(array)).all())):
         return made
     others = len(made) - int(np.count_nonzero(finite))
     right = feature.nullable and int(np.count_nonzero(np.isnan(made))) == others

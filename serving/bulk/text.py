@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 from pyarrow import json as arrow_json
 
@@ -25,6 +26,8 @@ from serving.tensors import INTEGERS, Tensors
 
 _SINGLY = 8
 """Rows among which a bad one is looked for singly: below it Arrow costs more than it spares."""
+_SPREAD_ROWS = 100
+"""For a thread: fewer would be no gain, and rows that are as long as what a thread gets are refused."""
 _HEX = re.compile(rb"0[xX]")
 
 
@@ -32,6 +35,8 @@ class TextReader(ABC):
     """Reads batches of one model's rows from text. `source` can seek where `start` is not its beginning."""
 
     quotes = False
+    spread = False
+    """Whether reading may take all processors, where that is worth it; else it takes the calling thread alone."""
     total = None
     """Positions are bytes, and a file's size is known."""
 
@@ -140,12 +145,15 @@ class NdjsonReader(TextReader):
         return None
 
     def _named(self, data: bytes, rows: int) -> Tensors | None:
+        spread = self.spread and rows > _SPREAD_ROWS * pa.cpu_count()
         try:
             if not data.isascii():
                 data.decode()
             table = arrow_json.read_json(
                 pa.BufferReader(data),
-                read_options=arrow_json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+                read_options=arrow_json.ReadOptions(
+                    use_threads=spread, block_size=len(data) // (pa.cpu_count() if spread else 1) + 1
+                ),
                 parse_options=self._parsing,
             )
         except (pa.ArrowInvalid, UnicodeDecodeError):
@@ -155,9 +163,9 @@ class NdjsonReader(TextReader):
         batch = table.combine_chunks().to_batches()[0]
         # A key that is not there reads like a null.
         nulls = self._nullable and any(column.null_count for column in batch.columns)
-        if nulls and data.count(b":") != rows * self._colons:
+        if nulls and data.count(b":") != rows * self._colons + sum(map(_colons_within, batch.columns)):
             return None
-        return self.columns.feeds(batch, nan_is_missing=False)
+        return self.columns.feeds(batch, nan_is_missing=False, infinite=False)
 
     def _records(self, block: Block) -> list[tuple[int, bytes]]:
         lines = block.data.splitlines(keepends=True)
@@ -168,6 +176,13 @@ class NdjsonReader(TextReader):
             return strict_json.loads(record)
         except InvalidRequest as error:
             raise InvalidRequest(error.message.replace("the body", "the line").replace(" at line 1,", " at")) from None
+
+
+def _colons_within(column: Any) -> int:
+    """Count those in texts."""
+    while pa.types.is_list(column.type):
+        column = column.flatten()
+    return (pc.sum(pc.count_substring(column, ":")).as_py() or 0) if pa.types.is_string(column.type) else 0
 
 
 def _fenced(data: bytes, opening: bytes, closing: bytes) -> bool:
@@ -224,7 +239,11 @@ class CsvReader(TextReader):
             )
         except pa.ArrowInvalid:
             return None
-        return self.columns.feeds(table.combine_chunks().to_batches()[0]) if len(table) == rows else None
+        if len(table) != rows:
+            return None
+        return self.columns.feeds(
+            table.combine_chunks().to_batches()[0], nan_is_missing=False
+        )  # that is one of MISSING
 
     def _records(self, block: Block) -> list[tuple[int, bytes]]:
         records: list[tuple[int, bytes]] = []

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from starlette.types import Message, Receive, Scope, Send
 
 from serving.bodies.byte_budget import ByteBudget
-from serving.bulk.batch import NO_LINES, BadRow
+from serving.bulk.batch import NO_LINES, BadRow, Batch
 from serving.bulk.formats import MEDIA_TYPES, Format, accepted_format, check_installed, reader, writer
 from serving.errors import NotReady, QueueFull, ServingError, UnsupportedMediaType
 from serving.http_api.upload import ClientLeft
@@ -33,7 +33,8 @@ MOST = 8
 """Streams of one worker."""
 HELD_BYTES = 8 << 20
 """What a stream is counted for among the bytes that a process holds."""
-_AT_ONCE = 1 << 20
+_AT_ONCE = 5 << 17
+"""Bytes with which a reader is content: with those that come in one go they are a block of text at most."""
 _LINGER_S = 0.01
 """How long what has come waits for more: rows that come one by one are answered so, and all others by the thousand."""
 _CONTENT_TYPES = {kind: name.encode() for name, kind in MEDIA_TYPES.items()} | {"csv": b"text/csv; charset=utf-8"}
@@ -129,17 +130,18 @@ class _Stream:
 
     def _open(self) -> None:
         described = self._prediction.model.described
-        self._batches = iter(reader(self._kind, self._body, described))  # type: ignore[arg-type]  # nobody seeks
+        self._reader = reader(self._kind, self._body, described)  # type: ignore[arg-type]  # nobody seeks
+        self._batches = iter(self._reader)
         self._writer = writer(self._out, described, self)
 
     async def _answer(self) -> None:
         await self._aside(self._open)
-        reading = self._aside(next, self._batches, None)
+        reading = self._read_on()
         sending: asyncio.Future[None] = self._loop.create_future()
         sending.set_result(None)
         try:
             while (batch := await reading) is not None:
-                reading = self._aside(next, self._batches, None)
+                reading = self._read_on()
                 scored = await self._prediction.run(batch)
                 await sending
                 sending = self._loop.create_task(self._deliver(scored))
@@ -155,6 +157,10 @@ class _Stream:
         self._body.close()
         await self._aside(self._writer.close, self._prediction.good, self._prediction.bad)
         await self._sent(more=False)
+
+    def _read_on(self) -> asyncio.Future[Batch | None]:
+        self._reader.spread = not self._prediction.beside_live()
+        return self._aside(next, self._batches, None)
 
     def _aside(self, work: Callable[..., T], *given: Any) -> asyncio.Future[T]:
         """Have something computed off the event loop, in turn."""
@@ -209,7 +215,7 @@ class _Body:
         self._connection = connection
         self._message: asyncio.Task[Message] | None = None  # that is waited for
         self._gathering: Future[bytes] | None = None
-        self._some = memoryview(b"")
+        self._some = memoryview(b"")  # of what has come and was not read
         self._whole = False
         self.gone = False
 
@@ -222,8 +228,8 @@ class _Body:
                 self._some = memoryview(self._gathering.result())
             finally:
                 _turn.acquire()
-        some, self._some = self._some[:size], self._some[size:]
-        return bytes(some)
+        whole, some, self._some = self._some.obj, self._some[:size], self._some[size:]
+        return whole if len(some) == len(whole) else bytes(some)
 
     def close(self) -> None:
         """Wait for nothing any more."""
@@ -233,9 +239,9 @@ class _Body:
                 waiting.cancel()
 
     async def _gather(self) -> bytes:
-        made = bytearray()
+        made: list[bytes] = []
         until = 0.0
-        while not self._whole and len(made) < _AT_ONCE:
+        while not self._whole and sum(map(len, made)) < _AT_ONCE:
             if self._message is None:
                 self._message = self._loop.create_task(self._receive())  # type: ignore[arg-type]
             wait = max(0.0, until - time.monotonic()) if made else None
@@ -249,12 +255,13 @@ class _Body:
                 self.gone = True
                 raise ClientLeft
             until = until or time.monotonic() + _LINGER_S
-            made += message.get("body", b"")
+            if some := message.get("body"):
+                made.append(some)
             self._whole = not message.get("more_body")
         if self._whole and self._message is None:
             self._message = self._loop.create_task(self._receive())  # type: ignore[arg-type]
             self._message.add_done_callback(self._left)
-        return bytes(made)
+        return b"".join(made)
 
     def _wait_for_client(self, waiting: bool) -> None:
         if self._connection is not None:

@@ -99,7 +99,7 @@ class BulkPrediction:
         try:
             while at < batch.rows or running:
                 # While one runs the next one waits already, unless there is somebody to rest for.
-                while at < batch.rows and len(running) < (1 if self._beside_live() else 2):
+                while at < batch.rows and len(running) < (1 if self.beside_live() else 2):
                     piece = slice(at, at + self._piece_rows())
                     inputs = tuple([array[piece] for array in batch.inputs or ()])
                     running.append(asyncio.create_task(self._answers(inputs, batch.lines[piece])))
@@ -158,7 +158,7 @@ class BulkPrediction:
             if piece.ran is not None:
                 self._learn(piece.ran)
             if not isinstance(outcome, QueueFull):
-                if piece.ran is not None and self._beside_live():
+                if piece.ran is not None and self.beside_live():
                     await asyncio.sleep(REST * (piece.ran.ended - piece.ran.started))
                 return outcome
             await asyncio.sleep(_COME_BACK_S)
@@ -176,9 +176,10 @@ class BulkPrediction:
     def _learn(self, ran: Run) -> None:
         self._row_seconds += 0.3 * ((ran.ended - ran.started) / max(1, ran.rows) - self._row_seconds)
 
-    def _beside_live(self) -> bool:
+    def beside_live(self) -> bool:
+        """Tell whether the model has had others' requests of late."""
         return time.monotonic() - self.model.batcher.live_at < _OF_LATE_S
 
     def _piece_rows(self) -> int:
-        seconds = PIECE_S if self._beside_live() else ALONE_S
+        seconds = PIECE_S if self.beside_live() else ALONE_S
         return max(1, min(self._most, int(seconds / max(self._row_seconds, 1e-9))))

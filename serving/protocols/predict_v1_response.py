@@ -40,12 +40,15 @@ class Answers:
         """Write `{"predictions": [one a row]}`."""
         return b"%b%b]}" % (self._head_rows, self.joined(outputs))
 
-    def texts(self, outputs: Tensors) -> list[bytes]:
-        """Write each row's prediction by itself."""
+    def texts(self, outputs: Tensors, before: bytes, behind: bytes) -> list[bytes]:
+        """Write each row's prediction by itself, between two texts."""
+        if (by_class := self._by_class(outputs, before, behind)) is not None:
+            return by_class
+        return [b"%b%b%b" % (before, text, behind) for text in self._single(outputs)]
+
+    def _single(self, outputs: Tensors) -> list[bytes]:
         if self._whole:
             return [self.joined(outputs)]
-        if (by_class := self._by_class(outputs)) is not None:
-            return by_class
         if len(outputs) > 1:
             return [dumps(record) for record in self._records(outputs)]
         plain = _plain(outputs[0])
@@ -62,18 +65,17 @@ class Answers:
             return b",".join(by_class)
         return dumps(_plain(outputs[0]) if len(outputs) == 1 else self._records(outputs))[1:-1]
 
-    def _by_class(self, outputs: Tensors) -> list[bytes] | None:
+    def _by_class(self, outputs: Tensors, before: bytes = b"", behind: bytes = b"") -> list[bytes] | None:
         """Write label and scores of each row by the names of the classes; None where these are not the model's."""
-        if not self._named:
+        if not self._named or self._whole:
             return None
         labels, scores = outputs[self._label], outputs[self._scores]  # type: ignore[index]
         width = scores.shape[1]
         if width != len(self._classes or ()):
             return None
-        texts = dumps(scores.ravel())[1:-1].split(b",")
-        return [
-            self._template % (text, *texts[i * width : (i + 1) * width]) for i, text in enumerate(self._labels(labels))
-        ]
+        texts = iter(dumps(scores.ravel())[1:-1].split(b","))
+        template = b"%b%b%b" % (before, self._template, behind)
+        return [template % cells for cells in zip(self._labels(labels), *[texts] * width, strict=False)]
 
     def _records(self, outputs: Tensors) -> list[dict[str, Any]]:
         columns = [_listed(output) for output in outputs]

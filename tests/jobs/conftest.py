@@ -105,7 +105,7 @@ def services(client: TestClient) -> Any:
     return client.app.state.serving  # type: ignore[attr-defined]
 
 
-def finished(client: TestClient, made: Any, seconds: float = 30) -> dict[str, Any]:
+def finished(client: TestClient, made: Any, seconds: float = 120) -> dict[str, Any]:
     """Wait until a job that an answer is of has ended, and return it."""
     assert made.status_code in (200, 201), made.text
     until = time.monotonic() + seconds
