@@ -215,21 +215,22 @@ class _Body:
         self._connection = connection
         self._message: asyncio.Task[Message] | None = None  # that is waited for
         self._gathering: Future[bytes] | None = None
-        self._some = memoryview(b"")  # of what has come and was not read
+        self._came = b""
+        self._read = 0  # bytes of it
         self._whole = False
         self.gone = False
 
     def read(self, size: int) -> bytes:
         """Give some bytes, none at the end."""
-        if not self._some:
+        if self._read >= len(self._came):
             _turn.release()
             try:
                 self._gathering = asyncio.run_coroutine_threadsafe(self._gather(), self._loop)
-                self._some = memoryview(self._gathering.result())
+                self._came, self._read = self._gathering.result(), 0
             finally:
                 _turn.acquire()
-        whole, some, self._some = self._some.obj, self._some[:size], self._some[size:]
-        return whole if len(some) == len(whole) else bytes(some)
+        begin, self._read = self._read, self._read + size
+        return self._came[begin : self._read]
 
     def close(self) -> None:
         """Wait for nothing any more."""
