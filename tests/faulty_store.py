@@ -86,7 +86,10 @@ class FaultyStore:
 
             def log_message(self, *_: Any) -> None: ...
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Proxy(ThreadingHTTPServer):
+            def handle_error(self, *_: Any) -> None: ...  # clients leave
+
+        self._server = Proxy(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
