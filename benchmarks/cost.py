@@ -37,7 +37,7 @@ _TRACED = {
     "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:{sink}",
     "OTEL_TRACES_SAMPLER": "traceidratio",
     "OTEL_TRACES_SAMPLER_ARG": "0.01",
-    "OTEL_BSP_SCHEDULE_DELAY": "100",  # ms; so that a server's spans do not wait for another's turn
+    "OTEL_BSP_SCHEDULE_DELAY": "500",  # ms; so that a server's spans do not wait for another's turn
 }
 ROWS: tuple[tuple[str, tuple[str, ...], dict[str, str], str, float | None], ...] = (
     # what, its flags, its environment, what it is compared with, and the least ratio
@@ -148,8 +148,8 @@ def spread(found: list[float]) -> float:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print and write JSON; non-zero if a request failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__)
-    parser.add_argument("--starts", type=int, default=3, help="of each server")
-    parser.add_argument("--rounds", type=int, default=3, help="of each start")
+    parser.add_argument("--starts", type=int, default=2, help="of each server")
+    parser.add_argument("--rounds", type=int, default=4, help="of each start")
     parser.add_argument("--seconds", type=int, default=2)
     parser.add_argument("--keep", action="store_true", help="leave the results that are committed as they are")
     given = parser.parse_args(arguments)
