@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typer.testing import CliRunner, Result
 from serving.bulk.pieces import threads
 from serving.bulk.scoring import AnswerForm, AnsweringModel, Scoring, locally
 from serving.cli import app
+from serving.commands import score as score_command
 from tests.bulk.test_formats import IRIS, described, ndjson, session
 from tests.conftest import MODELS
 
@@ -153,6 +155,21 @@ def test_wrong_tasks_are_refused(tmp_path: Path) -> None:
     result = score(rows, "-m", "iris", "-o", tmp_path / "no" / "out.csv")
     assert result.exit_code == 2
     assert "no such file or directory" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("env", "shown"),
+    [({}, r"rows answered, [\d,]+ rows/s, \d+%, \d+ s left"), ({"FORCE_COLOR": "1"}, r"\d+%.*\d:\d\d:\d\d.*rows/s")],
+)
+def test_how_far_it_is_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str], shown: str
+) -> None:
+    """Rows a second, share and time left: as a bar on a terminal, else in a line every few seconds."""
+    monkeypatch.setattr(score_command, "_LINE_S", 0)
+    rows = write(tmp_path / "rows.ndjson", pd.concat([ROWS] * 3))
+    result = score(rows, "-m", "iris", "-o", tmp_path / "out.csv", env=env)
+    assert result.exit_code == 0
+    assert re.search(shown, result.stderr), result.stderr[-500:]
 
 
 class Ended(Exception):
