@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -32,7 +33,7 @@ would be one actor's."""
 def actors(workers: int | None) -> Engine:
     """Have so many actors do it at most, as many as the cluster has room for without. Raises InvalidRequest.
 
-    The files and the model are read on the cluster's machines, by the same paths.
+    The files are read on the cluster's machines, by the same paths; the model is carried there, once to each.
     """
     if find_spec("ray") is None:
         raise InvalidRequest("--engine: Ray is not installed: pip install 'serving[ray]'")
@@ -46,12 +47,13 @@ def actors(workers: int | None) -> Engine:
             ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError) as error:  # none is there, or it does not know this caller
             raise NotReady(f"Ray: {_first_line(error)}") from None
-        logging.getLogger("ray.data").setLevel(logging.WARNING)  # the command tells how far it is
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # the command tells how far it is
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.target_max_block_size = BLOCK_BYTES
         context.enable_progress_bars = context.print_on_execution_start = False
         assert model.path is not None  # noqa: S101  the command refuses a server's
+        version = ray.put(_read(model.path))
         absolute = [(path.absolute(), kind) for path, kind in files if path is not None]
         begins = [{"file": index, "at": tuple(at if index == file else BEGIN)} for index in range(file, len(files))]
         most = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -69,8 +71,8 @@ def actors(workers: int | None) -> Engine:
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=_ANSWERS,
-                concurrency=(1, most),
-                fn_constructor_args=(absolute, model.path.absolute(), model.described, model.form.kind),
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+                fn_constructor_args=(absolute, version, model.described, model.form.kind),
             )
         )
         try:
@@ -87,6 +89,12 @@ def actors(workers: int | None) -> Engine:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0][:300]
+
+
+def _read(path: Path) -> dict[str, bytes]:
+    """Read all files of a version, the model's own first."""
+    others = [each for each in path.parent.rglob("*") if each.is_file() and each != path]
+    return {str(each.relative_to(path.parent)): each.read_bytes() for each in (path, *others)}
 
 
 def _made(what: object) -> pa.Table:
@@ -107,8 +115,16 @@ def _cut(begins: pa.Table, files: Files, described: Described) -> Iterator[pa.Ta
 class _Answering:
     """An actor: loads the model once."""
 
-    def __init__(self, files: Files, path: Path, described: Described, kind: Any) -> None:
-        self._model = loaded(path, described.name, kind, together=described.together)
+    def __init__(self, files: Files, version: Any, described: Described, kind: Any) -> None:
+        import ray  # noqa: PLC0415  an extra
+
+        with TemporaryDirectory() as folder:
+            own = Path(folder) / described.version
+            content: dict[str, bytes] = ray.get(version)
+            for name, data in content.items():
+                (own / name).parent.mkdir(parents=True, exist_ok=True)
+                (own / name).write_bytes(data)
+            self._model = loaded(own / next(iter(content)), described.name, kind, together=described.together)
         self._files = files
         self._reading = cache(self._begun)
 

@@ -16,7 +16,8 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -35,7 +36,7 @@ from tests.conformance.ray_running import ENVIRONMENT, cluster, nginx, repositor
 from tests.conformance.registry import LIGHT
 from tests.conformance.subject import Subject
 from tests.conftest import MODELS, running
-from tests.drills.load import load
+from tests.drills.load import Answer, load
 from tests.drills.promotions import PATH, ROW, impossible, order
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "ray.json"
@@ -91,71 +92,84 @@ def changed(found: Found, where: str, port: int, server: Any, key: str) -> None:
     found.promise(f"10 promotions under load, {where}", not failed and not wrong and len(answers) > 100, seen)
 
 
+@contextmanager
+def repeating(url: str) -> Iterator[dict[str, float]]:
+    """Have two threads ask with the client, which repeats; what they met is complete once this is closed."""
+    seen = {"requests": 0.0, "failed": 0.0, "slowest s": 0.0}
+    stop = threading.Event()
+
+    def ask_on() -> None:
+        while not stop.is_set():
+            began = time.monotonic()
+            try:
+                client.predict("iris", [ROW])
+            except ServingError:
+                seen["failed"] += 1
+            seen["requests"] += 1
+            seen["slowest s"] = max(seen["slowest s"], round(time.monotonic() - began, 2))
+
+    with Client(url, retries=8, repeat=True) as client:
+        threads = [threading.Thread(target=ask_on) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield seen
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+
+def told(answers: list[Answer]) -> dict[str, Any]:
+    """Say what came of plain requests."""
+    failed = Counter(answer.error[:60] for answer in answers if answer.error)
+    slowest = round(max(answer.came - answer.asked for answer in answers), 2)
+    return {"requests": len(answers), "failed": failed.total(), "slowest s": slowest, "how": dict(failed)}
+
+
 def death(found: Found, folder: Path) -> None:
     """Kill a node under load, behind Ray's proxies."""
     with (
         repository(folder) as (settings, _),
         cluster("serve.yaml", settings, folder, nodes=3, replicas=3) as ray,
         load() as askers,
-        Client(ray.url, retries=8, repeat=True) as client,
     ):
-        asked: Counter[str] = Counter()
-        slowest = [0.0]
-        stop = threading.Event()
-
-        def ask_on() -> None:
-            while not stop.is_set():
-                began = time.monotonic()
-                try:
-                    client.predict("iris", [ROW])
-                    asked["answered"] += 1
-                except ServingError as error:
-                    asked[f"failed: {error.message[:100]}"] += 1
-                slowest[0] = max(slowest[0], time.monotonic() - began)
-
-        threads = [threading.Thread(target=ask_on) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        askers.http(ray.port, PATH, ROW, askers=2)
-        time.sleep(8)
-        whole = ray.healed("kill node")
-        time.sleep(2)
-        stop.set()
-        for thread in threads:
-            thread.join()
-        answers = askers.stop()
-        failed = Counter(answer.error[:60] for answer in answers if answer.error)
-        failures = sum(asked.values()) - asked["answered"]
-        found.promise(
-            "a node of three killed, behind Ray's proxies, client that repeats",
-            failures == 0,
-            {"requests": sum(asked.values()), "failed": failures, "slowest s": round(slowest[0], 2)},
-        )
-        seen = {"requests": len(answers), "failed": sum(failed.values()), "how": dict(failed)}
-        found.figure("a node of three killed, behind Ray's proxies, without repeating", seen)
+        with repeating(ray.url) as seen:
+            askers.http(ray.port, PATH, ROW, askers=2)
+            time.sleep(8)
+            whole = ray.healed("kill node")
+            time.sleep(2)
+        plain = told(askers.stop())
+        found.promise("a node of three killed, behind Ray's proxies, client that repeats", not seen["failed"], seen)
+        found.figure("a node of three killed, behind Ray's proxies, without repeating", plain)
         found.figure("seconds until three replicas run again", round(whole, 1))
 
 
 def servers(found: Found, folder: Path) -> None:
-    """Servers that Ray keeps, behind nginx: promotions, a server that is killed, a node that is killed."""
-    with (
-        repository(folder) as (settings, key),
-        cluster("servers.yaml", settings, folder, nodes=3, replicas=3) as ray,
-        nginx([ray.url], folder) as port,
-    ):
-        changed(found, "servers behind nginx", port, SimpleNamespace(port=port), key)
+    """Servers that Ray keeps, behind nginx: promotions, a server that is killed, a replica, a node."""
+    with repository(folder) as (settings, key), cluster("servers.yaml", settings, folder, nodes=3, replicas=3) as ray:
+        with nginx([ray.url], folder) as port:
+            changed(found, "servers behind nginx", port, SimpleNamespace(port=port), key)
         for how in ("kill server", "kill replica", "kill node"):
-            with load() as askers:
-                askers.http(port, PATH, ROW, askers=3)
-                time.sleep(10)
-                whole = ray.healed(how)
-                time.sleep(3)
-                answers = askers.stop()
-            failed = Counter(answer.error[:60] for answer in answers if answer.error)
-            slowest = max(answer.came - answer.asked for answer in answers)
-            seen = {"requests": len(answers), "failed": sum(failed.values()), "how": dict(failed)}
-            seen |= {"slowest s": round(slowest, 2), "s until three serve again": round(whole, 1)}
-            found.promise(f"three servers behind nginx, no client repeats: {how}", not failed, seen)
+            # One nginx follows Ray; the other has what was true before, so that what a reload does is seen apart.
+            with (
+                nginx([ray.url], folder) as follows,
+                nginx([ray.url], folder, reload="true") as stays,
+                load() as following,
+                load() as staying,
+            ):
+                with repeating(f"http://127.0.0.1:{follows}") as seen:
+                    following.http(follows, PATH, ROW, askers=2)
+                    staying.http(stays, PATH, ROW, askers=2)
+                    time.sleep(12)
+                    whole = ray.healed(how)
+                    time.sleep(3)
+                plain = told(staying.stop())
+                where = f"three servers behind nginx, {how}"
+                found.promise(f"{where}: no client repeats, nginx is not reloaded", not plain["failed"], plain)
+                found.promise(f"{where}: client that repeats, nginx follows", not seen["failed"], seen)
+                found.figure(f"{where}: no client repeats, nginx follows", told(following.stop()))
+                found.figure(f"{where}: seconds until three serve again", round(whole, 1))
 
 
 def scaling(found: Found, folder: Path) -> None:

@@ -100,8 +100,8 @@ def repository(folder: Path, *, more: bool = False) -> Iterator[tuple[dict[str, 
 
 
 @contextmanager
-def nginx(urls: list[str], folder: Path) -> Iterator[int]:
-    """Have nginx before servers that Ray keeps, as the manual says."""
+def nginx(urls: list[str], folder: Path, reload: str | None = None) -> Iterator[int]:
+    """Have nginx before servers that Ray keeps, as the manual says; reload: what is run instead of its own reload."""
     with tempfile.TemporaryDirectory(dir=folder) as made:
         (port,) = _free_ports(1)
         upstreams = Path(made) / "upstreams.conf"
@@ -117,8 +117,8 @@ def nginx(urls: list[str], folder: Path) -> Iterator[int]:
             f"http {{ access_log off; keepalive_requests 1000000; {temporary} include {upstreams};\n{server}}}\n"
         )
         command = ["nginx", "-c", str(config)]
+        told = reload or " ".join([*command, "-s", "reload"])
         flags = [flag for url in urls for flag in ("--url", url)]
-        reload = " ".join([*command, "-s", "reload"])
         following = subprocess.Popen(
             [
                 sys.executable,
@@ -130,7 +130,7 @@ def nginx(urls: list[str], folder: Path) -> Iterator[int]:
                 "--out",
                 str(upstreams),
                 "--reload",
-                reload,
+                told,
             ],
             stderr=subprocess.DEVNULL,
         )
