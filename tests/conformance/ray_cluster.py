@@ -49,7 +49,6 @@ class Found:
 
     def __init__(self) -> None:
         self.kept = True
-        self.seen: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
     def promise(self, what: str, kept: bool, seen: Any) -> None:
         self.kept &= kept
@@ -58,8 +57,8 @@ class Found:
 
     def figure(self, what: str, seen: Any) -> None:
         print(f"{what}: {seen}", flush=True)
-        self.seen[what] = seen
-        RESULTS.write_text(json.dumps({"cores": os.cpu_count()} | self.seen, indent=1) + "\n")
+        before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        RESULTS.write_text(json.dumps({"cores": os.cpu_count()} | before | {what: seen}, indent=1) + "\n")
 
 
 def suite(found: Found, folder: Path) -> None:
