@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 COMPILE := uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 	--custom-compile-command "make lock" pyproject.toml
 # requirements.lock is for development; requirements-serve.lock, a part of it, is what an image installs: it serves
-# folders of MLflow too.
+# folders of MLflow and object stores too.
 
 .PHONY: install serve test check docs dist image sbom train bench peers drill conformance lock protos
 install: $(STAMP)
@@ -66,7 +66,7 @@ check: install
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec serving/dashboards/compose.yml
 	@for lock in requirements requirements-serve; do cp $$lock.lock .venv/$$lock.lock; done
 	@$(BIN)/$(COMPILE) --extra dev --output-file .venv/requirements.lock
-	@$(BIN)/$(COMPILE) --constraint requirements.lock --extra mlflow --output-file .venv/requirements-serve.lock
+	@$(BIN)/$(COMPILE) --constraint requirements.lock --extra mlflow --extra store --output-file .venv/requirements-serve.lock
 	@for lock in requirements requirements-serve; do diff $$lock.lock .venv/$$lock.lock \
 		|| { echo "$$lock.lock does not match pyproject.toml: make lock"; exit 1; }; done
 
@@ -95,7 +95,7 @@ protos: install
 
 lock: install
 	$(BIN)/$(COMPILE) --extra dev --upgrade --output-file requirements.lock
-	$(BIN)/$(COMPILE) --constraint requirements.lock --extra mlflow --output-file requirements-serve.lock
+	$(BIN)/$(COMPILE) --constraint requirements.lock --extra mlflow --extra store --output-file requirements-serve.lock
 
 # Starts the server on the shipped models and asks it, as `python -m tests.conformance --http URL` asks any other, and
 # with gRPC's clients in Go, Java and Rust, where Debian's packages for them are installed; with clients that are made of

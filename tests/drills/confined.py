@@ -57,6 +57,8 @@ def confined(report: Report) -> None:
 @contextmanager
 def _pod(folder: Path, writable: tuple[str, ...] = ("/tmp", "/var/lib/serving")) -> Iterator[Any]:
     """Run the manifest's container; yield its process, its URL and the models folder."""
+    if shutil.which("runc") is None:
+        raise SystemExit("this drill needs runc: apt-get install runc golang-github-containers-common")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     models = folder / "models"
