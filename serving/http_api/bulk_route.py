@@ -223,12 +223,15 @@ class _Body:
     def read(self, size: int) -> bytes:
         """Give some bytes, none at the end."""
         if self._read >= len(self._came):
+            gathering = self._gathering or self._ask()
             _turn.release()
+            self._wait_for_client(True)
             try:
-                self._gathering = asyncio.run_coroutine_threadsafe(self._gather(), self._loop)
-                self._came, self._read = self._gathering.result(), 0
+                self._came, self._read = gathering.result(), 0
             finally:
+                self._wait_for_client(False)
                 _turn.acquire()
+            self._gathering = self._ask() if self._came else None  # it comes while this is read
         begin, self._read = self._read, self._read + size
         return self._came[begin : self._read]
 
@@ -239,6 +242,10 @@ class _Body:
             if waiting is not None:
                 waiting.cancel()
 
+    def _ask(self) -> Future[bytes]:
+        self._gathering = asyncio.run_coroutine_threadsafe(self._gather(), self._loop)
+        return self._gathering
+
     async def _gather(self) -> bytes:
         made: list[bytes] = []
         until = 0.0
@@ -246,9 +253,7 @@ class _Body:
             if self._message is None:
                 self._message = self._loop.create_task(self._receive())  # type: ignore[arg-type]
             wait = max(0.0, until - time.monotonic()) if made else None
-            self._wait_for_client(True)
             done, _ = await asyncio.wait({self._message}, timeout=wait)
-            self._wait_for_client(False)
             if not done:
                 break
             message, self._message = self._message.result(), None
