@@ -99,7 +99,7 @@ class Wire:
         data = b""
         while True:
             kind, flags, of, payload = self.next()
-            if kind == GOAWAY:
+            if kind == GOAWAY and (any(payload[4:8]) or int.from_bytes(payload[:4], "big") < stream):
                 raise ConnectionError(payload[8:].decode())
             if of != stream:
                 continue
