@@ -8,6 +8,9 @@ COMPILE := uv pip compile --quiet --universal --generate-hashes --python-version
 # requirements.lock is for development; requirements-serve.lock, a part of it, is what an image installs: it serves
 # folders of MLflow and object stores too.
 
+# Where it is set, each of the hundreds of processes that the tests start compiles everything anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install serve test check docs dist image sbom train bench peers drill conformance lock protos
 install: $(STAMP)
 
