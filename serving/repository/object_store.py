@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
-from serving.errors import InvalidRequest, NotReady, ServingError
+from serving.errors import InvalidRequest, ModelInvalid, NotReady, ServingError
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -27,6 +27,8 @@ _CLIENT = ("allow_http", "allow_invalid_certificates", "proxy_ca_certificate", "
 _LIKE_A_URL = re.compile(r"[a-z][a-z0-9+.-]+:/")
 _OURS = re.compile(r"(s3|gs|az):/[^/@?#]+(/[^?#]+)?")
 _CHUNK = 4 * 1024 * 1024
+_MOST = 64 * 1024 * 1024
+"""Bytes of an object that is read whole: documents, manifests, and histories of some hundred thousand changes."""
 
 _REFUSED = "the object store refuses the credentials that were found here"
 
@@ -136,13 +138,15 @@ class Bucket:
         return found
 
     def read(self, path: str) -> Held | None:
-        """Return a small object; None where there is none."""
+        """Return a small object; None where there is none. Raises ModelInvalid where it is none that is small."""
         import obstore  # noqa: PLC0415
 
         try:
             with _explained():
                 found = obstore.get(self._documents, path)
                 meta = found.meta
+                if meta["size"] > _MOST:
+                    raise ModelInvalid(f"{path} in the object store has {meta['size']} bytes: {_MOST} at most")
                 return Held(bytes(found.bytes()), {"e_tag": meta["e_tag"], "version": meta["version"]})
         except FileNotFoundError:
             return None

@@ -263,6 +263,20 @@ def test_publishers_who_race_get_numbers_of_their_own(store: FaultyStore, tmp_pa
     assert (machine.versions(), machine.problems) == (["1", "2"], {})
 
 
+def test_a_document_that_is_too_large_to_read_harms_only_its_model(
+    store: FaultyStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What lies under a document's name is read where it is of a document's size: the model is named, others follow."""
+    store.put("m/iris/1", IRIS / "1")
+    store.put("m/other/1", IRIS / "2")
+    store.client.put_object(Bucket="bucket", Key="m/iris/model.toml", Body=b"#" * 200_001)
+    monkeypatch.setattr(object_store, "_MOST", 200_000)
+    machine = Machine(tmp_path)
+    machine.mirror.pull()
+    assert [path.parent.parent.name for path in machine.root.glob("*/*/model.onnx")] == ["other"]
+    assert "200001 bytes: 200000 at most" in machine.problems["iris 1"]
+
+
 def test_a_publication_that_was_cut_off_is_completed_or_deleted(store: FaultyStore, tmp_path: Path) -> None:
     """Nobody takes it meanwhile; the same files get the number that they had."""
     store.put("m/iris/1", IRIS / "1")
