@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -15,7 +16,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from asyncpg import InterfaceError, PostgresError
 from sqlalchemy import Connection, event, make_url, text
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from serving.errors import NotReady
@@ -27,6 +28,7 @@ CONNECTIONS = 5
 """Of one worker."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 _COMMAND_S = 60.0
+_UNKNOWN = "does not answer"
 T = TypeVar("T")
 _LOCK = 0x73_65_72_76_69_6E_67  # of PostgreSQL's advisory locks
 
@@ -56,7 +58,8 @@ class Database:
             max_overflow=0,
         )
         if self._sqlite:
-            event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
+            event.listen(self.engine.sync_engine, "connect", self._prepare_sqlite)
+            event.listen(self.engine.sync_engine, "checkout", self._same_file)
             event.listen(self.engine.sync_engine, "begin", _begin_sqlite)
         self.up: bool | None = None
         """Whether it answered when it was asked last; None where it was not yet."""
@@ -66,6 +69,9 @@ class Database:
         """What the schema was seen in: the file, as long as that is the same."""
         self._migrating = asyncio.Lock()
         self._at_work: set[asyncio.Future[Any]] = set()
+        self._open = 0
+        self._at_rest = asyncio.Event()
+        self._at_rest.set()
 
     @asynccontextmanager
     async def transaction(self, *, alone: bool = False) -> AsyncIterator[AsyncSession]:
@@ -73,6 +79,8 @@ class Database:
 
         alone: one such transaction at a time, whoever asks. Raises DatabaseAway.
         """
+        self._open += 1
+        self._at_rest.clear()
         try:
             with _translated():
                 await self._migrate()
@@ -86,6 +94,10 @@ class Database:
                 log.error("%s%s", away.message, f" ({reason})" if reason else "")
             self.up = False
             raise
+        finally:
+            self._open -= 1
+            if not self._open:
+                self._at_rest.set()
         self.up = True
 
     async def run(self, change: Callable[[AsyncSession], Awaitable[T]], *, alone: bool = False) -> T:
@@ -109,9 +121,14 @@ class Database:
             connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _LOCK})
 
     async def close(self) -> None:
-        """Close all connections, when what runs has ended."""
-        if self._at_work:
-            await asyncio.wait(self._at_work, timeout=BUSY_S)
+        """Close all connections, when what runs has ended; what takes longer than `BUSY_S` is cut short."""
+        # A connection that comes back to a pool that was disposed of is never closed.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BUSY_S):
+                await self._at_rest.wait()
+        for late in self._at_work:
+            late.cancel()
+        await asyncio.gather(*self._at_work, return_exceptions=True)
         await self.engine.dispose()
 
     async def _migrate(self) -> None:
@@ -121,8 +138,6 @@ class Database:
         async with self._migrating:
             if self._is_ready():  # by another's doing meanwhile
                 return
-            if self._ready is not None:  # the file was removed, and open connections still have it
-                await self.engine.dispose()
             async with self.engine.begin() as connection:
                 await connection.run_sync(self._upgrade)
             self._ready = self._identity()
@@ -138,6 +153,19 @@ class Database:
             return self._file.stat().st_ino
         except OSError:
             return None
+
+    def _prepare_sqlite(self, connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # what begins a transaction is said below, and not guessed by the driver
+        cursor = connection.cursor()
+        cursor.execute("pragma journal_mode = wal")
+        cursor.execute("pragma synchronous = full")  # what was answered survives a loss of power
+        cursor.execute("pragma foreign_keys = on")
+        cursor.close()
+        record.info["file"] = self._identity()
+
+    def _same_file(self, _: Any, record: Any, __: Any) -> None:
+        if record.info["file"] != self._identity():
+            raise DisconnectionError("the file was removed, and this connection still has it")
 
     def _upgrade(self, connection: Connection) -> None:
         self._lock(connection)
@@ -160,13 +188,15 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, OSError, TimeoutError, PostgresError, InterfaceError) as error:
+        why = _why(error)
         if (
             isinstance(error, DBAPIError)
             and not error.connection_invalidated
             and not isinstance(error, OperationalError)
+            and why == _UNKNOWN
         ):
             log.exception("the database of jobs refuses a statement")
-        raise DatabaseAway(f"the database of jobs {_why(error)}: try again later") from error
+        raise DatabaseAway(f"the database of jobs {why}: try again later") from error
 
 
 def _why(error: BaseException) -> str:
@@ -180,16 +210,7 @@ def _why(error: BaseException) -> str:
         return "can't be written to"
     if "malformed" in said or "not a database" in said:
         return "is damaged"
-    return "does not answer"
-
-
-def _prepare_sqlite(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # what begins a transaction is said below, and not guessed by the driver
-    cursor = connection.cursor()
-    cursor.execute("pragma journal_mode = wal")
-    cursor.execute("pragma synchronous = full")  # what was answered survives a loss of power
-    cursor.execute("pragma foreign_keys = on")
-    cursor.close()
+    return _UNKNOWN
 
 
 def _begin_sqlite(connection: Connection) -> None:

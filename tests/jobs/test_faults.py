@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
 import sqlite3
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncSession
 
+from serving.jobs import database as database_of_jobs
 from serving.jobs.database import MIGRATIONS, Database, DatabaseAway
 from serving.jobs.tables import Job
 from tests.jobs.conftest import Make, Shared, ask, expected, finished, flowers, services
@@ -96,6 +100,36 @@ async def test_sqlite_that_is_locked_full_or_removed_says_so(tmp_path: Path) -> 
     remove(file)
     await insert(database, "m")
     await database.close()
+
+
+async def test_no_connection_is_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs for too long when the database is closed, or meets another file than it had, leaves nothing behind."""
+    monkeypatch.setattr(database_of_jobs, "BUSY_S", 0.05)
+    begun = asyncio.Event()
+
+    async def long(session: AsyncSession) -> None:
+        begun.set()
+        count = (
+            "with recursive c(x) as (select 1 union all select x + 1 from c where x < 2000000) select count(*) from c"
+        )
+        await session.execute(text(count))
+
+    for removed in (False, True):
+        file = tmp_path / f"{removed}.db"
+        database = Database(f"sqlite:///{file}", tmp_path)
+        await insert(database, "j")
+        begun.clear()
+        running = asyncio.ensure_future(database.run(long))
+        await begun.wait()
+        if removed:
+            remove(file)
+            await insert(database, "k")
+        await database.close()
+        await asyncio.gather(running, return_exceptions=True)
+        del database, running
+        gc.collect()  # a connection that nobody closed says so here
+    left = [thread.name for thread in threading.enumerate() if "_connection_worker_thread" in thread.name]
+    assert not left
 
 
 @pytest.mark.parametrize("shared", ["postgresql"], indirect=True)
