@@ -14,7 +14,7 @@ import httpx2 as httpx
 from typer.testing import CliRunner
 
 from serving.access.key_store import KeyStore
-from serving.cli import app
+from serving.command_line import app
 from serving.protocols.messages import SERVICE, message
 from tests.commands.test_command import command
 from tests.conftest import MODELS, running

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from serving.bulk.pieces import threads
 from serving.bulk.scoring import AnswerForm, AnsweringModel, Scoring, locally
-from serving.cli import app
+from serving.command_line import app
 from serving.commands import score as score_command
 from tests.bulk.test_formats import IRIS, described, ndjson, session
 from tests.conftest import MODELS

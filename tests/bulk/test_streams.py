@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from serving.access.key_store import KeyStore
 from serving.access.rate_limits import Rates
-from serving.cli import app
+from serving.command_line import app
 from serving.engine.session import OnnxSession
 from serving.repository.traffic import choose
 from tests.bulk.test_formats import IRIS, ndjson

@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 from typer.testing import CliRunner, Result
 
-from serving.cli import app
+from serving.command_line import app
 from serving.export import CannotExport, export, publish
 from serving.gate.gate import Gate
 from tests.conftest import with_grpc

@@ -255,7 +255,10 @@ with TestClient(create_app(Settings(models={str(MODELS)!r}))) as client:
 
 @pytest.mark.parametrize(
     ("code", "more"),
-    [(MAKES_AN_APPLICATION, {"onnx", "google.protobuf", "rich.traceback"}), ("import serving.cli", {"onnxruntime"})],
+    [
+        (MAKES_AN_APPLICATION, {"onnx", "google.protobuf", "rich.traceback"}),
+        ("import serving.command_line", {"onnxruntime"}),
+    ],
     ids=["worker", "command"],
 )
 def test_what_serves_imports_nothing_of_training(code: str, more: set[str]) -> None:

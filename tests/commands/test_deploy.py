@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from serving.cli import app
+from serving.command_line import app
 from serving.repository.servers import ServerMonitor
 from serving.repository.state_directory import state_folders
 from tests.conftest import MODELS, Server, running

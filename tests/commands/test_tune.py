@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from serving.cli import app
+from serving.command_line import app
 from serving.commands import tune
 from serving.engine.tuning import Load, Trial, best, settings
 from tests.conftest import MODELS

@@ -10,7 +10,7 @@ import httpx2 as httpx
 import pytest
 from typer.testing import CliRunner
 
-from serving.cli import app
+from serving.command_line import app
 from tests.conftest import MODELS, Server, running
 from tests.drills.workers import ready, workers
 

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 import serving
-from serving.cli import app
+from serving.command_line import app
 from serving.deploy.delete import delete
 from serving.deploy.mirror import Mirror, located, mirrored
 from serving.deploy.remote_versions import upload

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from serving.access.key_store import KeyStore
-from serving.cli import app
+from serving.command_line import app
 from serving.deploy.delete import delete
 from serving.deploy.publish import publish
 from serving.errors import Conflict, ModelNotFound

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2 as httpx
 from typer.testing import CliRunner
 
-from serving.cli import app
+from serving.command_line import app
 from tests.conftest import MODELS, running
 from tests.drills.drill import Report, drill
 from tests.drills.steady import until

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-from serving.cli import app
+from serving.command_line import app
 from serving.engine import runtime
 from serving.gate import checks
 from serving.gate.findings import Task

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from typer.testing import CliRunner
 
-from serving.cli import app
+from serving.command_line import app
 from serving.export import CannotExport, compose, export
 from tests.conftest import MODELS
 from tests.export.test_export import HELD_OUT, TARGET, TRAIN, served

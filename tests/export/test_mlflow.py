@@ -12,7 +12,7 @@ from skl2onnx import to_onnx
 from sklearn.linear_model import LogisticRegression
 from typer.testing import CliRunner
 
-from serving.cli import app
+from serving.command_line import app
 from serving.export import CannotExport, export
 from tests.export.test_export import HELD_OUT, TARGET, TRAIN, served
 

@@ -18,7 +18,7 @@ import yaml
 from jsonschema import Draft7Validator
 from typer.testing import CliRunner
 
-from serving.cli import app
+from serving.command_line import app
 from serving.metrics.definitions import GAUGES
 from serving.settings import Settings
 from tests.conformance.own import grpc_address

@@ -205,7 +205,7 @@ def test_a_shadow_that_wants_other_features_harms_nobody(
     eventually(lambda: counted(server, "odd").get("requests_total incompatible") == 20)
 
 
-@pytest.mark.parametrize(("seconds", "nice"), [(0.0, 0), (0.02, 19)])
+@pytest.mark.parametrize(("seconds", "nice"), [(0.0, 0), (0.006, 19)])
 def test_heavy_shadows_give_way(seconds: float, nice: int) -> None:
     """A shadow that computes for long gets the lowest priority; one that is mostly Python keeps the event loop's."""
     session = OnnxSession(MODELS / "iris" / "1" / "model.onnx")
@@ -227,9 +227,9 @@ def test_heavy_shadows_give_way(seconds: float, nice: int) -> None:
     async def offer() -> None:
         shadow = Shadow(live, model, 100, None)
         inputs = (np.array(ROWS, np.float32),)
-        for _ in range(3):
+        for _ in range(2):  # behind a heavy one it rests for two hundred times as long
             shadow.offer(inputs, 3, session.run(inputs))
-        while len(priorities) < 3:  # noqa: ASYNC110  the condition is another thread's
+        while len(priorities) < 2:  # noqa: ASYNC110  the condition is another thread's
             await asyncio.sleep(0.01)
         shadow.close()
 

@@ -11,7 +11,7 @@ import httpx2 as httpx
 import pytest
 from typer.testing import CliRunner
 
-from serving.cli import app
+from serving.command_line import app
 from serving.repository.quarantine import Quarantine, select_culprit
 from serving.repository.state_directory import state_folder
 from tests.conftest import MODELS, running

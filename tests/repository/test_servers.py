@@ -20,7 +20,7 @@ import pytest
 from typer.testing import CliRunner
 
 from serving.access.key_store import KeyStore
-from serving.cli import app
+from serving.command_line import app
 from serving.repository import servers
 from serving.repository.servers import LEASE_S, SILENT_S, UNSEEN_S, ServerFile, ServerMonitor
 from serving.repository.state_directory import state_folder

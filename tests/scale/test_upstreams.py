@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from serving.cli import app
+from serving.command_line import app
 from serving.scale import upstreams
 from serving.settings import Settings
 from tests.conftest import MODELS, ROOT
