@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 
@@ -79,15 +79,14 @@ def send(port: int, path: Path, kind: str) -> float:
 
 
 @contextmanager
-def peak(pid: int) -> Iterator[list[float]]:
+def peak(pid: int, before: float) -> Iterator[list[float]]:
     """Watch the memory of a process and its children; what it had grown by at the most, in MiB, is the last."""
-    before = sum(resident_mib(pid).values())
     grown = [0.0]
     ended = threading.Event()
 
     def watch() -> None:
-        while not ended.wait(0.05):
-            grown.append(max(grown[-1], sum(resident_mib(pid).values()) - before))
+        while not ended.wait(0.2):
+            grown.append(max(grown[-1], proportional_mib(pid) - before))
 
     watching = threading.Thread(target=watch)
     watching.start()
@@ -96,6 +95,15 @@ def peak(pid: int) -> Iterator[list[float]]:
     finally:
         ended.set()
         watching.join()
+
+
+def proportional_mib(pid: int) -> float:
+    """Return the memory of a process and its children in MiB, each page once: those that are forked share many."""
+    kilobytes = 0
+    for each in resident_mib(pid):
+        with suppress(OSError, IndexError):  # it has ended
+            kilobytes += int(Path(f"/proc/{each}/smaps_rollup").read_text().split("Pss:")[1].split()[0])
+    return kilobytes / 1024
 
 
 def streams(folder: Path, made: dict[str, Path], rows: int, rounds: int, seconds: int) -> list[Finding]:
@@ -108,16 +116,17 @@ def streams(folder: Path, made: dict[str, Path], rows: int, rounds: int, seconds
     live: dict[str, list[float]] = {kind: [] for kind in ("alone", *TYPES)}
     with serving(MODELS, folder, "--workers", "1", cores=None) as (port, _, pid):
         wrk(f"http://127.0.0.1:{port}{FOREST}", body, None, 32, 1, pid, folder)
-        with peak(pid) as grown:
-            for _ in range(rounds):
-                rates["single"].append(
-                    wrk(f"http://127.0.0.1:{port}{FOREST}", body, None, 32, seconds, pid, folder).rate
-                )
-                time.sleep(1.5)  # for a second behind single requests rows in bulk rest
-                for kind in TYPES:
-                    rates[kind].append(rows / send(port, made[kind], kind))
-                for name, threads in THREADS.items():
-                    bare[name].append(alone(made["parquet"], threads))
+        idle = proportional_mib(pid)
+        for _ in range(rounds):
+            rates["single"].append(wrk(f"http://127.0.0.1:{port}{FOREST}", body, None, 32, seconds, pid, folder).rate)
+            time.sleep(1.5)  # for a second behind single requests rows in bulk rest
+            for kind in TYPES:
+                rates[kind].append(rows / send(port, made[kind], kind))
+            for name, threads in THREADS.items():
+                bare[name].append(alone(made["parquet"], threads))
+        with peak(pid, idle) as grown:  # looking takes its time
+            for kind in TYPES:
+                send(port, made[kind], kind)
         for _ in range(rounds):
             live["alone"].append(p99(port, seconds, FOREST, body))
             for kind in TYPES:

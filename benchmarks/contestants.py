@@ -142,9 +142,11 @@ def resident_mib(pid: int) -> dict[int, float]:
     pids = [pid]
     for parent in pids:
         for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            pids += [int(child) for child in task.read_text().split()]
+            with suppress(OSError):  # it has ended
+                pids += [int(child) for child in task.read_text().split()]
     sizes = {}
     for each in pids:
-        pages = int(Path(f"/proc/{each}/statm").read_text().split()[1])
-        sizes[each] = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        with suppress(OSError):
+            pages = int(Path(f"/proc/{each}/statm").read_text().split()[1])
+            sizes[each] = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
     return sizes

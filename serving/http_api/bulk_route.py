@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import socket
 import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from serving.bodies.byte_budget import ByteBudget
 from serving.bulk.batch import NO_LINES, BadRow, Batch
-from serving.bulk.formats import MEDIA_TYPES, Format, accepted_format, check_installed, reader, writer
+from serving.bulk.formats import MEDIA_TYPES, Format, accepted_format, check_installed
+from serving.bulk.streams import RowStream, StreamProcess
 from serving.errors import NotReady, QueueFull, ServingError, UnsupportedMediaType
 from serving.http_api.upload import ClientLeft
-from serving.linux.thread_scheduling import give_way
 from serving.prediction.bulk import BulkPrediction, Scored
 from serving.prediction.endpoint import Endpoint
 from serving.prediction.prediction import FAULT
@@ -33,16 +34,11 @@ MOST = 8
 """Streams of one worker."""
 HELD_BYTES = 8 << 20
 """What a stream is counted for among the bytes that a process holds."""
-_AT_ONCE = 5 << 17
-"""Bytes with which a reader is content: with those that come in one go they are a block of text at most."""
-_LINGER_S = 0.01
-"""How long what has come waits for more: rows that come one by one are answered so, and all others by the thousand."""
 _CONTENT_TYPES = {kind: name.encode() for name, kind in MEDIA_TYPES.items()} | {"csv": b"text/csv; charset=utf-8"}
 
-_threads = ThreadPoolExecutor(2 * MOST, thread_name_prefix="bulk", initializer=give_way)
-"""One of a stream waits for its body and reads it, another writes its answers."""
-_turn = threading.Lock()
-"""Held by the one that computes: however many streams there are, they take no more than one processor."""
+_threads = ThreadPoolExecutor(2 * MOST, thread_name_prefix="bulk")
+"""One waits for a stream's rows, another for its answers."""
+_process = StreamProcess()
 _places = threading.BoundedSemaphore(MOST)
 
 
@@ -75,76 +71,77 @@ class _Stream:
     def __init__(self, prediction: BulkPrediction, kind: Format, scope: Scope, receive: Receive, send: Send) -> None:
         self._prediction = prediction
         self._loop = prediction.endpoint.loop
+        self._receive = receive
         self._send = send
         self._connection = scope.pop(CONNECTION, None)
-        self._body = _Body(receive, self._loop, self._connection)
+        self._writing = threading.Lock()
         self._made: list[bytes] = []
         self._line = 0
-        self._started = self._refused = False
+        self._started = self._refused = self._gone = False
+        self._client_awaited = self._rows_awaited = False
         self._out = accepted_format(header(scope["headers"], b"accept"), kind)
         self._kind = kind
+        self._on_left: Callable[[], object] = bool
         if self._connection is not None:
             self._connection.stream = self._refuse
-
-    def write(self, data: bytes) -> None:
-        """Take what the writer makes."""
-        self._made.append(data)
 
     async def answer(self) -> None:
         """Answer all of it. Raises a ServingError where nothing is sent yet."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  this is a coroutine
-        self._body.on_left = task.cancel
+        self._on_left = task.cancel
+        rows: RowStream | None = None
+        feeding: asyncio.Task[None] | None = None
         try:
-            await self._answer()
+            rows = await self._aside(_process.open, self._prediction.model.described, self._kind, self._out)
+            feeding = self._loop.create_task(self._feed(rows))
+            await self._answer(rows)
         except (ClientLeft, asyncio.CancelledError):
             if self._refused:
-                await self._fail(NotReady("this server is going away"))
+                await self._fail(NotReady("this server is going away"), rows)
                 return
             self._prediction.ended(None, gone=True)
-            if not self._body.gone:
+            if not self._gone:
                 raise
         except Exception as fault:
             error = fault if isinstance(fault, ServingError) else ServingError(FAULT)
             if error is not fault:
                 log.exception("a stream could not be answered")
-            await self._fail(error)
+            await self._fail(error, rows)
         else:
             self._prediction.ended(None)
         finally:
-            self._body.close()
+            self._on_left = bool
+            if feeding is not None:
+                feeding.cancel()
+            if rows is not None:
+                rows.close()
             if self._connection is not None:
                 self._connection.stream = None
 
     def _refuse(self) -> None:
         """Answer no more: whoever waits for its rows would wait longer than this server has."""
         self._refused = True
-        self._body.on_left()
+        self._on_left()
 
-    async def _fail(self, error: ServingError) -> None:
+    async def _fail(self, error: ServingError, rows: RowStream | None) -> None:
         """End with an error. Raises it where nothing is sent yet."""
+        self._on_left = bool
         self._prediction.ended(error)
-        if not self._started:
+        if not self._started or rows is None:
             raise error from None
-        await self._break_off(error)
+        await self._break_off(error, rows)
 
-    def _open(self) -> None:
-        described = self._prediction.model.described
-        self._reader = reader(self._kind, self._body, described)  # type: ignore[arg-type]  # nobody seeks
-        self._batches = iter(self._reader)
-        self._writer = writer(self._out, described, self)
-
-    async def _answer(self) -> None:
-        await self._aside(self._open)
-        reading = self._read_on()
+    async def _answer(self, rows: RowStream) -> None:
+        reading = self._aside(rows.next)
         sending: asyncio.Future[None] = self._loop.create_future()
         sending.set_result(None)
         try:
-            while (batch := await reading) is not None:
-                reading = self._read_on()
+            while (batch := await self._awaited(reading)) is not None:
+                reading = self._aside(rows.next)
                 scored = await self._prediction.run(batch)
                 await sending
-                sending = self._loop.create_task(self._deliver(scored))
+                sending = self._loop.create_task(self._deliver(scored, rows))
         except ServingError:
             await sending  # what was right is told first
             raise
@@ -154,30 +151,56 @@ class _Stream:
         finally:
             reading.cancel()
         await sending
-        self._body.close()
-        await self._aside(self._writer.close, self._prediction.good, self._prediction.bad)
+        self._on_left = bool
+        await self._aside(self._write, rows, [("close", (self._prediction.good, self._prediction.bad))])
         await self._sent(more=False)
 
-    def _read_on(self) -> asyncio.Future[Batch | None]:
-        self._reader.spread = not self._prediction.beside_live()
-        return self._aside(next, self._batches, None)
+    async def _awaited(self, reading: asyncio.Future[Batch | None]) -> Batch | None:
+        self._rows_awaited = True
+        self._tell_hunger()
+        try:
+            return await reading
+        finally:
+            self._rows_awaited = False
+            self._tell_hunger()
+
+    async def _feed(self, rows: RowStream) -> None:
+        """Hand on what the client sends, as fast as it is read; then wait for the client to leave."""
+        more = True
+        while True:
+            self._client_awaited = more
+            self._tell_hunger()
+            message = await self._receive()
+            self._client_awaited = False
+            self._tell_hunger()
+            if message["type"] == "http.disconnect":
+                self._gone = True
+                self._on_left()
+                return
+            with contextlib.suppress(OSError):  # it is read no further, and who reads says why
+                if body := message.get("body"):
+                    await self._loop.sock_sendall(rows.body, body)
+                more = message.get("more_body", False)
+                if not more:
+                    rows.body.shutdown(socket.SHUT_WR)
+
+    def _tell_hunger(self) -> None:
+        """Tell whether it is the client that everybody waits for."""
+        if self._connection is not None:
+            self._connection.hungry = self._client_awaited and self._rows_awaited
 
     def _aside(self, work: Callable[..., T], *given: Any) -> asyncio.Future[T]:
-        """Have something computed off the event loop, in turn."""
+        """Have something waited for off the event loop."""
+        return self._loop.run_in_executor(_threads, work, *given)
 
-        def in_turn() -> T:
-            with _turn:
-                return work(*given)
+    def _write(self, rows: RowStream, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
+        with self._writing:  # also of one that was cancelled, and goes on
+            self._made.append(rows.write(calls, beside_live=self._prediction.beside_live()))
 
-        return self._loop.run_in_executor(_threads, in_turn)
-
-    async def _deliver(self, scored: list[Scored]) -> None:
-        def written() -> None:
-            for each in scored:
-                self._writer.write(each.outputs, each.lines, each.bad)
-                self._line = max([self._line, *each.lines[-1:].tolist(), *(bad.line for bad in each.bad[-1:])])
-
-        await self._aside(written)
+    async def _deliver(self, scored: list[Scored], rows: RowStream) -> None:
+        await self._aside(self._write, rows, [("write", tuple(each)) for each in scored])
+        for each in scored:
+            self._line = max([self._line, *each.lines[-1:].tolist(), *(bad.line for bad in each.bad[-1:])])
         await self._sent(more=True)
 
     async def _sent(self, *, more: bool) -> None:
@@ -193,87 +216,12 @@ class _Stream:
         self._made.clear()
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
-    async def _break_off(self, error: ServingError) -> None:
+    async def _break_off(self, error: ServingError, rows: RowStream) -> None:
         """Say why there is no more, and end the connection: no client should take this for the whole answer."""
-        await self._aside(self._writer.write, None, NO_LINES, [BadRow(self._line + 1, "", error.message)])
+        with contextlib.suppress(ServingError):  # it was the process that ended
+            last = BadRow(self._line + 1, "", error.message)
+            await self._aside(self._write, rows, [("write", (None, NO_LINES, [last]))])
         await self._sent(more=True)
-        self._body.close()
         if self._connection is None:
             raise error  # which other servers than ours take for the end of a connection
         self._connection.break_off()
-
-
-class _Body:
-    """A request's body as a file, for a thread that has its turn, and gives it up while it waits."""
-
-    on_left: Callable[[], object]
-    """Called once the client leaves after all of the body has come."""
-
-    def __init__(self, receive: Receive, loop: asyncio.AbstractEventLoop, connection: Any) -> None:
-        self._receive = receive
-        self._loop = loop
-        self._connection = connection
-        self._message: asyncio.Task[Message] | None = None  # that is waited for
-        self._gathering: Future[bytes] | None = None
-        self._came = b""
-        self._read = 0  # bytes of it
-        self._whole = False
-        self.gone = False
-
-    def read(self, size: int) -> bytes:
-        """Give some bytes, none at the end."""
-        if self._read >= len(self._came):
-            gathering = self._gathering or self._ask()
-            _turn.release()
-            self._wait_for_client(True)
-            try:
-                self._came, self._read = gathering.result(), 0
-            finally:
-                self._wait_for_client(False)
-                _turn.acquire()
-            self._gathering = self._ask() if self._came else None  # it comes while this is read
-        begin, self._read = self._read, self._read + size
-        return self._came[begin : self._read]
-
-    def close(self) -> None:
-        """Wait for nothing any more."""
-        self.on_left = bool
-        for waiting in (self._gathering, self._message):
-            if waiting is not None:
-                waiting.cancel()
-
-    def _ask(self) -> Future[bytes]:
-        self._gathering = asyncio.run_coroutine_threadsafe(self._gather(), self._loop)
-        return self._gathering
-
-    async def _gather(self) -> bytes:
-        made: list[bytes] = []
-        until = 0.0
-        while not self._whole and sum(map(len, made)) < _AT_ONCE:
-            if self._message is None:
-                self._message = self._loop.create_task(self._receive())  # type: ignore[arg-type]
-            wait = max(0.0, until - time.monotonic()) if made else None
-            done, _ = await asyncio.wait({self._message}, timeout=wait)
-            if not done:
-                break
-            message, self._message = self._message.result(), None
-            if message["type"] == "http.disconnect":
-                self.gone = True
-                raise ClientLeft
-            until = until or time.monotonic() + _LINGER_S
-            if some := message.get("body"):
-                made.append(some)
-            self._whole = not message.get("more_body")
-        if self._whole and self._message is None:
-            self._message = self._loop.create_task(self._receive())  # type: ignore[arg-type]
-            self._message.add_done_callback(self._left)
-        return b"".join(made)
-
-    def _wait_for_client(self, waiting: bool) -> None:
-        if self._connection is not None:
-            self._connection.hungry = waiting
-
-    def _left(self, done: asyncio.Task[Message]) -> None:
-        if not done.cancelled():
-            self.gone = True
-            self.on_left()

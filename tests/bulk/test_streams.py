@@ -53,7 +53,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, keys: dict[str, str]) -> It
     for name, traffic in {"iris": {"stable": "2"}, "tried": {"stable": "1", "canary": canary}}.items():
         shutil.copytree(MODELS / "iris", folder / name)
         (folder / name / "traffic.json").write_text(json.dumps(traffic))
-    flags = ["--keys", keys["path"], "--write-s", "1", "--body-s", "2"]
+    flags = ["--keys", keys["path"], "--write-s", "1", "--body-s", "4"]
     with running(*flags, models=folder) as started:
         yield started
 
@@ -93,7 +93,10 @@ def test_each_row_has_the_answer_that_it_has_alone(client: httpx.Client, given: 
     assert answer.headers["x-model-version"] == "2"
     if wanted == NDJSON:
         *lines, last = answer.text.splitlines()
-        assert [json.loads(line)["prediction"] for line in lines] == expected
+        answers = [json.loads(line)["prediction"] for line in lines]
+        assert [each["label"] for each in answers] == [each["label"] for each in expected]
+        for each, alone in zip(answers, expected, strict=True):
+            assert each["probabilities"] == pytest.approx(alone["probabilities"], rel=1e-6)
         assert json.loads(last) == {"summary": {"good": len(ROWS), "bad": 0}}
         return
     body = io.BytesIO(answer.content)
@@ -284,6 +287,7 @@ def test_no_more_streams_than_there_are_places(connect: Connect, client: httpx.C
     streams = [connect(NDJSON) for _ in range(8)]
     for stream in streams:
         stream.send(ndjson([IRIS]))
+    for stream in streams:
         stream.read_until(b"}}}\n")
     assert ask(client, ndjson([IRIS]), NDJSON).status_code == 429
     assert client.post("/v1/models/iris:predict", json={"instances": [IRIS]}).status_code == 200

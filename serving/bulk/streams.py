@@ -1,0 +1,146 @@
+"""A worker's side of the process that reads and writes streams of rows."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from serving.bodies.exchange import receive, send
+from serving.bulk.batch import Batch
+from serving.bulk.formats import Format
+from serving.engine.signature import Described
+from serving.errors import NotReady, ServingError
+from serving.linux.sandbox import bare_environment
+
+log = logging.getLogger("serving.bulk")
+
+_START_S = 60.0
+_BUFFER_BYTES = 1 << 20
+"""That a socket should hold, where the system lets it: with half of what is usual rows take a third longer."""
+
+
+class RowStream:
+    """One stream. `next` and `write` block, each for a thread of its own.
+
+    body: takes the bytes that the client sends; does not block, and is shut down for writing at their end.
+    """
+
+    def __init__(self, body: socket.socket, batches: socket.socket, answered: socket.socket) -> None:
+        self.body = body
+        self._batches = batches
+        self._answered = answered
+        self._closed = False
+        body.setblocking(False)
+
+    def next(self) -> Batch | None:
+        """Wait for the next rows; None behind the last ones.
+
+        Raises SignatureMismatch for columns that are not the model's, InvalidRequest for what is not of the format,
+        PayloadTooLarge, and ServingError where the process has ended.
+        """
+        with self._alive():
+            made = receive(self._batches)
+        if isinstance(made, ServingError):
+            raise made
+        batch: Batch | None = _without_fault(made)
+        return batch
+
+    def write(self, calls: Sequence[tuple[str, tuple[Any, ...]]], *, beside_live: bool) -> bytes:
+        """Have methods of the stream's Writer called, and return what they wrote.
+
+        beside_live: others have live requests, which reading and writing must not keep from the processor. Raises
+        ServingError where the process has ended.
+        """
+        with self._alive():
+            send(self._answered, (beside_live, calls))
+            made = receive(self._answered)
+        written: bytes = _without_fault(made)
+        return written
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, EOFError):
+            if not self._closed:
+                log.error("the process of a stream of rows has ended: it was killed, perhaps for want of memory")
+            raise ServingError("the process that reads these rows has ended: send fewer at a time") from None
+
+    def close(self) -> None:
+        """End it, whoever waits for it."""
+        self._closed = True
+        for sock in (self.body, self._batches, self._answered):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits; closing does not
+            sock.close()
+
+
+def _without_fault(made: Any) -> Any:
+    if isinstance(made, str):
+        raise RuntimeError(made)
+    return made
+
+
+class StreamProcess:
+    """The process of one worker: started for the first stream, and again where it has ended, as it does when idle."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    def open(self, described: Described, given: Format, wanted: Format) -> RowStream:
+        """Begin a stream of a model's rows; on any thread. Raises NotReady where the process does not start."""
+        for _ in range(2):
+            pairs = [socket.socketpair() for _ in range(3)]
+            ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
+            for each in (*ours, *theirs):
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+            try:
+                with self._lock:
+                    socket.send_fds(self._control or self._start(), [b"\0"], [each.fileno() for each in theirs])
+                for each in theirs:
+                    each.close()
+                send(ours[2], (described, given, wanted))
+                receive(ours[2])  # it has begun
+            except (OSError, EOFError):  # it was just about to end, or was killed
+                for each in (*ours, *theirs):
+                    each.close()
+                with self._lock:
+                    self._end()
+            else:
+                return RowStream(*ours)
+        raise NotReady("rows in bulk can't be read now: come back later")
+
+    def _start(self) -> socket.socket:
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603  nothing in it comes from outside
+                [sys.executable, "-m", "serving.bulk.stream_process", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                cwd="/",
+                # Arrow's other allocators reserve gigabytes of addresses, of which its children may have few.
+                env=bare_environment() | {"ARROW_DEFAULT_MEMORY_POOL": "system"},
+            )
+        self._control.settimeout(_START_S)
+        if not self._control.recv(1):
+            raise EOFError
+        return self._control
+
+    def _end(self) -> None:
+        """Let it end with the streams that it has."""
+        if self._control is not None:
+            self._control.close()
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+        self._control = self._process = None
