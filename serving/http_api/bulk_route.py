@@ -8,7 +8,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope, Send
@@ -93,7 +93,7 @@ class _Stream:
         rows: RowStream | None = None
         feeding: asyncio.Task[None] | None = None
         try:
-            rows = await self._aside(_process.open, self._prediction.model.described, self._kind, self._out)
+            rows = await self._opened()
             feeding = self._loop.create_task(self._feed(rows))
             await self._answer(rows)
         except (ClientLeft, asyncio.CancelledError):
@@ -118,6 +118,14 @@ class _Stream:
                 rows.close()
             if self._connection is not None:
                 self._connection.stream = None
+
+    async def _opened(self) -> RowStream:
+        opening = _threads.submit(_process.open, self._prediction.model.described, self._kind, self._out)
+        try:
+            return await asyncio.wrap_future(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_unwanted)
+            raise
 
     def _refuse(self) -> None:
         """Answer no more: whoever waits for its rows would wait longer than this server has."""
@@ -225,3 +233,8 @@ class _Stream:
         if self._connection is None:
             raise error  # which other servers than ours take for the end of a connection
         self._connection.break_off()
+
+
+def _close_unwanted(opening: Future[RowStream]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
