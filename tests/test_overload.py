@@ -9,14 +9,14 @@ from tests.drills.drill import Report
 def test_overload_is_refused_at_once() -> None:
     """Beyond the capacity the excess is told when to come back, and nothing is run that was not answered."""
     report = Report()
-    overload.run(report, seconds=2.0, timed=False)
+    overload.run(report, seconds=1.2, timed=False)
     assert report.kept, report.broken()
 
 
 def test_overload_of_models_does_not_starve_another() -> None:
     """With five models at twice their capacity on one core, a sixth with little load is still answered."""
     report = Report()
-    fairness.run(report, seconds=2.0, timed=False)
+    fairness.run(report, seconds=1.2, timed=False)
     assert report.kept, report.broken()
 
 
