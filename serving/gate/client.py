@@ -82,10 +82,12 @@ class GateClient:
                 self._gate.close()
 
     def _rest(self) -> None:
-        """End the process until it is needed, and remove prepared forms of what has gone."""
+        """End the process until it is needed, and remove prepared forms of what has gone, and verdicts on it."""
         self.close()
-        if (state := self._state()) is not None:
-            prepared.sweep(state, self._repository.contents())
+        contents = self._repository.contents()
+        if contents and (state := self._state()) is not None:  # the folder may just be unmounted
+            prepared.sweep(state, contents)
+            gate.sweep(state, contents)
 
     def _open(self) -> Gate:
         if self._idle is not None:

@@ -11,6 +11,7 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _START_S = 60.0
 _GRACE_S = 10.0
 _MOST_REASON = 500
+_YOUNG_S = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,17 @@ def keep(state_dir: Path, made: Report) -> None:
     if made.content and not made.extensions:
         subfolder(state_dir, "reports")
         write_whole(_place(state_dir, made.content), made.text())
+
+
+def sweep(state_dir: Path, contents: Collection[str]) -> None:
+    """Remove the verdicts on contents that are not on disk any more.
+
+    One that is younger than an hour stays: its version may be about to be published.
+    """
+    with contextlib.suppress(OSError):
+        for file in (state_dir / "reports").iterdir():
+            if file.stem not in contents and time.time() - file.lstat().st_mtime > _YOUNG_S:
+                file.unlink(missing_ok=True)
 
 
 def _place(state_dir: Path, content: str) -> Path:

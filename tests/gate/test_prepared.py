@@ -167,17 +167,25 @@ def test_forms_of_what_is_gone_are_swept(copied: tuple[Path, Path, Manifest]) ->
 def test_a_server_sweeps_when_its_gate_has_nothing_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
 ) -> None:
-    """Once the gate's process rests, the forms of versions that are not on disk any more go."""
+    """Once the gate's process rests, what is kept of versions that are not on disk any more goes, and nothing else."""
     shutil.copytree(MODELS / "iris" / "2", tmp_path / "models" / "iris" / "2")
     left = tmp_path / "state" / "cache" / "of-a-version-that-went"
+    verdict = tmp_path / "state" / "reports" / "of-a-version-that-went.json"
     left.mkdir(parents=True)
+    verdict.parent.mkdir()
+    verdict.touch()
     os.utime(left, (1, 1))
+    os.utime(verdict, (1, 1))
     repository = Repository(tmp_path / "models", lambda name: Traffic())
     (found,) = repository.scan().found
     monkeypatch.setattr(client, "IDLE_S", 0.1)
     gate = client.GateClient(repository, state_dir=tmp_path / "state")
-    assert gate.examine(found, None).ok
-    eventually(lambda: not left.exists())
+    report = gate.examine(found, None)
+    assert report.ok
+    kept = verdict.with_name(f"{report.content}.json")
+    os.utime(kept, (1, 1))
+    eventually(lambda: not left.exists() and not verdict.exists())
+    assert kept.exists()
 
 
 def mappings(file: Path) -> int:
