@@ -24,7 +24,7 @@ PIECE_S = 0.0003
 """Seconds that a piece should run beside live requests: each may wait for one."""
 ALONE_S = 0.004
 """As PIECE_S, where none came of late: the hop to the model's thread and back costs a tenth of a millisecond."""
-REST = 8.0
+REST = 12.0
 """For how many times as long as a piece ran it rests beside live requests: they have the processor meanwhile."""
 _OF_LATE_S = 1.0
 _FIRST_ROWS = 16
