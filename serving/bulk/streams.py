@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from serving.bodies.exchange import receive, send
@@ -98,32 +98,41 @@ class StreamProcess:
 
     def open(self, described: Described, given: Format, wanted: Format) -> RowStream:
         """Begin a stream of a model's rows; on any thread. Raises NotReady where the process does not start."""
+        fault: Exception | None = None
         for _ in range(2):
-            pairs = [socket.socketpair() for _ in range(3)]
-            ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
-            for each in (*ours, *theirs):
-                each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+            control: socket.socket | None = None
+            ours: list[socket.socket] = []
+            theirs: list[socket.socket] = []
             try:
+                for _ in range(3):
+                    for side, each in zip((ours, theirs), socket.socketpair(), strict=True):
+                        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+                        side.append(each)
                 with self._lock:
-                    socket.send_fds(self._control or self._start(), [b"\0"], [each.fileno() for each in theirs])
+                    control = self._control = self._control or self._start()
+                    socket.send_fds(control, [b"\0"], [each.fileno() for each in theirs])
                 for each in theirs:
                     each.close()
                 ours[2].settimeout(_START_S)
                 send(ours[2], (described, given, wanted))
                 receive(ours[2])  # it has begun
                 ours[2].settimeout(None)
-            except (OSError, EOFError):  # it was just about to end, or was killed
+            except (OSError, EOFError) as error:  # it was just about to end, or was killed
+                fault = error
                 for each in (*ours, *theirs):
                     each.close()
                 with self._lock:
-                    self._end()
+                    if control is self._control:  # else another stream has replaced it already
+                        self._end()
             else:
                 return RowStream(*ours)
+        log.error("the process for streams of rows does not start: %s", str(fault) or repr(fault))
         raise NotReady("rows in bulk can't be read now: come back later")
 
     def _start(self) -> socket.socket:
-        self._control, theirs = socket.socketpair()
-        with theirs:
+        control, theirs = socket.socketpair()
+        with theirs, ExitStack() as unless_started:
+            unless_started.callback(control.close)
             self._process = subprocess.Popen(  # noqa: S603  nothing in it comes from outside
                 [sys.executable, "-m", "serving.bulk.stream_process", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
@@ -133,10 +142,12 @@ class StreamProcess:
                 # Arrow's other allocators reserve gigabytes of addresses, of which its children may have few.
                 env=bare_environment() | {"ARROW_DEFAULT_MEMORY_POOL": "system"},
             )
-        self._control.settimeout(_START_S)
-        if not self._control.recv(1):
-            raise EOFError
-        return self._control
+            theirs.close()
+            control.settimeout(_START_S)
+            if not control.recv(1):
+                raise EOFError
+            unless_started.pop_all()
+        return control
 
     def _end(self) -> None:
         """Let it end with the streams that it has."""

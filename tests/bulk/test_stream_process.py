@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
 
-from tests.bulk.test_formats import IRIS, ndjson
+from serving.bulk.streams import StreamProcess
+from serving.errors import NotReady
+from tests.bulk.test_formats import IRIS, described, ndjson
 from tests.bulk.test_streams import NDJSON, ask
 from tests.conftest import Server, running
 
@@ -82,11 +86,13 @@ def test_a_stream_whose_process_is_killed_is_cut_and_others_go_on(server: Server
 
 
 def test_another_process_is_started_where_it_was_killed(server: Server, client: httpx.Client, eventually: Wait) -> None:
-    """Who asks next finds a new one; a stream that the old one had goes on."""
+    """All who ask next find a new one, also at once; a stream that the old one had goes on."""
     with begun(server) as sock:
         old = processes(server)[0]
         os.kill(old, signal.SIGKILL)
-        assert b'"good":1' in ask(client, ndjson([IRIS]), NDJSON).content
+        with ThreadPoolExecutor(6) as pool:
+            answers = [pool.submit(ask, client, ndjson([IRIS]), NDJSON) for _ in range(6)]
+            assert all(b'"good":1' in answer.result().content for answer in answers)
         assert processes(server)[0] != old
         sock.sendall(b"0\r\n\r\n")
         assert b'"good":1' in sock.recv(65536)
@@ -118,3 +124,22 @@ def test_it_ends_when_there_has_been_no_stream_for_long() -> None:
             for sock in pair:
                 sock.close()
         assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("fault", ["program", "descriptors"])
+def test_a_process_that_does_not_start_is_told(
+    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who asks is told to come back, and the log has the reason: no such program, or no descriptors."""
+
+    def no_descriptors() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    if fault == "program":
+        monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    else:
+        monkeypatch.setattr(socket, "socketpair", no_descriptors)
+    with pytest.raises(NotReady, match="come back later"):
+        StreamProcess().open(described("iris"), "ndjson", "csv")
+    assert "does not start" in caplog.text
+    assert ("/nowhere/python" if fault == "program" else "Too many open files") in caplog.text
