@@ -21,13 +21,13 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from serving.engine.providers import CPU, Provider
 from serving.errors import ModelInvalid
-from serving.linux.memory import private_memory
 from serving.linux.thread_scheduling import Call, lowest_priority
 from serving.tensors import NUMPY, Array
 
 EXTENSIONS = ("ai.onnx.contrib", "com.microsoft.extensions")
 """Domains of the operators of onnxruntime-extensions: tokenizers and sound in the first, pictures in the second."""
 LIMITED = "is smaller than requested bytes"
+_AVAILABLE = re.compile(rf"Available memory of (\d+) {LIMITED}")
 NO_MEMORY = re.compile(LIMITED + "|bad_alloc|bad allocation|Failed to allocate memory")
 
 _BF16 = "tensor(bfloat16)"
@@ -40,6 +40,8 @@ _GIVE_BACK = ort.RunOptions()
 _GIVE_BACK.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 _GIVE_BACK.log_severity_level = 4
 _GIVE_BACK.terminate = True
+_UNREACHED = 1 << 62
+"""Bytes that no machine has."""
 _MAKING = threading.Lock()
 # Its own name and code, the file once more, and the place in its source, with the function as the compiler writes it.
 _NOISE = re.compile(
@@ -187,18 +189,40 @@ def _bounded(
     chosen.add_session_config_entry("session.use_env_allocators", "1")
     limit = memory_bytes + weights_bytes
     with _MAKING:
-        while True:
-            arena = ort.OrtArenaCfg({"max_mem": limit, "arena_extend_strategy": _AS_ASKED})
-            ort.create_and_register_allocator(_CPU_MEMORY, arena)
-            before = private_memory()
-            session = make()
-            grown = private_memory() - before
-            if grown <= limit:
-                return session
-            # Weights count too, those that were computed in loading among them. Where they exceed the limit, the arena
-            # ignores it.
+        session = _in_arena(make, limit)
+        left = _left(session)
+        if left is not None and abs(left - memory_bytes) <= memory_bytes // 100:
+            return session
+        # Weights count too, those that were computed in loading among them, and where they exceed the limit, the arena
+        # ignores it: what they take is found by a limit that nothing exceeds.
+        if left is None:
             del session
-            limit = memory_bytes + grown
+            limit = _UNREACHED
+            session = _in_arena(make, limit)
+            left = _left(session) or 0
+        del session
+        return _in_arena(make, memory_bytes + limit - left)
+
+
+def _in_arena(make: Callable[[], ort.InferenceSession], limit: int) -> ort.InferenceSession:
+    arena = ort.OrtArenaCfg({"max_mem": limit, "arena_extend_strategy": _AS_ASKED})
+    ort.create_and_register_allocator(_CPU_MEMORY, arena)
+    return make()
+
+
+def _left(session: ort.InferenceSession) -> int | None:
+    """Return how many bytes the arena of this session may take yet; None where it holds more than its limit.
+
+    What the process grows by would say less: others load models, and let them go, meanwhile.
+    """
+    try:
+        session.create_ortvalue_from_shape_and_type([_UNREACHED // 4], np.float64, "cpu")
+    except ERRORS as error:
+        said = _AVAILABLE.search(str(error))
+        if said or NO_MEMORY.search(str(error)):
+            return int(said[1]) if said else None
+        raise
+    return None
 
 
 def runner(session: ort.InferenceSession) -> Run:

@@ -270,6 +270,22 @@ def test_who_finds_the_memory_taken_may_come_back(tmp_path: Path) -> None:
     assert busy in found
 
 
+@pytest.fixture
+def others_load() -> Iterator[None]:
+    """Have the process take memory, and let it go, as the loading of other models does."""
+    done = threading.Event()
+
+    def take() -> None:
+        while not done.is_set():
+            np.ones(32 << 20, np.uint8)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(take)
+        yield
+        done.set()
+
+
+@pytest.mark.usefixtures("others_load")
 @pytest.mark.parametrize("form", ["whole", "external", "prepared", "computed"])
 def test_weights_do_not_count(tmp_path: Path, form: str) -> None:
     """A model's runs may take what its limit says, wherever its weights are, and though they are more than that."""
