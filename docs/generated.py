@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 from pydantic_core import PydanticUndefined
 
 from benchmarks.peers.report import RESULTS, comparison
+from serving.described import descriptions
 from serving.metrics.definitions import COUNTERS, GAUGES, HISTOGRAMS
 from serving.repository.model_settings import SettingsDocument
 from serving.settings import Settings
@@ -31,11 +32,11 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def settings() -> str:
     """List every option: its flag, environment variable, default and meaning."""
     hints = get_type_hints(Settings)
-    rows = []
+    rows, told = [], descriptions(Settings)
     for name, field in Settings.model_fields.items():
         flag = f"`--{name.replace('_', '-')}`" + (f" / `--no-{name.replace('_', '-')}`" if hints[name] is bool else "")
         none = field.default in (None, (), PydanticUndefined)
-        rows.append([flag, f"`SERVING_{name.upper()}`", "" if none else f"`{field.default}`", field.description or ""])
+        rows.append([flag, f"`SERVING_{name.upper()}`", "" if none else f"`{field.default}`", told.get(name, "")])
     return _table(("flag", "environment", "default", "meaning"), rows)
 
 
@@ -46,7 +47,8 @@ def model_settings() -> str:
         for kind in (
             kind for kind in (tables.annotation, *get_args(tables.annotation)) if hasattr(kind, "model_fields")
         ):
-            rows += [[f"`{table}.{name}`", field.description or ""] for name, field in kind.model_fields.items()]
+            told = descriptions(kind)
+            rows += [[f"`{table}.{name}`", told.get(name, "")] for name in kind.model_fields]
     return _table(("key", "meaning"), rows)
 
 

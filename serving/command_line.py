@@ -27,6 +27,7 @@ from serving.commands import (
     tune,
     versions,
 )
+from serving.described import descriptions
 from serving.server import CannotStart, serve
 from serving.settings import Settings, read
 from serving.supervisor import CannotReload
@@ -53,7 +54,7 @@ def _commands(
 
 def _flags() -> list[inspect.Parameter]:
     """Make a flag of each setting: same name, help and type, and no default, so that the environment shows through."""
-    flags = []
+    flags, told = [], descriptions(Settings)
     for name, kind in get_type_hints(Settings).items():
         field = Settings.model_fields.get(name)
         if field is None:
@@ -62,7 +63,7 @@ def _flags() -> list[inspect.Parameter]:
         default = "" if field.default in (PydanticUndefined, ()) else f" [default: {field.default}]"
         option = typer.Option(
             f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
-            help=f"{field.description}{default} (SERVING_{name.upper()})",
+            help=f"{told[name]}{default} (SERVING_{name.upper()})",
             show_default=False,
         )
         kind = kind if kind in (bool, int, float, Path) else str  # noqa: PLW2901

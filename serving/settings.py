@@ -26,7 +26,7 @@ from serving.repository.object_store import store_url
 class Settings(BaseSettings):
     """All that one server can be told. Flags win over `SERVING_*`, which win over the TOML file given by `--config`."""
 
-    model_config = SettingsConfigDict(frozen=True, env_prefix="SERVING_", use_attribute_docstrings=True, extra="forbid")
+    model_config = SettingsConfigDict(frozen=True, env_prefix="SERVING_", extra="forbid")
 
     models: Path = Path("models")
     """Folder of models: <name>/<version>/model.onnx; or where they are in an object store: s3://bucket/prefix, gs://, az://

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -152,6 +153,7 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
             log.critical("the application %s can't be imported", settings.app, exc_info=True)
         pipe.finish()
         sys.exit(REFUSED)
+    gc.enable()  # off since `cli`: all is imported
     listener = Listener(
         app,
         services,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Annotated, ClassVar, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from serving.deploy.unservable_reason import unfit
+from serving.described import Described
 from serving.errors import InvalidRequest
 from serving.repository import transitions
 from serving.repository.traffic import Judge, Keep, Latest, Percent, Sticky, Traffic, Version
@@ -23,10 +24,10 @@ class Step(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-class Order(BaseModel):
+class Order(Described):
     """One change that somebody wants; `why` goes into the history."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     verb: ClassVar[str]
     anyway: ClassVar[bool] = False

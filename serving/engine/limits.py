@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
+from serving.described import Described
 from serving.engine.providers import Provider
 
 LEAST_MODEL_MEMORY = 1024 * 1024
 """Least that a model may be given to run in, in bytes."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+class _Frozen(Described):
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class CacheSize(_Frozen):

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterable
 from functools import cache
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from serving.described import Described
 
 CPU = "CPUExecutionProvider"
 
@@ -34,10 +36,10 @@ _UNSAFE = re.compile(
 )
 
 
-class Provider(BaseModel):
+class Provider(Described):
     """One provider: its name as onnxruntime has it, and its options, which onnxruntime takes as texts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     """Such as OpenVINOExecutionProvider."""

@@ -43,8 +43,7 @@ _TAG = re.compile(r'\s*(?:W/)?"?(\d{1,18})"?\s*')
 class _Asked(Parameters):
     """How much of a history is wanted."""
 
-    limit: Annotated[int, Field(ge=1, le=10_000)] = 100
-    """The last so many changes."""
+    limit: Annotated[int, Field(ge=1, le=10_000, description="The last so many changes.")] = 100
 
 
 router = APIRouter(route_class=OwnRoute, prefix=PREFIX, tags=["deploy"])

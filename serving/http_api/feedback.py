@@ -6,8 +6,9 @@ import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
+from serving.described import Described
 from serving.errors import Detail, InvalidRequest, SignatureMismatch
 from serving.http_api.admin import body_schema
 from serving.http_api.metadata import json_answer
@@ -24,8 +25,8 @@ router = APIRouter(route_class=OwnRoute, dependencies=[Depends(requires("predict
 _MOST_BYTES = 4 * 1024 * 1024
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+class _Strict(Described):
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class RequestOutcomes(_Strict):
@@ -46,10 +47,8 @@ class Outcomes(_Strict):
     feedback: Annotated[list[RequestOutcomes], Field(min_length=1, max_length=MOST_OUTCOMES)]
 
 
-class Accepted(BaseModel):
+class Accepted(Described):
     """How much was taken; it is joined with its predictions within a few seconds."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     accepted: int
     """Outcomes, one a row."""

@@ -71,8 +71,7 @@ router = APIRouter(route_class=OwnRoute, prefix="/v1/jobs", tags=["jobs"], depen
 class _Upload(Parameters, Asked):
     """What is to be done with a file that is sent as the body; with JSON, the body says it."""
 
-    model: Annotated[str, Field(max_length=256)] = ""
-    """Name of the model; required with a file."""
+    model: Annotated[str, Field(max_length=256, description="Name of the model; required with a file.")] = ""
 
 
 class _Listed(Parameters):

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 class Parameters(BaseModel):
     """Base of what changes something may be given; a name that is not in it is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 NoParameters: TypeAlias = Annotated[Parameters, Query()]

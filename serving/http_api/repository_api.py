@@ -49,17 +49,14 @@ _BODY = {
 class _Asked(Parameters):
     """How a version is to be published."""
 
-    note: Annotated[str, Field(max_length=2000)] = ""
-    """What is new, for people."""
-    allow_breaking: bool = False
-    """Callers of the version before may break."""
+    note: Annotated[str, Field(max_length=2000, description="What is new, for people.")] = ""
+    allow_breaking: Annotated[bool, Field(description="Callers of the version before may break.")] = False
 
 
 class _Why(Parameters):
     """Why a version goes."""
 
-    why: Annotated[str, Field(max_length=2000)] = ""
-    """The reason, for the history."""
+    why: Annotated[str, Field(max_length=2000, description="The reason, for the history.")] = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+
+from serving.described import Described
 
 Format: TypeAlias = Literal["csv", "ndjson", "parquet"]
 State: TypeAlias = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -18,21 +20,22 @@ TYPES: dict[str, Format] = {
 """Media types of what may be sent."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+class _Frozen(Described):
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Asked(_Frozen):
     """What is to be predicted with, and written."""
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
-    """Name of the model."""
-    version: Annotated[str, Field(max_length=32)] | None = None
-    """Version of it; without it the one that answers now."""
-    label: Annotated[str, Field(max_length=256)] | None = None
-    """Label of the version, in place of its number."""
-    output: Format = "csv"
-    """Format of the result."""
+    model: Annotated[str, Field(min_length=1, max_length=256, description="Name of the model.")]
+    version: Annotated[
+        Annotated[str, Field(max_length=32)] | None,
+        Field(description="Version of it; without it the one that answers now."),
+    ] = None
+    label: Annotated[
+        Annotated[str, Field(max_length=256)] | None, Field(description="Label of the version, in place of its number.")
+    ] = None
+    output: Annotated[Format, Field(description="Format of the result.")] = "csv"
 
     @model_validator(mode="after")
     def _one_version(self) -> Asked:
@@ -71,10 +74,10 @@ class JobRequest(Asked):
         return endings.get(ending)
 
 
-class JobDocument(BaseModel):
+class JobDocument(Described):
     """A job as it is now."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True, from_attributes=True)
+    model_config = ConfigDict(from_attributes=True)
 
     id: str
     state: State
@@ -101,10 +104,8 @@ class JobDocument(BaseModel):
     finished_at: datetime | None
 
 
-class JobList(BaseModel):
+class JobList(Described):
     """Some jobs of who asks, the latest first."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     jobs: list[JobDocument]
     total: int

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
+from serving.described import Described
 from serving.engine.limits import Feedback as Settings
 from serving.engine.signature import Signature
 from serving.errors import Detail, InvalidRequest, NotReady, SignatureMismatch
@@ -37,10 +37,8 @@ _GREATEST = 1e300
 Outcome = str | bool | int | float
 
 
-class VersionQuality(BaseModel):
+class VersionQuality(Described):
     """The live quality of one version, by its last outcomes; null where it has none, or the task has no such figure."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     version: str
     outcomes: int
@@ -54,10 +52,8 @@ class VersionQuality(BaseModel):
     """Mean absolute error of a regressor."""
 
 
-class Quality(BaseModel):
+class Quality(Described):
     """The live quality of a model's versions."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     model: str
     versions: list[VersionQuality]

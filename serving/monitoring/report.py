@@ -6,19 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from serving.described import Described
 from serving.engine.signature import Signature
 from serving.monitoring.drift_test import compare, drifted
 from serving.monitoring.tally import ABOVE, MISSING, OTHER, Tally
 from serving.tensors import Array
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class ColumnDrift(_Document):
+class ColumnDrift(Described):
     """One feature, or one column of an output, in a window. Shares are 0 to 1, of all rows."""
 
     name: str
@@ -44,7 +39,7 @@ class ColumnDrift(_Document):
     window: list[int]
 
 
-class Window(_Document):
+class Window(Described):
     """Rows that were compared with the reference."""
 
     rows: int
@@ -57,7 +52,7 @@ class Window(_Document):
     """Features first, then outputs."""
 
 
-class Drift(_Document):
+class Drift(Described):
     """Whether the rows that a version gets now are as those that it was made for."""
 
     model: str

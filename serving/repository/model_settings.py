@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from serving.described import Described
 from serving.engine.batching import NOTHING_OF_ITS_OWN, Batching, Independence
 from serving.engine.limits import LEAST_MODEL_MEMORY, CacheSize, Drift, Feedback, Overrides
 from serving.engine.providers import Provider, fault
@@ -32,8 +33,8 @@ _MOST_BYTES = 1024 * 1024
 Facts: TypeAlias = tuple[Stamp, ...]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+class _Strict(Described):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class BatchingTable(_Strict):

@@ -13,9 +13,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from serving.described import Described
 from serving.errors import InvalidRequest, NotReady
 
 TRAFFIC_FILE = "traffic.json"
@@ -47,8 +48,8 @@ Version: TypeAlias = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,17}$")]
 Percent: TypeAlias = Annotated[float, Field(gt=0, le=100)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+class _Frozen(Described):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Sticky(_Frozen):
@@ -130,7 +131,7 @@ class Traffic(_Frozen):
     """Was stable before: where `rollback` goes."""
     canary: Canary | None = None
     shadow: Shadow | None = None
-    labels: Annotated[dict[Annotated[str, AfterValidator(_label)], Version], Field(max_length=MOST_LABELS)] = {}
+    labels: Annotated[dict[Annotated[str, AfterValidator(_label)], Version], Field(max_length=MOST_LABELS)] = Field({})
     """Names for versions: /v1/models/<model>/labels/<label>:predict."""
     keep: Keep = Latest(latest=2)
     """Which versions stay loaded besides those with a role: "all", {"latest": 2}, or a list."""

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, RootModel
+from pydantic import ConfigDict, Field, RootModel
 
+from serving.described import Described
 from serving.engine.signature import Batch, Feature, Parity, TensorSpec
 
 
-class Document(BaseModel):
+class Document(Described):
     """Base of all: a field without a default is always there; later versions may add others."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 class ErrorDetail(Document):
@@ -41,7 +40,7 @@ class Error(Document):
     )
 
     error: str
-    details: list[ErrorDetail] = []
+    details: list[ErrorDetail] = Field([])
     """The bad cells, 20 at most; left out where there are none."""
 
 
@@ -190,11 +189,11 @@ class Ready(Document):
     """Whether this worker should get requests; all but the first for callers who may predict."""
 
     ready: bool
-    not_served: list[str] = []
+    not_served: list[str] = Field([])
     """Models and versions that could not be loaded."""
     folder_gone: str = ""
     """Why the models folder can't be followed; empty where it can."""
-    generations: dict[str, Generation] = {}
+    generations: dict[str, Generation] = Field({})
     """Traffic generations by model."""
     lag_s: float = 0.0
     """Seconds that this worker has not acknowledged what its parent told it."""
@@ -279,7 +278,7 @@ class ModelConfig(Document):
     model_transaction_policy: TransactionPolicy
     dynamic_batching: DynamicBatching | None = None
     """Left out where requests run alone."""
-    parameters: dict[str, StringValue] = {}
+    parameters: dict[str, StringValue] = Field({})
     """What else is in force, such as `intra_op_thread_count` and `deadline_s`; `batching`: why requests run alone."""
 
 
