@@ -19,8 +19,8 @@ from uvicorn.config import STARTUP_FAILURE
 
 from serving.deploy.fleet import Fleet
 from serving.heartbeat import Heartbeat, Phase
-from serving.http_api.connection import Connection
-from serving.http_api.fast_path import fast_path_for
+from serving.http_api.fast_path.connection import Connection
+from serving.http_api.fast_path.protocol import fast_path_for
 from serving.http_api.services import Services
 from serving.signals import DRAIN, UNREADY
 from serving.tls import server_options

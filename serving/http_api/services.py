@@ -28,8 +28,8 @@ from serving.deploy.fleet import Fleet
 from serving.deploy.mirror import mirrored
 from serving.engine.limits import Drift, Limits
 from serving.heartbeat import Heartbeat
-from serving.http_api.connection_reaper import Timeouts
-from serving.http_api.fast_path_state import FastPathState
+from serving.http_api.fast_path.reaper import Timeouts
+from serving.http_api.fast_path.state import FastPathState
 from serving.http_api.prediction_paths import prediction_paths
 from serving.http_api.public_url import Prefix
 from serving.in_process import predictor

@@ -155,7 +155,7 @@ def _off(name: str) -> None:
 
         _replace(Supervisor, "_died", lambda self, worker, code: None)
     elif name == "polite":
-        from serving.http_api.fast_path import FastPath
+        from serving.http_api.fast_path.protocol import FastPath
 
         _replace(FastPath, "shutdown", lambda self: self.transport.close())
     elif name == "fair":

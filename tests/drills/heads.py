@@ -19,8 +19,8 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from serving.http_api.app import create_app
-from serving.http_api.fast_path import fast_path_for
-from serving.http_api.fast_path_state import FastPathState
+from serving.http_api.fast_path.protocol import fast_path_for
+from serving.http_api.fast_path.state import FastPathState
 from serving.settings import Settings
 from tests.conftest import MODELS
 from tests.drills.drill import Report, drill

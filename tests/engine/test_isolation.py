@@ -14,7 +14,7 @@ from serving.engine import isolation
 from serving.engine.isolation import Isolation
 from serving.engine.request import Outcome, Request
 from serving.errors import InferenceFailed
-from serving.http_api.fast_path_prediction import FastPathPrediction
+from serving.http_api.fast_path.prediction import FastPathPrediction
 
 
 class Sent(Request):

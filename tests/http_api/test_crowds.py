@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from serving.http_api.fast_path import fast_path_for
-from serving.http_api.fast_path_state import FastPathState
+from serving.http_api.fast_path.protocol import fast_path_for
+from serving.http_api.fast_path.state import FastPathState
 from tests.drills import heads
 from tests.drills.heads import BAITS, LAST, Way, answers, both_ways
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from serving.http_api.connection_reaper import ConnectionReaper
+from serving.http_api.fast_path.reaper import ConnectionReaper
 from serving.metrics.recorders import RouteMetrics
 from serving.prediction.endpoint import Endpoint
 from serving.protocols.headers import BINARY, JSON

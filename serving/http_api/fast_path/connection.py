@@ -21,8 +21,8 @@ from serving.bulk.formats import bulk_format
 from serving.errors import InvalidRequest
 from serving.http_api.answer import error_body
 from serving.http_api.bulk_route import CONNECTION
-from serving.http_api.connection_reaper import ConnectionReaper
-from serving.http_api.parsed_head import rooted
+from serving.http_api.fast_path.parsed_head import rooted
+from serving.http_api.fast_path.reaper import ConnectionReaper
 from serving.linux.tcp import close_or_reset, half_close, reset
 from serving.prediction.request_id import request_id
 from serving.protocols.headers import Headers, header

@@ -16,11 +16,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from serving.bodies.buffer import OWN_PAGES_FROM, BodyBuffer
 from serving.bodies.byte_budget import ByteBudget
 from serving.errors import ServingError
-from serving.http_api.connection import CUT_SHORT, Connection
-from serving.http_api.fast_path_prediction import FastPathPrediction
-from serving.http_api.fast_path_state import FastPathState
-from serving.http_api.parsed_head import ParsedHead, parsed_head, plain_head
-from serving.http_api.pipelining import Busy, Flow, Writer
+from serving.http_api.fast_path.connection import CUT_SHORT, Connection
+from serving.http_api.fast_path.parsed_head import ParsedHead, parsed_head, plain_head
+from serving.http_api.fast_path.pipelining import Busy, Flow, Writer
+from serving.http_api.fast_path.prediction import FastPathPrediction
+from serving.http_api.fast_path.state import FastPathState
 from serving.linux.tcp import close_idle, has_left
 from serving.prediction.authorization import authorize
 from serving.prediction.endpoint import Endpoint
