@@ -73,9 +73,26 @@ def _p_value(one: Array, other: Array) -> float:
     if rare:
         # Together they are a cell that holds enough, with the next larger ones where they alone do not.
         rare = max(rare, int((np.cumsum(expected) < _LEAST_EXPECTED).sum()) + 1)
+        if rare >= len(
+            one
+        ):  # nearly all of the reference is one cell, as of a constant or of a flag that is seldom set
+            return _p_value_of_two(int(one[:-1].sum()), int(n), int(other[:-1].sum()), int(m))
         one, other = (np.append(counts[rare:], counts[:rare].sum()) for counts in (one, other))
     statistic = float(((one * math.sqrt(m / n) - other * math.sqrt(n / m)) ** 2 / (one + other)).sum())
     return chi_square_beyond(statistic, len(one) - 1)
+
+
+def _p_value_of_two(a: int, n: int, b: int, m: int) -> float:
+    """Test whether `a` of `n` and `b` of `m` rows are one share, by Fisher's exact test: twice its smaller tail."""
+
+    def ways(n: int, k: int) -> float:
+        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+    def chance(x: int) -> float:
+        return math.exp(ways(n, x) + ways(m, a + b - x) - ways(n + m, a + b))
+
+    below = sum(chance(x) for x in range(max(0, a + b - m), a))
+    return min(1.0, 2 * min(below + chance(a), 1 - below))
 
 
 def chi_square_beyond(value: float, degrees: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import sqlite3
@@ -174,8 +175,10 @@ class Recorder:
         if len(blobs) == len(judged) and len(self.classes) > 1:
             scores = np.frombuffer(b"".join(blobs), np.float32)
             if len(scores) == len(judged) * len(self.classes):
+                known = {name: place for place, name in enumerate(self.classes)}
                 table = scores.reshape(len(judged), -1).astype(float)
-                places = np.array([self.classes.index(outcome) for *_, outcome in judged])
+                # What was true may be a class of another version, which this one does not have.
+                places = np.array([known.get(outcome, -1) for *_, outcome in judged])
                 figures["auc"] = quality.auc(places, table)
                 if self.probabilities:
                     figures["brier"] = quality.brier(places, table)
@@ -272,7 +275,7 @@ class FeedbackMonitor:
         if not known:
             raise InvalidRequest(f"model {model!r} keeps no predictions: its model.toml has no [feedback]")
         rows = [
-            (key, row, known[0].outcome(value, f"{at}/{row}"))
+            (key, row, _outcome(known, value, f"{at}/{row}"))
             for key, values, at in outcomes
             for row, value in enumerate(values)
         ]
@@ -308,6 +311,14 @@ class FeedbackMonitor:
             if self._opened is not None:
                 self._opened.close()
                 self._opened = None
+
+
+def _outcome(versions: list[Recorder], value: Outcome, at: str) -> str:
+    """Read an outcome as any version has it. Raises SignatureMismatch, as the last one says it."""
+    for one in versions[:-1]:
+        with contextlib.suppress(SignatureMismatch):
+            return one.outcome(value, at)
+    return versions[-1].outcome(value, at)
 
 
 def _text(value: Outcome) -> str:

@@ -25,7 +25,7 @@ def error(value: float | None, outcome: str) -> float:
 def auc(outcomes: Array, scores: Array) -> float | None:
     """Return the area under the ROC curve, 0 to 1; of more than two classes the mean of each against the others.
 
-    outcomes: int [n], positions of classes. scores: float [n, classes]. None where no class has outcomes both ways.
+    outcomes: int [n], positions of classes, -1 for none of them. scores: float [n, classes]. None where no class has outcomes both ways.
     """
     classes = [1] if scores.shape[1] == 2 else range(scores.shape[1])
     areas = [_area(outcomes == k, scores[:, k]) for k in classes]
@@ -48,6 +48,6 @@ def brier(outcomes: Array, probabilities: Array) -> float:
     """Return the mean squared difference of probabilities from what happened: of two classes for the second, 0 to 1;
     of more, summed over classes, 0 to 2. Arguments as for `auc`.
     """
-    happened = np.eye(probabilities.shape[1])[outcomes]
+    happened = outcomes[:, None] == np.arange(probabilities.shape[1])
     squares = ((probabilities - happened) ** 2).sum(axis=1)
     return float(squares.mean() / (2 if probabilities.shape[1] == 2 else 1))

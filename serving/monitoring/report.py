@@ -75,9 +75,7 @@ def window(tallies: Sequence[Tally], counts: Array, opened: float, ended: float 
     for tally in tallies:
         parts.append(counts[at : at + tally.size])
         at += tally.size
-    found = [
-        compare(tally.tested(tally.counts), tally.tested(part)) for tally, part in zip(tallies, parts, strict=True)
-    ]
+    found = [compare(tally.counts, part) for tally, part in zip(tallies, parts, strict=True)]
     shifts = drifted(found)
     columns = [
         ColumnDrift(

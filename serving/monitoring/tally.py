@@ -45,12 +45,3 @@ class Tally:
         counts[:OTHER] = places[1:-1]
         counts[OTHER], counts[ABOVE], counts[MISSING] = places[0], places[-1] - missing, missing
         return counts
-
-    def tested(self, counts: Array) -> Array:
-        """Give a vector as it is compared: what is out of range belongs to the nearest bin."""
-        if self.reference.edges is None:
-            return counts
-        cells = counts[:OTHER].copy()
-        cells[0] += counts[OTHER]
-        cells[-1] += counts[ABOVE]
-        return np.append(cells, counts[MISSING])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from scipy.spatial.distance import jensenshannon
-from scipy.stats import chi2, chi2_contingency
+from scipy.stats import chi2, chi2_contingency, fisher_exact
 from sklearn.datasets import load_iris
 
 from serving.engine.reference import Column, reference_of
@@ -74,15 +74,40 @@ def test_alarms_are_for_shifts_and_not_for_chance(rows: int) -> None:
     tallies = [tally(column) for column in train.T]
 
     def alarm(window: Any) -> bool:
-        return any(
-            drifted([compare(t.tested(t.counts), t.tested(t.of(x))) for t, x in zip(tallies, window.T, strict=True)])
-        )
+        return any(drifted([compare(t.counts, t.of(x)) for t, x in zip(tallies, window.T, strict=True)]))
 
     windows = [train[random.integers(0, rows, 1000)] for _ in range(40)]
     assert not any(map(alarm, windows))
     for window in windows[:5]:
         window[:, 20] += train[:, 20].std()
         assert alarm(window)
+
+
+@pytest.mark.parametrize(
+    ("train", "now"),
+    [
+        (np.full(1000, 5.0), np.full(1000, 7.0)),
+        (np.full(1000, 5.0), np.full(1000, np.nan)),
+        (np.arange(1000) >= 995, np.arange(1000) >= 700),
+        (np.arange(1000) >= 990, np.full(1000, -999)),
+        (["red"] * 1000, np.array(["blue"] * 1000, object)),
+    ],
+    ids=["constant", "missing", "seldom set", "out of range", "category"],
+)
+def test_columns_that_hardly_vary_are_compared_too(train: Any, now: Any) -> None:
+    """A value that training hardly or never had raises the alarm, where nearly all of its rows had one value."""
+    column = tally(train, categorical=isinstance(train, list))
+    assert drifted([compare(column.counts, column.of(np.array(train))), compare(column.counts, column.of(now))]) == [
+        False,
+        True,
+    ]
+
+
+def test_rare_values_are_compared_as_scipy_does() -> None:
+    """With nearly all rows in one cell the p-value is Fisher's, by twice its smaller tail."""
+    for one, other in (([3, 997], [12, 400]), ([0, 20], [400, 600]), ([9, 991], [0, 1000])):
+        tails = [fisher_exact([one, other], alternative=side).pvalue for side in ("less", "greater")]
+        assert compare(np.array(one), np.array(other)).p_value == pytest.approx(2 * min(tails))
 
 
 def test_many_columns_share_one_chance_of_a_false_alarm() -> None:

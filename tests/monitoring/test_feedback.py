@@ -20,6 +20,8 @@ from serving.access.key_store import KeyStore
 from serving.engine.limits import Feedback
 from serving.http_api.app import create_app
 from serving.monitoring import quality
+from serving.engine.signature import Feature, Signature, TensorSpec
+from serving.monitoring.feedback import FeedbackMonitor
 from serving.monitoring.feedback_store import FeedbackStore, Kept
 from serving.monitoring.monitoring import Monitoring
 from serving.monitoring.shared import SharedDocuments
@@ -46,6 +48,40 @@ def test_quality_is_what_scikit_learn_makes_of_it(classes: int) -> None:
         squares = ((scores - np.eye(classes)[outcomes]) ** 2).sum(axis=1)
         assert quality.brier(outcomes, scores) == pytest.approx(squares.mean())
     assert quality.auc(np.zeros(9, int), scores[:9]) is None
+
+
+def test_versions_may_have_other_classes(tmp_path: Path) -> None:
+    """An outcome is one of any version's classes; a version that does not have it was wrong, and is judged on."""
+    monitor = FeedbackMonitor(lambda: tmp_path)
+    outputs = (
+        TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 3)),
+        TensorSpec(name="label", datatype="INT64", shape=(-1,)),
+    )
+    made = [
+        Signature(
+            inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1, 1)),),
+            features=(Feature(name="x", datatype="FP32"),),
+            layout="matrix",
+            outputs=outputs,
+            label="label",
+            scores="probabilities",
+            classes=classes,
+        )
+        for classes in (("a", "b", "c"), ("a", "b", "new"))
+    ]
+    kept = [monitor.follow("m", str(i), "ab", one, Feedback()) for i, one in enumerate(made, 1)]
+    for i, one in enumerate(kept, 1):
+        assert one is not None
+        one.keep(f"k{i}", (np.eye(3, dtype=np.float32), np.arange(3)), 3)
+    told = [("k1", ["a", "b", "new"], "/0"), ("k2", ["a", "b", "c"], "/1")]
+    assert monitor.take("m", told) == 6
+    with pytest.raises(serving.SignatureMismatch, match="classes"):
+        monitor.take("m", [("k1", ["none"], "/0")])
+    monitor.tick(leads=True)
+    for version in monitor.report("m").versions:
+        assert (version.outcomes, version.accuracy, version.auc) == (3, pytest.approx(2 / 3), pytest.approx(1))
+        assert version.brier == pytest.approx(1 / 3)
+    monitor.close()
 
 
 def test_what_is_kept_is_bounded(tmp_path: Path) -> None:
