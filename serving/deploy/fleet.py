@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from serving.deploy.canary_selection import CanarySelection
@@ -158,7 +159,8 @@ class Fleet:
         tracker = recorder = None
         if self._monitoring is not None:
             limits, its = self.limits.of(batching.own), (item.name, item.version, item.sha256, session.signature)
-            tracker = await loop.run_in_executor(self._loader, self._monitoring.drift.follow, *its, limits.drift)
+            follow = partial(self._monitoring.drift.follow, *its, limits.drift, limits.sensitive)
+            tracker = await loop.run_in_executor(self._loader, follow)
             recorder = self._monitoring.feedback.follow(*its, limits.feedback)
         model = Model(
             item.name,

@@ -76,10 +76,28 @@ class DriftMonitor:
         self.gauges: dict[Key, float] = {}
         """What is found of each version's last window, where this worker leads; replaced and never changed."""
 
-    def follow(self, name: str, version: str, sha256: str, signature: Signature, settings: Settings) -> Tracker | None:
-        """Return what is to be offered a version's rows, for as long as it lives; None: nothing is to be compared."""
-        known = {reference.name for reference in signature.reference}
-        columns = [column for column in columns_of(signature) if settings.learn_rows or column.name in known]
+    def follow(  # noqa: PLR0917
+        self,
+        name: str,
+        version: str,
+        sha256: str,
+        signature: Signature,
+        settings: Settings,
+        sensitive: frozenset[str] = frozenset(),
+    ) -> Tracker | None:
+        """Return what is to be offered a version's rows, for as long as it lives; None: nothing is to be compared.
+
+        sensitive: features of which no reference is learned, beside those that the signature marks.
+        """
+        columns = columns_of(signature)
+        if settings.learn_rows:
+            # A reference has values of single callers, and is kept and shown.
+            hidden = sensitive | {feature.name for feature in signature.features if feature.sensitive}
+            misspelt = hidden - {feature.name for feature in signature.features}  # which is in the log
+            columns = [] if misspelt else [column for column in columns if column.name not in hidden]
+        else:
+            known = {reference.name for reference in signature.reference}
+            columns = [column for column in columns if column.name in known]
         if not columns or not settings.enabled:
             return None
         tracker = Tracker(columns)

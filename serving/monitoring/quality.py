@@ -25,7 +25,8 @@ def error(value: float | None, outcome: str) -> float:
 def auc(outcomes: Array, scores: Array) -> float | None:
     """Return the area under the ROC curve, 0 to 1; of more than two classes the mean of each against the others.
 
-    outcomes: int [n], positions of classes, -1 for none of them. scores: float [n, classes]. None where no class has outcomes both ways.
+    outcomes: int [n], positions of classes, -1 for none of them. scores: float [n, classes]. None where no class has
+    outcomes both ways.
     """
     classes = [1] if scores.shape[1] == 2 else range(scores.shape[1])
     areas = [_area(outcomes == k, scores[:, k]) for k in classes]

@@ -127,7 +127,8 @@ def test_drift_is_seen_over_all_workers(tmp_path: Path, eventually: Wait) -> Non
     shutil.copytree(MODELS / "iris", models / "iris")
     (models / "iris" / "model.toml").write_text("[drift]\nwindow_rows = 400")
     shutil.copytree(MODELS / "iris" / "1", models / "learns" / "1")
-    (models / "learns" / "model.toml").write_text("[drift]\nwindow_rows = 100\nlearn_rows = 100")
+    settings = "[drift]\nwindow_rows = 100\nlearn_rows = 100\n[privacy]\nsensitive = ['sepal_length']"
+    (models / "learns" / "model.toml").write_text(settings)
     rows = load_iris().data
     random = np.random.default_rng(0)
 
@@ -189,5 +190,6 @@ def test_drift_is_seen_over_all_workers(tmp_path: Path, eventually: Wait) -> Non
             return bool(state("learns")["windows"] and state("learns")["window"])
 
         eventually(learned)
+        assert state("learns")["window"]["columns"][0]["name"] == "sepal_width"  # none is learned of what is sensitive
         (models / "iris" / "model.toml").write_text("[drift]\nenabled = false")
         eventually(lambda: state()["status"] == "off")

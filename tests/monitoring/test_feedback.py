@@ -18,9 +18,9 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 import serving
 from serving.access.key_store import KeyStore
 from serving.engine.limits import Feedback
+from serving.engine.signature import Feature, Signature, TensorSpec
 from serving.http_api.app import create_app
 from serving.monitoring import quality
-from serving.engine.signature import Feature, Signature, TensorSpec
 from serving.monitoring.feedback import FeedbackMonitor
 from serving.monitoring.feedback_store import FeedbackStore, Kept
 from serving.monitoring.monitoring import Monitoring
