@@ -185,11 +185,10 @@ def test_drift_is_seen_over_all_workers(tmp_path: Path, eventually: Wait) -> Non
         assert "drifted in the last window" in shown.stdout
         assert shown.stdout.index("petal_length") < shown.stdout.index("sepal_width")
 
-        def learned() -> bool:
+        def learned() -> Any:
             asked(http, "learns")
-            found = state("learns")["window"]
             # None is learned of what is sensitive.
-            return bool(found and found["columns"][0]["name"] == "sepal_width" and state("learns")["windows"])
+            return state("learns")["windows"] and state("learns")["window"]["columns"][0]["name"] == "sepal_width"
 
         eventually(learned)
         (models / "iris" / "model.toml").write_text("[drift]\nenabled = false")
