@@ -6,6 +6,7 @@ decides nothing. Sources: RFC 7517, RFC 7519, RFC 8725 (best current practices).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -120,7 +121,12 @@ def _read(text: str) -> dict[str | None, jwt.PyJWK]:
 
 def _name(claims: dict[str, Any]) -> str:
     subject = claims.get("sub")
-    return f"jwt:{ascii(subject[:128])[1:-1]}" if isinstance(subject, str) and subject else "jwt"
+    if not isinstance(subject, str) or not subject:
+        return "jwt"
+    name = ascii(subject)[1:-1]
+    if len(name) > 128:  # whoever only begins alike is somebody else
+        name = f"{name[:60]}...{hashlib.sha256(name.encode()).hexdigest()}"
+    return f"jwt:{name}"
 
 
 def _scopes(claims: dict[str, Any]) -> list[Any]:

@@ -7,6 +7,7 @@ import struct
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -115,6 +116,8 @@ def _plain(value: Any, *, whole: bool) -> Any:
     """Give a cell as JSON has it: NaN is how floats say that there is none."""
     if isinstance(value, list):
         return [_plain(each, whole=whole) for each in value]
+    if isinstance(value, Decimal):
+        return float(value)
     if isinstance(value, float) and math.isnan(value):
         return None
     return int(value) if whole and isinstance(value, float) and value.is_integer() else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -19,8 +20,8 @@ from serving.bulk.formats import Format
 from serving.engine.limits import Limits
 from serving.engine.model import load
 from serving.engine.signature import Described
-from serving.errors import InferenceFailed
-from serving.linux.files import write_whole
+from serving.errors import InferenceFailed, InvalidRequest
+from serving.linux.files import try_lock, write_whole
 from serving.protocols.strict_json import dumps
 from serving.tensors import Tensors
 
@@ -206,7 +207,7 @@ class Scoring:
             "inputs": inputs,
             "identity": model.identity,
             "form": self._form.kind,
-            "errors": errors is not None,
+            "errors": str(errors and errors.absolute()),
         }
         self._resumable = out is not None and all(path is not None for path, _ in files)
         self.progress = Progress(self._task)
@@ -221,8 +222,9 @@ class Scoring:
         if self._out is None or not self._resumable:
             return False
         noted = Progress.read(self._beside(self._out, "progress"), self._task)
-        part = self._beside(self._out, "part")
-        if noted is None or not part.is_file() or part.stat().st_size < noted.written:
+        if noted is None or _size(self._beside(self._out, "part")) < noted.written:
+            return False
+        if self._errors is not None and _size(self._beside(self._errors, "part")) < noted.told:
             return False
         self.progress = noted
         return True
@@ -233,6 +235,7 @@ class Scoring:
         Raises SignatureMismatch, InvalidRequest, TooManyBad, OSError. Whatever ends it, a task with files goes on where
         it was once it is run again.
         """
+        self._check_bad()
         with ExitStack() as stack:
             out, errors = self._opened(stack)
             if not self.progress.written:
@@ -246,7 +249,7 @@ class Scoring:
                     tell(self._share())
             finally:
                 self._save(out, errors)
-        self._finish()
+            self._finish()
 
     def _opened(self, stack: ExitStack) -> tuple[BinaryIO, BinaryIO | None]:
         out: BinaryIO = self._sink
@@ -259,7 +262,7 @@ class Scoring:
 
     def _take(self, done: Scored, out: BinaryIO, errors: BinaryIO | None) -> None:
         progress = self.progress
-        name = str(self._files[done.file][0] or "-")
+        name = os.fsencode(self._files[done.file][0] or "-").decode(errors="replace")
         self._totals[done.file] = done.total
         told = b"".join([dumps({"file": name, **bad._asdict()}) + b"\n" for bad in done.bad])
         out.write(done.data)
@@ -276,10 +279,13 @@ class Scoring:
             bad=progress.bad + len(done.bad),
             shown=[*progress.shown, *((name, bad) for bad in done.bad[: SHOWN - len(progress.shown)])],
         )
-        if self._max_bad is not None and progress.bad > self._max_bad:
-            raise TooManyBad(f"more than {self._max_bad} rows are bad, and {self._out or 'the rest'} is not written")
+        self._check_bad()
         if time.monotonic() - self._saved > SAVE_S:
             self._save(out, errors)
+
+    def _check_bad(self) -> None:
+        if self._max_bad is not None and self.progress.bad > self._max_bad:
+            raise TooManyBad(f"more than {self._max_bad} rows are bad, and {self._out or 'the rest'} is not written")
 
     def _save(self, out: BinaryIO, errors: BinaryIO | None) -> None:
         out.flush()
@@ -309,9 +315,16 @@ class Scoring:
         self._beside(self._out, "progress").unlink(missing_ok=True)
 
 
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
+
+
 def _cut(path: Path, size: int) -> BinaryIO:
-    """Open a file to be written behind its first bytes."""
-    file = path.open("r+b" if size else "wb")
+    """Open a file to be written behind its first bytes, by nobody else. Raises InvalidRequest."""
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+    if not try_lock(file.fileno()):
+        file.close()
+        raise InvalidRequest(f"{path}: another run writes it now")
     file.truncate(size)
     file.seek(size)
     return file

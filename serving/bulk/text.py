@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import time
 from abc import ABC, abstractmethod
@@ -168,7 +169,7 @@ class NdjsonReader(TextReader):
         return self.columns.feeds(batch, nan_is_missing=False, infinite=False)
 
     def _records(self, block: Block) -> list[tuple[int, bytes]]:
-        lines = block.data.splitlines(keepends=True)
+        lines = io.BytesIO(block.data)  # which, other than `splitlines`, has none end with a bare carriage return
         return [(line, record) for line, record in enumerate(lines, block.line) if not record.isspace()]
 
     def _document(self, record: bytes) -> Any:
@@ -210,7 +211,7 @@ class CsvReader(TextReader):
             self._source.seek(self._start.offset)
 
     def _take_header(self, line: bytes) -> None:
-        self._names = (csv_rows.split(line) or [[""]])[0]
+        self._names = _row(line)
         hint = ": write commas between columns" if ";" in self._names[0] or "\t" in self._names[0] else ""
         self.columns.check_names(self._names, hint)
         features = {feature.name: feature for feature in self.columns.features}
@@ -227,6 +228,8 @@ class CsvReader(TextReader):
 
     def _at_once(self, data: bytes, rows: int) -> Tensors | None:
         if self._arrays or (self._integers and _HEX.search(data)):  # Arrow reads such numbers, and nobody else does
+            return None
+        if data.count(b"\r") != data.count(b"\r\n"):  # where Arrow ends a line, and nothing else here does
             return None
         try:
             table = arrow_csv.read_csv(
@@ -261,9 +264,17 @@ class CsvReader(TextReader):
         return records
 
     def _document(self, record: bytes) -> Any:
-        cells = csv_rows.split(record)[0]
+        cells = _row(record)
         if len(cells) != len(self._names):
             raise InvalidRequest(f"has {len(cells)} cells, and the header has {len(self._names)}")
         return {
             feature.name: csv_rows.value(cell, feature) for feature, cell in zip(self._features, cells, strict=True)
         }
+
+
+def _row(line: bytes) -> list[str]:
+    """Split a line into cells. Raises InvalidRequest."""
+    rows = csv_rows.split(line)
+    if len(rows) > 1:
+        raise InvalidRequest("a carriage return is no end of a line: write a newline, or quotes around the cell")
+    return rows[0] if rows else [""]

@@ -18,7 +18,7 @@ from serving.bulk.formats import SUFFIXES, Format, check_installed
 from serving.commands.predict import ApiKey
 from serving.commands.traffic import Models, StateDir, explained, up_to_date
 from serving.commands.tune import version_of
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, ServingError
 from serving.linux.limits import cores
 from serving.logs import visible
 
@@ -77,8 +77,11 @@ def score(  # noqa: PLR0917  typer makes options of parameters
         form = _format(out, out_kind or ("ndjson" if to is None else None), "--out-format")
         if to is None and form == "parquet":
             raise InvalidRequest("--out-format: Parquet needs a file, by --out")
-        if to is not None and any(path is not None and path.absolute() == to.absolute() for path, _ in inputs):
-            raise InvalidRequest(f"--out: {out} is one of the files that are read")
+        taken = {path.resolve() for path, _ in inputs if path is not None}
+        for option, written in (("--out", to), ("--errors", errors)):
+            if written is not None and (written.is_dir() or written.resolve() in taken):
+                raise InvalidRequest(f"{option}: {written} is a folder, or one of the other files")
+            taken |= {written.resolve()} if written is not None else set()
         who: Engine = threads(workers or cores())
         if engine == "ray":
             if url or any(path is None for path, _ in inputs):
@@ -115,7 +118,9 @@ def _run(scoring: Scoring) -> None:
         console.print(f"ended: {error}")
         raise typer.Exit(1) from None
     except OSError as error:
-        raise InvalidRequest(f"{error.filename or 'the answers'}: {(error.strerror or '').lower()}") from None
+        # What can't be opened has a name; what can't be written any more has none, and is no fault of the request.
+        kind = InvalidRequest if error.filename else ServingError
+        raise kind(f"{error.filename or 'the answers'}: {(error.strerror or '').lower()}") from None
     seconds = max(1e-6, time.monotonic() - began)
     console.print(f"{_rows(scoring)} in {seconds:.1f} s ({(scoring.progress.rows - before) / seconds:,.0f} rows/s)")
     if scoring.progress.bad:

@@ -156,7 +156,8 @@ async def fail(session: AsyncSession, claimed: Claim, why: str) -> None:
 
 async def end(session: AsyncSession, job_id: str, state: str, error: str = "") -> bool:
     """End a job that is active, and forget its pieces; return whether it was."""
-    ended = {"state": state, "error": error, "finished_at": now()}
+    # An error names columns, of which PostgreSQL keeps no NUL.
+    ended = {"state": state, "error": error.replace("\0", "\ufffd"), "finished_at": now()}
     active = _JOBS.where(Job.id == job_id, Job.state.in_(ACTIVE)).values(**ended)
     if await session.scalar(active.returning(Job.id)) is None:
         return False

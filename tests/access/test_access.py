@@ -138,6 +138,14 @@ def test_a_token_names_its_caller_without_tricks(tmp_path: Path) -> None:
     assert access.decide(bearer(given), "deploy").name == r"jwt:ci\nroot\x1b[31m"
 
 
+def test_subjects_that_begin_alike_are_not_the_same_caller(tmp_path: Path) -> None:
+    """However long they are: each has jobs and rates of its own, under a name that a database takes."""
+    access = tokens(tmp_path)
+    subjects = ["é" * 200, "é" * 201, "é" * 199 + "e"]
+    names = {access.decide(bearer(issuer.token(scope="jobs", sub=each)), "jobs").name for each in subjects}
+    assert (len(names), max(map(len, names)) <= 256) == (3, True)
+
+
 def test_a_jwks_file_is_read_anew(tmp_path: Path) -> None:
     """Taking a key out of the JWKS file refuses its tokens, cached ones too; the others go on."""
     access = tokens(tmp_path)

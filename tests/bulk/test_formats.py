@@ -224,6 +224,20 @@ def test_a_quote_that_is_never_closed_costs_its_own_line() -> None:
     assert made[2] == made[4] == [[1, 2, 3, 4]]
 
 
+def test_a_bare_carriage_return_ends_no_line() -> None:
+    """Two rows that it parts are no row, and those behind keep their lines: nothing is left out or counted twice."""
+    row = "5.1,3.5,1.4,0.2"
+    made = found(read("csv", f"{HEADER}\r\n{row}\r{row}\n\n{row}\n".encode()))
+    assert "a carriage return is no end of a line" in made.pop(2)
+    assert made == {4: by_v1("iris", IRIS)}
+    with pytest.raises(InvalidRequest, match="a carriage return is no end of a line"):
+        read("csv", f"{HEADER}\r{row}\r".encode())
+    text = ndjson([IRIS])[:-1]
+    made = found(read("ndjson", b"\n".join([text + b"\r" + text, text, b"5", text, b""])))
+    assert [line for line, value in made.items() if value == by_v1("iris", IRIS)] == [2, 4]
+    assert sorted(made) == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("kind", ["csv", "ndjson"])
 def test_other_encodings_are_named(kind: str) -> None:
     """UTF-16 is refused with what to do."""
@@ -248,9 +262,10 @@ def columns(**changed: Any) -> Any:
 def test_bad_cells_of_tables_are_bad_rows() -> None:
     """NaN, null, infinity and what is too large are found among good ones, by row."""
     values = [5.1, None, 5.1, float("nan"), float("inf"), 1e39, 5.1, 5.1, 5.1, 5.1]
+    decimals = pa.array(IRIS["petal_width"] for _ in range(10)).cast(pa.decimal128(5, 1))
     for kind, data in [
-        ("arrow", arrow(columns(sepal_length=values))),
-        ("parquet", as_parquet(columns(sepal_length=values))),
+        ("arrow", arrow(columns(sepal_length=values, petal_width=decimals))),
+        ("parquet", as_parquet(columns(sepal_length=values, petal_width=decimals))),
     ]:
         made = found(read(kind, data))
         assert made[2] == made[4] == "/sepal_length: should be a number, and is null"

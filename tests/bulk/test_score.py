@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -114,14 +117,15 @@ def test_bad_rows_are_told_and_the_status_says_so(tmp_path: Path) -> None:
 
 
 def test_more_bad_rows_than_may_be_end_it(tmp_path: Path) -> None:
-    """Nothing is under the final name; with a greater number the same command goes on."""
+    """However often it is tried, nothing is under the final name; with a greater number the same command goes on."""
     rows = tmp_path / "rows.ndjson"
     rows.write_bytes(ndjson([IRIS, 5, 6, IRIS]))
     out = tmp_path / "out.parquet"
-    result = score(rows, "-m", "iris", "-o", out, "--max-bad", 1)
-    assert result.exit_code == 1
-    assert "more than 1 rows are bad" in result.stderr
-    assert not out.exists()
+    for _ in range(2):
+        result = score(rows, "-m", "iris", "-o", out, "--max-bad", 1)
+        assert result.exit_code == 1
+        assert "more than 1 rows are bad" in result.stderr
+        assert not out.exists()
     assert score(rows, "-m", "iris", "-o", out, "--max-bad", 2).exit_code == 3
     assert len(load(out)) == 4
 
@@ -150,11 +154,39 @@ def test_wrong_tasks_are_refused(tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.csv", ROWS[:3])
     assert score("nothing-*.csv", "-m", "iris").exit_code == 2
     assert "there is no version 1 of nobody" in score(rows, "-m", "nobody").stderr
-    assert score(rows, "-m", "iris", "-o", rows).exit_code == 2
+    (tmp_path / "link.csv").symlink_to(rows)
+    for wrong in (rows, tmp_path / ".." / tmp_path.name / "rows.csv", tmp_path / "link.csv", tmp_path):
+        assert score(rows, "-m", "iris", "-o", wrong, "--out-format", "csv").exit_code == 2
+        assert score(rows, "-m", "iris", "--errors", wrong).exit_code == 2
+    assert score(rows, "-m", "iris", "-o", tmp_path / "a.csv", "--errors", tmp_path / "a.csv").exit_code == 2
     assert rows.read_text().startswith("sepal_length")
     result = score(rows, "-m", "iris", "-o", tmp_path / "no" / "out.csv")
     assert result.exit_code == 2
     assert "no such file or directory" in result.stderr
+
+
+def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+    """The second ends, and leaves alone what the first has written."""
+    rows, part = write(tmp_path / "rows.csv", ROWS[:3]), tmp_path / ".out.csv.part"
+    with part.open("w") as first:
+        first.write("its rows")
+        first.flush()
+        fcntl.flock(first, fcntl.LOCK_EX)
+        result = score(rows, "-m", "iris", "-o", tmp_path / "out.csv")
+        assert (result.exit_code, part.read_text()) == (2, "its rows")
+        assert "another run writes it now" in result.stderr
+    assert score(rows, "-m", "iris", "-o", tmp_path / "out.csv").exit_code == 0
+
+
+def test_where_answers_find_no_room_it_could_not_be_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is no fault of what was asked for, and has the status of what can be tried again."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Scoring, "_take", full)
+    result = score(write(tmp_path / "rows.csv", ROWS[:3]), "-m", "iris")
+    assert (result.exit_code, "no space left on device" in result.stderr) == (1, True), result.stderr
 
 
 @pytest.mark.parametrize(

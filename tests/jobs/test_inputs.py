@@ -42,8 +42,9 @@ WHOLE = written(**{name: [1.0] * 1000 for name in NAMES})
         (PARQUET, WHOLE[:1000] + b"\0" * 200 + WHOLE[1200:], "Parquet"),
         (PARQUET, written(**{name: ["x"] for name in NAMES}), "numbers"),
         (PARQUET, written(sepal_length=[1.0]), "is missing"),
+        (PARQUET, written(**{name: [1.0] for name in [*NAMES, "a\0b"]}), "a\ufffdb"),
     ],
-    ids=["misnamed", "missing", "extra", "utf-16", "utf-16 json", "no parquet", "cut", "broken", "types", "columns"],
+    ids=["misnamed", "missing", "extra", "utf-16", "json", "no parquet", "cut", "broken", "types", "columns", "NUL"],
 )
 def test_a_file_that_does_not_fit_fails_its_job(client: TestClient, kind: str, content: bytes, said: str) -> None:
     """What can't be read as what it is said to be, or has other columns, fails the job and names what is wrong."""

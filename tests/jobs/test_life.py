@@ -139,7 +139,7 @@ def test_cancelling_is_final_and_can_be_repeated(client: TestClient, monkeypatch
     job = finished(client, ask(client))
     refused = client.post(f"/v1/jobs/{job['id']}/cancel")
     assert (refused.status_code, refused.json()["error"]) == (409, "the job has succeeded already")
-    for method, unknown in (("POST", "/v1/jobs/unknown/cancel"), ("GET", "/v1/jobs/x"), ("DELETE", "/v1/jobs/x")):
+    for method, unknown in (("POST", "/v1/jobs/unknown/cancel"), ("GET", "/v1/jobs/%00"), ("DELETE", "/v1/jobs/x")):
         assert client.request(method, unknown).status_code == 404
     with monkeypatch.context() as patch:
         patch.setattr(services(client).runner.pieces, "do", lambda _: asyncio.Event().wait())
