@@ -206,11 +206,16 @@ class ParquetReader(TableReader):
     """A Parquet file; only the model's columns are read, and no more than it takes of a row group at a time."""
 
     _kind = "the Parquet file"
+    fits = False
+    """Whether other columns may be in it, and those that may be missing left out."""
 
     def _tables(self, skip: int) -> Iterator[Any]:
         described = parquet.ParquetFile(self._source, pre_buffer=False, buffer_size=1 << 20)
-        self.columns.check_types(described.schema_arrow)
-        texts = [feature.name for feature in self.columns.features if feature.datatype == "BYTES" and not feature.shape]
+        schema = described.schema_arrow
+        self.columns.check_types(self.columns.fitted(schema) if self.fits else schema)
+        there = [feature for feature in self.columns.features if feature.name in schema.names]
+        absent = [name for name in self.columns.names if name not in schema.names]
+        texts = [feature.name for feature in there if feature.datatype == "BYTES" and not feature.shape]
         # Texts that many rows share stay one: else a file of some KB would take gigabytes.
         file = parquet.ParquetFile(
             self._source, metadata=described.metadata, pre_buffer=False, buffer_size=1 << 20, read_dictionary=texts
@@ -223,6 +228,8 @@ class ParquetReader(TableReader):
             skip -= rows
             del groups[0]
         for table in file.iter_batches(most, row_groups=groups, columns=self.columns.names, use_threads=False):
+            for name in absent:
+                table = table.append_column(name, pa.nulls(len(table), self.columns.types[name]))  # noqa: PLW2901
             if skip < len(table):
                 yield table.slice(skip)
             skip = max(0, skip - len(table))

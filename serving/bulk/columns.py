@@ -59,6 +59,12 @@ class ColumnBinder:
         if details:
             raise listed(_PROBLEM + hint, details)
 
+    def fitted(self, schema: Any) -> Any:
+        """Leave out of a schema what the model does not have, and add what may be missing."""
+        kept = [field for field in schema if field.name in self.types]
+        added = [feature for feature in self.features if feature.nullable and feature.name not in schema.names]
+        return pa.schema(kept + [pa.field(feature.name, self.types[feature.name]) for feature in added])
+
     def check_types(self, schema: Any) -> None:
         """Refuse columns whose type is none of their feature's. Raises SignatureMismatch."""
         index = _index_names(schema.metadata or {})

@@ -71,7 +71,8 @@ class Codec(HttpCodec):
             # RFC 4180 says so of a body that begins with a row; the columns are then the features in order.
             absent = b"header=absent" in (header(headers, b"content-type") or b"").replace(b" ", b"").lower()
             return self._csv(body, list(self._features) if absent else None)
-        return self.quick(body) or self._document(strict_json.loads(body))
+        # MLflow's own client writes NaN where a value is missing.
+        return self.quick(body) or self._document(strict_json.loads(body, nan_is_null=True))
 
     def quick(self, body: bytes) -> Decoded | None:
         """Read `instances` where V1 has a short cut; what is no JSON has none."""
@@ -91,11 +92,17 @@ class Codec(HttpCodec):
         given = document[form]
         if form == "dataframe_split":
             return self._split(given)
-        if form == "dataframe_records":
-            return self._rows(given, "/dataframe_records")
-        if form == "inputs" and isinstance(given, dict) and list(given) == [self._matrix]:
-            given = given[self._matrix]  # a whole tensor by its name in the graph
-        return self._v1.checked.read({form: given})
+        if form != "inputs":
+            return self._rows(given, f"/{form}")
+        if isinstance(given, dict):
+            if list(given) == [self._matrix]:
+                given = given[self._matrix]  # a whole tensor by its name in the graph
+            else:
+                rows = next((len(column) for column in given.values() if isinstance(column, list)), 0)
+                given = self._known(given.items()) | {
+                    name: [None] * rows for name in self._missing if name not in given
+                }
+        return self._v1.checked.read({"inputs": given})
 
     def _split(self, given: Any) -> Decoded:
         columns = given.get("columns") if isinstance(given, dict) else None

@@ -24,10 +24,10 @@ lenient = orjson.loads
 rule both out by other means, and take a ValueError as a reason to ask `loads`."""
 
 
-def loads(body: Buffer) -> Any:
+def loads(body: Buffer, *, nan_is_null: bool = False) -> Any:
     """Parse, refusing what two parsers could read in two ways.
 
-    Raises InvalidRequest with the place of the fault.
+    nan_is_null: read NaN as null, and do not refuse it. Raises InvalidRequest with the place of the fault.
     """
     if not body:
         raise InvalidRequest("the body is empty: send a JSON object, as /docs shows")
@@ -38,16 +38,16 @@ def loads(body: Buffer) -> Any:
             document = lenient(body)
             if body.count(b":") == _members(document):
                 return document
-    return parse(body)
+    return parse(body, nan_is_null=nan_is_null)
 
 
-def parse(body: bytes) -> Any:
+def parse(body: bytes, *, nan_is_null: bool = False) -> Any:
     """Parse by the standard library alone, which can be told what to refuse; as `loads` does, and slower."""
     try:
         return json.loads(
             body.decode("utf-8"),
             object_pairs_hook=_unique,
-            parse_constant=_no_constant,
+            parse_constant=_nan_or_none if nan_is_null else _no_constant,
             parse_float=_finite,
             parse_int=_whole,
         )
@@ -117,6 +117,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(token: str) -> Any:
     raise InvalidRequest(f"{token} is not JSON: send null for a missing value, or a finite number")
+
+
+def _nan_or_none(constant: str) -> Any:
+    return None if constant == "NaN" else _no_constant(constant)
 
 
 def _finite(text: str) -> float:

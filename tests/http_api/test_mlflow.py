@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,8 +23,10 @@ FRAME = pd.DataFrame([FLOWER, OTHER])
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     models = tmp_path_factory.mktemp("models")
-    (models / "iris").symlink_to(MODELS / "iris")
-    with TestClient(create_app(Settings(models=models, platform="mlflow"))) as made:
+    for name in ("iris", "penguins"):
+        (models / name).symlink_to(MODELS / name)
+    settings = Settings(models=models, platform="mlflow", platform_model="iris")
+    with TestClient(create_app(settings)) as made:
         yield made
 
 
@@ -66,6 +69,32 @@ def test_every_form_of_rows_gets_the_same_answer(client: TestClient, form: str) 
     """However two rows are written, the answer is what V1 says of them, under `predictions` alone."""
     wanted = client.post("/v1/models/iris:predict", json={"instances": [FLOWER, OTHER]}).json()["predictions"]
     got = post(client, *BODIES[form])
+    assert (got.status_code, got.json()) == (200, {"predictions": wanted})
+
+
+@pytest.mark.parametrize("form", ["split", "records", "instances", "inputs", "csv", "parquet"])
+def test_each_form_takes_other_columns_and_may_leave_out_what_may_be_missing(client: TestClient, form: str) -> None:
+    """A column that the model does not have changes nothing; one that is left out, and NaN, are missing values."""
+    rows = {
+        "island": ["Dream"] * 2,
+        "bill_length_mm": [43.2, None],
+        "bill_depth_mm": [16.6, 17.0],
+        "body_mass_g": [2900] * 2,
+    }
+    frame = pd.DataFrame(rows | {"note": "x"})  # without sex and flipper_length_mm; the missing bill is NaN
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer)
+    written: dict[str, tuple[str, Any]] = {
+        "split": ("application/json", json.dumps(split(frame))),
+        "records": ("application/json", json.dumps({"dataframe_records": frame.to_dict(orient="records")})),
+        "instances": ("application/json", json.dumps({"instances": frame.to_dict(orient="records")})),
+        "inputs": ("application/json", json.dumps({"inputs": frame.to_dict(orient="list")})),
+        "csv": ("text/csv", frame.to_csv()),
+        "parquet": ("application/x-parquet", buffer.getvalue()),
+    }
+    whole = [{"sex": None, "flipper_length_mm": None, **{name: rows[name][i] for name in rows}} for i in range(2)]
+    wanted = client.post("/v1/models/penguins:predict", json={"instances": whole}).json()["predictions"]
+    got = post(client, *written[form], "/serving-endpoints/penguins/invocations")
     assert (got.status_code, got.json()) == (200, {"predictions": wanted})
 
 
