@@ -191,14 +191,19 @@ class Metrics:
 
     def flush(self) -> None:
         """Move what was gathered since the last time into the store, and leave a snapshot for the other workers."""
+        self._shared()
+
+    def _shared(self) -> bytes:
+        """Flush, and return the snapshot that is left."""
         with self._lock:
             self._flush()
-            if self._directory is None:
-                return
-            try:
-                write_whole(self._file(), self._snapshot())
-            except OSError as error:
-                log.error("metrics of this worker are not shared: %s", error.strerror)
+            snapshot = self._snapshot()
+            if self._directory is not None:
+                try:
+                    write_whole(self._file(), snapshot)
+                except OSError as error:
+                    log.error("metrics of this worker are not shared: %s", error.strerror)
+            return snapshot
 
     def _flush(self) -> None:
         while self._inherited and len(self._models) + len(self._inherited) > MOST_SERIES:
@@ -257,9 +262,8 @@ class Metrics:
 
     def _whole(self, *, sizes: bool = False) -> Store:
         """Flush, and add up the snapshots of all workers. sizes: with those of batches, which may be most of them."""
-        self.flush()
-        with self._lock:
-            snapshots = [read_snapshot(self._snapshot())]
+        # What the others read, and no later one: where the next scrape is theirs, counters would go back.
+        snapshots = [read_snapshot(self._shared())]
         if self._directory is not None:
             files = sorted(self._directory.glob("worker-*.json"))
             snapshots += read_snapshots(file for file in files if file != self._file())

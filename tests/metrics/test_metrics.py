@@ -16,6 +16,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.heartbeat import Heartbeat
+from serving.linux.files import write_whole
+from serving.metrics import metrics as metrics_module
 from serving.metrics.counts import Counts
 from serving.metrics.metrics import MOST_SERIES, Metrics
 from serving.metrics.store import MOST_SIZES
@@ -131,6 +133,20 @@ def test_the_sum_is_of_all_workers_and_survives_a_restart(tmp_path: Path) -> Non
     assert of(scraped(again), "serving_rows_total", model="m") == 11
     assert read_totals(tmp_path, [("m", "1")])["m", "1"].ok == 3, "what versions that are tried are judged by"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_no_counter_goes_back_where_another_worker_is_scraped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that end while a scrape is made are not in it, since the next one, by another worker, has none yet."""
+    one, two = Metrics(directory=tmp_path, slot=0), Metrics(directory=tmp_path, slot=1)
+
+    def busy(path: Path, content: bytes) -> None:
+        write_whole(path, content)
+        one.model("m", "1").answered("v1", 1, 0.001)
+
+    monkeypatch.setattr(metrics_module, "write_whole", busy)
+    one.model("m", "1").answered("v1", 1, 0.001)
+    seen = [of(scraped(worker), "serving_rows_total") for worker in (one, two, two, one, two)]
+    assert seen == sorted(seen)
 
 
 def test_a_worker_that_is_killed_loses_no_counter(tmp_path: Path) -> None:
