@@ -6,6 +6,7 @@ are, and may be read-only. What MLflow says of their inputs stands in the file t
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import shutil
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from serving.deploy.staging import ModelFile, embed_entry, write
 from serving.engine import mlflow_columns
@@ -59,6 +61,13 @@ def adopted(root: Path, *, by_request: bool, itself: str = "model") -> Iterator[
                 (folder / name).mkdir()
                 (folder / name / "1").symlink_to(source.absolute())
         yield folder
+
+
+def lock(folder: Path) -> IO[str]:
+    """Wait until no worker takes or drops models of this folder, and keep others from it until the file is closed."""
+    opened = (folder / ".lock").open("a")
+    fcntl.flock(opened, fcntl.LOCK_EX)
+    return opened
 
 
 def take(folder: Path, name: str, url: str) -> None:

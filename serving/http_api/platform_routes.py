@@ -6,6 +6,8 @@ Predictions take the one way of all of them (`serving.http_api.route`), in MLflo
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Annotated
 
@@ -91,6 +93,14 @@ async def _who_may_load(request: Request) -> Principal:
     return authorize(access, request.scope["headers"], "deploy") if access.configured else ANYONE
 
 
+@asynccontextmanager
+async def _alone(services: Services) -> AsyncIterator[None]:
+    """Wait until nobody else loads or unloads, in whatever worker: what one has taken, another would drop."""
+    async with services.one_gate:
+        with await asyncio.to_thread(adopted.lock, services.models):
+            yield
+
+
 _Loader = Annotated[Principal, Depends(_who_may_load)]
 _models = APIRouter(route_class=OwnRoute)
 
@@ -106,9 +116,9 @@ async def load_model(request: Request, services: LiveServices, caller: _Loader) 
         found = dict.fromkeys(sentence(e) for e in error.errors(include_url=False))
         raise InvalidRequest("; ".join(found)[:1000]) from None
     name, fleet = asked.model_name, services.fleet
-    if name in fleet.models:
-        raise Conflict(f"model {name!r} is loaded already")
-    async with services.one_gate:
+    async with _alone(services):
+        if name in fleet.models:
+            raise Conflict(f"model {name!r} is loaded already")
         try:
             await asyncio.to_thread(adopted.take, services.models, name, asked.url)
             await fleet.changes.make(name, transitions.load, who=caller.name, what="load")
@@ -126,8 +136,8 @@ async def load_model(request: Request, services: LiveServices, caller: _Loader) 
 @_models.delete("/models/{model}")
 async def unload_model(model: str, services: LiveServices, caller: _Loader) -> Response:
     """Stop serving a model after its last request."""
-    _loaded(services, model)
-    async with services.one_gate:
+    async with _alone(services):
+        _loaded(services, model)
         await services.fleet.changes.make(model, transitions.unload, who=caller.name, what="unload")
         await asyncio.to_thread(adopted.drop, services.models, model)
     return json_answer({})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,7 @@ def test_sagemaker_with_many_models(tmp_path: Path) -> None:
     logged(outside, columns("width", "height"))
     (root / "link").symlink_to(outside)
     environment = {"SAGEMAKER_BIND_TO_PORT": "0", "SAGEMAKER_MULTI_MODEL": "true", "SERVING_MODELS": str(root)}
-    with contained(
-        environment,
-        "serve",
-    ) as client:
+    with contained(environment | {"SERVING_WORKERS": "2"}, "serve") as client:
 
         def load(name: str, url: Path | str) -> httpx.Response:
             return client.post("/models", json={"model_name": name, "url": str(url)})
@@ -97,6 +95,12 @@ def test_sagemaker_with_many_models(tmp_path: Path) -> None:
         assert loaded.status_code == 200, loaded.text
         assert (loaded := load("b2", root / "b2" / "model")).status_code == 200, loaded.text
         assert load("a1", root / "a1" / "model").status_code == 409
+        with ThreadPoolExecutor(6) as pool:  # at whichever worker
+            url = f"{client.base_url}/models"
+            asked = {"model_name": "once", "url": str(root / "b2")}
+            statuses = [each.status_code for each in pool.map(lambda _: httpx.post(url, json=asked), range(6))]
+        assert sorted(statuses) == [200, *[409] * 5]
+        assert client.delete("/models/once").status_code == 200
         told = {"modelName": "a1", "modelUrl": str(root / "a1" / "model")}
         assert client.get("/models/a1").json() == told
         assert [each["modelName"] for each in client.get("/models").json()["models"]] == ["a1", "b2"]
