@@ -66,9 +66,8 @@ def platform(name: str | None, environment: Mapping[str, str]) -> Platform | Non
     if name == "sagemaker":
         return Platform("/invocations", ("/ping",), "/models/{model}/invoke", many=_many(environment))
     if name == "vertex":
-        return Platform(
-            environment.get("AIP_PREDICT_ROUTE", "/predict"), (environment.get("AIP_HEALTH_ROUTE", "/health"),)
-        )
+        predict, health = environment.get("AIP_PREDICT_ROUTE"), environment.get("AIP_HEALTH_ROUTE")
+        return Platform("/" + (predict or "predict").lstrip("/"), ("/" + (health or "health").lstrip("/"),))
     if name == "azureml":
         return Platform("/score", ("/",))
     return Platform("/invocations", ("/ping", "/health"), version=True) if name else None

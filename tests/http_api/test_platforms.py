@@ -17,6 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from serving.http_api.app import create_app
+from serving.platforms import platform
 from serving.settings import Settings
 from tests.conftest import MODELS, Server
 from tests.http_api.test_mlflow import FLOWER, OTHER
@@ -158,3 +159,11 @@ def test_nothing_is_on_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("AIP_HTTP_PORT", "7080")
     assert (Settings().platform, Settings().port, Settings().host) == ("vertex", 7080, "0.0.0.0")
     assert (Settings(port=9000, platform="azureml").port, Settings(models=MODELS).models) == (9000, MODELS)
+
+
+@pytest.mark.parametrize(("said", "path"), [("", "/predict"), ("score", "/score"), ("/", "/"), ("/v1/a:b", "/v1/a:b")])
+def test_routes_of_vertex_are_paths_however_they_are_written(said: str, path: str) -> None:
+    """One that is empty means the default, and one without its slash is read with it: no worker dies of either."""
+    asked = platform("vertex", {"AIP_PREDICT_ROUTE": said, "AIP_HEALTH_ROUTE": said})
+    assert asked is not None
+    assert (asked.predict, asked.healthy) == (path, (path.replace("predict", "health"),))
