@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from importlib import import_module
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +12,14 @@ import numpy as np
 import onnx
 
 from serving.engine.signature import Feature
-from serving.export.adapt import adapted, nameless, options_of
+from serving.export.adapt import adapted, options_of
+from serving.export.converters import register
 from serving.export.graph import (
     Entrance,
     accept_image,
     cast_output,
+    joined,
+    label_of_scores,
     name_alike,
     plain_outputs,
     rename,
@@ -53,21 +55,27 @@ def to_onnx(
     codes: Codes,
     double: bool,
     image: tuple[str, tuple[int, ...]] | None,
+    sparse: bool = False,
 ) -> onnx.ModelProto:
     """Convert a fitted model: one matrix input `features`, or one input a column, and outputs named as `original` has.
 
-    codes: numbers of the categories of columns that the model takes as numbers. Raises CannotExport.
+    codes: numbers of the categories of columns that the model takes as numbers. sparse: the last step of the pipeline
+    is given a sparse matrix. Raises CannotExport.
     """
     family = type(model).__module__.split(".")[0]
     if double and family in ("lightgbm", "xgboost", "catboost"):
         raise CannotExport(type(model).__name__, "its converter knows no float64", "export it with double=False")
     register()
     try:
-        made = adapted(model)
+        made = adapted(model, sparse=sparse)
+        last = made.steps[-1][1] if hasattr(made, "steps") else made
         if family == "catboost":
             proto = _catboost(made)
-        elif type(model).__name__ == "Booster":
-            proto = _booster(made, family, len(features))
+        elif type(last).__module__.startswith("catboost"):
+            front = _sklearn(made[:-1], features, layout=layout, codes=codes, double=double)
+            proto = joined(front, _catboost(last))
+        elif type(made).__name__ == "Booster":
+            proto = _lightgbm_booster(made, len(features))
         else:
             proto = _sklearn(made, features, layout=layout, codes=codes, double=double)
     except CannotExport:
@@ -143,149 +151,38 @@ def _sklearn(model: Any, features: Sequence[Feature], *, layout: str, codes: Cod
     raise problems[0]
 
 
-@cache
-def register() -> None:
-    """Teach skl2onnx the converters of onnxmltools, so that boosted trees convert wherever they stand.
-
-    And that scikit-learn's own trees see float32, whatever is computed before them.
-    """
-    from skl2onnx import update_registered_converter  # noqa: PLC0415
-    from skl2onnx.common import _registration  # noqa: PLC0415
-    from skl2onnx.common.shape_calculator import (  # noqa: PLC0415
-        calculate_linear_classifier_output_shapes,
-        calculate_linear_regressor_output_shapes,
-    )
-    from skl2onnx.operator_converters.linear_classifier import convert_sklearn_linear_classifier  # noqa: PLC0415
-    from sklearn.svm import LinearSVC  # noqa: PLC0415
-
-    for name in ("DecisionTree", "ExtraTree", "RandomForest", "ExtraTrees", "GradientBoosting"):
-        for role in ("Classifier", "Regressor"):
-            alias = f"Sklearn{name}{role}"
-            known = _registration._converter_pool[alias]
-            _registration._converter_pool[alias] = _registration.RegisteredConverter(
-                _exactly(known._fct), known._options
-            )
-    # Without it skl2onnx takes no options for whatever stands in front of these.
-    linear = {key: [True, False] for key in ("nocl", "output_class_labels", "raw_scores", "zipmap")}
-    update_registered_converter(
-        LinearSVC,
-        "SklearnLinearSVC",
-        calculate_linear_classifier_output_shapes,
-        convert_sklearn_linear_classifier,
-        options=linear,
-    )
-    choices = {"nocl": [True, False], "zipmap": [True, False, "columns"]}
-    for family, prefix, name, kinds in (
-        ("lightgbm", "LGBM", "LightGbm", ("Classifier", "Regressor", "Ranker")),
-        ("xgboost", "XGB", "XGBoost", ("Classifier", "Regressor", "RFClassifier", "RFRegressor", "Ranker")),
-    ):
-        try:
-            module = import_module(family)
-        except ImportError:
-            continue
-        # Which imports the library that it converts, and may do so only where that is there.
-        converters = import_module(f"onnxmltools.convert.{family}.operator_converters.{name}")
-        convert = getattr(converters, f"convert_{family}")
-        for kind in kinds:
-            answers_classes = kind.endswith("Classifier")
-            update_registered_converter(
-                getattr(module, f"{prefix}{kind}"),
-                f"{family}{prefix}{kind}",
-                calculate_linear_classifier_output_shapes
-                if answers_classes
-                else calculate_linear_regressor_output_shapes,
-                _exactly(convert),
-                options=choices if answers_classes else {"split": None},
-            )
-
-
-def _exactly(convert: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any, Any], None]:
-    """Make a converter of trees keep to what the trees do: values are float32, and thresholds stay on their side."""
-
-    def converted(scope: Any, operator: Any, container: Any) -> None:
-        from skl2onnx.common.data_types import DoubleTensorType  # noqa: PLC0415
-
-        floored = _Floored(container)
-        if not isinstance(operator.inputs[0].type, DoubleTensorType):
-            convert(scope, operator, floored)
-            return
-        single = _Single(scope.get_unique_variable_name("single"), operator.inputs[0])
-        container.add_node("Cast", [operator.inputs[0].full_name], [single.full_name], to=onnx.TensorProto.FLOAT)
-        outputs = [_Single(scope.get_unique_variable_name("of_single"), variable) for variable in operator.outputs]
-        convert(scope, _Renamed(operator, [single], outputs), floored)
-        for output, inner in zip(operator.outputs, outputs, strict=True):
-            double = isinstance(output.type, DoubleTensorType)
-            kind, more = ("Cast", {"to": onnx.TensorProto.DOUBLE}) if double else ("Identity", {})
-            container.add_node(kind, [inner.full_name], [output.full_name], **more)
-
-    return converted
-
-
-class _Single:
-    """A variable of skl2onnx by another name, with float32 for float64."""
-
-    def __init__(self, name: str, variable: Any) -> None:
-        from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType  # noqa: PLC0415
-
-        self.full_name = self.onnx_name = self.raw_name = name
-        kind = variable.type
-        self.type = FloatTensorType(kind.shape) if isinstance(kind, DoubleTensorType) else kind
-
-
-class _Floored:
-    """A container of skl2onnx that rounds thresholds down to float32.
-
-    LightGBM asks `x <= threshold` in float64. For an x of float32 the greatest float32 below asks the same, and the
-    nearest, which its converter takes, may lie above.
-    """
-
-    def __init__(self, container: Any) -> None:
-        self._container = container
-
-    def add_node(self, op_type: str, *places: Any, **attributes: Any) -> None:
-        if op_type.startswith("TreeEnsemble") and "nodes_values" in attributes:
-            values = np.asarray(attributes["nodes_values"], dtype=np.float64)
-            singles = values.astype(np.float32)
-            above = (singles > values) & (np.asarray(attributes["nodes_modes"]) == "BRANCH_LEQ")
-            attributes["nodes_values"] = np.where(above, np.nextafter(singles, np.float32(-np.inf)), singles).tolist()
-        self._container.add_node(op_type, *places, **attributes)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._container, name)
-
-
-class _Renamed:
-    """An operator of skl2onnx, with other variables at its ends."""
-
-    def __init__(self, operator: Any, inputs: list[_Single], outputs: list[_Single]) -> None:
-        self._operator = operator
-        self.inputs = inputs
-        self.outputs = outputs
-        self.input_full_names = [variable.full_name for variable in inputs]
-        self.output_full_names = [variable.full_name for variable in outputs]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._operator, name)
-
-
-def _booster(model: Any, family: str, width: int) -> onnx.ModelProto:
-    from onnxmltools import convert_lightgbm, convert_xgboost  # noqa: PLC0415
+def _lightgbm_booster(model: Any, width: int) -> onnx.ModelProto:
+    from onnxmltools import convert_lightgbm  # noqa: PLC0415
     from onnxmltools.convert.common.data_types import FloatTensorType  # noqa: PLC0415
 
     types = [("features", FloatTensorType([None, width]))]
-    if family == "lightgbm":
-        proto: onnx.ModelProto = convert_lightgbm(model, initial_types=types, target_opset=15)
-    else:
-        nameless(model)
-        proto = convert_xgboost(model, initial_types=types, target_opset=15)
+    proto: onnx.ModelProto = convert_lightgbm(model, initial_types=types, target_opset=15)
+    for opset in proto.opset_import:
+        if opset.domain == "ai.onnx.ml":
+            opset.version = 3  # trees are the same in it, and what stands before them for categories is newer
     return proto
 
 
 def _catboost(model: Any) -> onnx.ModelProto:
+    """Have CatBoost write its own file, which has labels of integers and strings only: others are put in after."""
+    classes = getattr(model, "classes_", [])
+    metadata = model.get_metadata()
+    plain = json.loads(metadata["class_params"]) if "class_params" in metadata.keys() else {}  # noqa: SIM118  no dict
+    if plain.get("class_label_type") in ("Boolean", "Float"):
+        plain |= {"class_label_type": "Integer", "class_names": list(range(len(classes)))}
+        metadata["class_params"] = json.dumps(plain)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         model.save_model(str(path), format="onnx")
-        return onnx.load(str(path))
+        proto = onnx.load(str(path))
+    plain_outputs(proto)
+    if len(classes):
+        label_of_scores(proto, np.asarray(classes))
+    else:
+        shape = proto.graph.output[0].type.tensor_type.shape
+        if len(shape.dim) == 1:
+            shape.dim.add(dim_value=1)  # it says [N], and answers [N, 1]
+    return proto
 
 
 def codes_of(model: Any, table: Any) -> dict[str, dict[Any, float]]:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+from onnx import compose as joining
 
 from serving.export.refusal import CannotExport
+from serving.tensors import Array
 
 LABELS = ("classlabels_int64s", "classlabels_strings")
 ELEMENT = {
@@ -136,6 +138,35 @@ def add_label(proto: onnx.ModelProto, classes: int) -> None:
     graph.node.append(helper.make_node("ArgMax", [scores.name], ["label"], axis=1, keepdims=0))
     del graph.output[:]
     graph.output.extend([helper.make_tensor_value_info("label", TensorProto.INT64, ["batch"]), scores])
+
+
+def label_of_scores(proto: onnx.ModelProto, classes: Array) -> None:
+    """Answer with the class of the highest score: the trees' own label is another where only two classes are left."""
+    graph = proto.graph
+    label, scores = graph.output[0].name, graph.output[1].name
+    rename(proto, {label: f"{label}_inner"})
+    values = classes.astype(np.int64) if classes.dtype.kind in "biuf" else classes.astype(object)
+    graph.initializer.append(onnx.numpy_helper.from_array(values, f"{label}_classes"))
+    graph.node.append(helper.make_node("ArgMax", [scores], [f"{label}_place"], axis=1, keepdims=0))
+    graph.node.append(helper.make_node("Gather", [f"{label}_classes", f"{label}_place"], [label]))
+    kept = [_copy(port) for port in graph.output[1:]]
+    element = graph.initializer[-1].data_type
+    del graph.output[:]
+    graph.output.extend([helper.make_tensor_value_info(label, element, ["batch"]), *kept])
+
+
+def joined(front: onnx.ModelProto, behind: onnx.ModelProto) -> onnx.ModelProto:
+    """Give what the only output of one graph holds, as float32, to the only input of another, and answer as that."""
+    behind = joining.add_prefix(behind, "behind/", rename_outputs=False)
+    output, name = front.graph.output[0].name, behind.graph.input[0].name
+    front.graph.node.append(helper.make_node("Cast", [output], [name], to=TensorProto.FLOAT))
+    front.graph.node.extend(behind.graph.node)
+    front.graph.initializer.extend(behind.graph.initializer)
+    del front.graph.output[:]
+    front.graph.output.extend(behind.graph.output)
+    domains = {opset.domain for opset in front.opset_import}
+    front.opset_import.extend(opset for opset in behind.opset_import if opset.domain not in domains)
+    return front
 
 
 def reshape_label(proto: onnx.ModelProto) -> None:

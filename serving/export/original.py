@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import pandas as pd
 from serving.export.refusal import CannotExport
 from serving.tensors import Array
 
+_MARGINS = ("binary:logitraw", "binary:hinge")
+"""Objectives of XGBoost whose answers are no probabilities."""
 VECTORIZERS = ("CountVectorizer", "TfidfVectorizer", "HashingVectorizer")
 
 
@@ -36,6 +39,15 @@ class Original:
         while hasattr(model, "steps") or hasattr(model, "best_estimator_"):
             model = model.steps[-1][1] if hasattr(model, "steps") else model.best_estimator_
         return type(model).__name__ in kinds
+
+    def sparse(self, table: pd.DataFrame) -> bool:
+        """Tell whether the last step of a pipeline is given a sparse matrix."""
+        model = self._model
+        while hasattr(model, "best_estimator_"):
+            model = model.best_estimator_
+        if len(getattr(model, "steps", ())) < 2:
+            return False
+        return hasattr(model[:-1].transform(self._rows(table[:1])), "toarray")
 
     def ask(self, table: pd.DataFrame) -> dict[str, Array]:
         """Return what it says of a table's rows, rows first: labels [rows], scores [rows, classes], and so on."""
@@ -85,20 +97,33 @@ class _Booster:
         self._booster = booster
         self._xgboost = type(booster).__module__.startswith("xgboost")
         self.classes_ = np.arange(0)
-        told = {"objective": ""} if self._xgboost else booster.dump_model(num_iteration=1)
-        if told["objective"].startswith(("binary", "multiclass")):
-            self.classes_ = np.arange(max(2, told["num_class"]))
+        if self._xgboost:
+            told = json.loads(booster.save_config())["learner"]
+            objective, count = told["objective"]["name"], int(told["learner_model_param"]["num_class"])
+        else:
+            told = booster.dump_model(num_iteration=1)
+            objective, count = told["objective"], told["num_class"]
+        self._softmax = objective == "multi:softmax"
+        if objective.startswith(("binary", "multiclass", "multi:soft")) and objective not in _MARGINS:
+            self.classes_ = np.arange(max(2, count))
             self.predict_proba = self._probabilities
 
     def predict(self, rows: Any) -> Any:
         if len(self.classes_):
             return self.classes_[self._probabilities(rows).argmax(axis=1)]
-        if self._xgboost:
-            from xgboost import DMatrix  # noqa: PLC0415
+        return self._predict(rows)
 
-            rows = DMatrix(rows, enable_categorical=True)
-        return self._booster.predict(rows)
+    def _predict(self, rows: Any) -> Array:
+        if not self._xgboost:
+            return np.asarray(self._booster.predict(rows))
+        from xgboost import DMatrix  # noqa: PLC0415
+
+        got = np.asarray(self._booster.predict(DMatrix(rows, enable_categorical=True), output_margin=self._softmax))
+        if self._softmax:  # it answers with labels only
+            got = np.exp(got - got.max(axis=1, keepdims=True))
+            got /= got.sum(axis=1, keepdims=True)
+        return got
 
     def _probabilities(self, rows: Any) -> Array:
-        got = np.asarray(self._booster.predict(rows))
+        got = self._predict(rows)
         return np.stack([1 - got, got], axis=1) if got.ndim == 1 else got

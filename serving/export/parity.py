@@ -97,9 +97,10 @@ def difference(due: Array, got: Array) -> Array:
 
 
 def _same_labels(due: Array, got: Array) -> Array:
-    due, got = due.reshape(len(due), -1), got.reshape(len(got), -1)
-    if due.shape != got.shape:
-        raise Gap(f"the original answers {due.shape[1]} labels a row, and the file {got.shape[1]}", np.ones(len(due)))
+    due = due.reshape(len(due), -1)
+    if got.size != due.size or len(got) != len(due):
+        raise Gap(f"the original's labels have the shape {due.shape}, and the file's {got.shape}", np.ones(len(due)))
+    got = got.reshape(due.shape)
     return np.array(
         [all(_plain(a) == _plain(b) for a, b in zip(x, y, strict=True)) for x, y in zip(due, got, strict=True)]
     )

@@ -23,6 +23,8 @@ _INSTEAD = {
     "NearestCentroid": "use KNeighborsClassifier",
     "CategoricalNB": "use OneHotEncoder and BernoulliNB",
     "OutputCodeClassifier": "use OneVsRestClassifier",
+    "ClassifierChain": "use MultiOutputClassifier",
+    "RegressorChain": "use MultiOutputRegressor",
     "DummyClassifier": "use LogisticRegression on a constant column",
     "DummyRegressor": "use LinearRegression on a constant column",
     "EllipticEnvelope": "use IsolationForest",
@@ -50,7 +52,9 @@ def parts(model: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         if id(part) in seen:
             continue
         seen.add(id(part))
-        if hasattr(part, "get_params") and not isinstance(part, type):
+        if type(part).__name__ == "_CalibratedClassifier":  # no estimator itself
+            waiting.append((step, part.estimator))
+        elif hasattr(part, "get_params") and not isinstance(part, type):
             yield step, part
             own = vars(part).items()
             waiting += [(step if key.endswith("_") or key == "steps" else key, value) for key, value in own]

@@ -25,6 +25,7 @@ def table_of(rows: Any, *, what: str, like: pd.DataFrame | None = None) -> pd.Da
     elif hasattr(rows, "to_list") and hasattr(rows, "name"):  # a polars Series
         table = pd.DataFrame({rows.name or "text": rows.to_list()})
     else:
+        rows = rows.toarray() if hasattr(rows, "toarray") else rows  # a sparse matrix
         table = _of_array(np.asarray(rows, dtype=object if isinstance(rows, list) else None), what)
         if like is not None and table.shape[1] == like.shape[1]:
             table.columns = like.columns
@@ -33,6 +34,8 @@ def table_of(rows: Any, *, what: str, like: pd.DataFrame | None = None) -> pd.Da
             what, "has no rows" if table.shape[1] else "has no columns", "give the rows it was fitted on"
         )
     names = [str(name) for name in table.columns]
+    if "" in names:
+        raise CannotExport(what, "has a column without a name", "give each column a name of its own")
     if len(set(names)) < len(names):
         raise CannotExport(what, "has two columns of the same name", "give each column a name of its own")
     if like is not None:

@@ -64,7 +64,16 @@ def proven(
         layout: Literal["matrix", "columns"] = "matrix" if image else convert.layout_of(model, features)
         say(f"converting{' to float64' if double else ''}")
         codes = convert.codes_of(model, train)
-        proto = convert.to_onnx(model, original, features, layout=layout, codes=codes, double=double, image=image)
+        proto = convert.to_onnx(
+            model,
+            original,
+            features,
+            layout=layout,
+            codes=codes,
+            double=double,
+            image=image,
+            sparse=original.sparse(rows),
+        )
         say("comparing")
         made = _run(model, proto, features, layout=layout, rows=rows, image=image)
         compared = differences(expected, made.outputs, rows=rows, tolerance=tolerance)
@@ -88,6 +97,8 @@ def _asked(original: Original, rows: pd.DataFrame) -> dict[str, Array]:
     except CannotExport:
         raise
     except Exception as error:
+        if "NotFitted" in type(error).__name__:
+            raise CannotExport("the model", "is not fitted", "call its fit first") from error
         text = " ".join(str(error).split())[:300]
         raise CannotExport(
             "held_out", f"the model itself refuses these rows: {text}", "give rows as it takes them"
@@ -181,6 +192,18 @@ def _remedy(
     attempt: Callable[..., tuple[Trial, Compared]],
 ) -> str:
     """Try what may help, and say what came out."""
+    empty = [name for name in train.columns if _both_empty(train[name], held_out[name])]
+    if empty:
+        kept = ~held_out[empty].isin([""]).any(axis=1)
+        try:
+            attempt(model, original, held_out[kept].reset_index(drop=True), double)
+        except (Gap, CannotExport):
+            pass
+        else:
+            return (
+                f"Tried: without rows of '' in {', '.join(map(str, empty))} the file agrees. There '' is one value and "
+                "a missing one another, which a graph can't tell apart: make one of them of both before fit."
+            )
     tried = []
     if not double:
         try:
@@ -224,6 +247,12 @@ def _remedy(
             f"{'' if double else 'for double=True does not help here, '}or allow it with tolerance=."
         )
     return f"{_culprit(model, held_out, attempt)} No remedy is known: {', and '.join(tried)}."
+
+
+def _both_empty(*parts: pd.Series[Any]) -> bool:
+    """Tell whether a column has empty strings and missing values."""
+    column = pd.concat(parts)
+    return bool(column.isna().any() and column.isin([""]).any() and not column.isin([""]).all())
 
 
 def _too_large(rows: pd.DataFrame) -> str | None:

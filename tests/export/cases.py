@@ -65,7 +65,19 @@ MIXED = "strings, numbers, integers, booleans"
 
 def cases() -> list[Case]:
     """List them all."""
-    return [*_sklearn(), *_boosters(), *_catboost(), *_pipelines(), *_missing(), *_texts(), *_answers(), *_tables()]
+    from tests.export.cases_within import within
+
+    return [
+        *_sklearn(),
+        *_boosters(),
+        *_catboost(),
+        *_pipelines(),
+        *_missing(),
+        *_texts(),
+        *_answers(),
+        *_tables(),
+        *within(),
+    ]
 
 
 def _named(group: str, data: str, made: dict[str, Callable[[], Fitted]], refused: dict[str, str]) -> list[Case]:
@@ -187,7 +199,6 @@ def _boosters() -> list[Case]:
             ),
         },
         {
-            "CalibratedClassifierCV(LGBM)": "calibratedclassifiercv",
             "StandardScaler, LGBMRegressor, double=True": "float32 before fit",
         },
     )
