@@ -16,7 +16,7 @@ from serving.engine.batch_independence import prove, same
 from serving.engine.probe_rows import MadeUpRows
 from serving.engine.runtime import EXTENSIONS, NO_MEMORY, extensions_library, plain, write_prepared
 from serving.engine.session import OnnxSession
-from serving.errors import InferenceFailed, ServingError
+from serving.errors import InferenceFailed, ModelInvalid, ServingError
 from serving.gate.findings import PREPARED, ROWS, Findings, Task
 from serving.gate.report import Check, Figures, Outcome
 from serving.linux.memory import private_memory
@@ -61,6 +61,7 @@ class Examination:
         self._tell = tell
         self._model = task.folder / MODEL_FILE
         self._session: OnnxSession
+        self._doubt = ""
         self.findings = Findings()
 
     def run(self) -> Findings:
@@ -117,19 +118,12 @@ class Examination:
         return f"{len(names)} as manifest.json says"
 
     def _valid(self) -> str:
+        """Note what onnx's own checker says: exporters are laxer than it, and onnxruntime decides."""
         try:
             onnx.checker.check_model(str(self._model))
         except onnx.checker.ValidationError as error:
-            if "Field 'shape' of 'type'" not in str(error):
-                raise
-            # Exporters leave the shape of an output out, and onnxruntime does not need it: check the rest.
-            proto = onnx.load(str(self._model), load_external_data=False)
-            for port in (*proto.graph.input, *proto.graph.output):
-                if port.type.HasField("tensor_type"):
-                    port.type.tensor_type.shape.SetInParent()
-            onnx.checker.check_model(proto)
-            return "an input or output has no shape"
-        return ""
+            self._doubt = f"not valid ONNX: {str(error).strip().splitlines()[0]}"
+        return self._doubt
 
     def _operators(self) -> str:
         proto = onnx.load(str(self._model), load_external_data=False)
@@ -157,7 +151,10 @@ class Examination:
 
     def _load(self) -> str:
         before, began = private_memory(), time.monotonic()
-        self._session = OnnxSession(self._model, threads=1, warm_rows=self._task.max_batch_rows, warm_s=_WARM_S)
+        try:
+            self._session = OnnxSession(self._model, threads=1, warm_rows=self._task.max_batch_rows, warm_s=_WARM_S)
+        except ModelInvalid as error:
+            raise Refused(f"{error.message} ({self._doubt})" if self._doubt else error.message) from error
         load_s = round(time.monotonic() - began, 4)
         self._loaded = Figures(load_s=load_s, memory_bytes=max(0, private_memory() - before))
         self.findings.signature = self._session.signature
@@ -216,8 +213,6 @@ def _reason(error: Exception, folder: Path) -> str:
         text = error.message
     elif isinstance(error, Refused):
         text = str(error)
-    elif isinstance(error, onnx.checker.ValidationError):
-        text = f"not valid ONNX: {str(error).strip().splitlines()[0]}"
     else:
         lines = str(error).strip().splitlines()
         text = f"it can't be examined: {plain(lines[0], folder / MODEL_FILE) if lines else type(error).__name__}"

@@ -76,6 +76,27 @@ def test_sizes_that_were_made_up_refuse_no_model(examiner: Gate, tmp_path: Path)
     assert report.ok, report.reasons
 
 
+def test_what_onnxruntime_runs_is_served_though_onnx_finds_fault(examiner: Gate, tmp_path: Path) -> None:
+    """A weight that is no input in a file of IR 3, no name, nodes in any order, outputs without a type: all run."""
+    x, y = (helper.make_tensor_value_info(name, FLOAT, ["n", 2]) for name in "xy")
+    weight = helper.make_tensor("w", FLOAT, [2], [1.0, 2.0])
+    nodes = [helper.make_node("Relu", ["t"], ["y"]), helper.make_node("Add", ["x", "w"], ["t"])]
+    for change in ("ir", "name", "type", "order"):
+        model = helper.make_model(
+            helper.make_graph(nodes if change == "order" else nodes[::-1], "g", [x], [y], [weight]),
+            opset_imports=[helper.make_opsetid("", 8)],
+            ir_version=3 if change == "ir" else 8,
+        )
+        if change == "name":
+            model.graph.name = ""
+        if change == "type":
+            model.graph.output[0].ClearField("type")
+        (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+        report = examiner.examine(tmp_path)
+        assert report.ok, report.reasons
+        assert "not valid ONNX" in next(check.detail for check in report.checks if check.name == "ONNX")
+
+
 def test_every_shipped_model_passes(examiner: Gate) -> None:
     """What ships goes through its own gate, with its cost measured."""
     for folder in sorted(MODELS.glob("[!.]*/[0-9]*")):
