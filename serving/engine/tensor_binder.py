@@ -142,7 +142,9 @@ class TensorBinder:
         columns = given[len(self.inputs) : len(self.inputs) + len(self._columns)]
         overrides = given[len(self.inputs) + len(self._columns) :]
         del given[len(self.inputs) :]
-        if any(column is not None for column in columns) and given[0] is None:
+        if any(column is not None for column in columns):
+            if given[0] is not None:
+                raise InvalidRequest(f"input {self.inputs[0].name!r} is sent, and columns of it too: send one of both")
             given[0] = self._matrix(columns)
         missing = [spec.name for spec, array in zip(self.inputs, given, strict=True) if array is None]
         if missing:

@@ -76,7 +76,7 @@ class Connection(asyncio.Protocol):
         self._most_calls = MOST_CALLS
         self._burst = 0
         self._paused = False  # the client does not read: the kernel would take more than a little at once when it does
-        self._flushing = False
+        self._flushing = self._half_closed = False
         self._unfinished = 0  # the frame that was not whole when it was last looked at, and since when
         self._unfinished_since = 0.0
         self._write_by = 0.0  # when the client must have read what is written; 0: nothing waits
@@ -256,7 +256,7 @@ class Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flushing = False
-        if self._paused or not self.http2.has_output:
+        if self._paused or self._half_closed or not self.http2.has_output:
             return
         for stream_id in self._write(PIECE_BYTES):
             call = self.calls.get(stream_id)
@@ -300,6 +300,7 @@ class Connection(asyncio.Protocol):
         if not self.transport.is_closing():
             self._write(0)
             # Closing at once would reset the connection under what the client still sends, and with it the reason.
+            self._half_closed = True  # whatever the client still sends is not answered: a ping, a setting
             with contextlib.suppress(OSError):  # the client has gone already
                 half_close(self.transport)
 

@@ -188,13 +188,16 @@ class GrpcServer:
                     call.fail(Status.UNAVAILABLE, "the server is going away")
             connection.drain()
         if not await self._is_quiet_within(self._grace):
-            for connection in list(self.guard.connections):
-                connection.cut_short()
-            if not await self._is_quiet_within(LINGER_S):  # clients read why, and go
-                for connection in list(self.guard.connections):
-                    connection.transport.abort()
+            self.cut_short()
+            await self._quiet.wait()
         if self._sweeping is not None:
             self._sweeping.cancel()
+
+    def cut_short(self) -> None:
+        """End all calls with UNAVAILABLE, and connections once their clients have had time to read that."""
+        for connection in list(self.guard.connections):
+            connection.cut_short()
+            self._loop.call_later(LINGER_S, connection.transport.abort)
 
     async def _is_quiet_within(self, seconds: float) -> bool:
         if self.guard.connections:

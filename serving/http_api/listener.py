@@ -150,6 +150,8 @@ class Listener(uvicorn.Server):
             log.error("the drain is cut short: what still waits or runs is refused")
             self._services.fleet.refuse()
             self._services.pool.refuse()
+            if companion is not None:
+                companion.cut_short()
             for connection in list(state.connections):
                 if isinstance(connection, Connection) and connection.stream is not None:
                     connection.stream()

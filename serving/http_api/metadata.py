@@ -104,6 +104,29 @@ async def version_signature(model: str, version: str, fleet: LiveFleet) -> Respo
 
 
 @router.get(
+    "/v1/models/{model}/labels/{label}",
+    tags=["models"],
+    summary="The version that has a label",
+    response_model=documents.ModelDescription,
+)
+async def describe_label(model: str, label: str, fleet: LiveFleet) -> Response:
+    """Answer for the version that has a label as for the model."""
+    live = fleet.get(model, label=label)
+    return json_answer(_described(live, [_status(live)]))
+
+
+@router.get(
+    "/v1/models/{model}/labels/{label}/metadata",
+    tags=["models"],
+    summary="The signature of the version that has a label",
+    response_model=documents.TensorFlowMetadata,
+)
+async def label_signature(model: str, label: str, fleet: LiveFleet) -> Response:
+    """Describe the version that has a label as the model."""
+    return json_answer(description.signature_def(fleet.get(model, label=label)))
+
+
+@router.get(
     "/v1/models/{model}/drift",
     tags=["models"],
     summary="Whether the rows that a model gets are as those it was made for",

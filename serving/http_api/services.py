@@ -65,6 +65,9 @@ class Companion(Protocol):
     async def stop(self) -> None:
         """Take no more calls and finish those in progress; a second call waits for the same end."""
 
+    def cut_short(self) -> None:
+        """Refuse what is still in progress."""
+
 
 @dataclass(frozen=True, slots=True)
 class Services:

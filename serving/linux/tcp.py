@@ -60,7 +60,7 @@ def _unsent(transport: asyncio.Transport) -> int:
     sock = transport.get_extra_info("socket")
     try:
         unsent: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4))[0]
-    except OSError:  # it is closed already
+    except (OSError, ValueError):  # it is closed already
         return 0
     return unsent
 

@@ -40,6 +40,8 @@ HTTP: dict[str, dict[str, str | None]] = {
     "/v1/models/{model}": {"GET": PREDICT},
     "/v1/models/{model}/versions/{version}": {"GET": PREDICT},
     "/v1/models/{model}/metadata": {"GET": PREDICT},
+    "/v1/models/{model}/labels/{label}": {"GET": PREDICT},
+    "/v1/models/{model}/labels/{label}/metadata": {"GET": PREDICT},
     "/v1/models/{model}/drift": {"GET": PREDICT},
     "/v1/models/{model}/versions/{version}/drift": {"GET": PREDICT},
     "/v1/models/{model}/feedback": {"GET": PREDICT},

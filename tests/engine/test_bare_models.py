@@ -215,6 +215,18 @@ def test_an_output_whose_rank_its_inputs_decide_is_described_as_declared(put: Pu
     assert (out["y"]["shape"], out["y"]["data"]) == ([4], [6.0] * 4)
 
 
+def test_an_example_that_lists_can_not_show_is_not_shown(put: Put) -> None:
+    """Behind an empty dimension a list shows no size: V1's documentation has no example, and v2's is answered."""
+    client = put(graph([node("Identity", ["x"], ["y"])], [("x", FLOAT, [0, "n"])], [("y", FLOAT, [0, "n"])]))
+    paths = client.get("/openapi.json").json()["paths"]
+    predict, infer = (
+        paths[path]["post"]["requestBody"]["content"]["application/json"]
+        for path in ("/v1/models/m:predict", "/v2/models/m/infer")
+    )
+    assert "example" not in predict
+    assert client.post("/v2/models/m/infer", json=infer["example"]).status_code == 200
+
+
 def test_a_model_without_rows_takes_one_example_a_request(put: Put) -> None:
     """Where a graph has no batch dimension, a second row is refused, not dropped, and outputs stand whole."""
     client = put(graph([node("NonZero", ["x"], ["y"])], [("x", FLOAT, ["n"])], [("y", INT64, [1, "k"])]))

@@ -209,6 +209,8 @@ def test_a_matrix_may_come_as_a_tensor_a_column() -> None:
     assert "columns have different lengths" in v2(model, *columns[1:], column(0, shape=[1], data=[1])).text
     assert "does not fit FP32" in v2(model, *columns[1:], column(0, data=[1e39, 1])).text
     assert "/inputs/3/shape" in v2(model, *columns[1:], column(0, shape=[1, 2])).text
+    whole = {"name": "features", "datatype": "FP32", "shape": [2, 4], "data": matrix.ravel().tolist()}
+    assert "send one of both" in v2(model, columns[0], whole).text
 
 
 def test_forms_of_tensorflow_serving(put: Put) -> None:

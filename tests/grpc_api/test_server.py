@@ -27,6 +27,7 @@ from tests.grpc_api.wire import (
     PATH,
     PING,
     RST_STREAM,
+    SETTINGS,
     Request,
     Wire,
     call,
@@ -126,7 +127,7 @@ def test_bytes_that_are_held_are_bounded(app: Any, eventually: Wait) -> None:
 
 
 def test_a_second_signal_cuts_streams_short() -> None:
-    """A stream that stays open holds up the drain, and a second signal ends both, in the usual way."""
+    """A stream that stays open holds up the drain; a second signal ends both, and tells the caller so."""
     with running("--grpc-port", "0", "--drain-s", "600") as server:
         found = re.search(r"gRPC: 127\.0\.0\.1:(\d+)", server.output())
         assert found
@@ -138,4 +139,10 @@ def test_a_second_signal_cuts_streams_short() -> None:
             wire.until(GOAWAY)
             wire.send(frame(DATA, 0, 1, framed(infer())))
             wire.until(DATA)
-            assert server.stop() == 0
+            server.process.send_signal(signal.SIGTERM)
+            assert wire.answer(1)[0][b"grpc-status"] == b"14"
+            with pytest.raises(ConnectionError):
+                wire.until(SETTINGS)  # there is none, only the end
+            wire.send(frame(PING, 0, 0, bytes(8)))  # as clients do that have not heard of it yet
+        assert server.stop() == 0
+        assert "Traceback" not in server.output()

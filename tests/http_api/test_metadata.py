@@ -87,6 +87,8 @@ def test_the_signature_in_the_words_of_tensorflow_serving(client: httpx.Client) 
         assert (width["dtype"], width["tensor_shape"]["dim"]) == ("DT_FLOAT", [{"size": "-1", "name": ""}])
         assert definition["method_name"] == "tensorflow/serving/predict"
     assert client.get("/v1/models/nothing/metadata").status_code == 404
+    for path in ("/v1/models/iris/labels/none", "/v1/models/iris/labels/none/metadata"):
+        assert "has no label 'none'" in client.get(path).text
 
 
 def _version(client: httpx.Client) -> str:

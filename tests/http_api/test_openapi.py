@@ -143,7 +143,7 @@ def test_every_route_answers_as_the_document_says(
         if "get" in operations:
             ask("GET", path, 200)
             if "{model}" in path:
-                ask("GET", path, 404, at=path.format(model="rose", version="1"))
+                ask("GET", path, 404, at=path.format(model="rose", version="1", label="stable"))
         elif path.endswith((":predict", "/infer")):
             content = operations["post"]["requestBody"]["content"]
             ask("POST", path, 200, json=content["application/json"]["example"])

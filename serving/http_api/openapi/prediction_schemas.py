@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from serving.engine.model import Model
 from serving.engine.rows import Rows
 from serving.engine.signature import Signature, TensorSpec
+from serving.errors import ServingError
 from serving.http_api.openapi import streams
 from serving.http_api.openapi.readable import example, readable
 from serving.http_api.security import BEARER
@@ -206,7 +207,12 @@ def example_row(model: Model) -> dict[str, Any] | None:
             else (array if signature.batch == "none" else array[0]).tolist()
             for feature, array in zip(signature.features, sample, strict=True)
         ]
-    return {f.name: readable(cell, f.datatype) for f, cell in zip(signature.features, cells, strict=True)}
+    row = {f.name: readable(cell, f.datatype) for f, cell in zip(signature.features, cells, strict=True)}
+    try:
+        Rows(signature, model.name).arrays([list(row.values())])
+    except ServingError:  # lists do not show every shape that tensors may have
+        return None
+    return row
 
 
 def _operation(  # noqa: PLR0917
