@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
-from serving.errors import InvalidRequest, ModelInvalid, NotReady, ServingError
+from serving.errors import InvalidRequest, ModelInvalid, NotReady, ServingError, shown
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -78,7 +78,7 @@ def store_url(models: Path) -> str | None:
 
 
 def open_store(url: str, *, request_s: float = 30.0, retry_s: float = 15.0) -> ObjectStore:
-    """Open an object store with the platform's credentials. Raises BaseError, ValueError for a bad URL.
+    """Open an object store with the platform's credentials. Raises BaseError, ValueError for a bad URL, StoreFailed.
 
     request_s: seconds that one request may take, to the last byte of its answer. retry_s: from its beginning, in which
     it is tried again, three times at most.
@@ -105,9 +105,13 @@ def _profile(url: str) -> Any:
     given = any(name in os.environ for name in named) or (Path.home() / ".aws" / "credentials").exists()
     if not url.startswith("s3") or not given or any(name in os.environ for name in first) or find_spec("boto3") is None:
         return None
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415
     from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415
 
-    return Boto3CredentialProvider()
+    try:
+        return Boto3CredentialProvider()
+    except (BotoCoreError, ValueError) as error:
+        raise StoreFailed("AWS_PROFILE, or what it and ~/.aws name, gives no credentials") from error
 
 
 class Bucket:
@@ -208,6 +212,7 @@ def _explained() -> Iterator[None]:
     from obstore.exceptions import (  # noqa: PLC0415
         AlreadyExistsError,
         BaseError,
+        InvalidPathError,
         PermissionDeniedError,
         PreconditionError,
         UnauthenticatedError,
@@ -221,6 +226,10 @@ def _explained() -> Iterator[None]:
         raise
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise StoreFailed(_REFUSED) from error
+    except InvalidPathError as error:  # of a listing, which ends there
+        key = re.search('[Pp]ath "(.*?)"', str(error))
+        name = f" {shown(key[1])!r}" if key else ""
+        raise StoreFailed(f"the store has an object{name}, whose name is no path (//, . or ..): remove it") from error
     except (BaseError, OSError, ValueError) as error:
         said = str(error)
         if "403 Forbidden" in said or "401 Unauthorized" in said:  # of a listing there is no error of its own

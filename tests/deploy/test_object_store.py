@@ -347,6 +347,16 @@ def test_what_is_no_store_is_refused(store: FaultyStore, monkeypatch: pytest.Mon
     assert said("s3://nobody/m") == (1, "serving: s3://nobody/m: there is no such bucket\n")
     store.fault = lambda method, path: "refused"
     assert "refuses the credentials" in said("s3://bucket/m")[1]
+    store.fault = lambda method, path: ""
+    store.client.put_object(Bucket="bucket", Key="m//iris/1/model.onnx", Body=b"x")
+    assert "the store has an object 'm//iris/1/model.onnx', whose name is no path" in said("s3://bucket/m")[1]
+    with monkeypatch.context() as context:
+        context.delenv("AWS_ACCESS_KEY_ID")
+        context.setenv("AWS_PROFILE", "nobody")
+        assert said("s3://bucket/m") == (
+            1,
+            "serving: s3://bucket/m: AWS_PROFILE, or what it and ~/.aws name, gives no credentials\n",
+        )
     monkeypatch.setattr(object_store, "find_spec", lambda name: None)
     assert "pip install 'serving[store]'" in said("s3://bucket/m")[1]
     run = CliRunner().invoke(app, ["run", "--models", "s3://bucket/m"])
