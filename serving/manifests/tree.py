@@ -49,7 +49,8 @@ def tree() -> dict[str, str]:
             made[f"chart/templates/{name}"] = (
                 f"{{{{- if {switch} }}}}\n{template}{{{{- end }}}}\n" if switch else template
             )
-    return made | {"chart/rules.yml": rules}
+    schema = "chart/values.schema.json"
+    return made | {"chart/rules.yml": rules, schema: (package / schema).read_text()}
 
 
 def _filled(text: str, values: dict[str, str]) -> str:

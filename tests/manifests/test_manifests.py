@@ -124,6 +124,32 @@ def test_a_release_can_have_more() -> None:
     assert wrong(deployment) == []
 
 
+def test_values_that_are_none_are_refused_by_name() -> None:
+    """What Helm checks before anything is made: each value of the chart is known there, and has its type."""
+    values, schema = yaml.safe_load(TREE["chart/values.yaml"]), json.loads(TREE["chart/values.schema.json"])
+    assert set(schema["required"]) == values.keys() == schema["properties"].keys() - {"global"}
+    check = Draft7Validator(schema)
+    assert check.is_valid(values)
+    wrong = {
+        "autoscaling": "KEDA",
+        "monitoring": "false",
+        "queuedRows": "64",
+        "args": "run",
+        "image": "",
+        "imagee": "x",
+    }
+    for name, value in wrong.items():
+        assert any(name in f"{error.json_path} {error.message}" for error in check.iter_errors(values | {name: value}))
+    assert not check.is_valid({name: values[name] for name in values if name != "volumes"})
+
+
+def test_a_release_whose_name_reads_as_something_else() -> None:
+    """YAML takes on, 123 and the like for no text: names are in quotation marks."""
+    for one in rendered({"autoscaling": "keda", "monitoring": True, "networkPolicy": True}, "123", "456"):
+        assert one["metadata"]["name"] == "123"
+        assert one["metadata"].get("labels", {}).get("app.kubernetes.io/instance", "123") == "123"
+
+
 def test_two_releases_do_not_meet() -> None:
     """Names, and by what pods are chosen, follow the release."""
     made = rendered({"autoscaling": "keda", "monitoring": True, "networkPolicy": True}, "other", "elsewhere")
