@@ -24,7 +24,7 @@ from serving.bulk import answers, arrow, text  # noqa: F401  for the children
 from serving.bulk.formats import Format, reader, writer
 from serving.engine.signature import Described
 from serving.errors import PayloadTooLarge, ServingError
-from serving.linux.limits import confine
+from serving.linux.limits import confine, cores
 
 IDLE_S = 60.0
 """Without a stream; then it ends."""
@@ -32,6 +32,8 @@ _AT_ONCE = 5 << 17
 """Bytes with which a reader is content: with those that come in one go they are a block of text at most."""
 _LINGER_S = 0.01
 """How long what has come waits for more: rows that come one by one are answered so, and all others by the thousand."""
+_MOST_THREADS = 8
+"""Of Arrow, for a block of text: more gain nothing, and of 64 their stacks alone are what a stream may take."""
 _MEMORY_BYTES = 1 << 30
 """Of one stream, as a last resort: what readers take is bounded by what they read at a time."""
 
@@ -42,7 +44,7 @@ def main(descriptor: int) -> None:
     # The worker decides when it ends: while a server drains, its processes may all be sent SIGTERM.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    pa.set_cpu_count(len(os.sched_getaffinity(0)))
+    pa.set_cpu_count(min(cores(), _MOST_THREADS))
     gc.freeze()
     control.settimeout(IDLE_S)
     control.send(b"\0")  # it has started
