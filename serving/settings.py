@@ -206,7 +206,7 @@ class Settings(BaseSettings):
     @field_validator("jobs_database_url")
     @classmethod
     def _database(cls, url: str | None) -> str | None:
-        if url is not None and not re.match(r"sqlite$|sqlite:///.|postgres(ql)?://.", url):
+        if url is not None and not re.match(r"sqlite$|sqlite:///(?!:memory:)[^?]+$|postgres(ql)?://.", url):
             raise ValueError("write sqlite, sqlite:///file or postgresql://user@host/name")
         if url is not None and not all(find_spec(needed) for needed in ("alembic", "obstore", "pyarrow", "sqlalchemy")):
             raise ValueError("jobs need more packages: pip install 'serving[jobs]'")

@@ -30,10 +30,13 @@ class Remote:
     """A model of a server. A connection belongs to a thread."""
 
     def __init__(self, url: str, api_key: str | None, model: str, version: str | None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or parts.hostname is None:
+        try:
+            self._parts = urlsplit(url)
+            known = self._parts.scheme in ("http", "https") and self._parts.hostname and self._parts.port != 0
+        except ValueError:  # a bracket, or a port
+            known = False
+        if not known:
             raise InvalidRequest(f"--url: {url[:200]} is no address of a server")
-        self._parts = parts
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._model = model
         self._version = version

@@ -206,7 +206,10 @@ async def _file(jobs: Jobs, job: JobDocument, name: str, media: str) -> Response
     if job.state != "succeeded":
         raise Conflict(f"the job has no result: it is {job.state}{': ' * bool(job.error)}{job.error}")
     path = f"{job.id}/{name}"
-    size = await jobs.results.size(path)
+    try:
+        size = await jobs.results.size(path)
+    except InvalidRequest:  # retention, or another request, removes it right now
+        raise JobNotFound("the result of this job has gone: ask for a new job") from None
     headers = {"content-length": str(size), "content-disposition": f'attachment; filename="{job.id}-{name}"'}
     return StreamingResponse(jobs.results.read(path), media_type=media, headers=headers)
 

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from asyncpg import InterfaceError, PostgresError
+from asyncpg import InterfaceError, PostgresError, connect
 from sqlalchemy import Connection, event, make_url, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -48,11 +49,14 @@ class Database:
         self._migrations = migrations
         parsed = make_url(f"sqlite:///{state / 'jobs.db'}" if url == "sqlite" else url)
         self._sqlite = parsed.get_backend_name() == "sqlite"
-        # Of PostgreSQL a statement, too, must not hang with the network.
-        options: dict[str, Any] = {"timeout": busy_s} | ({} if self._sqlite else {"command_timeout": _COMMAND_S})
+        options: dict[str, Any] = {"connect_args": {"timeout": busy_s}}
+        if not self._sqlite:
+            # The driver reads the URL itself: it knows sslmode and what else libpq does.
+            # A statement, too, must not hang with the network.
+            options = {"async_creator": partial(connect, url, timeout=busy_s, command_timeout=_COMMAND_S)}
         self.engine: AsyncEngine = create_async_engine(
             parsed.set(drivername="sqlite+aiosqlite" if self._sqlite else "postgresql+asyncpg"),
-            connect_args=options,
+            **options,
             pool_pre_ping=True,
             pool_size=CONNECTIONS,
             max_overflow=0,

@@ -47,32 +47,32 @@ class Results:
 
     async def put(self, path: str, content: bytes | AsyncIterator[bytes]) -> None:
         """Write a file, whole or not at all. Raises NotReady, and what `content` raises."""
-        with translated("the results"):
+        with translated("a file of the job"):
             await obstore.put_async(self._store, path, content, max_concurrency=_PARTS)
             if self._folder is not None:
                 await asyncio.to_thread(_to_disk, self._folder / path)
 
     async def size(self, path: str) -> int:
         """Return the size of a file in bytes. Raises InvalidRequest where there is none, NotReady."""
-        with translated("the results"):
+        with translated("a file of the job"):
             return (await obstore.head_async(self._store, path))["size"]
 
     async def read(self, path: str) -> AsyncIterator[bytes]:
         """Read a file, a part at a time. Raises InvalidRequest where there is none, NotReady."""
-        with translated("the results"):
+        with translated("a file of the job"):
             found = await obstore.get_async(self._store, path)
             async for chunk in found.stream(min_chunk_size=_CHUNK):
                 yield bytes(chunk)
 
     def open(self, path: str) -> Input:
         """Open a file to be read by ranges; for threads. Raises InvalidRequest where there is none, NotReady."""
-        with translated("the results"):
+        with translated("a file of the job"):
             store = self._store
         return StoredInput(store, path)
 
     async def remove(self, path: str) -> None:
         """Remove a file, or all below a path. Raises NotReady."""
-        with translated("the results"):
+        with translated("a file of the job"):
             if self._folder is not None:  # with what writers that were killed have left
                 await asyncio.to_thread(_remove, self._folder / path)
                 return
@@ -83,7 +83,7 @@ class Results:
     async def old(self) -> set[str]:
         """Return the jobs of which there are files, and none of the last day. Raises NotReady."""
         newest: dict[str, float] = {}
-        with translated("the results"):
+        with translated("a file of the job"):
             async for found in obstore.list(self._store):
                 for each in found:
                     job = each["path"].partition("/")[0]

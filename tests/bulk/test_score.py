@@ -153,6 +153,8 @@ def test_wrong_tasks_are_refused(tmp_path: Path) -> None:
     """A file that is not there, a model that is not there, an output that is an input, a folder that is not there."""
     rows = write(tmp_path / "rows.csv", ROWS[:3])
     assert score("nothing-*.csv", "-m", "iris").exit_code == 2
+    for url in ("127.0.0.1:80", "http://[::1", "http://x:99999"):
+        assert score(rows, "-m", "iris", "--url", url).exit_code == 2
     assert "there is no version 1 of nobody" in score(rows, "-m", "nobody").stderr
     (tmp_path / "link.csv").symlink_to(rows)
     for wrong in (rows, tmp_path / ".." / tmp_path.name / "rows.csv", tmp_path / "link.csv", tmp_path):

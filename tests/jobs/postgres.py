@@ -53,7 +53,7 @@ class Postgres:
         self._run("pg_ctl", "-D", "data", "-w", "-m", mode, "stop")
 
     def database(self, name: str) -> str:
-        """Make a database, and return its URL."""
+        """Make a database, and return its URL, with options as libpq has them."""
         self._run(
             "psql",
             "-h",
@@ -66,7 +66,7 @@ class Postgres:
             "-qc",
             f"create database {name}",
         )
-        return f"postgresql://tester@127.0.0.1:{self.port}/{name}"
+        return f"postgresql://tester@127.0.0.1:{self.port}/{name}?sslmode=prefer&application_name=jobs"
 
     def remove(self) -> None:
         self.stop()

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -87,6 +88,8 @@ def test_a_bad_row_is_named_and_the_others_are_predicted(
     errors = [json.loads(line) for line in client.get(f"/v1/jobs/{job['id']}/errors").content.splitlines()]
     assert [(error["line"], error["path"]) for error in errors] == [(4, "/1"), (5, "")]
     assert errors == [lines[3]["error"], lines[4]["error"]]
+    shutil.rmtree(shared.folder / "kept" / job["id"])  # as when it is removed at the same time
+    assert client.get(f"/v1/jobs/{job['id']}/result").status_code == 404
     metrics = {"authorization": f"Bearer {shared.keys[-1]}"}
     for counted in ("serving_job_rows_total", 'serving_jobs{state="succeeded"}', "serving_jobs_database_up 1.0"):
         eventually(lambda counted=counted: counted in client.get("/metrics", headers=metrics).text)
@@ -237,6 +240,7 @@ def test_without_a_database_there_are_no_jobs() -> None:
     [
         ("jobs_database_url", "mysql://u:secret@h/d"),
         ("jobs_database_url", "sqlite://"),
+        ("jobs_database_url", "sqlite:///:memory:"),
         ("jobs_folder", "ftp://u:secret@h/d"),
         ("jobs_folder", "s3:///x"),
         ("jobs_inputs", "/srv"),
