@@ -50,6 +50,8 @@ class Tracing:
         from opentelemetry.context import Context  # noqa: PLC0415
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
+        # Else it warns of each member of a `tracestate` that is none, with what the caller has written there.
+        logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
         self._current_span = trace.get_current_span
         self._sampled = trace.SpanContext(1, 1, False, trace.TraceFlags(trace.TraceFlags.SAMPLED))
         self._no_parent = Context()

@@ -277,6 +277,13 @@ def test_a_job_goes_on_in_the_trace_that_it_was_asked_for_in(
     assert {(span["kind"], span["parent"], span["status"]) for span in pieces} == {(5, f"{21:016x}", 0)}
 
 
+def test_a_tracestate_that_is_none_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """What a caller writes there is not in the log, for there may be any number of such requests."""
+    headers = [*((k.encode(), v.encode()) for k, v in trace_parent(7).items()), (b"tracestate", b"=callers-own")]
+    assert Tracing([], follow=True, share=1).sampled(headers) is not None
+    assert not caplog.text
+
+
 def test_spans_are_written_as_opentelemetry_itself_writes_them() -> None:
     """What goes to a receiver of OTLP is, byte by byte, what OpenTelemetry's own encoder makes of the same spans."""
     maker = SpanMaker(OTLPSpanExporter())
