@@ -289,14 +289,18 @@ class FeedbackMonitor:
         return len(rows)
 
     def report(self, model: str) -> Quality:
-        """Say how good a model's versions are. Raises InvalidRequest where it keeps nothing."""
+        """Say how good a model's versions are. Raises InvalidRequest where it keeps nothing, NotReady."""
         known = self._of(model)
         if not known:
             raise InvalidRequest(f"model {model!r} keeps no predictions: its model.toml has no [feedback]")
-        with self._lock:
-            store = self._store()
-            kept, unmatched = store.waiting(model)
-            versions = [one.quality(store.judged(*one.of, one.content)) for one in known]
+        try:
+            with self._lock:
+                store = self._store()
+                kept, unmatched = store.waiting(model)
+                versions = [one.quality(store.judged(*one.of, one.content)) for one in known]
+        except (OSError, sqlite3.Error):
+            log.exception("outcomes can't be read")
+            raise NotReady("outcomes can't be read now: ask again later") from None
         return Quality(model=model, versions=versions, kept=kept, unmatched=unmatched)
 
     def close(self) -> None:

@@ -51,7 +51,10 @@ def test_quality_is_what_scikit_learn_makes_of_it(classes: int) -> None:
 
 
 def test_versions_may_have_other_classes(tmp_path: Path) -> None:
-    """An outcome is one of any version's classes; a version that does not have it was wrong, and is judged on."""
+    """An outcome is one of any version's classes; a version that does not have it was wrong, and is judged on.
+
+    Where the file can't be read that is said, and is no fault of ours.
+    """
     monitor = FeedbackMonitor(lambda: tmp_path)
     outputs = (
         TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 3)),
@@ -82,6 +85,10 @@ def test_versions_may_have_other_classes(tmp_path: Path) -> None:
         assert (version.outcomes, version.accuracy, version.auc) == (3, pytest.approx(2 / 3), pytest.approx(1))
         assert version.brier == pytest.approx(1 / 3)
     monitor.close()
+    (tmp_path / "feedback.sqlite").write_bytes(b"no database" * 1000)
+    for ask in (lambda: monitor.take("m", told), lambda: monitor.report("m")):
+        with pytest.raises(serving.NotReady):
+            ask()
 
 
 def test_what_is_kept_is_bounded(tmp_path: Path) -> None:
