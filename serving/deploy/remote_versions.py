@@ -41,7 +41,8 @@ def fetch(bucket: Bucket, place: str, files: Mapping[str, Object], folder: Path)
             )
     if MODEL_FILE not in files:
         raise ModelInvalid(f"no {MODEL_FILE} in it")
-    for name in entries or files:
+    # A listing has folders too, of which some tools make empty objects.
+    for name in entries or [name for name, facts in files.items() if facts.size or name == MODEL_FILE]:
         if TEMPORARY.fullmatch(name.rsplit("/", 1)[-1]):
             continue
         manifest.check_name(name)

@@ -189,6 +189,16 @@ def test_no_half_version_is_taken(store: FaultyStore, tmp_path: Path) -> None:
     assert machine.problems == {"iris 2": "manifest.json names model.onnx, which is not there"}
 
 
+def test_empty_objects_that_stand_for_folders_are_none_of_a_version(store: FaultyStore, tmp_path: Path) -> None:
+    """As the stores' own consoles make them, beside a version that was copied there without a manifest."""
+    store.put("m/iris/1", IRIS / "1", but="manifest.json")
+    for key in ("m/", "m/iris/", "m/iris/1/", "m/iris/1/data/"):
+        store.client.put_object(Bucket="bucket", Key=key, Body=b"")
+    machine = Machine(tmp_path / "a")
+    machine.mirror.pull()
+    assert (machine.versions(), machine.problems) == (["1"], {})
+
+
 def test_a_listing_is_only_a_hint(store: FaultyStore, tmp_path: Path) -> None:
     """What a stale listing lacks stays; what is gone goes, unless it has a role; an empty store changes nothing."""
     store.put("m/iris/1", IRIS / "1")
