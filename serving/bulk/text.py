@@ -231,6 +231,8 @@ class CsvReader(TextReader):
             return None
         if data.count(b"\r") != data.count(b"\r\n"):  # where Arrow ends a line, and nothing else here does
             return None
+        if b'"' in data and not _well_quoted(data):
+            return None
         try:
             table = arrow_csv.read_csv(
                 pa.BufferReader(data),
@@ -270,6 +272,17 @@ class CsvReader(TextReader):
         return {
             feature.name: csv_rows.value(cell, feature) for feature, cell in zip(self._features, cells, strict=True)
         }
+
+
+_BESIDE = np.isin(np.arange(256), list(b'",\r\n'))
+"""By byte, whether it may stand outside of a quote that is around a cell, or beside one of two."""
+
+
+def _well_quoted(data: bytes) -> bool:
+    """Tell whether quotes are around whole cells, and two inside of these; Arrow takes `"5"1` for 51."""
+    text = np.frombuffer(data, np.uint8)  # whose last byte is a newline
+    quotes = np.flatnonzero(text == ord('"'))
+    return bool(_BESIDE[text[quotes[::2] - 1]].all() and _BESIDE[text[quotes[1::2] + 1]].all())
 
 
 def _row(line: bytes) -> list[str]:

@@ -70,7 +70,7 @@ def test_each_line_is_what_it_is_to_v1(name: str, spread: bool, monkeypatch: pyt
     held()
 
 
-MORE = [" 5.1 ", '"5.1"', '"5,1"', '" 7"', "NA", "NaN ", "inf", "-nan", "5e", "TRUE", "∞", "1e-400"]
+MORE = [" 5.1 ", '"5.1"', '"5"1', '"5""1"', '"5,1"', '" 7"', "NA", "NaN ", "inf", "-nan", "5e", "TRUE", "∞", "1e-400"]
 CELLS = st.sampled_from([*GOOD, *DOUBTFUL, *MORE])
 
 
