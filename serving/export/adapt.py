@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def adapted(model: Any, *, sparse: bool = False) -> Any:
             _xgboost(made, part)
             part.zero_is_missing = sparse
         elif kind == "Pipeline":
-            part.steps = [step for step in part.steps if step[1] not in (None, "passthrough")] or part.steps
+            part.steps = list(_steps(part)) or part.steps
         elif kind == "ColumnTransformer" and hasattr(part, "transformers_"):
             part.transformers_ = [(name, step, _columns(part, name, which)) for name, step, which in part.transformers_]
         elif kind == "SimpleImputer" and hasattr(part, "statistics_"):
@@ -46,6 +47,9 @@ def adapted(model: Any, *, sparse: bool = False) -> Any:
         elif kind in ("VotingClassifier", "VotingRegressor"):
             part.flatten_transform = False
             part.weights = None if part.weights is None else np.asarray(part.weights)
+        elif kind == "LinearDiscriminantAnalysis" and len(part.classes_) == 2:
+            # Its converter takes the softmax of both margins, where scikit-learn takes the sigmoid of one.
+            part.coef_, part.intercept_ = part.coef_ / 2, part.intercept_ / 2
         elif kind == "KBinsDiscretizer" and part.encode == "onehot":
             part.encode = "onehot-dense"
         elif kind in ("OneHotEncoder", "OrdinalEncoder", "TargetEncoder") and hasattr(part, "categories_"):
@@ -58,7 +62,15 @@ def _refuse(model: Any, part: Any, kind: str) -> None:
     loss = str(part.get_param("loss_function")).split(":")[0] if kind.startswith("CatBoost") else ""
     left_out = f"has the loss {loss!r}, whose last step CatBoost's own file leaves out"
     lightgbm = part.get_params() if kind.startswith("LGBM") else {}
+    targets = getattr(part, "classes_", None)
     for bad, why, instead in (
+        (
+            isinstance(targets, list)
+            and kind != "MultiOutputClassifier"
+            and any(t.dtype.kind in "UO" for t in targets),
+            "answers several targets with strings, and its converter knows numbers only",
+            f"use MultiOutputClassifier({kind}())",
+        ),
         (
             kind.startswith("HistGradientBoosting") and np.any(getattr(part, "is_categorical_", False)),
             "has categorical features, which its converter does not know",
@@ -70,6 +82,26 @@ def _refuse(model: Any, part: Any, kind: str) -> None:
             "export its estimator_, and compare its probability with best_threshold_ where the answer is read",
         ),
         (
+            kind == "HistGradientBoostingRegressor" and part.loss in ("poisson", "gamma"),
+            "predicts by an exponential function, which its converter leaves out",
+            "use LGBMRegressor(objective='poisson'), or fit it on the logarithm of the target",
+        ),
+        (
+            kind == "CalibratedClassifierCV" and part.method == "temperature",
+            "scales by a temperature, which its converter does not know",
+            "use method='sigmoid' or 'isotonic'",
+        ),
+        (
+            kind == "OneVsRestClassifier" and getattr(part, "multilabel_", False),
+            "answers several targets, and its converter one",
+            "use MultiOutputClassifier",
+        ),
+        (
+            callable(lightgbm.get("objective")),
+            "has an objective of your own, and its converter knows LightGBM's",
+            "use one of these",
+        ),
+        (
             lightgbm.get("linear_tree"),
             "has linear models in its leaves, which its converter leaves out",
             "fit it without linear_tree",
@@ -79,11 +111,25 @@ def _refuse(model: Any, part: Any, kind: str) -> None:
             "averages its trees, and its converter adds them up",
             "fit it with boosting_type='gbdt', or use RandomForestClassifier",
         ),
+        (
+            loss.startswith("Multi") and kind == "CatBoostRegressor",
+            "predicts several targets, and CatBoost's own file has one",
+            "fit and export a model for each target",
+        ),
         (loss == "MultiClassOneVsAll", left_out, "use MultiClass"),
         (loss in ("Poisson", "Tweedie", "LogLinQuantile"), left_out, "fit RMSE on the logarithm of the target"),
     ):
         if bad:
             raise CannotExport(step_of(model, part), why, instead)
+
+
+def _steps(pipeline: Any) -> Iterator[tuple[str, Any]]:
+    """List a pipeline's steps, those of pipelines within too, without what passes rows on."""
+    for name, step in pipeline.steps:
+        if type(step).__name__ == "Pipeline":
+            yield from _steps(step)
+        elif step not in (None, "passthrough"):
+            yield name, step
 
 
 def _encoder(model: Any, part: Any, kind: str) -> None:
@@ -153,9 +199,14 @@ def _xgboost(model: Any, part: Any) -> None:
             "use XGBClassifier, whose probabilities are the same",
         ),
         (
-            regressor and int(config["learner_model_param"]["num_target"]) > 1,
+            regressor and str(part.objective) == "binary:hinge",
+            "has the objective 'binary:hinge', whose last step its converter leaves out",
+            "use objective='binary:logistic'",
+        ),
+        (
+            int(config["learner_model_param"]["num_target"]) > 1,
             "predicts several targets, and its converter knows one",
-            "use MultiOutputRegressor(XGBRegressor())",
+            "use MultiOutputRegressor(XGBRegressor())" if regressor else "use MultiOutputClassifier(XGBClassifier())",
         ),
     ):
         if bad:

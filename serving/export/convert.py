@@ -69,11 +69,11 @@ def to_onnx(
     try:
         made = adapted(model, sparse=sparse)
         last = made.steps[-1][1] if hasattr(made, "steps") else made
-        if family == "catboost":
-            proto = _catboost(made)
-        elif type(last).__module__.startswith("catboost"):
-            front = _sklearn(made[:-1], features, layout=layout, codes=codes, double=double)
-            proto = joined(front, _catboost(last))
+        if type(last).__module__.startswith("catboost"):
+            proto = _catboost(last)
+            if len(getattr(made, "steps", ())) > 1:
+                front = _sklearn(made[:-1], features, layout=layout, codes=codes, double=double)
+                proto = joined(front, proto)
         elif type(made).__name__ == "Booster":
             proto = _lightgbm_booster(made, len(features))
         else:

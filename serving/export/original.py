@@ -30,7 +30,8 @@ class Original:
         classes = getattr(self._asked, "classes_", None) if "label" in self.answers else None
         self.targets: list[Array] | None = classes if isinstance(classes, list) else None
         self.classes: Array | None = None if classes is None or self.targets is not None else np.asarray(classes)
-        self.boolean = self.classes is not None and self.classes.dtype == bool
+        self.boolean = all(each.dtype == bool for each in self.targets or (self.classes,) if each is not None)
+        self.boolean &= classes is not None
         """Whether labels are true and false."""
 
     def is_a(self, *kinds: str) -> bool:
@@ -75,19 +76,23 @@ def _answers(model: Any) -> dict[str, str]:
         return {"label": "predict", "scores": "decision_function"}
     last = model.steps[-1][1] if hasattr(model, "steps") else model
     if getattr(last, "_estimator_type", "") == "clusterer" or hasattr(last, "cluster_centers_"):
-        return {"label": "predict", "distances": "transform"}
+        return {"label": "predict"} | ({"distances": "transform"} if hasattr(model, "transform") else {})
     if len(getattr(model, "classes_", ())):
         return {"label": "predict"}
     return {"prediction": "predict"} if hasattr(model, "predict") else {"transformed": "transform"}
 
 
 def _first(model: Any) -> str:
-    while hasattr(model, "steps") or hasattr(model, "transformer_list") or hasattr(model, "best_estimator_"):
+    """Name the class of the step that rows come to first, within whatever stands around it."""
+    while True:
         if hasattr(model, "best_estimator_"):
             model = model.best_estimator_
-        else:
+        elif hasattr(model, "calibrated_classifiers_"):
+            model = model.calibrated_classifiers_[0].estimator
+        elif hasattr(model, "steps") or hasattr(model, "transformer_list"):
             model = (model.steps if hasattr(model, "steps") else model.transformer_list)[0][1]
-    return type(model).__name__
+        else:
+            return type(model).__name__
 
 
 class _Booster:

@@ -19,6 +19,13 @@ _INSTEAD = {
     "HistGradientBoostingClassifier": "put an OrdinalEncoder in front, and leave categorical_features out",
     "HistGradientBoostingRegressor": "put an OrdinalEncoder in front, and leave categorical_features out",
     "TransformedTargetRegressor": "fit its regressor on the transformed target, and undo that where the answer is read",
+    **dict.fromkeys(
+        ("CatBoostClassifier", "CatBoostRegressor"), "put it last in the pipeline, with nothing around it but a search"
+    ),
+    **dict.fromkeys(
+        ("StackingClassifier", "StackingRegressor", "CalibratedClassifierCV"),
+        "put the ColumnTransformer or vectorizer in front of it, and not into what it has",
+    ),
     "DBSCAN": "it can't predict new rows: use KMeans",
     "NearestCentroid": "use KNeighborsClassifier",
     "CategoricalNB": "use OneHotEncoder and BernoulliNB",
@@ -77,12 +84,13 @@ def step_of(model: Any, part: Any) -> str:
 
 def refused(model: Any, error: Exception) -> CannotExport:
     """Make the refusal of what a converter raised: its text in one line, and the step that it was at."""
-    part = _at(error)
+    part = _named_in(model, str(error))
     if part is None:
-        part = _named_in(model, str(error))
+        part = _at(error)
     text = " ".join(str(error).split()).split(" You may raise an issue")[0].split(" It usually means")[0]
     text = text.split(" Stack trace:")[0]
-    text = "no converter knows it" if "Unable to find" in text and "column name" not in text else text
+    if text.startswith("<class ") or ("Unable to find" in text and "column name" not in text):
+        text = "no converter knows it"
     kind = type(model if part is None else part)
     instead = _INSTEAD.get(
         kind.__name__,

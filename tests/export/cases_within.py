@@ -15,12 +15,14 @@ from sklearn import (
     impute,
     linear_model,
     model_selection,
+    multioutput,
     naive_bayes,
     pipeline,
     preprocessing,
     svm,
     tree,
 )
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from tests.export.fitted import (
@@ -70,10 +72,17 @@ def within() -> list[Case]:
             ),
             "CalibratedClassifierCV(XGB)": lambda: fit(calibrated(xgb, cv=2)),
             "CalibratedClassifierCV(LGBM), two classes": lambda: fit(calibrated(lgbm, cv=2), target=TWO),
+            "MultiOutputClassifier, booleans": lambda: fit(
+                multioutput.MultiOutputClassifier(LOGISTIC), target=np.stack([TWO, THREE], 1) > 0
+            ),
             "VotingClassifier(weights)": lambda: fit(
                 ensemble.VotingClassifier(
                     [("a", LOGISTIC), ("b", naive_bayes.GaussianNB())], voting="soft", weights=[1, 2]
                 )
+            ),
+            "LinearDiscriminantAnalysis, two classes": lambda: fit(LinearDiscriminantAnalysis(), target=TWO),
+            "HistGradientBoostingRegressor(poisson)": lambda: fit(
+                ensemble.HistGradientBoostingRegressor(max_iter=5, loss="poisson"), target=SUM
             ),
             "RandomizedSearchCV of a pipeline": lambda: fit(
                 model_selection.RandomizedSearchCV(
@@ -114,6 +123,9 @@ def within() -> list[Case]:
             ),
         },
         "one column of texts": {
+            "CalibratedClassifierCV of a pipeline of texts": lambda: fit_texts(
+                calibrated(pipeline.make_pipeline(TfidfVectorizer(), svm.LinearSVC()), cv=2)
+            ),
             "TfidfVectorizer(sublinear_tf)": lambda: fit_texts(TfidfVectorizer(sublinear_tf=True), LOGISTIC),
             "TfidfVectorizer(token_pattern)": _accents,
             "CountVectorizer, XGBClassifier": lambda: fit_texts(CountVectorizer(), xgb),
@@ -134,6 +146,9 @@ def within() -> list[Case]:
         "TunedThresholdClassifierCV": "best_threshold_",
         "LGBMRegressor(linear_tree)": "linear_tree",
         "LGBMClassifier(rf)": "averages",
+        "VotingClassifier of CatBoostClassifier": "put it last",
+        "HistGradientBoostingRegressor(poisson)": "LGBMRegressor",
+        "CalibratedClassifierCV of a pipeline of texts": "vectorizer in front of it",
         "SimpleImputer of a column without values": "keep_empty_features",
         "OneHotEncoder": "make one of them of both before fit",
     }
@@ -149,6 +164,12 @@ def within() -> list[Case]:
             mixed(),
             SUM,
         ),
+        "GridSearchCV of CatBoostClassifier": lambda: fit(
+            model_selection.GridSearchCV(_catboost("Classifier"), {"l2_leaf_reg": [2, 3]}, cv=2)
+        ),
+        "VotingClassifier of CatBoostClassifier": lambda: fit(
+            ensemble.VotingClassifier([("a", LOGISTIC), ("b", _catboost("Classifier"))], voting="soft")
+        ),
         "CatBoostClassifier, booleans": lambda: fit(_catboost("Classifier"), target=TWO.astype(bool)),
         "CatBoostClassifier, two integers from 5, MultiClass": lambda: fit(
             _catboost("Classifier", loss_function="MultiClass"), target=TWO + 5
@@ -158,7 +179,7 @@ def within() -> list[Case]:
         Case(name, GROUP, data, make, refused.get(name, ""))
         for data, cases in made.items()
         for name, make in cases.items()
-    ] + [Case(name, GROUP, "DataFrame", make, "", "catboost") for name, make in catboost.items()]
+    ] + [Case(name, GROUP, "DataFrame", make, refused.get(name, ""), "catboost") for name, make in catboost.items()]
 
 
 def _catboost(kind: str, **options: Any) -> Any:
