@@ -140,6 +140,8 @@ def test_values_that_are_none_are_refused_by_name() -> None:
     }
     for name, value in wrong.items():
         assert any(name in f"{error.json_path} {error.message}" for error in check.iter_errors(values | {name: value}))
+    spec = yaml.safe_load(TREE["base/deployment.yaml"])["spec"]["template"]["spec"]
+    assert not any(check.is_valid(values | {"pod": {name: {}}}) for name in spec), "a key stands there twice"
     assert not check.is_valid({name: values[name] for name in values if name != "volumes"})
 
 
