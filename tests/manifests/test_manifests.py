@@ -200,6 +200,19 @@ def test_kustomize_builds(folders: tuple[str, ...], kinds: set[str], tmp_path: P
         assert "emptyDir" not in state
 
 
+@pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
+def test_another_namespace_and_other_names_are_followed_everywhere(tmp_path: Path) -> None:
+    """What scales asks of the pods of its own namespace, by their Service's name, and is of their Deployment."""
+    CliRunner().invoke(app, ["manifests", "export", str(tmp_path)])
+    chosen = tmp_path / "overlays" / "keda" / "kustomization.yaml"
+    chosen.write_text(chosen.read_text().replace("namespace: serving\n", "namespace: team\nnamePrefix: our-\n"))
+    assert KUBECTL is not None
+    built = subprocess.run([KUBECTL, "kustomize", str(chosen.parent)], capture_output=True, text=True, check=True)
+    (scaled,) = (one["spec"] for one in yaml.safe_load_all(built.stdout) if one["kind"] == "ScaledObject")
+    assert scaled["scaleTargetRef"]["name"] == "our-serving"
+    assert '{namespace="team",service="our-serving"}' in scaled["triggers"][0]["metadata"]["query"]
+
+
 def flags(args: list[str]) -> dict[str, str]:
     """Return the settings that a container's arguments stand for."""
     assert args[0] == "run"
