@@ -6,7 +6,7 @@ import io
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from serving.bulk import text as text_module
@@ -83,6 +83,7 @@ def test_each_line_of_csv_is_what_it_is_alone(name: str, monkeypatch: pytest.Mon
     good = ",".join("Biscoe" if feature.datatype == "BYTES" else "5.1" for feature in features).split(",")
 
     @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
+    @example([(cell, 0) for cell in (*GOOD, *DOUBTFUL, *MORE)])
     @given(st.lists(st.tuples(CELLS, st.integers(0, len(features) - 1)), min_size=1, max_size=30))
     def held(changed: list[tuple[str, int]]) -> None:
         rows = [",".join([*good[:at], cell, *good[at + 1 :]]) for cell, at in changed]
