@@ -209,7 +209,8 @@ class Scoring:
             "form": self._form.kind,
             "errors": str(errors and errors.absolute()),
         }
-        self._resumable = out is not None and all(path is not None for path, _ in files)
+        self.resumable = out is not None and all(path is not None for path, _ in files)
+        """Whether the same task, run again, goes on: a pipe can't be read, or written, from its middle."""
         self.progress = Progress(self._task)
         self._totals: dict[int, int | None] = {}
         self._saved = 0.0
@@ -219,7 +220,7 @@ class Scoring:
 
     def resume(self) -> bool:
         """Take up what was done of the same task before; tell whether something was."""
-        if self._out is None or not self._resumable:
+        if self._out is None or not self.resumable:
             return False
         noted = Progress.read(self._beside(self._out, "progress"), self._task)
         if noted is None or _size(self._beside(self._out, "part")) < noted.written:
@@ -291,13 +292,13 @@ class Scoring:
         out.flush()
         if errors is not None:
             errors.flush()
-        if self._out is not None and self._resumable and self.progress.at != BEGIN:
+        if self._out is not None and self.resumable and self.progress.at != BEGIN:
             write_whole(self._beside(self._out, "progress"), json.dumps(asdict(self.progress)).encode())
         self._saved = time.monotonic()
 
     def _share(self) -> float:
         """Return how much of the files' bytes is done, 0 to 1."""
-        if not self._resumable:
+        if not self.resumable:
             return 0.0
         sizes: list[int] = [size for _, size, _ in self._task["inputs"]]
         file, at = self.progress.file, self.progress.at

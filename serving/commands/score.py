@@ -111,7 +111,8 @@ def _run(scoring: Scoring) -> None:
         with _shown(console, scoring) as tell:
             scoring.run(tell)
     except KeyboardInterrupt:
-        console.print(_rows(scoring) + ": interrupted; the same command goes on from there")
+        later = "; the same command goes on from there" if scoring.resumable else ""
+        console.print(f"{_rows(scoring)}: interrupted{later}")
         raise typer.Exit(INTERRUPTED) from None
     except TooManyBad as error:
         _say_bad(console, scoring)

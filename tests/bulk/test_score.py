@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -189,6 +190,15 @@ def test_where_answers_find_no_room_it_could_not_be_done(tmp_path: Path, monkeyp
     monkeypatch.setattr(Scoring, "_take", full)
     result = score(write(tmp_path / "rows.csv", ROWS[:3]), "-m", "iris")
     assert (result.exit_code, "no space left on device" in result.stderr) == (1, True), result.stderr
+
+
+def test_who_interrupts_a_pipe_is_not_told_that_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written to standard output, or came from standard input, would have to be done again."""
+    monkeypatch.setattr(Scoring, "_take", Mock(side_effect=KeyboardInterrupt))
+    rows, out = write(tmp_path / "rows.csv", ROWS[:3]), tmp_path / "out.csv"
+    for task, goes_on in (((rows, "-o", out), True), ((rows,), False), (("-", "--format", "csv", "-o", out), False)):
+        result = score(*task, "-m", "iris", input=rows.read_text())
+        assert (result.exit_code, "goes on from there" in result.stderr) == (130, goes_on), result.stderr
 
 
 @pytest.mark.parametrize(
