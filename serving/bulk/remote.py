@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import json
+import socket
 import threading
-import time
 from collections.abc import Iterator
 from urllib.parse import quote, urlsplit
 
@@ -42,6 +43,7 @@ class Remote:
         self._version = version
         self._own = threading.local()
         self._connections: list[http.client.HTTPConnection] = []
+        self._closed = threading.Event()
 
     def describe(self) -> Described:
         """Ask what the model is like, and keep to the version that answers. Raises ServingError."""
@@ -67,8 +69,12 @@ class Remote:
         return answer
 
     def close(self) -> None:
-        """End the connections."""
+        """Have nobody wait for the server any more, on whatever thread."""
+        self._closed.set()
         for connection in self._connections:
+            if connection.sock is not None:
+                with contextlib.suppress(OSError):
+                    connection.sock.shutdown(socket.SHUT_RDWR)  # wakes who reads; closing does not
             connection.close()
 
     def _path(self) -> str:
@@ -78,7 +84,9 @@ class Remote:
     def _asked(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> bytes:
         """Ask until there is an answer. Raises ServingError."""
         said = "it can't be reached"
-        for pause in (*_PAUSES_S, None):
+        for pause in (*_PAUSES_S, 0.0):
+            if self._closed.is_set():
+                break
             try:
                 connection = self._connection()
                 connection.request(method, path, body, self._headers | headers)
@@ -94,8 +102,7 @@ class Remote:
                 if response.status not in (429, 503):
                     kind = InvalidRequest if response.status < 500 else NotReady
                     raise kind(f"the server says: {said}")
-            if pause is not None:
-                time.sleep(pause)
+            self._closed.wait(pause)
         raise NotReady(f"the server does not answer: {said}")
 
     def _connection(self) -> http.client.HTTPConnection:

@@ -9,9 +9,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -23,9 +25,11 @@ from pyarrow import ipc
 from typer.testing import CliRunner, Result
 
 from serving.bulk.pieces import threads
+from serving.bulk.remote import Remote
 from serving.bulk.scoring import AnswerForm, AnsweringModel, Scoring, locally
 from serving.command_line import app
 from serving.commands import score as score_command
+from serving.errors import NotReady
 from tests.bulk.test_formats import IRIS, described, ndjson, session
 from tests.conftest import MODELS
 
@@ -190,6 +194,21 @@ def test_where_answers_find_no_room_it_could_not_be_done(tmp_path: Path, monkeyp
     monkeypatch.setattr(Scoring, "_take", full)
     result = score(write(tmp_path / "rows.csv", ROWS[:3]), "-m", "iris")
     assert (result.exit_code, "no space left on device" in result.stderr) == (1, True), result.stderr
+
+
+@pytest.mark.parametrize("server", ["silent", "away"])
+def test_who_ends_does_not_wait_for_a_server(server: str) -> None:
+    """One that says nothing, or is to be tried again later: a thread that asks it ends with the command."""
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as pool:
+        remote = Remote(f"http://127.0.0.1:{listening.getsockname()[1]}", None, "iris", None)
+        asking = pool.submit(remote.describe)
+        with listening.accept()[0] as peer:
+            assert peer.recv(1000)
+            if server == "away":
+                listening.close()
+                peer.close()
+            remote.close()
+            assert isinstance(asking.exception(20), NotReady)
 
 
 def test_who_interrupts_a_pipe_is_not_told_that_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
