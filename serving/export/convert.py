@@ -27,7 +27,7 @@ from serving.export.graph import (
     split_targets,
     swap_columns,
 )
-from serving.export.original import Original
+from serving.export.original import Original, takers
 from serving.export.refusal import CannotExport, parts, refused
 
 # Isolation forests and some scalers convert only up to the first; KNNImputer wants more. onnxruntime runs them all.
@@ -189,8 +189,7 @@ def codes_of(model: Any, table: Any) -> dict[str, dict[Any, float]]:
     """Number the categories of pandas' category columns, for models that take the numbers."""
     import pandas as pd  # noqa: PLC0415
 
-    family = type(model).__module__.split(".")[0]
-    if family not in ("lightgbm", "xgboost"):
+    if not {type(taker).__module__.split(".")[0] for taker in takers(model)} <= {"lightgbm", "xgboost"}:
         return {}
     return {
         str(name): {_plain(value): float(code) for code, value in enumerate(table[name].cat.categories)}

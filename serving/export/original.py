@@ -42,7 +42,7 @@ class Original:
         return type(model).__name__ in kinds
 
     def sparse(self, table: pd.DataFrame) -> bool:
-        """Tell whether the last step of a pipeline is given a sparse matrix."""
+        """Tell whether the last step of a pipeline has XGBoost in it, and is given a sparse matrix."""
         model = self._model
         while hasattr(model, "best_estimator_"):
             model = model.best_estimator_
@@ -63,7 +63,7 @@ class Original:
         return said
 
     def _rows(self, table: pd.DataFrame) -> Any:
-        if _first(self._model) in VECTORIZERS:
+        if type(takers(self._model)[0]).__name__ in VECTORIZERS:
             return table.iloc[:, 0].tolist()
         named = isinstance(self._asked, _Booster) or hasattr(self._model, "feature_names_in_")
         return table if named or hasattr(self._model, "feature_names_") else table.to_numpy()
@@ -82,17 +82,18 @@ def _answers(model: Any) -> dict[str, str]:
     return {"prediction": "predict"} if hasattr(model, "predict") else {"transformed": "transform"}
 
 
-def _first(model: Any) -> str:
-    """Name the class of the step that rows come to first, within whatever stands around it."""
-    while True:
-        if hasattr(model, "best_estimator_"):
-            model = model.best_estimator_
-        elif hasattr(model, "calibrated_classifiers_"):
-            model = model.calibrated_classifiers_[0].estimator
-        elif hasattr(model, "steps") or hasattr(model, "transformer_list"):
-            model = (model.steps if hasattr(model, "steps") else model.transformer_list)[0][1]
-        else:
-            return type(model).__name__
+def takers(model: Any) -> list[Any]:
+    """List the estimators that rows come to first, within whatever stands around them."""
+    if hasattr(model, "best_estimator_"):
+        return takers(model.best_estimator_)
+    if hasattr(model, "calibrated_classifiers_"):
+        return [taker for one in model.calibrated_classifiers_ for taker in takers(one.estimator)]
+    if type(model).__name__.startswith("Voting"):
+        return [taker for one in model.estimators_ for taker in takers(one)]
+    if hasattr(model, "transformer_list"):
+        return [taker for _, one in model.transformer_list for taker in takers(one)]
+    steps = [step for _, step in getattr(model, "steps", ()) if step not in (None, "passthrough")]
+    return takers(steps[0]) if steps else [model]
 
 
 class _Booster:

@@ -59,6 +59,8 @@ def within() -> list[Case]:
         lightgbm.LGBMClassifier(n_estimators=5, verbose=-1, min_child_samples=5),
     )
     gaps = holes(NUMBERS)
+    categories = mixed().astype({"colour": "category", "size": "category"})
+    enabled = xgboost.XGBClassifier(n_estimators=5, enable_categorical=True)
     made: dict[str, dict[str, Callable[[], Fitted]]] = {
         "floats": {
             "CalibratedClassifierCV of a pipeline": lambda: fit(
@@ -113,6 +115,15 @@ def within() -> list[Case]:
             "xgboost.Booster(multi:softmax)": lambda: _booster("multi:softmax", THREE, num_class=3),
             "xgboost.Booster(binary:logistic)": lambda: _booster("binary:logistic", TWO),
             "lightgbm.Booster of categories": _lightgbm_booster,
+        },
+        "pandas categories": {
+            "GridSearchCV of LGBMClassifier": lambda: fit(
+                model_selection.GridSearchCV(lgbm, {"max_depth": [2, 3]}, cv=2), categories
+            ),
+            "VotingClassifier of XGBClassifiers": lambda: fit(
+                ensemble.VotingClassifier([("a", enabled), ("b", enabled)], voting="soft"), categories
+            ),
+            "CalibratedClassifierCV(LGBM)": lambda: fit(calibrated(lgbm, cv=2), categories),
         },
         "missing numbers": {
             "DecisionTreeClassifier": lambda: fit(tree.DecisionTreeClassifier(max_depth=5, random_state=0), gaps),

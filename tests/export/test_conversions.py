@@ -65,7 +65,7 @@ CHOSEN = {
         "VotingClassifier(soft) of XGB and LGBM",
         "MultiOutputRegressor(XGB)",
     ],
-    "pandas categories": ["XGBClassifier"],
+    "pandas categories": ["XGBClassifier", "GridSearchCV of LGBMClassifier", "VotingClassifier of XGBClassifiers"],
     "categories with missing values": ["LGBMClassifier"],
     "categories of integers": ["LGBMRegressor"],
     "strings, numbers, integers, booleans": [
