@@ -96,6 +96,7 @@ def work(given: Assignment) -> None:
     form = form_of(settings.log_format, sys.stderr)
     configure(settings.log_level, form, pipe)
     logging.getLogger("uvicorn").setLevel("WARNING")
+    logging.getLogger("alembic").setLevel("WARNING")  # what it does to the schema is logged in this server's words
     # What is wrong has been said in a line; the traceback of refusing to start with it says no more.
     logging.getLogger("uvicorn.error").addFilter(
         lambda record: not any(kind in record.getMessage() for kind in ("errors.ModelInvalid", "library.Unfit"))

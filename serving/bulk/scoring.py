@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
@@ -323,7 +323,10 @@ def _size(path: Path) -> int:
 def _cut(path: Path, size: int) -> BinaryIO:
     """Open a file to be written behind its first bytes, by nobody else. Raises InvalidRequest."""
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
-    if not try_lock(file.fileno()):
+    alone = True
+    with suppress(OSError):  # not all file systems have locks
+        alone = try_lock(file.fileno())
+    if not alone:
         file.close()
         raise InvalidRequest(f"{path}: another run writes it now")
     file.truncate(size)
