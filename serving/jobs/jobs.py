@@ -72,7 +72,7 @@ class Jobs:
             async def content() -> AsyncIterator[bytes]:
                 yield lines
 
-            return await self.receive(
+            return await self._receive(
                 caller, Asked(**asked.model_dump(include=set(Asked.model_fields))), "ndjson", content(), key, trace
             )
         assert asked.url is not None  # noqa: S101  one of the two is there
@@ -94,6 +94,20 @@ class Jobs:
         trace: str | None = None,
     ) -> tuple[JobDocument, bool]:
         """Keep a job for a file that is sent; as `create`. Raises what `content` raises too: nothing is kept then."""
+        if self._uploads.locked():
+            raise QueueFull(f"{UPLOADS} files are being sent to this worker: come back in a minute", 60)
+        async with self._uploads:
+            return await self._receive(caller, asked, kind, content, key, trace)
+
+    async def _receive(  # noqa: PLR0917
+        self,
+        caller: Principal,
+        asked: Asked,
+        kind: Format,
+        content: AsyncIterator[bytes],
+        key: str | None,
+        trace: str | None,
+    ) -> tuple[JobDocument, bool]:
         job = self._job(caller, asked, kind, key, trace)
         seen = hashlib.sha256()
 
@@ -103,10 +117,7 @@ class Jobs:
                 yield part
 
         path = f"{job.id}/input"
-        if self._uploads.locked():
-            raise QueueFull(f"{UPLOADS} files are being sent to this worker: come back in a minute", 60)
-        async with self._uploads:
-            await self.results.put(path, hashed())
+        await self.results.put(path, hashed())
         made: JobDocument | None = None
         try:
             job.size = await self.results.size(path)

@@ -176,6 +176,13 @@ def test_of_two_workers_with_one_piece_one_counts(client: TestClient, monkeypatc
     assert read("csv", client.get(f"/v1/jobs/{job['id']}/result").content)[0] == expected(ROWS)[0]
 
 
+def test_who_sends_slowly_holds_up_no_others(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where as many files are being sent as may be, another one is to come back, and rows in a request are taken."""
+    monkeypatch.setattr(services(client).jobs, "_uploads", asyncio.Semaphore(0))
+    assert send(client, b"5.1", "text/csv").status_code == 429
+    assert finished(client, ask(client))["state"] == "succeeded"
+
+
 @pytest.mark.parametrize("sent", [b"5.1,3.5,1.4,0.2\n" * 100_000, b"5.1"], ids=["much", "little"])
 def test_an_upload_that_is_cut_leaves_nothing(shared: Shared, client: TestClient, sent: bytes) -> None:
     """Half of a file makes no job, and none of it is kept."""
