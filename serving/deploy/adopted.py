@@ -135,6 +135,6 @@ def _mlflow_inputs(source: Path) -> str | None:
         said = yaml.safe_load(path.read_text())
         inputs = (said.get("signature") or {}).get("inputs")
         return inputs if mlflow_columns.read(inputs) else None
-    except (ModelInvalid, ValueError, KeyError, AttributeError, TypeError, yaml.YAMLError) as error:
+    except (ModelInvalid, ValueError, KeyError, AttributeError, TypeError, RecursionError, yaml.YAMLError) as error:
         log.warning("%s is served by its graph's own names: MLmodel: %s", source.name, str(error).split("\n", 1)[0])
         return None

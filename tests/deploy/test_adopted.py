@@ -37,6 +37,7 @@ def test_what_mlflow_says_of_inputs_is_taken_where_it_fits(tmp_path: Path) -> No
     logged(tmp_path / "other", columns("width"))
     logged(tmp_path / "dated", [*columns("width"), {"type": "datetime", "name": "at"}])
     (logged(tmp_path / "broken", []) / "MLmodel").write_text("signature: [")
+    (logged(tmp_path / "deep", []) / "MLmodel").write_text("signature: " + 10_000 * "[")
     with adopted(tmp_path, by_request=False) as folder:
         assert folder is not None
         found = {name: names(folder / name / "1" / "model.onnx") for name in bare(tmp_path)}
