@@ -96,6 +96,8 @@ class TensorBinder:
             raise InvalidRequest(f"{at}/shape: beside 0 its dimensions may make {_MOST_BESIDE_ZERO} at most")
         if not declared:
             return tuple(dims)  # onnxruntime says the same of an input without a shape: it has the word
+        if declared == [-1, 1] and len(dims) == 1:
+            dims = (*dims, 1)  # a column, as it is written without a matrix in mind
         if len(dims) != len(declared):
             raise InvalidRequest(f"{at}/shape: has {len(dims)} dimensions, and input {spec.name!r} has {declared}")
         if any(d not in (-1, g) for d, g in zip(declared, dims, strict=True)):

@@ -217,7 +217,7 @@ class InferCodec:
         usual = usual and all(t.name in positions for t in message.inputs)
         if cut is not None and usual and len(cut.head) <= _LONGEST_PLAN:
             inputs = tuple(
-                (positions[t.name], t.datatype, tuple(t.shape), e - s)
+                (positions[t.name], t.datatype, decoded.inputs[positions[t.name]].shape, e - s)
                 for t, (s, e) in zip(message.inputs, cut.raws, strict=True)
             )
             if len(self._plans) >= _MOST_PLANS:

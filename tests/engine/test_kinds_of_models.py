@@ -213,6 +213,30 @@ def test_a_matrix_may_come_as_a_tensor_a_column() -> None:
     assert "send one of both" in v2(model, columns[0], whole).text
 
 
+def test_a_column_may_come_in_one_dimension() -> None:
+    """A model of columns [N, 1] takes them as [N] too: as JSON and, again and again, over gRPC."""
+    model = Direct(next((MODELS / "penguins").glob("[0-9]*/model.onnx")))
+    row = dict(model.signature.example or {})
+    due = v1(model, {"instances": [row]}).json()["predictions"][0]["label"]
+    columns = [
+        {"name": spec.name, "datatype": spec.datatype, "shape": [1], "data": [row[spec.name]]}
+        for spec in model.signature.inputs
+    ]
+    assert v2(model, *columns).json()["outputs"][0]["data"] == [due]
+    request = service_pb2.ModelInferRequest()
+    for spec in model.signature.inputs:
+        request.inputs.add(name=spec.name, datatype=spec.datatype, shape=[1])
+        value = row[spec.name]
+        raw = (
+            len(value.encode()).to_bytes(4, "little") + value.encode()
+            if spec.datatype == "BYTES"
+            else np.float32(value)
+        )
+        request.raw_input_contents.append(bytes(raw))
+    for _ in range(3):
+        assert model.ModelInfer(request).raw_output_contents[0][4:] == due.encode()
+
+
 def test_forms_of_tensorflow_serving(put: Put) -> None:
     """Strings as {"b64": ...}, and values of [N, 1] inputs in brackets of their own, by row and by column."""
     ports = [("word", STRING, ["n", 1]), ("size", FLOAT, ["n", 1])]
