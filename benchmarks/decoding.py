@@ -26,6 +26,6 @@ def forest_codec(models: Path) -> Codec:
 
     async def made() -> Codec:
         async with loaded(models) as fleet:
-            return Codec(fleet.models["forest"].default)
+            return Codec(fleet.models["forest"].default.described)
 
     return asyncio.run(made())

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import timeit
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.table import Table
 
 from benchmarks.decoding import loaded
 from serving.deploy.fleet import Fleet
-from serving.engine.request import Outcome, Request
+from serving.engine.request import HIGH, Outcome, Request
 from serving.http_api.openapi.prediction_schemas import example_row
 from serving.protocols import open_inference, predict_v1, strict_json
 
@@ -29,7 +30,8 @@ class _Asked(Request):
     """A request that tells when it is answered."""
 
     def __init__(self, inputs: Any, rows: int, answered: asyncio.Event) -> None:
-        self.inputs, self.rows, self.done, self.deadline = inputs, rows, False, float("inf")
+        self.inputs, self.rows, self.done, self.priority = inputs, rows, False, HIGH
+        self.deadline = time.monotonic() + 60
         self.answered = answered
 
     def reply(self, outcome: Outcome) -> None:
@@ -71,8 +73,8 @@ async def measure(fleet: Fleet) -> None:
                 for s, a in zip(model.signature.inputs, samples, strict=True)
             ]
             bodies: dict[Any, Any] = {
-                predict_v1.Codec(model): {"instances": [example_row(model)] * rows},
-                open_inference.Codec(model): {"inputs": tensors},
+                predict_v1.Codec(model.described): {"instances": [example_row(model)] * rows},
+                open_inference.Codec(model.described): {"inputs": tensors},
             }
             for codec, document in bodies.items():
                 body = strict_json.dumps(document)

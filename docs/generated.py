@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 from pydantic_core import PydanticUndefined
 
 from benchmarks.peers.report import RESULTS, comparison
-from serving.described import descriptions
+from serving.documented import descriptions
 from serving.metrics.definitions import COUNTERS, GAUGES, HISTOGRAMS
 from serving.repository.model_settings import SettingsDocument
 from serving.settings import Settings

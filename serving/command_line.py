@@ -27,7 +27,7 @@ from serving.commands import (
     tune,
     versions,
 )
-from serving.described import descriptions
+from serving.documented import descriptions
 from serving.server import CannotStart, serve
 from serving.settings import Settings, read
 from serving.supervisor import CannotReload

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, NamedTuple
 from pydantic import ConfigDict, Field
 
 from serving.deploy.unservable_reason import unfit
-from serving.described import Described
+from serving.documented import Documented
 from serving.errors import InvalidRequest
 from serving.repository import transitions
 from serving.repository.traffic import Judge, Keep, Latest, Percent, Sticky, Traffic, Version
@@ -24,7 +24,7 @@ class Step(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-class Order(Described):
+class Order(Documented):
     """One change that somebody wants; `why` goes into the history."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

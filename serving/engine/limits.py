@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 
 from pydantic import ConfigDict
 
-from serving.described import Described
+from serving.documented import Documented
 from serving.engine.providers import Provider
 
 LEAST_MODEL_MEMORY = 1024 * 1024
 """Least that a model may be given to run in, in bytes."""
 
 
-class _Frozen(Described):
+class _Frozen(Documented):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 

@@ -10,7 +10,7 @@ from functools import cache
 
 from pydantic import ConfigDict, Field
 
-from serving.described import Described
+from serving.documented import Documented
 
 CPU = "CPUExecutionProvider"
 
@@ -36,7 +36,7 @@ _UNSAFE = re.compile(
 )
 
 
-class Provider(Described):
+class Provider(Documented):
     """One provider: its name as onnxruntime has it, and its options, which onnxruntime takes as texts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ConfigDict, Field, ValidationError
 
-from serving.described import Described
+from serving.documented import Documented
 from serving.errors import Detail, InvalidRequest, SignatureMismatch
 from serving.http_api.admin import body_schema
 from serving.http_api.metadata import json_answer
@@ -25,7 +25,7 @@ router = APIRouter(route_class=OwnRoute, dependencies=[Depends(requires("predict
 _MOST_BYTES = 4 * 1024 * 1024
 
 
-class _Strict(Described):
+class _Strict(Documented):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -47,7 +47,7 @@ class Outcomes(_Strict):
     feedback: Annotated[list[RequestOutcomes], Field(min_length=1, max_length=MOST_OUTCOMES)]
 
 
-class Accepted(Described):
+class Accepted(Documented):
     """How much was taken; it is joined with its predictions within a few seconds."""
 
     accepted: int

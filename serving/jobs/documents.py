@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, model_validator
 
-from serving.described import Described
+from serving.documented import Documented
 
 Format: TypeAlias = Literal["csv", "ndjson", "parquet"]
 State: TypeAlias = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -20,7 +20,7 @@ TYPES: dict[str, Format] = {
 """Media types of what may be sent."""
 
 
-class _Frozen(Described):
+class _Frozen(Documented):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -74,7 +74,7 @@ class JobRequest(Asked):
         return endings.get(ending)
 
 
-class JobDocument(Described):
+class JobDocument(Documented):
     """A job as it is now."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -104,7 +104,7 @@ class JobDocument(Described):
     finished_at: datetime | None
 
 
-class JobList(Described):
+class JobList(Documented):
     """Some jobs of who asks, the latest first."""
 
     jobs: list[JobDocument]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.described import Described
+from serving.documented import Documented
 from serving.engine.limits import Feedback as Settings
 from serving.engine.signature import Signature
 from serving.errors import Detail, InvalidRequest, NotReady, SignatureMismatch
@@ -38,7 +38,7 @@ _GREATEST = 1e300
 Outcome = str | bool | int | float
 
 
-class VersionQuality(Described):
+class VersionQuality(Documented):
     """The live quality of one version, by its last outcomes; null where it has none, or the task has no such figure."""
 
     version: str
@@ -53,7 +53,7 @@ class VersionQuality(Described):
     """Mean absolute error of a regressor."""
 
 
-class Quality(Described):
+class Quality(Documented):
     """The live quality of a model's versions."""
 
     model: str

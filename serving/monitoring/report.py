@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-from serving.described import Described
+from serving.documented import Documented
 from serving.engine.signature import Signature
 from serving.monitoring.drift_test import compare, drifted
 from serving.monitoring.tally import ABOVE, MISSING, OTHER, Tally
 from serving.tensors import Array
 
 
-class ColumnDrift(Described):
+class ColumnDrift(Documented):
     """One feature, or one column of an output, in a window. Shares are 0 to 1, of all rows."""
 
     name: str
@@ -39,7 +39,7 @@ class ColumnDrift(Described):
     window: list[int]
 
 
-class Window(Described):
+class Window(Documented):
     """Rows that were compared with the reference."""
 
     rows: int
@@ -52,7 +52,7 @@ class Window(Described):
     """Features first, then outputs."""
 
 
-class Drift(Described):
+class Drift(Documented):
     """Whether the rows that a version gets now are as those that it was made for."""
 
     model: str

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from serving.described import Described
+from serving.documented import Documented
 from serving.engine.batching import NOTHING_OF_ITS_OWN, Batching, Independence
 from serving.engine.limits import LEAST_MODEL_MEMORY, CacheSize, Drift, Feedback, Overrides
 from serving.engine.providers import Provider, fault
@@ -33,7 +33,7 @@ _MOST_BYTES = 1024 * 1024
 Facts: TypeAlias = tuple[Stamp, ...]
 
 
-class _Strict(Described):
+class _Strict(Documented):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 

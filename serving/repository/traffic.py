@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from serving.described import Described
+from serving.documented import Documented
 from serving.errors import InvalidRequest, NotReady
 
 TRAFFIC_FILE = "traffic.json"
@@ -48,7 +48,7 @@ Version: TypeAlias = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,17}$")]
 Percent: TypeAlias = Annotated[float, Field(gt=0, le=100)]
 
 
-class _Frozen(Described):
+class _Frozen(Documented):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, RootModel
 
-from serving.described import Described
+from serving.documented import Documented
 from serving.engine.signature import Batch, Feature, Parity, TensorSpec
 
 
-class Document(Described):
+class Document(Documented):
     """Base of all: a field without a default is always there; later versions may add others."""
 
 

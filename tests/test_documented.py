@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from serving.described import Described, descriptions
+from serving.documented import Documented, descriptions
 
 
-class Fruit(Described):
+class Fruit(Documented):
     weight: float
     """In grams,
     without its leaves."""
@@ -25,7 +25,7 @@ class Apple(Fruit):
     """In kilograms."""
 
 
-class Basket(Described):
+class Basket(Documented):
     fruit: list[Fruit]
 
 

@@ -14,7 +14,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 
-class Described(BaseModel):
+class Documented(BaseModel):
     """A model whose JSON schema describes its fields by their docstrings.
 
     Pydantic's own `use_attribute_docstrings` reads the sources as classes are made: a fifth of a worker's start.
