@@ -6,6 +6,7 @@ A hop for each request would cost more than a small model's prediction.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import queue
 import threading
@@ -178,13 +179,9 @@ def _answer(batch: Batch) -> None:
 def _split(outputs: Tensors, requests: list[Request]) -> list[Outcome]:
     """Give each request its own rows: views, no copy."""
     _check_rows(outputs, sum(r.rows for r in requests))
-    outcomes: list[Outcome] = []
-    at = 0
-    for request in requests:
-        end = at + request.rows
-        outcomes.append(tuple([output[at:end] for output in outputs]))
-        at = end
-    return outcomes
+    bounds = [0, *itertools.accumulate([request.rows for request in requests])]
+    columns = [[output[at:end] for at, end in itertools.pairwise(bounds)] for output in outputs]
+    return list(zip(*columns, strict=True)) if columns else [() for _ in requests]
 
 
 def _check_rows(outputs: Tensors, rows: int) -> None:

@@ -125,7 +125,9 @@ class HttpCodec(ABC):
         self, outputs: Tensors, context: Any, headers: Headers, spare: Spare
     ) -> Encoded | Elsewhere | Later:
         """Write an answer here where it is short, or raw tensors that nobody wants compressed."""
-        size = sum([array.nbytes for array in outputs])
+        size = 0
+        for array in outputs:
+            size += array.nbytes
         if size > SMALL_ANSWER_BYTES:
             accepted = [pair for pair in headers if pair[0] == b"accept-encoding"]
             if accepted or self.slow_answer(context):

@@ -36,15 +36,16 @@ class Writer:
         """Write the answer; in JSON, numbers that are not finite become null, as in every JSON answer here."""
         identity, wanted = context
         opening = b"{" if identity is None else b'{"id":%b,' % dumps(identity)
-        more = [_contributions(array) for array in outputs[len(self._names) :]]
+        told = outputs[len(self._names) :]
+        more = [_contributions(array) for array in told] if told else []
         if wanted is not None:
             return self._chosen(opening, outputs, context, more)
-        parts = [self._as_json(position, outputs[position]) for position in range(len(self._names))] + more
-        return b"%b%b%b]}" % (opening, self._head, b",".join(parts))
-
-    def _as_json(self, position: int, array: Array) -> bytes:
-        head = self._heads[position].get(array.shape) or self._output_head(position, array.shape)
-        return b'%b,"data":%b}' % (head, _data(array))
+        parts = []
+        for position, heads in enumerate(self._heads):
+            array = outputs[position]
+            head = heads.get(array.shape) or self._output_head(position, array.shape)
+            parts.append(b'%b,"data":%b}' % (head, _data(array)))
+        return b"%b%b%b]}" % (opening, self._head, b",".join(parts + more))
 
     def _chosen(self, opening: bytes, outputs: Tensors, context: Context, more: list[bytes]) -> bytes | Mixed:
         """Write the outputs that a request lists, each as it wants it, and others that are written already."""

@@ -147,9 +147,9 @@ class NumberRows:
             pick = self._pick
             flat = list(itertools.chain.from_iterable([pick(row) for row in rows]))
         else:
-            flat = list(itertools.chain.from_iterable(rows))
-            if any(len(row) != width for row in rows):
+            if {*map(len, rows)} != {width}:
                 return None
+            flat = list(itertools.chain.from_iterable(rows)) if len(rows) > 1 else rows[0]
         if not _NUMBERS.issuperset(map(type, flat)):
             return None
         # Standard mode refuses what is too large for the model's float; native mode would make it an infinity.

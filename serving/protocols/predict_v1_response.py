@@ -34,10 +34,16 @@ class Answers:
         if self._named:
             self._key = signature.scores_key
             self._template = _template(self._key, signature.classes or ())
+            self._one = self._head_rows.replace(b"%", b"%%") + self._template + b"]}"
+        self._one_shape = (1, len(signature.classes or ())) if self._named and not self._whole else None
         self._label_texts = {c: dumps(c) for c in (signature.classes or ())}
 
     def rows(self, outputs: Tensors) -> bytes:
         """Write `{"predictions": [one a row]}`."""
+        if self._one_shape is not None and (scores := outputs[self._scores]).shape == self._one_shape:  # type: ignore[index]
+            # As below, in half the time.
+            cells = dumps(scores.ravel())[1:-1].split(b",")
+            return self._one % (self._labels(outputs[self._label])[0], *cells)  # type: ignore[index]
         return b"%b%b]}" % (self._head_rows, self.joined(outputs))
 
     def texts(self, outputs: Tensors, before: bytes, behind: bytes) -> list[bytes]:
