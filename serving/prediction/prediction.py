@@ -267,7 +267,10 @@ class Prediction(Request):
         except Exception:  # one answer that can't be written must not take the batch's other answers along
             log.exception("an answer could not be encoded")
             made = UNWRITABLE
-        if isinstance(made, Later):
+        if type(made) is tuple:  # as most are
+            self.answer(made)
+            self.answered(outcome)
+        elif isinstance(made, Later):
             later = made
             endpoint.pool.work_later(later.size, lambda: self._answer_later(later, outcome))
         elif isinstance(made, Elsewhere):

@@ -95,7 +95,7 @@ class FastPathPrediction(DirectPrediction):
             return None
         if self.endpoint.told:
             headers = self._told(body, headers)
-        lines = b"".join([b"%b: %b\r\n" % pair for pair in headers])
+        lines = b"".join([b"%b: %b\r\n" % pair for pair in headers]) if headers else b""
         head = b"%b%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n"
         return head % (self._heads[200, kind], lines, len(body), self.identity) + body
 
