@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _PREFIXES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
 _CLIENT = ("allow_http", "allow_invalid_certificates", "proxy_ca_certificate", "proxy_excludes", "proxy_url")
-_LIKE_A_URL = re.compile(r"[a-z][a-z0-9+.-]+:/")
+_LIKE_A_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _OURS = re.compile(r"(s3|gs|az):/[^/@?#]+(/[^?#]+)?")
 _CHUNK = 4 * 1024 * 1024
 _MOST = 64 * 1024 * 1024

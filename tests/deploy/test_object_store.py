@@ -352,7 +352,8 @@ def test_what_is_no_store_is_refused(store: FaultyStore, monkeypatch: pytest.Mon
         done = CliRunner().invoke(app, ["status", "--models", models, "--state-dir", str(tmp_path)])
         return done.exit_code, done.stderr
 
-    assert said("http://bucket/m") == (2, "serving: --models: write a folder, or s3://, gs:// or az:// and a bucket\n")
+    for url in ("http://bucket/m", "S3://bucket/m"):
+        assert said(url) == (2, "serving: --models: write a folder, or s3://, gs:// or az:// and a bucket\n")
     assert said("s3://nobody") == (1, "serving: s3://nobody: there is no such bucket\n")
     assert said("s3://nobody/m") == (1, "serving: s3://nobody/m: there is no such bucket\n")
     store.fault = lambda method, path: "refused"
