@@ -179,6 +179,16 @@ class Settings(BaseSettings):
         except ValidationError:
             raise ValueError("""write a JSON list of texts, such as '["https://a.example"]'""") from None
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:  # compared as browsers write them
+            if not re.fullmatch(r"\*|(?!http:.*:80$|https:.*:443$)[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+", origin):
+                raise ValueError(
+                    f"{origin!r}: write scheme and host, in lower case, and a port that is not the usual one"
+                )
+        return origins
+
     @field_validator("trusted_proxies")
     @classmethod
     def _networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:

@@ -38,8 +38,8 @@ for _part in (
     route.router,
     metadata.health_router,
     triton.router,  # before: its /v2/models/stats is no model called stats
+    feedback.router,  # before: its /v1/models/x:feedback is no model called x:feedback
     metadata.router,
-    feedback.router,
     triton.changes_router,
     admin.router,
     repository_api.router,
@@ -158,9 +158,12 @@ def _around(inner: Any, app: FastAPI, services: Services) -> Observed:
         inner = CORSMiddleware(
             inner,
             allow_origins=list(services.cors_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after", "www-authenticate", "etag", LENGTH.decode()],
+            expose_headers=[
+                *("x-request-id", "x-model-version", "retry-after", "www-authenticate", "etag", "server-timing"),
+                LENGTH.decode(),
+            ],
         )
     return Observed(
         inner,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException
 
 from serving.documented import Documented
 from serving.errors import Detail, InvalidRequest, SignatureMismatch
@@ -86,6 +87,16 @@ async def give_feedback(model: str, request: Request, services: LiveServices) ->
     if sum(len(outcomes) for _, outcomes, _ in rows) > MOST_OUTCOMES:
         raise InvalidRequest(f"/feedback: has more than {MOST_OUTCOMES} outcomes: send them in parts")
     return json_answer({"accepted": await asyncio.to_thread(services.monitoring.feedback.take, model, rows)})
+
+
+@router.api_route(
+    "/v1/models/{model}:feedback",
+    methods=["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"],
+    include_in_schema=False,
+)
+async def other_methods(model: str) -> Response:
+    """Refuse them, which else were for a model of this whole name."""
+    raise HTTPException(405, headers={"allow": "POST"})
 
 
 @router.get("/v1/models/{model}/feedback", summary="How good a model is, by what was true", response_model=Quality)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError, shown
 from serving.http_api.answer import METHOD_TEXT, error_body, error_headers, status_of
@@ -18,9 +20,22 @@ from serving.http_api.parameters import taken
 from serving.protocols import strict_json
 from serving.repository.traffic import sentence
 
+_methods: defaultdict[str, set[str]] = defaultdict(set)
+"""What is taken at each path: each method has a route of its own."""
+
 
 class OwnRoute(APIRoute):
     """A route that answers errors as every route of this server does."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _methods[self.path] |= self.methods or set()
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request for this path; one with another method is told all that the path takes."""
+        if scope["method"] not in (self.methods or ()):
+            raise HTTPException(405, headers={"allow": ", ".join(sorted(_methods[self.path]))})
+        await super().handle(scope, receive, send)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap the handler, with all that it depends on."""

@@ -196,7 +196,7 @@ def routes(app: FastAPI) -> dict[str, set[str]]:
     for route in iter_route_contexts(app.routes):
         # A mount has no methods of its own: StaticFiles answers GET and HEAD. A prediction route answers all other
         # methods than POST with 405, whoever asks.
-        predicts = str(route.path).endswith((":predict", "/infer"))
+        predicts = str(route.path).endswith((":predict", ":feedback", "/infer"))
         found.setdefault(str(route.path), set()).update({"POST"} if predicts else route.methods or {"GET", "HEAD"})
     return found
 
@@ -253,13 +253,15 @@ def test_every_route_with_every_credential(closed: Closed) -> None:
 
 
 def test_no_route_takes_another_method(closed: Closed) -> None:
-    """A method that a route does not have does nothing, whoever asks."""
+    """A method that a route does not have does nothing, whoever asks, and Allow names all that it has."""
     everything = next(c for c in closed.credentials if c.scopes is not None and len(c.scopes) == 4)
     for template, scopes in HTTP.items():
         for method in set(METHODS) - set(scopes):
             for credential in (closed.credentials[0], everything):
-                status = ask(closed.client, method, template, credential.header).status_code
-                assert status in (401, 404, 405), (method, template)
+                answer = ask(closed.client, method, template, credential.header)
+                assert answer.status_code in (401, 404, 405), (method, template)
+                if "allow" in answer.headers and method != "TRACE":
+                    assert set(answer.headers["allow"].split(", ")) == set(scopes), (method, template)
 
 
 @pytest.mark.parametrize("keys", ["none", "deploy"])

@@ -14,6 +14,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 
 from serving.http_api.app import create_app
 from serving.settings import Settings
@@ -106,6 +107,17 @@ def test_only_a_trusted_proxy_says_where_this_server_is(
             assert servers == (None if path is None else [{"url": path}])
 
 
+@pytest.mark.parametrize(
+    "origin", ["https://a.example/", "a.example", "https://A.example", "https://a.example:443", "null"]
+)
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    """`--cors-origins` is compared as text: what could never match is an error, and not a page that is locked out."""
+    with pytest.raises(ValidationError, match="write scheme and host"):
+        Settings(cors_origins=(origin,))
+    for good in ("https://a.example", "http://localhost:3000", "capacitor://localhost", "*"):
+        assert Settings(cors_origins=(good,)).cors_origins == (good,)
+
+
 def test_pages_of_other_origins_may_read_what_binary_answers_need() -> None:
     """`--cors-origins` takes a JSON list, and a page of such an origin may read the headers that tensors come with."""
     body = json.dumps(
@@ -119,4 +131,6 @@ def test_pages_of_other_origins_may_read_what_binary_answers_need() -> None:
         assert answer.headers["access-control-allow-origin"] == "https://a.example"
         exposed = {name.strip() for name in answer.headers["access-control-expose-headers"].split(",")}
         assert "inference-header-content-length" in answer.headers
-        assert {"inference-header-content-length", "x-request-id", "retry-after"} <= exposed
+        assert {"inference-header-content-length", "x-request-id", "x-model-version", "retry-after"} <= exposed
+        asked = {"Origin": "https://a.example", "Access-Control-Request-Method": "DELETE"}
+        assert httpx.options(f"{server.url}/v1/jobs/1", headers=asked).status_code == 200

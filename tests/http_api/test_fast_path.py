@@ -184,6 +184,24 @@ def test_expect_100_continue_is_answered_before_the_body(server: Server) -> None
         assert labels(connection.answer()[2]) == ["setosa"]
 
 
+def test_http_1_0_is_answered_as_it_knows(server: Server) -> None:
+    """HTTP/1.0 has neither chunks nor interim answers: what has no length ends with the connection."""
+    rows = b'{"sepal_length":5.1,"sepal_width":3.5,"petal_length":1.4,"petal_width":0.2}\n'
+    for kind, body, end in (
+        ("application/json", BODY, b"}]}"),
+        ("application/x-ndjson", rows, b'"good":1,"bad":0}}\n'),
+    ):
+        with connected(server) as connection:
+            headers = (f"Content-Type: {kind}", "Expect: 100-continue", "Connection: keep-alive")
+            connection.send(post(body, headers=headers, version="1.0"))
+            with connection.socket.makefile("rb") as file:
+                head, _, answer = file.read().partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200"), head
+            assert b"transfer-encoding" not in head
+            assert answer.startswith(b"{")
+            assert answer.endswith(end)
+
+
 def test_broken_http_is_a_400_and_closes(server: Server) -> None:
     """What is no HTTP gets a 400, and others are not disturbed."""
     with connected(server) as connection:
@@ -415,7 +433,9 @@ def test_a_client_that_waits_long_and_says_no_more_is_answered() -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD"])
-@pytest.mark.parametrize("path", [PATH, "/v1/models/iris/versions/1:predict", "/v2/models/iris/infer"])
+@pytest.mark.parametrize(
+    "path", [PATH, "/v1/models/iris/versions/1:predict", "/v2/models/iris/infer", "/v1/models/iris:feedback"]
+)
 def test_a_prediction_path_names_its_method(client: httpx.Client, method: str, path: str) -> None:
     """Other methods than POST are a 405 that allows POST, not a model of a strange name."""
     answer = client.request(method, path)

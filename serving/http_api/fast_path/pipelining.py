@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from serving.protocols.headers import header
 
 
 class Busy:
@@ -48,3 +52,29 @@ class Flow(FlowControl):
     def resume_reading(self) -> None:  # noqa: D102
         if not self._line:
             super().resume_reading()
+
+
+def adapt(cycle: RequestResponseCycle, transport: asyncio.Transport) -> None:
+    """Have uvicorn write an answer by a Writer, and to HTTP/1.0 as that knows it."""
+    cycle.transport = Writer(transport)  # type: ignore[assignment]
+    if cycle.scope["http_version"] == "1.0":
+        cycle.waiting_for_100_continue = False
+        cycle.send = _without_chunks(cycle)  # type: ignore[assignment,method-assign]
+
+
+def _without_chunks(cycle: RequestResponseCycle) -> Callable[[Any], Awaitable[None]]:
+    """Return how to send an answer that ends with its connection where its length is not known."""
+    send = cycle.send
+    endless = False
+
+    async def sent(message: Any) -> None:
+        nonlocal endless
+        if endless and not cycle.disconnected:
+            cycle.transport.write(message.get("body", b""))
+        elif message["type"] == "http.response.start" and cycle.scope["method"] != "HEAD":
+            endless = header(message["headers"], b"content-length") is None
+            if endless:  # to HEAD uvicorn writes head and end, and nothing between
+                cycle.scope = {**cycle.scope, "method": "HEAD"}
+        await send(message)
+
+    return sent

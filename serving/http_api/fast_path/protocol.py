@@ -18,7 +18,7 @@ from serving.bodies.byte_budget import ByteBudget
 from serving.errors import ServingError
 from serving.http_api.fast_path.connection import CUT_SHORT, Connection
 from serving.http_api.fast_path.parsed_head import ParsedHead, parsed_head, plain_head
-from serving.http_api.fast_path.pipelining import Busy, Flow, Writer
+from serving.http_api.fast_path.pipelining import Busy, Flow, adapt
 from serving.http_api.fast_path.prediction import FastPathPrediction
 from serving.http_api.fast_path.state import FastPathState
 from serving.linux.tcp import close_idle, has_left
@@ -140,7 +140,7 @@ class FastPath(Connection):
             self.cycle = Busy()  # type: ignore[assignment]
         super().on_headers_complete()
         if self.cycle is not None:
-            self.cycle.transport = Writer(self.transport)  # type: ignore[assignment]
+            adapt(self.cycle, self.transport)
         if self._closing and not self.pipeline:
             self.cycle.keep_alive = False  # uvicorn then says `connection: close`
 
