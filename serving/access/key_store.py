@@ -71,7 +71,9 @@ class KeyStore:
     def _change(self, change: Callable[[str], str]) -> None:
         try:
             with self._alone():
-                self._write(change(self._text()))
+                text = change(self._text())
+                parse(text)  # a running server would refuse a broken file, and take no other change of keys
+                self._write(text)
         except OSError as error:
             raise AccessInvalid(f"the keys file {self._path} can't be written: {error.strerror}") from None
 

@@ -29,7 +29,7 @@ ALGORITHMS = {
 
 LEEWAY_S = 10
 """Seconds by which the issuer's clock may differ from ours."""
-_CLAIMS = ["exp", "aud", "iss"]
+_CLAIMS = ["exp", "aud", "iss", "sub"]
 
 
 class Issuer:
@@ -63,7 +63,7 @@ class Issuer:
             raise Unauthenticated("the token is not valid yet", invalid=True) from None
         except jwt.MissingRequiredClaimError as error:
             raise Unauthenticated(
-                f"the token has no {error.claim}: exp, aud and iss are required", invalid=True
+                f"the token has no {error.claim}: exp, aud, iss and sub are required", invalid=True
             ) from None
         except jwt.InvalidAudienceError:
             raise Unauthenticated("the token is for another audience", invalid=True) from None
@@ -120,11 +120,11 @@ def _read(text: str) -> dict[str | None, jwt.PyJWK]:
 
 
 def _name(claims: dict[str, Any]) -> str:
-    subject = claims.get("sub")
-    if not isinstance(subject, str) or not subject:
-        return "jwt"
+    subject = claims["sub"]
+    if not subject:  # all such callers would be one, who share their jobs and their cached answers
+        raise jwt.MissingRequiredClaimError("sub")
     name = ascii(subject)[1:-1]
-    if len(name) > 128:  # whoever only begins alike is somebody else
+    if len(name) > 120:  # whoever only begins alike is somebody else; what is made here is longer than that
         name = f"{name[:60]}...{hashlib.sha256(name.encode()).hexdigest()}"
     return f"jwt:{name}"
 

@@ -24,6 +24,7 @@ from serving.engine.batcher import Observer, Unobserved
 from serving.engine.batching import Batching
 from serving.engine.limits import Limits
 from serving.engine.model import Model, load
+from serving.engine.sensitive import veiled
 from serving.engine.session import OnnxSession
 from serving.errors import InvalidRequest, ModelInvalid, ModelNotFound, NotReady, shown
 from serving.gate.prepared import locate
@@ -158,7 +159,8 @@ class Fleet:
         observer: Observer = metrics or Unobserved()
         tracker = recorder = None
         if self._monitoring is not None:
-            limits, its = self.limits.of(batching.own), (item.name, item.version, item.sha256, session.signature)
+            limits = self.limits.of(batching.own)
+            its = item.name, item.version, item.sha256, veiled(session.signature, limits.sensitive)
             follow = partial(self._monitoring.drift.follow, *its, limits.drift, limits.sensitive)
             tracker = await loop.run_in_executor(self._loader, follow)
             recorder = self._monitoring.feedback.follow(*its, limits.feedback)

@@ -17,7 +17,8 @@ from serving.engine.executor import Seen
 from serving.engine.limits import Limits
 from serving.engine.request import Request
 from serving.engine.response_cache import ResponseCache
-from serving.engine.session import WARM_S, OnnxSession
+from serving.engine.sensitive import veiled
+from serving.engine.session import WARM_S, OnnxSession, sample_of
 from serving.engine.signature import Described, Signature
 from serving.errors import InferenceFailed, InvalidRequest, ModelInvalid
 from serving.heartbeat import Heartbeat, unrecorded
@@ -62,14 +63,18 @@ class Model:
         self.name = name
         self.version = version
         self.sha256 = sha256
-        self.signature: Signature = session.signature
+        self.limits = limits.of(batching.own)
+        self.signature: Signature = veiled(session.signature, self.limits.sensitive)
         self.session = session
+        self.example = session.example
+        """One row that it has answered, or one that is like it where what it has is sensitive."""
+        if self.example is not None and self.signature.example != session.signature.example:
+            self.example = sample_of(self.signature, 1)
         self.codecs: dict[str, Any] = {}
         """What each dialect prepared for this version, by protocol; must hold no reference to it."""
         self.tap: Any = None
         """Whoever keeps a share of its requests: see `serving.capture`."""
         self.batching = batching
-        self.limits = limits.of(batching.own)
         self.sensitive = self._sensitive()
         """Features that are left out of whatever keeps requests; None where that is not known: it keeps nothing."""
         self.batched = batching.together and self.signature.batch == "dynamic"

@@ -294,13 +294,15 @@ class OnnxSession:
 
     def sample(self, rows: int) -> Tensors:
         """Make `rows` rows of valid input: the signature's example, or what a bare graph is likely to take."""
-        signature = self.signature
-        if self._is_bare:
-            return self._made_up(rows, self._likely[0])
-        example = signature.example or {}
-        cells = [example.get(feature.name, _blank(feature)) for feature in signature.features]
-        one = Rows(signature, "sample").arrays([cells])
-        return tuple(np.repeat(array, rows, axis=0) for array in one) if signature.batch == "dynamic" else one
+        return self._made_up(rows, self._likely[0]) if self._is_bare else sample_of(self.signature, rows)
+
+
+def sample_of(signature: Signature, rows: int) -> Tensors:
+    """Make `rows` rows of a signature's example."""
+    example = signature.example or {}
+    cells = [example.get(feature.name, _blank(feature)) for feature in signature.features]
+    one = Rows(signature, "sample").arrays([cells])
+    return tuple(np.repeat(array, rows, axis=0) for array in one) if signature.batch == "dynamic" else one
 
 
 def _blank(feature: Feature) -> Any:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from serving.engine.reference import columns_of, reference_of
 from serving.engine.rows import Rows
+from serving.engine.sensitive import veiled
 from serving.engine.signature import Feature, Golden, Reference, Signature
 from serving.export import mlflow_folder, networks
 from serving.export.exported import Exported, sealed
@@ -62,8 +63,8 @@ def export(
         numbers and booleans are asked for as such.
     classes: names of the classes where the model's own are 0, 1, 2 and so on, or false and true. A file or network
         that answers with one score for each gets a label: the class of the highest.
-    sensitive: names of features whose values no server keeps, whatever it keeps of requests; the file itself has those
-        of the rows that it is proved with.
+    sensitive: names of features whose values no server keeps, whatever it keeps of requests. Where the file has rows,
+        ranges and categories, it has of these features only what its histogram tells of ten rows or more.
     unknown_category: whether callers may send categories that training did not see. Where the model itself refuses
         them, or its file would answer otherwise for them, they are refused in any case.
     tolerance: largest difference of a score or a prediction, relative where values are above 1.
@@ -144,12 +145,27 @@ def export(
         )
 
 
-def _marked(features: tuple[Feature, ...], sensitive: Collection[str]) -> tuple[Feature, ...]:
-    """Mark features as sensitive. Raises CannotExport for a name that none has."""
-    unknown = sorted(set(sensitive) - {feature.name for feature in features})
+def _marked(signature: Signature, sensitive: Collection[str], session: Session) -> Signature:
+    """Mark features as sensitive, and take single rows' values of them out. Raises CannotExport for a name that none
+    has.
+    """
+    unknown = sorted(set(sensitive) - {feature.name for feature in signature.features})
     if unknown:
         raise CannotExport("sensitive", f"names {', '.join(unknown)}", "name features")
-    return tuple(f.model_copy(update={"sensitive": True}) if f.name in sensitive else f for f in features)
+    if not sensitive:
+        return signature
+    made = veiled(signature, sensitive)
+    return made if made.golden is None else made.model_copy(update={"golden": _golden(made, made.golden, session)})
+
+
+def _golden(signature: Signature, golden: Golden, session: Session) -> Golden:
+    """Ask the file for the answers of golden rows. Raises CannotExport where it does not take them."""
+    cells = [[row[feature.name] for feature in signature.features] for row in golden.rows]
+    try:
+        outputs = session.run(Rows(signature, "golden").arrays(cells))
+    except Exception as error:
+        raise CannotExport("the golden rows", f"are not taken by the file: {error}", "give other rows") from error
+    return golden.model_copy(update={"outputs": {name: array.tolist() for name, array in outputs.items()}})
 
 
 def _of_mlflow(
@@ -175,18 +191,11 @@ def _of_mlflow(
             }
         )
     )
-    signature = signature.model_copy(update={"features": _marked(signature.features, sensitive)})
     rows = folder.rows(signature)[:GOLDEN_ROWS]
     if rows:
-        try:
-            cells = [[row[name] for name in row] for row in rows]
-            outputs = session.run(Rows(signature, "example").arrays(cells))
-        except Exception as error:
-            raise CannotExport("the input example", f"is not taken by the file: {error}", "log it anew") from error
-        golden = Golden(
-            rows=tuple(rows), outputs={name: array.tolist() for name, array in outputs.items()}, tolerance=tolerance
-        )
+        golden = _golden(signature, Golden(rows=tuple(rows), outputs={}, tolerance=tolerance), session)
         signature = signature.model_copy(update={"example": rows[0], "golden": golden})
+    signature = _marked(signature, sensitive, session)
     return sealed(proto, Signature.model_validate(signature.model_dump()))
 
 
@@ -306,7 +315,7 @@ def _written(
         inputs=base.inputs,
         outputs=base.outputs,
         layout=made.layout,
-        features=_marked((_tensor_feature(made.features, image),) if image else made.features, sensitive),
+        features=(_tensor_feature(made.features, image),) if image else made.features,
         label=label,
         scores=scores,
         classes=tuple(classes) if classes else None,
@@ -322,7 +331,7 @@ def _written(
     )
     feeds = feeds_of(train, base.inputs, layout=made.layout, image=image[1] if image else None)
     signature = signature.model_copy(update={"reference": _reference(signature, feeds, made.outputs)})
-    return sealed(proto, signature, compared.worst if compared else None)
+    return sealed(proto, _marked(signature, sensitive, made.session), compared.worst if compared else None)
 
 
 def _reference(signature: Signature, feeds: Tensors, outputs: Mapping[str, Array]) -> tuple[Reference, ...]:

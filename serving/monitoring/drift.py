@@ -244,7 +244,7 @@ class DriftMonitor:
                 status="comparing",
                 windows=its["closed"],
                 drifted_windows=its["drifted"],
-                window=_window(one, last),
+                window=_shown(one, _window(one, last)),
             )
 
 
@@ -268,6 +268,14 @@ def _total(documents: list[Any], one: _Followed) -> Array:
 
 def _rows(one: _Followed, counts: Array) -> int:
     return int(counts[: one.tallies[0].size].sum())
+
+
+def _shown(one: _Followed, its: Window) -> Window:
+    """Leave sensitive features out while a window fills: who asks twice would see where one caller's value lies."""
+    if its.ended is not None:
+        return its
+    hidden = {feature.name for feature in one.signature.features if feature.sensitive}
+    return its.model_copy(update={"columns": [column for column in its.columns if column.name not in hidden]})
 
 
 def _window(one: _Followed, last: dict[str, Any]) -> Window:

@@ -101,6 +101,11 @@ def forged(scope: str) -> dict[str, str]:
         "no exp": token(exp=None, scope=scope),
         "no aud": token(aud=None, scope=scope),
         "no iss": token(iss=None, scope=scope),
+        "no sub": token(sub=None, scope=scope),
+        "an empty sub": token(sub="", scope=scope),
+        "a sub that is no text": by_hand(
+            {"alg": "HS256", "kid": "shared"}, claims(sub=7, scope=scope), SHARED.encode()
+        ),
         "expired": token(exp=time.time() - 60, scope=scope),
         "exp is endless": by_hand({"alg": "HS256", "kid": "shared"}, claims(exp=float("inf")), SHARED.encode()),
         "not yet": token(nbf=time.time() + 600, scope=scope),

@@ -144,6 +144,10 @@ def test_subjects_that_begin_alike_are_not_the_same_caller(tmp_path: Path) -> No
     subjects = ["é" * 200, "é" * 201, "é" * 199 + "e"]
     names = {access.decide(bearer(issuer.token(scope="jobs", sub=each)), "jobs").name for each in subjects}
     assert (len(names), max(map(len, names)) <= 256) == (3, True)
+    # Nor who calls himself as a long subject is called here.
+    made = access.decide(bearer(issuer.token(scope="jobs", sub="a" * 200)), "jobs").name
+    taken = issuer.token(scope="jobs", sub=made.removeprefix("jwt:"))
+    assert access.decide(bearer(taken), "jobs").name != made
 
 
 def test_a_jwks_file_is_read_anew(tmp_path: Path) -> None:

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import grpc
 import httpx2 as httpx
+import pytest
 from typer.testing import CliRunner
 
 from serving.access.key_store import KeyStore
+from serving.access.principal import AccessInvalid
+from serving.access.rate_limits import Rates
 from serving.command_line import app
 from serving.protocols.messages import SERVICE, message
 from tests.commands.test_command import command
@@ -100,6 +103,17 @@ def test_many_writers_lose_no_key(tmp_path: Path) -> None:
     assert {key.name for key in store.read()} == {f"k{n}" for n in range(40)}
     assert sum(key.revoked is not None for key in store.read()) == 20
     assert [p.name for p in tmp_path.iterdir()] == ["serving.keys"]
+
+
+def test_a_change_that_would_break_the_file_is_not_made(tmp_path: Path) -> None:
+    """A running server would keep the old keys, also those that are revoked later: what is there stays."""
+    store = KeyStore(tmp_path / "serving.keys")
+    store.create("app", frozenset({"predict"}))
+    with pytest.raises(AccessInvalid, match="scopes"):
+        store.create("ops", frozenset({"admin"}))  # type: ignore[arg-type]
+    with pytest.raises(AccessInvalid, match="requests_per_s"):
+        store.create("ops", frozenset({"predict"}), rates=Rates(1e12, None))
+    assert [key.name for key in store.read()] == ["app"]
 
 
 def test_hands_and_comments_are_kept(tmp_path: Path) -> None:

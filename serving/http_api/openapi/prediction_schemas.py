@@ -142,7 +142,7 @@ def _answers_booleans(signature: Signature) -> bool:
 def infer_operation(model: Model, summary: str, identity: str) -> dict[str, Any]:
     """Describe `/infer`: tensors by input name."""
     signature = model.signature
-    answered = model.session.example
+    answered = model.example
     asked = None
     if answered is not None and HALVES.isdisjoint(spec.datatype for spec in signature.inputs):
         tensors = [
@@ -195,7 +195,7 @@ def example_row(model: Model) -> dict[str, Any] | None:
     signature = model.signature
     if signature.example is not None:
         return example(signature)
-    sample = model.session.example
+    sample = model.example
     if sample is None:
         return None
     if signature.layout == "matrix":
