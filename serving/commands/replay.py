@@ -40,7 +40,7 @@ def replay(  # noqa: PLR0917  typer makes options of parameters
     models: Models = Path("models"),
 ) -> None:
     """Score captured requests again, by any version in the models folder, and show how its answers differ."""
-    with explained():
+    with explained(undone=2):  # 1 is said of a version that was compared, and is not as good
         from serving.capture import replay as again  # noqa: PLC0415  loads onnxruntime
 
         models, _ = up_to_date(models, None, name)

@@ -96,8 +96,10 @@ def state(root: Path, state_dir: Path | None, name: str, live: list[Server]) -> 
         traffic = own.traffic(traffic, versions) if traffic is not None else None
     except ServingError as error:
         problems.append(error.message)
-    refused = dict.fromkeys((version, why) for one in live for (n, version), why in one.refused.items() if n == name)
-    problems += [f"version {version}: {why}" for version, why in refused if version and why not in " ".join(problems)]
+    for version, reasons in ((v, reasons) for one in live for (n, v), reasons in one.refused.items() if n == name):
+        for why in reasons:
+            if not any(why in said or said in why for said in problems):
+                problems.append(f"version {version}: {why}" if version else why)
     generations = [s.get("serving") for _, s in standings]
     return {
         "name": name,

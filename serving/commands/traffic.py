@@ -281,10 +281,10 @@ def made(kind: Callable[..., Order], **fields: Any) -> Order:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Turn what is refused into one line and an exit status: 2 for a bad request, 1 for what could not be done."""
+def explained(undone: int = 1) -> Iterator[None]:
+    """Turn what is refused into one line and an exit status: 2 for a bad request, else `undone`."""
     try:
         yield
     except ServingError as error:
         Console(stderr=True, highlight=False, markup=False).print(visible(f"serving: {error.message}"), soft_wrap=True)
-        raise typer.Exit(2 if isinstance(error, InvalidRequest) else 1) from None
+        raise typer.Exit(2 if isinstance(error, InvalidRequest) else undone) from None

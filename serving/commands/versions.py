@@ -175,7 +175,10 @@ def check(
             if not path.is_dir():
                 folder = Path(temporary)
                 ModelFile(path).stage(folder)
-            report = gate.examine(folder, serving=None if name is None else serving_now(models, name))
+            current = None if name is None else serving_now(models, name)
+            if name is not None and current is None:
+                typer.echo(f"serving: there is no model {name} in {models} yet: it is compared with nothing", err=True)
+            report = gate.examine(folder, serving=current)
     except GateRefused as error:
         report = error.report
     except (ServingError, OSError) as error:

@@ -209,7 +209,7 @@ class KeepLoaded(_Plain):
         return f"keep {self.keep if isinstance(self.keep, str) else ', '.join(self.keep)}"
 
     def transition(self, store: TrafficStore, name: str) -> Transition:  # noqa: D102
-        return transitions.keep(self.keep)
+        return transitions.keep(self.keep, available=store.versions(name))
 
 
 ORDERS: tuple[type[Order], ...] = (

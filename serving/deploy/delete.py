@@ -47,7 +47,7 @@ def delete(store: TrafficStore, name: str, version: str, *, who: str, why: str =
         remove(store.remote.bucket, name, version)
         with contextlib.suppress(FileNotFoundError):  # a server of this machine was faster
             folder.rename(away)
-    shutil.rmtree(away, ignore_errors=True)
+    away.unlink() if away.is_symlink() else shutil.rmtree(away, ignore_errors=True)
     return made
 
 

@@ -50,6 +50,10 @@ class Published:
     """The version that answers callers who name none; it is this one only where it is the model's first."""
 
 
+class _Overtaken(Exception):
+    """While it was examined, another version came to answer, whose callers must not break either, or the same came."""
+
+
 def publish(
     root: Path,
     name: str,
@@ -98,22 +102,35 @@ def publish(
             time=round(time.time(), 3),
             allow_breaking=allow_breaking,
         )
-        there = _same(root / name, found, version)
-        if there is not None:
-            report = _judged(place, root / name / there, found, None, examiner or limits)
-            return Published(there, report, new=False, answers=current_version(store, name))
         write(folder / MANIFEST_FILE, found.text())
-        report = _judged(place, folder, found, serving or serving_now(root, name, state_dir), examiner or limits)
-        if not report.ok:
-            raise GateRefused(report)
-        write(folder / REPORT_FILE, report.text())
-        for inner, _, _ in os.walk(folder, topdown=False):
-            sync(Path(inner))
-        sync(folder.parent)
         mirror = Mirror.of(root, state_dir)
         place_it = _into_place if mirror is None else partial(_through_store, mirror)
-        number = place_it(folder, root / name, version, beside=lambda: stay(store, name, who=found.who))
-        return Published(number, report, answers=store.read(name).stable or number)
+        while True:
+            there = _same(root / name, found, version)
+            if there is not None:
+                report = _judged(place, root / name / there, found, None, examiner or limits)
+                return Published(there, report, new=False, answers=current_version(store, name))
+            against = serving or serving_now(root, name, state_dir)
+            report = _judged(place, folder, found, against, examiner or limits)
+            if not report.ok:
+                raise GateRefused(report)
+            write(folder / REPORT_FILE, report.text())
+            for inner, _, _ in os.walk(folder, topdown=False):
+                sync(Path(inner))
+            sync(folder.parent)
+
+            def beside(against: Path | None = against) -> None:
+                if _same(root / name, found, version) or (serving or serving_now(root, name, state_dir)) != against:
+                    raise _Overtaken
+                stay(store, name, who=found.who)
+
+            try:
+                number = place_it(folder, root / name, version, beside=beside)
+            except _Overtaken:
+                (folder,) = (staged / name).iterdir()
+                (folder / REPORT_FILE).unlink()
+                continue
+            return Published(number, report, answers=store.read(name).stable or number)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise NotReady(f"the version could not be written, and nothing has changed: {reason.lower()}") from error

@@ -43,6 +43,8 @@ class ModelFile:
 
     def stage(self, folder: Path) -> dict[str, Entry]:
         """Copy it and what it names. Raises InvalidRequest, GateRefused, OSError."""
+        if self.path.is_dir():
+            raise InvalidRequest(f"{shown(self.path.name)} is a folder: name the ONNX file in it")
         if not self.path.is_file():
             raise InvalidRequest(f"there is no file {shown(self.path.name)}")
         try:

@@ -115,8 +115,8 @@ class Server:
     """Seconds since it has said something, or, of another machine, since it was first seen without saying more."""
     gone: str = ""
     """Why it can't follow the models folder now; empty where it can."""
-    refused: dict[tuple[str, str], str] = field(default_factory=dict)
-    """Why it does not serve what is in the folder, by name and version."""
+    refused: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    """Why it does not serve what is in the folder, by name and version, or without one what is asked for."""
     scans: int = 0
     """How often it has looked at the folder."""
 
@@ -142,7 +142,7 @@ class Server:
         """
         standing = self.models.get(name, {})
         if version is not None and version not in standing.get("versions", ()):
-            return self.refused.get((name, version))
+            return "; ".join(self.refused.get((name, version), ())) or None
         serving = standing.get("serving")
         if serving is not None and serving >= generation:
             return ""
@@ -174,7 +174,9 @@ class ServerMonitor:
                         self._moved[file] = beat, now
                     since = float(said["at"]) if here else self._moved[file][1]
                     gone = next((str(reason) for name, _, reason in said["problems"] if not name), "")
-                    refused = {(str(n), str(version)): str(reason) for n, version, reason in said["problems"]}
+                    refused: dict[tuple[str, str], list[str]] = {}
+                    for name, version, reason in said["problems"]:
+                        refused.setdefault((str(name), str(version)), []).append(str(reason))
                     silent_s = max(0.0, now - since)
                     scans = int(said["scans"])
                     server = Server(

@@ -140,9 +140,15 @@ def load(traffic: Traffic) -> Traffic:
     return _changed(traffic, unloaded=False)
 
 
-def keep(policy: Keep) -> Transition:
-    """Choose which versions stay loaded besides those with a role. Raises InvalidRequest."""
-    return lambda traffic: _changed(traffic, keep=policy.model_dump() if isinstance(policy, Latest) else policy)
+def keep(policy: Keep, *, available: Collection[str]) -> Transition:
+    """Choose which versions stay loaded besides those with a role. Raises ModelNotFound or InvalidRequest."""
+
+    def change(traffic: Traffic) -> Traffic:
+        for version in policy if isinstance(policy, tuple) else ():
+            _known(version, available)
+        return _changed(traffic, keep=policy.model_dump() if isinstance(policy, Latest) else policy)
+
+    return change
 
 
 def restore(to: Traffic) -> Transition:

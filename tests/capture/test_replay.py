@@ -138,3 +138,4 @@ def test_rows_that_a_version_refuses_are_named(place: Path) -> None:
     assert "colour" in next(iter(found["reasons"]))
     assert found["worst"][0]["features"]["colour"] == "green"
     assert run(place, "--version", "2", "--max-difference", "1", model="paint").exit_code == 1
+    assert run(place, "--version", "9", "--max-difference", "1", model="paint").exit_code == 2, "nothing was compared"

@@ -123,6 +123,15 @@ def test_a_reason_steers_no_terminal(folder: Path) -> None:
     (folder / "iris" / "traffic.json").unlink()
 
 
+def test_status_names_all_that_is_asked_for_and_is_not_there(live: Server, folder: Path, eventually: Wait) -> None:
+    """A canary and a label whose version is gone from the folder are both said, though stable answers."""
+    edited = {"stable": "1", "labels": {"red": "8"}, "canary": {"version": "9", "percent": 5}}
+    (folder / "diabetes" / "traffic.json").write_text(json.dumps(edited))
+    wanted = ("canary is version 9, which can't serve", "label red is version 8, which can't serve")
+    eventually(lambda: all(text in run(folder, "status", "diabetes").stdout for text in wanted))
+    (folder / "diabetes" / "traffic.json").unlink()
+
+
 def test_the_real_command(folder: Path) -> None:
     """The installed command does the same, and does not load what predicts to do it."""
     whole = [sys.executable, "-X", "importtime", "-m", "serving.cli", "label", "iris", "blue", "1", "--no-wait"]
@@ -218,6 +227,7 @@ def test_a_judged_canary_is_promoted_by_itself(live: Server, folder: Path, event
         ),
         (("label", "iris", "stable", "1"), 2, "'stable' follows the role"),
         (("keep", "iris", "some"), 2, "keep: should be"),
+        (("keep", "iris", "1,9"), 1, "no version '9' that can serve"),
         (("rollback", "rose"), 1, "no model is called 'rose'"),
     ],
 )

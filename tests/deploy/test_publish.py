@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from serving.errors import Conflict, InvalidRequest
 from serving.gate import gate
 from serving.gate.gate import Gate
 from serving.gate.report import GateRefused
+from serving.gate.report import Report as Verdict
 from serving.repository import manifest, state_directory
 from serving.repository.repository import Contents, Repository
 from serving.repository.traffic_store import TrafficStore
@@ -163,6 +165,31 @@ def test_breaking_changes_are_refused_unless_allowed(tmp_path: Path, examiner: G
     declared = manifest.read(tmp_path / "flower" / "2")
     assert declared is not None
     assert declared.allow_breaking, "a server elsewhere must know that it was meant so"
+
+
+@pytest.mark.parametrize("other", ["iris", "diabetes"])
+def test_the_first_version_of_two_publishers_decides_what_breaks(tmp_path: Path, examiner: Gate, other: str) -> None:
+    """Who is overtaken while the gate examines is judged anew: against what answers by now, or is there already."""
+
+    class Overtaken(Gate):
+        def examine(self, folder: Path, **how: Any) -> Verdict:
+            if not (tmp_path / "flower").exists():
+                publish(tmp_path, "flower", MODELS / other / "1" / "model.onnx", examiner=examiner)
+            return examiner.examine(folder, **how)
+
+    if other == "iris":
+        again = publish(tmp_path, "flower", IRIS_1, examiner=Overtaken())
+        assert (again.version, again.new) == ("1", False)
+    else:
+        with pytest.raises(GateRefused, match="features are gone: age"):
+            publish(tmp_path, "flower", IRIS_1, examiner=Overtaken())
+    assert os.listdir(tmp_path / "flower") == ["1"]
+
+
+def test_a_folder_is_not_published_and_its_file_is_asked_for(tmp_path: Path) -> None:
+    """Who names the folder of a version hears that the file in it is wanted, not that there is none."""
+    with pytest.raises(InvalidRequest, match="1 is a folder: name the ONNX file in it"):
+        publish(tmp_path, "flower", IRIS_1.parent)
 
 
 def test_publishers_at_once_get_different_numbers(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def store(tmp_path: Path) -> TrafficStore:
         shutil.copytree(MODELS / "iris" / version, tmp_path / "iris" / version)
     made = TrafficStore(tmp_path)
     made.change("iris", promote("1", available=["1", "2"]), who="test", what="promote 1")
-    made.change("iris", keep(("1",)), who="test", what="keep 1")
+    made.change("iris", keep(("1",), available=["1", "2"]), who="test", what="keep 1")
     return made
 
 
@@ -129,7 +129,7 @@ def test_one_loads_after_the_other(told: Told, eventually: Wait) -> None:
 def test_what_loads_nothing_is_told_to_all(told: Told, eventually: Wait) -> None:
     """A change among versions that are loaded does not wait for one worker after the other."""
     coordinator, first, second, store = told
-    store.change("iris", keep(("1", "2")), who="test", what="keep both")
+    store.change("iris", keep(("1", "2"), available=["1", "2"]), who="test", what="keep both")
     coordinator.rescan()
     for worker in (first, second):
         eventually(lambda worker=worker: worker.kinds() == ["prepare"])

@@ -77,7 +77,7 @@ def test_a_version_without_a_role_is_deleted(tmp_path: Path) -> None:
         transitions.canary("2", 10, available=here),
         transitions.shadow("3", available=here),
         transitions.label("blue", "4", available=here),
-        transitions.keep(("5",)),
+        transitions.keep(("5",), available=here),
     ):
         store.change("iris", step, who="ana", what="test")
     roles = ("stable", "the canary", "the shadow", "labelled blue", "kept by name")
@@ -92,6 +92,15 @@ def test_a_version_without_a_role_is_deleted(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "iris").iterdir() if path.is_dir()) == list("12345")
     entry = store.history("iris")[-1]
     assert (entry["who"], entry["what"], entry["why"]) == ("ana", "delete 6", "old")
+
+
+def test_a_link_to_a_version_is_deleted_and_its_files_are_not(tmp_path: Path) -> None:
+    """A version that lies elsewhere goes out of the folder with nothing left behind; where it lies it stays."""
+    shutil.copytree(MODELS / "iris" / "2", tmp_path / "iris" / "2")
+    (tmp_path / "iris" / "1").symlink_to(MODELS / "iris" / "1")
+    delete(TrafficStore(tmp_path), "iris", "1", who="ana")
+    assert [path.name for path in (tmp_path / "iris").iterdir() if path.name.startswith(".deleted")] == []
+    assert (MODELS / "iris" / "1" / "model.onnx").is_file()
 
 
 def test_a_deletion_that_can_not_be_noted_does_not_happen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,7 @@ def _order(chance: random.Random, number: int) -> tuple[str, Transition]:
         return f"promote {version}", transitions.promote(version, available=VERSIONS)
     if kind < 0.9:
         return f"label {version}", transitions.label(f"by-{number}", version, available=VERSIONS)
-    return f"keep {version}", transitions.keep(Latest(latest=int(version)))
+    return f"keep {version}", transitions.keep(Latest(latest=int(version)), available=VERSIONS)
 
 
 def _slow(step: Transition, locked: bool) -> Transition:
