@@ -51,6 +51,10 @@ class ServingError(Exception):
         self.message = message
         self.details = tuple(details)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be pickled whole, whatever a class is made of: errors cross processes, as of a pool."""
+        return type(self).__new__, (type(self), *self.args), self.__dict__
+
     def bare(self) -> Self:
         """Forget where it was raised, and return it: kept as a value, its frames would keep the whole request."""
         self.__traceback__ = self.__cause__ = self.__context__ = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -24,6 +25,7 @@ from serving.client.conversation import (
 from serving.client.given import Arrays, F
 from serving.client.refusals import Refused
 from serving.client.retries import Retries
+from serving.errors import InvalidRequest
 
 try:
     import httpx2 as httpx
@@ -52,10 +54,13 @@ class _Base(Generic[H]):
         grpc: str | None = None,
         http: H | None = None,
     ) -> None:
+        if not (api_key or "").isascii() or not (api_key or "").isprintable():
+            raise InvalidRequest("api_key: is none: it has characters that no header takes")
         self._url = url
         self._api_key = api_key
         self._own = http is None
         self._http: Any = http if http is not None else self._own_http(limits=http_wire.LIMITS)
+        self._process = os.getpid()
         self._channel: Any = None
         self._infer: Any = None
         if grpc is not None:
@@ -63,11 +68,14 @@ class _Base(Generic[H]):
             self._infer = _grpc().method(self._channel)
         self._conversations = Conversations(timeout=timeout, retries=Retries(retries, repeat), grpc=grpc is not None)
 
-    def _sending(self, step: Infer | Request) -> Any:
-        """Begin to send a step; what is returned is the response, or is awaited for it."""
-        if isinstance(step, Infer):
-            return self._infer(**_grpc().arguments(step, self._api_key))
-        return self._http.send(http_wire.built(self._http, step, self._url, self._api_key))
+    def _asked(self, step: Infer) -> Any:
+        """Begin to ask over gRPC; what is returned is the response, or is awaited for it."""
+        return self._infer(**_grpc().arguments(step, self._api_key))
+
+    def _built(self, step: Request) -> httpx.Request:
+        if self._own and self._process != os.getpid():  # forked: two processes would read each other's answers
+            self._http, self._process = self._own_http(limits=http_wire.LIMITS), os.getpid()
+        return http_wire.built(self._http, step, self._url, self._api_key)
 
 
 class Client(_Base[httpx.Client]):
@@ -173,7 +181,10 @@ class Client(_Base[httpx.Client]):
             return time.sleep(step.seconds)
         wire = _grpc() if isinstance(step, Infer) else http_wire
         try:
-            return wire.received(self._sending(step))
+            if isinstance(step, Infer):
+                return wire.received(self._asked(step))
+            request = self._built(step)
+            return wire.received(http_wire.sent(self._http, request, step.seconds))
         except wire.FAULTS as error:
             raise wire.refused(error) from error
 
@@ -259,7 +270,11 @@ class AsyncClient(_Base[httpx.AsyncClient]):
             return await asyncio.sleep(step.seconds)
         wire = _grpc() if isinstance(step, Infer) else http_wire
         try:
-            return wire.received(await self._sending(step))
+            if isinstance(step, Infer):
+                return wire.received(await self._asked(step))
+            request = self._built(step)
+            async with asyncio.timeout(step.seconds):  # httpx2 alone bounds each piece, and not the whole
+                return wire.received(await self._http.send(request))
         except wire.FAULTS as error:
             raise wire.refused(error) from error
 

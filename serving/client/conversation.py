@@ -28,6 +28,7 @@ from serving.protocols.predict_v1_response import Answers
 
 TIMEOUT = "X-Request-Timeout"
 _ID = "X-Request-Id"
+_LONGEST_S = 1e9
 _JSON = {"content-type": "application/json"}
 
 
@@ -113,13 +114,13 @@ class Conversations:
 
     def describe(self, model: str, version: str | None = None) -> Conversation[dict[str, Any]]:
         """Ask what a model is like."""
-        described: dict[str, Any] = yield from self._described(model, version, time.monotonic() + self._timeout)
+        described: dict[str, Any] = yield from self._described(model, version, _deadline(self._timeout))
         return described
 
     def drift(self, model: str, version: str | None = None) -> Conversation[dict[str, Any]]:
         """Ask whether a version's rows are as those that it was made for."""
         path = f"{_path(model, version)}/drift"
-        found: dict[str, Any] = yield from self._document("GET", path, {}, b"", time.monotonic() + self._timeout)
+        found: dict[str, Any] = yield from self._document("GET", path, {}, b"", _deadline(self._timeout))
         return found
 
     def feedback(self, model: str, outcomes: Outcomes) -> Conversation[int]:
@@ -129,7 +130,7 @@ class Conversations:
             for identity, told in outcomes.items()
         ]
         path, body = f"{_path(model, None)}:feedback", rows_given.written({"feedback": rows})
-        document = yield from self._document("POST", path, _JSON, body, time.monotonic() + self._timeout)
+        document = yield from self._document("POST", path, _JSON, body, _deadline(self._timeout))
         try:
             return int(document["accepted"])
         except (KeyError, TypeError, ValueError):
@@ -149,7 +150,7 @@ class Conversations:
         if version is not None and label is not None:
             raise InvalidRequest("give a version or a label, not both")
         identity = _identity(request_id)
-        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+        deadline = _deadline(self._timeout if timeout is None else timeout)
         asked = rows_given.given(data)
         many = asked.rows is None or cells(asked.rows) >= BINARY_CELLS
         names: Sequence[str] = ()
@@ -286,6 +287,12 @@ class Conversations:
 
 def _request(method: str, path: str, headers: Mapping[str, str], body: bytes, left: float) -> Request:
     return Request(method, path, {**headers, TIMEOUT: f"{left:.6f}"}, body, left)
+
+
+def _deadline(timeout: float) -> float:
+    if not abs(timeout) < _LONGEST_S:
+        raise InvalidRequest(f"timeout: should be seconds, fewer than a billion, and is {timeout}")
+    return time.monotonic() + timeout
 
 
 def _path(model: str, version: str | None) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+
 import httpx2 as httpx
 
 from serving.client.conversation import Received, Request
@@ -10,7 +13,7 @@ from serving.errors import DeadlineExceeded, InvalidRequest
 
 # Shorter than servers and proxies keep theirs: a request that meets a closing connection may be lost.
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=15)
-FAULTS = httpx.HTTPError
+FAULTS = (httpx.HTTPError, TimeoutError)
 """What is raised where there is no answer."""
 _UNSENT = (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol)
 
@@ -30,6 +33,19 @@ def built(http: httpx.Client | httpx.AsyncClient, request: Request, url: str, ap
     )
 
 
+def sent(http: httpx.Client, request: httpx.Request, seconds: float) -> httpx.Response:
+    """Send a request and read its answer; httpx2 alone bounds each piece, and not the whole."""
+    end = time.monotonic() + seconds
+    response = http.send(request, stream=True)
+    with contextlib.closing(response):
+        pieces = []
+        for piece in response.iter_raw():
+            pieces.append(piece)
+            if time.monotonic() > end:
+                raise httpx.ReadTimeout("the answer is too slow")
+    return httpx.Response(response.status_code, headers=response.headers, content=b"".join(pieces))
+
+
 def received(response: httpx.Response) -> Received:
     """Read an answer. Raises Refused where it is an error."""
     if response.is_success:
@@ -37,11 +53,11 @@ def received(response: httpx.Response) -> Received:
     raise refusal(response.status_code, response.headers, response.content)
 
 
-def refused(error: httpx.HTTPError) -> Refused:
+def refused(error: httpx.HTTPError | TimeoutError) -> Refused:
     """Say what has gone wrong without an answer."""
     if isinstance(error, _UNSENT):
         return Refused(ConnectionFailed(f"the server can't be reached: {error}"))
-    if isinstance(error, httpx.TimeoutException):
+    if isinstance(error, httpx.TimeoutException | TimeoutError):
         return Refused(DeadlineExceeded("no answer came in the time for this call"))
     if isinstance(error, httpx.LocalProtocolError):
         return Refused(InvalidRequest(f"the request can't be sent: {error}"))

@@ -31,6 +31,8 @@ class Told:
         self.answers: list[tuple[int, dict[str, str], bytes] | None] = []
         self.asked: list[tuple[str, dict[str, str]]] = []
         self.connections: set[Any] = set()
+        self.piece = 1 << 20  # bytes of a body that come at a time
+        self.slow = threading.Event()
         told = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -49,7 +51,9 @@ class Told:
                 for name, value in {**headers, "content-length": str(len(body))}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(body)
+                for start in range(0, len(body), told.piece):
+                    told.slow.wait(0.2 if start else 0)
+                    self.wfile.write(body[start : start + told.piece])
 
             def log_message(self, *args: Any) -> None:
                 pass
@@ -61,6 +65,7 @@ class Told:
         self._thread.start()
 
     def stop(self) -> None:
+        self.slow.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import pickle
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +20,7 @@ from serving.client.conversation import Conversations, Infer, Pause, Received, R
 from serving.client.open_inference import Outputs
 from serving.client.refusals import ConnectionFailed, Refused, refusal
 from serving.client.retries import Retries
+from serving.errors import Detail, GenerationConflict
 from serving.grpc_api import status as grpc_status
 from serving.http_api import answer as http_status
 from tests.client.conftest import Told
@@ -115,6 +119,53 @@ def test_connections_are_used_again(told: Told) -> None:
     with serving.Client(told.url) as client:
         client.predict("iris", [ROW])
     assert "authorization" not in told.asked[-1][1]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_the_timeout_is_of_the_whole_call(told: Told, asynchronous: bool) -> None:
+    """An answer that comes in small pieces, each in time, is given up when the call's time is over."""
+    told.answers, told.piece = [OK], 4
+
+    async def ask() -> Any:
+        async with serving.AsyncClient(told.url, timeout=0.5, retries=0) as client:
+            return await client.predict("iris", [ROW])
+
+    with serving.Client(told.url, timeout=0.5, retries=0) as client, pytest.raises(serving.DeadlineExceeded):
+        asyncio.run(ask()) if asynchronous else client.predict("iris", [ROW])
+
+
+@pytest.mark.parametrize(
+    "given", [{"timeout": float("inf")}, {"timeout": float("nan")}, {"api_key": "ä"}, {"api_key": "a\n"}]
+)
+def test_what_can_be_no_header_is_refused_by_its_name(given: dict[str, Any]) -> None:
+    """What a client is told and no request could carry is an error that names it."""
+    with pytest.raises(serving.InvalidRequest, match=next(iter(given))), serving.Client(**given) as client:
+        client.predict("iris", [ROW])
+
+
+def test_a_fork_has_connections_of_its_own(told: Told) -> None:
+    """Two processes on one connection would read each other's answers."""
+    told.answers = [OK] * 2
+    with serving.Client(told.url) as client:
+        client.predict("iris", [ROW])
+        child = os.fork()
+        if child == 0:
+            os._exit(client.predict("iris", [ROW]) != ["setosa"])
+        assert os.waitpid(child, 0)[1] == 0
+    assert len(told.connections) == 2
+
+
+def test_errors_cross_processes() -> None:
+    """An error of a pool's worker arrives as what it was."""
+    error = serving.QueueFull("full", 7)
+    error.add_note("request id: 1")
+    for one in (
+        error,
+        GenerationConflict("late", {"generation": 3}),
+        serving.SignatureMismatch("no", [Detail("/a", "b")]),
+    ):
+        again = pickle.loads(pickle.dumps(one))
+        assert (type(again), again.args, vars(again)) == (type(one), one.args, vars(one))
 
 
 def test_nobody_there_is_a_failed_connection() -> None:
