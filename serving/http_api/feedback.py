@@ -23,7 +23,8 @@ from serving.prediction.authorization import authorize
 from serving.protocols.strict_json import pointer
 
 router = APIRouter(route_class=OwnRoute, dependencies=[Depends(requires("predict"))], tags=["models"])
-_MOST_BYTES = 4 * 1024 * 1024
+_MOST_BYTES = 1024 * 1024
+"""Of a body, with room for the most outcomes: whatever it has is read in one go, and nobody is served meanwhile."""
 
 
 class _Strict(Documented):

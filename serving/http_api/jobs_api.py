@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field, ValidationError
 
 from serving.access.principal import Principal
-from serving.errors import Conflict, InvalidRequest, JobNotFound, UnsupportedMediaType
+from serving.errors import Conflict, InvalidRequest, JobNotFound, PayloadTooLarge, UnsupportedMediaType
 from serving.http_api.openapi.documents import Error
 from serving.http_api.own_route import OwnRoute
 from serving.http_api.parameters import NoParameters, Parameters
@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # what needs the extra is imported where there are jobs
 
 _JSON = ("application/json", "application/x-www-form-urlencoded")
 """What JSON is sent as: curl says the second of whatever it is given with -d."""
+_MOST_JSON_BYTES = 1024 * 1024
+"""It is read in one go, and nobody is served meanwhile; files are not."""
 
 
 def live_jobs(services: LiveServices) -> Jobs:
@@ -130,7 +132,10 @@ async def create_job(
     trace = traceparent(request.scope["headers"])
     try:
         if kind in _JSON:
-            body = await read_body(request.scope["headers"], request.receive, jobs.max_rows_bytes)
+            try:
+                body = await read_body(request.scope["headers"], request.receive, _MOST_JSON_BYTES)
+            except PayloadTooLarge as error:
+                raise PayloadTooLarge(f"{error.message}: send the rows as a file, such as text/csv") from None
             wanted = await asyncio.to_thread(read_request, bytes(body))
             made, new = await jobs.create(caller, wanted, idempotency_key, trace)
         elif kind in TYPES:

@@ -280,7 +280,6 @@ def _jobs(
         results,
         locations,
         fleet,
-        max_rows_bytes=settings.max_json_bytes,
         max_upload_bytes=settings.jobs_max_upload_bytes,
     )
     runner = Runner(

@@ -34,8 +34,7 @@ MOST_ACTIVE = 1000
 class Jobs:
     """The jobs of a models folder, as their owners see them.
 
-    locations: where inputs may be. max_rows_bytes, max_upload_bytes: of a request with rows, and of a file. `asked` is
-    set where there is a new job.
+    locations: where inputs may be. max_upload_bytes: of a file. `asked` is set where there is a new job.
     """
 
     def __init__(
@@ -45,13 +44,11 @@ class Jobs:
         locations: Locations,
         fleet: Fleet,
         *,
-        max_rows_bytes: int,
         max_upload_bytes: int,
     ) -> None:
         self.database = database
         self.results = results
         self.locations = locations
-        self.max_rows_bytes = max_rows_bytes
         self.max_upload_bytes = max_upload_bytes
         self.asked = asyncio.Event()
         self._uploads = asyncio.Semaphore(UPLOADS)

@@ -79,6 +79,8 @@ def cut_up(request: Buffer) -> RawRequest | None:
     first = second = 0  # where the id stands
     try:
         while place < end and (tag := request[place]) != _RAW_INPUT:
+            if place > 2 * _LONGEST_PLAN:  # or millions of empty tensors would hold the event loop for seconds
+                return None
             size = request[place + 1]
             start = place + 2
             if size > 0x7F:
@@ -130,7 +132,9 @@ def opening_of(request: Buffer) -> Opening:
     found = {_NAME: b"", _VERSION: b"", _ID: b""}
     place = 0
     try:
-        while (tag := request[place]) in found:
+        for _ in range(len(found)):  # no more: they may come millions of times
+            if (tag := request[place]) not in found:
+                break
             size, start = length_at(request, place + 1)
             place = start + size
             found[tag] = bytes(request[start:place])

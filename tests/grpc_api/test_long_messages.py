@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, save
 from starlette.testclient import TestClient
 
+from serving.protocols.infer_codec import cut_up, opening_of
 from serving.protocols.infer_tensors import CONTENTS
 from serving.protocols.messages import SERVICE, message
 from serving.tensors import NUMPY
@@ -142,6 +143,26 @@ def refused(channel: grpc.Channel, sent: bytes, said: str) -> None:
         channel.unary_unary(f"/{SERVICE}/ModelInfer")(sent, timeout=20)
     assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert said in refusal.value.details()
+
+
+class Counted(bytes):
+    """Bytes that count how often one of them is looked at."""
+
+    looks = 0
+
+    def __getitem__(self, at: Any) -> Any:
+        Counted.looks += 1
+        return super().__getitem__(at)
+
+
+@pytest.mark.parametrize("field", [b"\x0a\x00", b"\x2a\x00", b"\x3a\x00"])
+def test_finding_the_model_takes_no_look_at_each_of_a_million_fields(field: bytes) -> None:
+    """It is done on the event loop, where a message of empty names or tensors would hold up everybody for seconds."""
+    message = Counted(b"\x0a\x04echo" + field * 100_000)
+    Counted.looks = 0
+    assert cut_up(message) is None
+    opening_of(message)
+    assert Counted.looks < 5000
 
 
 def test_bytes_that_are_no_message_are_refused(channel: grpc.Channel) -> None:

@@ -224,6 +224,7 @@ def test_numbers_are_judged_by_their_errors(client: TestClient, eventually: Wait
         ("diabetes", "{}", 422, "/feedback"),
         ("diabetes", '{"feedback": [{"id": "a", "outcomes": [1, "x"]}]}', 422, "/feedback/0/outcomes/1"),
         ("diabetes", '{"feedback": [{"id": "", "outcomes": [1]}]}', 422, "/feedback/0/id"),
+        ("diabetes", '{"feedback": [%s]}' % ("{}," * 400_000), 413, "1048576"),
         ("diabetes", '{"feedback": [{"id": "a", "outcomes": [1%s]}]}' % ("0" * 400), 422, "/feedback/0/outcomes/0"),
         ("diabetes", '{"feedback": [{"id": "a", "outcomes": [1.7e308]}]}', 422, "/feedback/0/outcomes/0"),
         ("diabetes", '{"feedback": [{"id": "a", "outcomes": ["%s"]}]}' % ("x" * 2000), 422, "/feedback/0/outcomes/0"),
