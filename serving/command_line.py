@@ -80,13 +80,13 @@ def run(config: Path | None, **given: Any) -> None:
     flags = {name: value for name, value in given.items() if value is not None}
     try:
         settings = read(config, **flags)
-    except (ValidationError, ValueError) as error:
+    except ValueError as error:  # pydantic's are such
         raise typer.Exit(_complain(error)) from None
 
     def reread() -> Settings:
         try:
             return read(config, **flags)
-        except (OSError, ValidationError, ValueError) as error:
+        except ValueError as error:
             raise CannotReload("; ".join(_complaints(error))) from error
 
     console = Console(stderr=True, highlight=False, markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tomllib
 from importlib.util import find_spec
 from ipaddress import ip_network
 from pathlib import Path
@@ -251,9 +252,19 @@ class Settings(BaseSettings):
 
 
 def read(config: Path | None, **given: Any) -> Settings:
-    """Make settings from flags, environment and an optional TOML file. Raises pydantic.ValidationError."""
+    """Make settings from flags, environment and an optional TOML file.
+
+    Raises pydantic.ValidationError, and ValueError where there is no such file or it is not TOML: without what it says
+    of keys and TLS a server would be open.
+    """
     if config is None:
         return Settings(**given)
+    try:
+        tomllib.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--config: {config} can't be read: {(error.strerror or '').lower()}") from None
+    except ValueError as error:
+        raise ValueError(f"--config: {config} is not TOML: {error}") from None
 
     class FromFile(Settings):
         model_config = SettingsConfigDict(toml_file=config)

@@ -75,6 +75,10 @@ def status(
     for server in live:
         if server.unheard:
             console.print(visible(f"{server.host}, process {server.pid}: {server.unheard}"), soft_wrap=True)
+    others = ((n, v, why) for one in live for (n, v), reasons in one.refused.items() for why in reasons)
+    for n, _, why in dict.fromkeys(others if name is None else ()):
+        if n and n not in {one["name"] for one in found}:
+            console.print(visible(f"{n}: {why}"), soft_wrap=True)
     if not live:
         console.print("no server of this folder is known here: others have told theirs to another --state-dir")
 

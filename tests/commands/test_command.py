@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
 from serving.server import CannotStart, check_folders, misnamed
-from serving.settings import Settings
+from serving.settings import Settings, read
 from tests.conftest import MODELS, running
 
 Wait = Callable[[Callable[[], bool]], None]
@@ -195,6 +195,16 @@ def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
     ended = command("run", "--config", str(config))
     assert ended.returncode == 2
     assert "prot" in ended.stderr
+
+
+def test_a_file_of_settings_that_is_not_there_starts_no_server(tmp_path: Path) -> None:
+    """A wrong path never makes a server without the keys and certificates that its file names; nor does a broken one."""
+    config = tmp_path / "serving.toml"
+    for text, wanted in ((None, "no such file"), ('keys = "a\n', "is not TOML")):
+        if text is not None:
+            config.write_text(text)
+        with pytest.raises(ValueError, match=f"--config: {config}.*{wanted}"):
+            read(config)
 
 
 def test_a_state_folder_among_the_models_is_refused(tmp_path: Path) -> None:

@@ -130,6 +130,9 @@ def test_status_names_all_that_is_asked_for_and_is_not_there(live: Server, folde
     wanted = ("canary is version 9, which can't serve", "label red is version 8, which can't serve")
     eventually(lambda: all(text in run(folder, "status", "diabetes").stdout for text in wanted))
     (folder / "diabetes" / "traffic.json").unlink()
+    shutil.copy(folder / "iris" / "1" / "model.onnx", folder / "rose.onnx")
+    eventually(lambda: "rose.onnx: not served here: move it to rose/1" in run(folder, "status").stdout)
+    (folder / "rose.onnx").unlink()
 
 
 def test_the_real_command(folder: Path) -> None:
