@@ -75,12 +75,16 @@ def status(
     for server in live:
         if server.unheard:
             console.print(visible(f"{server.host}, process {server.pid}: {server.unheard}"), soft_wrap=True)
-    others = ((n, v, why) for one in live for (n, v), reasons in one.refused.items() for why in reasons)
-    for n, _, why in dict.fromkeys(others if name is None else ()):
-        if n and n not in {one["name"] for one in found}:
-            console.print(visible(f"{n}: {why}"), soft_wrap=True)
+    for said in _no_models(live, {"", *(one["name"] for one in found)}) if name is None else ():
+        console.print(visible(said), soft_wrap=True)
     if not live:
         console.print("no server of this folder is known here: others have told theirs to another --state-dir")
+
+
+def _no_models(live: list[Server], names: set[str]) -> list[str]:
+    """Say what lies among the models and is none, by those names."""
+    problems = ((n, why) for one in live for (n, _), reasons in one.refused.items() for why in reasons)
+    return list(dict.fromkeys(f"{n}: {why}" for n, why in problems if n not in names))
 
 
 def state(root: Path, state_dir: Path | None, name: str, live: list[Server]) -> dict[str, Any]:

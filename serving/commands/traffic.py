@@ -6,6 +6,7 @@ can't, the change is taken back and the exit status is 1.
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import pwd
@@ -181,12 +182,18 @@ def keep(
     return made(commands.KeepLoaded, keep=wanted, **given)
 
 
-def up_to_date(models: Path, state_dir: Path | None, name: str | None = None) -> tuple[Path, Path | None]:
+def up_to_date(
+    models: Path, state_dir: Path | None, name: str | None = None, *, is_made: bool = False
+) -> tuple[Path, Path | None]:
     """Return the models folder and the state folder: of a repository in an object store those that mirror it here, now.
 
-    name: the model that is looked at; all without it. Raises InvalidRequest, NotReady.
+    name: the model that is looked at; all without it. is_made: a folder that is not there is made by who asks. Raises
+    InvalidRequest, and NotReady where there is no such folder.
     """
-    return mirrored(models, state_dir, name, say=lambda text: typer.echo(visible(f"serving: {text}"), err=True))
+    found = mirrored(models, state_dir, name, say=lambda text: typer.echo(visible(f"serving: {text}"), err=True))
+    if not is_made and not found[0].is_dir():
+        raise NotReady(f"there is no models folder {found[0]}: name another with --models")
+    return found
 
 
 def carry_out(root: Path, state_dir: Path | None, name: str, order: Order, *, no_wait: bool) -> None:
@@ -288,3 +295,9 @@ def explained(undone: int = 1) -> Iterator[None]:
     except ServingError as error:
         Console(stderr=True, highlight=False, markup=False).print(visible(f"serving: {error.message}"), soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, InvalidRequest) else undone) from None
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # who reads the output has seen enough
+            raise
+        said = f"serving: {error.filename or 'the output'}: {(error.strerror or str(error)).lower()}"
+        Console(stderr=True, highlight=False, markup=False).print(visible(said), soft_wrap=True)
+        raise typer.Exit(undone) from None

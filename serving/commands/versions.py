@@ -88,7 +88,7 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
     with explained():
         try:
             check_name(name)
-            models, state_dir = up_to_date(models, state_dir, name)
+            models, state_dir = up_to_date(models, state_dir, name, is_made=True)
             embedded = None if signature is None else _read(signature)
             # On a thread behind all others: a large file is read, hashed and written beside workers that answer.
             with ThreadPoolExecutor(1, initializer=lowest_priority) as aside:
@@ -138,7 +138,7 @@ def delete(  # noqa: PLR0917  typer makes options of parameters
     state_dir: StateDir = None,
     no_wait: NoWait = False,
 ) -> None:
-    """Remove a version that is not stable, canary, shadow or labelled; servers that have it loaded let it go."""
+    """Remove a version that is not stable, canary, shadow, labelled or kept by name; servers let it go."""
     with explained():
         models, state_dir = up_to_date(models, state_dir, name)
         after = delete_version(TrafficStore(models, state_dir), name, version, who=user(), why=why)

@@ -40,7 +40,7 @@ def delete(store: TrafficStore, name: str, version: str, *, who: str, why: str =
     try:
         made = store.change(name, move, who=who, what=f"delete {version}", why=why)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it was not moved, or the folder can't be written to
             away.rename(folder)  # what is not in the history has not happened
         raise
     if store.remote is not None:

@@ -255,7 +255,11 @@ def _near(folder: Path, home: Path) -> Iterator[Path]:
     home.mkdir(exist_ok=True)
     near = home / f"{_NEAR}{secrets.token_hex(8)}"
     try:
-        shutil.copytree(folder, near, copy_function=copied)
+        for inner, _, files in os.walk(folder):
+            to = near / Path(inner).relative_to(folder)
+            to.mkdir()
+            for name in files:
+                copied(Path(inner, name), to / name)
         for inner, _, _ in os.walk(near, topdown=False):
             sync(Path(inner))
         yield near

@@ -18,6 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
+from serving.cli import main
 from serving.server import CannotStart, check_folders, misnamed
 from serving.settings import Settings, read
 from tests.conftest import MODELS, running
@@ -198,13 +199,23 @@ def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_of_settings_that_is_not_there_starts_no_server(tmp_path: Path) -> None:
-    """A wrong path never makes a server without the keys and certificates that its file names; nor does a broken one."""
+    """A wrong path never makes a server without the keys and certificates that its file names, nor a broken file."""
     config = tmp_path / "serving.toml"
     for text, wanted in ((None, "no such file"), ('keys = "a\n', "is not TOML")):
         if text is not None:
             config.write_text(text)
         with pytest.raises(ValueError, match=f"--config: {config}.*{wanted}"):
             read(config)
+
+
+def test_streams_that_were_closed_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever starts the command without a log has one that goes nowhere: it ended at once, and said nothing."""
+    monkeypatch.setattr("sys.argv", ["serving", "--version"])
+    monkeypatch.setattr("sys.stderr", None)
+    with pytest.raises(SystemExit):
+        main()
+    with sys.stderr as opened:
+        assert opened.name == os.devnull
 
 
 def test_a_state_folder_among_the_models_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -133,6 +134,20 @@ def test_status_names_all_that_is_asked_for_and_is_not_there(live: Server, folde
     shutil.copy(folder / "iris" / "1" / "model.onnx", folder / "rose.onnx")
     eventually(lambda: "rose.onnx: not served here: move it to rose/1" in run(folder, "status").stdout)
     (folder / "rose.onnx").unlink()
+
+
+def test_a_folder_that_is_not_there_or_not_written_is_said_in_a_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong --models is named, and a disk that takes nothing: neither is an empty table, or a trace."""
+    assert "name another with --models" in run(tmp_path / "nope", "status").stderr
+
+    def full(*given: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "model.toml")
+
+    monkeypatch.setattr("serving.commands.status.ServerMonitor", full)
+    done = run(folder, "status")
+    assert (done.exit_code, done.stderr) == (1, "serving: model.toml: read-only file system\n")
 
 
 def test_the_real_command(folder: Path) -> None:

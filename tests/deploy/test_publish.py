@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from serving.deploy.publish import publish
-from serving.errors import Conflict, InvalidRequest
+from serving.errors import Conflict, InvalidRequest, NotReady
 from serving.gate import gate
 from serving.gate.gate import Gate
 from serving.gate.report import GateRefused
@@ -233,7 +234,9 @@ def test_state_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.skipif(os.stat("/dev/shm").st_dev == os.stat("/tmp").st_dev, reason="needs two file systems")
-def test_a_version_is_staged_on_another_file_system(tmp_path: Path, examiner: Gate) -> None:
+def test_a_version_is_staged_on_another_file_system(
+    tmp_path: Path, examiner: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first and the next version come whole, with external data, and leave nothing else in the models folder."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
         for rows in (4, 5):
@@ -246,6 +249,13 @@ def test_a_version_is_staged_on_another_file_system(tmp_path: Path, examiner: Ga
         assert sorted(os.listdir(tmp_path / "models" / "linear")) == ["1", "2", "history.jsonl", "traffic.json"]
         with pytest.raises(GateRefused):
             publish(tmp_path / "models", "new", tmp_path / "work" / "weights" / "w.bin", state_dir=Path(other))
+
+        def full(*given: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("serving.deploy.publish.copied", full)
+        with pytest.raises(NotReady, match="no space left on device"):
+            publish(tmp_path / "models", "new", source, examiner=examiner, state_dir=Path(other))
         assert os.listdir(tmp_path / "models") == ["linear"]
 
 

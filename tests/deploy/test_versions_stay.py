@@ -15,7 +15,7 @@ from serving.access.key_store import KeyStore
 from serving.command_line import app
 from serving.deploy.delete import delete
 from serving.deploy.publish import publish
-from serving.errors import Conflict, ModelNotFound
+from serving.errors import Conflict, ModelNotFound, NotReady
 from serving.gate.gate import Gate
 from serving.repository import transitions
 from serving.repository.repository import Repository
@@ -111,8 +111,12 @@ def test_a_deletion_that_can_not_be_noted_does_not_happen(tmp_path: Path, monkey
     def full(*given: object) -> None:
         raise OSError(28, "No space left on device")
 
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", full)
+        with pytest.raises(NotReady, match="nothing is changed"):
+            delete(TrafficStore(tmp_path), "iris", "1", who="ana")
     monkeypatch.setattr("serving.repository.traffic_store._write", full)
-    with pytest.raises(Exception, match="nothing is changed"):
+    with pytest.raises(NotReady, match="nothing is changed"):
         delete(TrafficStore(tmp_path), "iris", "1", who="ana")
     assert (tmp_path / "iris" / "1" / "model.onnx").is_file()
     assert Repository(tmp_path, TrafficStore(tmp_path).read).scan().problems == ()
