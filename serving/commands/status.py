@@ -117,7 +117,11 @@ def state(root: Path, state_dir: Path | None, name: str, live: list[Server]) -> 
         "servers": len(standings),
         "up_to_date": traffic is not None and all(g == traffic.generation for g in generations),
         "serving": generations,
-        "trials": list(dict.fromkeys(str(line) for _, s in standings for line in s.get("trial", ()))),
+        "trials": [
+            f"{line} ({server.host}, process {server.pid})" if len(live) > 1 else str(line)
+            for server, s in standings
+            for line in s.get("trial", ())
+        ],
         "alone": {version: reason for _, s in standings for version, reason in s.get("alone", {}).items()},
         "settings": own.shown(),
         "problems": problems,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from serving.deploy.plan import Plan
 from serving.errors import ModelInvalid, ServingError, shown
@@ -48,8 +49,17 @@ class DeploymentLog:
             # One that was never whole may be on its way; what the gate has against it is logged when it says so.
             level = logging.INFO if version and (name, version) not in old else logging.WARNING
             log.log(level, "%s: %s", " ".join(filter(None, (name, version))) or "the folder", bad[name, version])
-        for key in old.keys() - new.keys() - bad.keys():
-            log.warning("%s %s has vanished from the folder", *key)
+        for name, version in old.keys() - new.keys() - bad.keys():
+            if any(entry["what"] == f"delete {version}" for entry in self._history(name, _MOST_CHANGES)):
+                log.info("%s %s is deleted from the folder", name, version)
+            else:
+                log.warning("%s %s has vanished from the folder", name, version)
+
+    def _history(self, name: str, limit: int) -> list[dict[str, Any]]:
+        try:
+            return self._store.history(name, limit)
+        except (ServingError, OSError):  # the model has just gone
+            return []
 
     def _came(self, item: ModelVersion) -> str:
         try:
@@ -82,10 +92,7 @@ class DeploymentLog:
                 log.info("%s %s is unloaded", name, version)
 
     def _changed(self, name: str, before: Traffic, after: Traffic) -> None:
-        try:
-            entries = self._store.history(name, max(1, min(_MOST_CHANGES, after.generation - before.generation)))
-        except (ServingError, OSError):  # the model has just gone
-            entries = []
+        entries = self._history(name, max(1, min(_MOST_CHANGES, after.generation - before.generation)))
         entries = [entry for entry in entries if before.generation < entry["generation"] <= after.generation]
         for entry in entries:
             facts = describe(*(parse(json.dumps(entry[side])) for side in ("before", "after")))

@@ -17,6 +17,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from serving.command_line import app
+from serving.commands.status import state
+from serving.repository import servers
 from serving.repository.servers import ServerMonitor
 from serving.repository.state_directory import state_folders
 from tests.conftest import MODELS, Server, running
@@ -148,6 +150,14 @@ def test_a_folder_that_is_not_there_or_not_written_is_said_in_a_line(
     monkeypatch.setattr("serving.commands.status.ServerMonitor", full)
     done = run(folder, "status")
     assert (done.exit_code, done.stderr) == (1, "serving: model.toml: read-only file system\n")
+
+
+def test_figures_of_several_servers_say_whose_they_are(folder: Path) -> None:
+    """Each server counts for itself, so two lines of one trial are told apart."""
+    said = {"iris": {"trial": ["canary 2: 5 predictions"]}}
+    live = [servers.Server("one", 1, said, 0.0), servers.Server("two", 2, said, 0.0)]
+    shown = state(folder, state_dir(folder), "iris", live)["trials"]
+    assert shown == ["canary 2: 5 predictions (one, process 1)", "canary 2: 5 predictions (two, process 2)"]
 
 
 def test_the_real_command(folder: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.deploy.delete import delete
 from serving.deploy.deployment_log import DeploymentLog
 from serving.deploy.plan import Plan
 from serving.repository.manifest import Entry, Manifest
@@ -67,6 +68,8 @@ def test_versions_that_come_break_and_go(kept: Kept, tmp_path: Path) -> None:
     assert unloaded == ("INFO", "iris 2 is unloaded")
     (iris / "2" / "manifest.json").write_bytes(published.text())
     assert kept.lines("1", "2") == [("INFO", "iris 2 is whole now"), ("INFO", "iris 2 is loaded in every worker")]
+    delete(kept.store, "iris", "3", who="ann")
+    assert kept.lines("1", "2")[0] == ("INFO", "iris 3 is deleted from the folder"), "as asked: no warning"
     shutil.rmtree(iris / "2")
     assert kept.lines("1") == [("WARNING", "iris 2 has vanished from the folder"), ("INFO", "iris 2 is unloaded")]
     assert kept.lines() == [("WARNING", "iris is unloaded: nothing of it can be served any more")]
