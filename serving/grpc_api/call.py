@@ -371,9 +371,10 @@ class Call:
         assert wake is not None  # noqa: S101  only streaming methods read
         while not self.done:
             while reader.messages:
-                message = reader.messages.popleft()
+                message = await reader.take()
                 self._owed += 1
-                self.connection.replenish(self)
+                if not reader.backpressured:
+                    self.connection.replenish(self)
                 if self.head.admit is not None:
                     self.head.admit()  # a stream may outlive the key that it began with
                 if method.read is bytes:
