@@ -38,6 +38,8 @@ class Remote:
             known = False
         if not known:
             raise InvalidRequest(f"--url: {url[:200]} is no address of a server")
+        if not (api_key or "").isascii() or not (api_key or "").isprintable():
+            raise InvalidRequest("$SERVING_API_KEY: is no key: it has characters that no header takes")
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._model = model
         self._version = version

@@ -13,7 +13,7 @@ from serving.errors import DeadlineExceeded, InvalidRequest
 
 # Shorter than servers and proxies keep theirs: a request that meets a closing connection may be lost.
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=15)
-FAULTS = (httpx.HTTPError, TimeoutError)
+FAULTS = (httpx.HTTPError, httpx.InvalidURL, TimeoutError)
 """What is raised where there is no answer."""
 _UNSENT = (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol)
 
@@ -53,12 +53,12 @@ def received(response: httpx.Response) -> Received:
     raise refusal(response.status_code, response.headers, response.content)
 
 
-def refused(error: httpx.HTTPError | TimeoutError) -> Refused:
+def refused(error: httpx.HTTPError | httpx.InvalidURL | TimeoutError) -> Refused:
     """Say what has gone wrong without an answer."""
     if isinstance(error, _UNSENT):
         return Refused(ConnectionFailed(f"the server can't be reached: {error}"))
     if isinstance(error, httpx.TimeoutException | TimeoutError):
         return Refused(DeadlineExceeded("no answer came in the time for this call"))
-    if isinstance(error, httpx.LocalProtocolError):
+    if isinstance(error, httpx.LocalProtocolError | httpx.InvalidURL):
         return Refused(InvalidRequest(f"the request can't be sent: {error}"))
     return Refused(AnswerLost(f"the connection broke before the answer was there: {error}"), ran=True)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import serving
+from serving.bulk.remote import Remote
 from serving.client import grpc_transport, refusals
 from serving.client.conversation import Conversations, Infer, Pause, Received, Request
 from serving.client.open_inference import Outputs
@@ -141,6 +142,14 @@ def test_what_can_be_no_header_is_refused_by_its_name(given: dict[str, Any]) -> 
     """What a client is told and no request could carry is an error that names it."""
     with pytest.raises(serving.InvalidRequest, match=next(iter(given))), serving.Client(**given) as client:
         client.predict("iris", [ROW])
+
+
+def test_what_leads_to_no_server_is_refused() -> None:
+    """An address with a port that is none, and a key that no header takes, are errors of ours, to files' client too."""
+    with pytest.raises(serving.InvalidRequest, match="port"), serving.Client("http://127.0.0.1:bad") as client:
+        client.predict("iris", [ROW])
+    with pytest.raises(serving.InvalidRequest, match="SERVING_API_KEY"):
+        Remote("http://127.0.0.1", "a\n", "iris", None)
 
 
 def test_a_fork_has_connections_of_its_own(told: Told) -> None:
