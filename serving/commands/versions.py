@@ -32,7 +32,7 @@ from serving.deploy.delete import delete as delete_version
 from serving.deploy.publish import Published, check_name, serving_now
 from serving.deploy.publish import publish as publish_version
 from serving.deploy.staging import ModelFile
-from serving.errors import NotReady, ServingError
+from serving.errors import InvalidRequest, NotReady, ServingError
 from serving.gate.gate import Gate, Limits
 from serving.gate.report import GateRefused
 from serving.gate.report_table import table
@@ -88,6 +88,10 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
     with explained():
         try:
             check_name(name)
+            if promote and canary is not None:
+                raise InvalidRequest("give --promote or --canary, not both")
+            if canary is not None:  # before anything is published
+                made(commands.StartCanary, version="1", percent=canary)
             models, state_dir = up_to_date(models, state_dir, name, is_made=True)
             embedded = None if signature is None else _read(signature)
             # On a thread behind all others: a large file is read, hashed and written beside workers that answer.

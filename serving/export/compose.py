@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import compose as joining
 from onnx import version_converter
 
@@ -28,7 +29,7 @@ def compose(first: Path | str, then: Path | str, *, joins: Mapping[str, str] | N
     second's says of its other inputs; class names, task, description and metrics are the second's; the golden rows are
     the first's, with the answers of the joined file. Raises CannotExport.
     """
-    before, after = (onnx.load(str(path)) for path in (first, then))
+    before, after = (_read(Path(path)) for path in (first, then))
     told = [_signature(proto) for proto in (before, after)]
     del before.metadata_props[:], after.metadata_props[:]
     plain_outputs(before)
@@ -54,6 +55,13 @@ def compose(first: Path | str, then: Path | str, *, joins: Mapping[str, str] | N
             "the files", f"do not join: {text}", "say with joins= which output feeds which input"
         ) from error
     return sealed(proto, _described(session, *told, classes=classes))
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(str(path))
+    except DecodeError:
+        raise CannotExport(path.name, "is not an ONNX file, or cut short", "export or copy it again") from None
 
 
 def _pairs(before: onnx.ModelProto, after: onnx.ModelProto, joins: Mapping[str, str]) -> dict[str, str]:

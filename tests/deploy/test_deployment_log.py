@@ -68,11 +68,17 @@ def test_versions_that_come_break_and_go(kept: Kept, tmp_path: Path) -> None:
     assert unloaded == ("INFO", "iris 2 is unloaded")
     (iris / "2" / "manifest.json").write_bytes(published.text())
     assert kept.lines("1", "2") == [("INFO", "iris 2 is whole now"), ("INFO", "iris 2 is loaded in every worker")]
-    delete(kept.store, "iris", "3", who="ann")
-    assert kept.lines("1", "2")[0] == ("INFO", "iris 3 is deleted from the folder"), "as asked: no warning"
     shutil.rmtree(iris / "2")
     assert kept.lines("1") == [("WARNING", "iris 2 has vanished from the folder"), ("INFO", "iris 2 is unloaded")]
     assert kept.lines() == [("WARNING", "iris is unloaded: nothing of it can be served any more")]
+
+
+def test_a_deletion_that_was_asked_for_warns_nobody(kept: Kept, tmp_path: Path) -> None:
+    """What `serving delete` removes has not vanished."""
+    shutil.copytree(tmp_path / "iris" / "1", tmp_path / "iris" / "2")
+    kept.lines("1", "2")
+    delete(kept.store, "iris", "1", who="ann")
+    assert kept.lines("2")[0] == ("INFO", "iris 1 is deleted from the folder")
 
 
 def test_changes_of_traffic(kept: Kept) -> None:

@@ -95,6 +95,9 @@ def test_what_does_not_join_is_named(tmp_path: Path) -> None:
         compose(first, then, joins={"q": "z"})
     with pytest.raises(CannotExport, match="no name in common: the first answers y, the second takes z, bias"):
         compose(first, then)
+    then.write_bytes(then.read_bytes()[:-5])
+    with pytest.raises(CannotExport, match="is not an ONNX file, or cut short"):
+        compose(first, then)
 
 
 @pytest.mark.parametrize("command", [["export"], ["publish", "--name", "fitted"]], ids=lambda c: c[0])
