@@ -256,7 +256,11 @@ def test_a_judged_canary_is_promoted_by_itself(live: Server, folder: Path, event
         (("label", "iris", "stable", "1"), 2, "'stable' follows the role"),
         (("keep", "iris", "some"), 2, "keep: should be"),
         (("keep", "iris", "1,9"), 1, "no version '9' that can serve"),
-        (("publish", str(MODELS / "iris" / "1" / "model.onnx"), "--name", "rose", "--canary", "0"), 2, "greater than 0"),
+        (
+            ("publish", str(MODELS / "iris" / "1" / "model.onnx"), "--name", "rose", "--canary", "0"),
+            2,
+            "greater than 0",
+        ),
         (("publish", "a.onnx", "--name", "rose", "--canary", "5", "--promote"), 2, "--promote or --canary, not both"),
         (("check", str(MODELS / "iris" / "1"), "--name", "rose"), 0, "there is no model rose in"),
         (("rollback", "rose"), 1, "no model is called 'rose'"),
