@@ -112,7 +112,7 @@ def state(root: Path, state_dir: Path | None, name: str, live: list[Server]) -> 
     return {
         "name": name,
         "traffic": traffic.document() if traffic is not None else None,
-        "stable": current(traffic, versions) if traffic is not None else None,
+        "stable": _stable(traffic, versions, [s for _, s in standings]),
         "versions": versions,
         "servers": len(standings),
         "up_to_date": traffic is not None and all(g == traffic.generation for g in generations),
@@ -126,6 +126,13 @@ def state(root: Path, state_dir: Path | None, name: str, live: list[Server]) -> 
         "settings": own.shown(),
         "problems": problems,
     }
+
+
+def _stable(traffic: Traffic | None, versions: list[str], standings: list[dict[str, Any]]) -> str | None:
+    """Return who answers: where nobody is named, servers know which of the highest is whole."""
+    if traffic is None or traffic.stable is not None:
+        return traffic.stable if traffic is not None else None
+    return next((str(s["stable"]) for s in standings if s.get("stable")), None) or current(traffic, versions)
 
 
 def _row(one: dict[str, Any]) -> list[str]:

@@ -160,6 +160,14 @@ def test_figures_of_several_servers_say_whose_they_are(folder: Path) -> None:
     assert shown == ["canary 2: 5 predictions (one, process 1)", "canary 2: 5 predictions (two, process 2)"]
 
 
+def test_a_version_that_is_half_there_is_not_shown_as_stable(tmp_path: Path) -> None:
+    """Where nobody has named a stable version, status shows the one that servers answer with, not the highest number."""
+    shutil.copytree(MODELS / "iris", tmp_path / "iris")
+    live = [servers.Server("one", 1, {"iris": {"stable": "1"}}, 0.0)]
+    assert state(tmp_path, None, "iris", live)["stable"] == "1"
+    assert state(tmp_path, None, "iris", [])["stable"] == "2"
+
+
 def test_the_real_command(folder: Path) -> None:
     """The installed command does the same, and does not load what predicts to do it."""
     whole = [sys.executable, "-X", "importtime", "-m", "serving.cli", "label", "iris", "blue", "1", "--no-wait"]
