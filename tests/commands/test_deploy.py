@@ -161,7 +161,7 @@ def test_figures_of_several_servers_say_whose_they_are(folder: Path) -> None:
 
 
 def test_a_version_that_is_half_there_is_not_shown_as_stable(tmp_path: Path) -> None:
-    """Where nobody has named a stable version, status shows the one that servers answer with, not the highest number."""
+    """Where nobody has named a stable version, status shows the one that answers, not the highest number."""
     shutil.copytree(MODELS / "iris", tmp_path / "iris")
     live = [servers.Server("one", 1, {"iris": {"stable": "1"}}, 0.0)]
     assert state(tmp_path, None, "iris", live)["stable"] == "1"
