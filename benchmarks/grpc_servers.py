@@ -45,7 +45,6 @@ class _Predicting:
             CODECS,
             metrics=metrics,
             access=None,
-            deadline=30,
             pool=pool,
             max_text_bytes=1 << 20,
             max_body_bytes=1 << 20,
@@ -110,15 +109,15 @@ class Grpclib(_Predicting):
 
 
 def _ours(*given: Any) -> GrpcServer:
-    fleet, metrics, access, bodies, pool, port = given
+    fleet, metrics, access, bodies, pool, _, port = given
     shared = {"access": access, "bodies": bodies, "pool": pool, "address": f"127.0.0.1:{port}"}
-    return GrpcServer(fleet, metrics, **shared, deadline=30, grace=1, max_bytes=1 << 24)
+    return GrpcServer(fleet, metrics, **shared, grace=1, max_bytes=1 << 24)
 
 
 SERVERS: dict[str, Any] = {
     "serving": _ours,
-    "grpc.aio": lambda fleet, metrics, access, bodies, pool, port: GrpcAio(fleet, metrics, pool, port),
-    "grpclib on h2": lambda fleet, metrics, access, bodies, pool, port: Grpclib(fleet, metrics, pool, port),
+    "grpc.aio": lambda fleet, metrics, access, bodies, pool, log, port: GrpcAio(fleet, metrics, pool, port),
+    "grpclib on h2": lambda fleet, metrics, access, bodies, pool, log, port: Grpclib(fleet, metrics, pool, port),
 }
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx2 as httpx
 import pytest
@@ -68,7 +68,7 @@ class Server:
         self.port = 0
         self._last = ""
 
-    def wait(self, seconds: float = 60) -> Server:
+    def wait(self, seconds: float = 60) -> Self:
         """Wait until it has said where it listens."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:

@@ -37,4 +37,4 @@ if __name__ == "__main__":
     serve.start(
         http_options={"host": "127.0.0.1", "port": int(sys.argv[1])}, logging_config={"enable_access_log": False}
     )
-    serve.run(Forest.bind(os.environ["MODEL"]), blocking=True)
+    serve.run(Forest.bind(os.environ["MODEL"]), blocking=True)  # type: ignore[attr-defined]

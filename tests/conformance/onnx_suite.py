@@ -315,7 +315,7 @@ def _listed(array: Any) -> Any:
         if not np.isfinite(array).all():
             if np.isinf(array).any():
                 raise NotAsked("infinity has no form in JSON")
-            return np.where(np.isnan(array), None, array).tolist()
+            return np.where(np.isnan(array), None, array).tolist()  # type: ignore[attr-defined]
     return array.tolist()
 
 

@@ -192,10 +192,9 @@ def http_forms(model: Direct, feeds: Feeds, missing: bool) -> Iterator[tuple[str
                 continue
             yield "JSON, gzip", post(path, gzip.compress(body, 1), content_encoding="gzip", accept_encoding="gzip")
             yield "JSON, deflate", post(path, zlib.compress(body, 1), content_encoding="deflate")
-        body = json.dumps(
-            {"inputs": [as_json(p, feeds[p.name], False) for p in model.inputs[::-1]], "outputs": outputs}
-        )
-        yield "JSON, outputs listed, inputs turned round", post(path, body.encode(), origin="http://a")
+        turned = {"inputs": [as_json(p, feeds[p.name], False) for p in model.inputs[::-1]], "outputs": outputs}
+        body = json.dumps(turned).encode()
+        yield "JSON, outputs listed, inputs turned round", post(path, body, origin="http://a")
     for form, options in (
         ("binary", {"parameters": {"binary_data_output": True}}),
         ("binary, JSON out", {}),

@@ -189,5 +189,5 @@ def _graph(inputs: Any, outputs: Any, nodes: Any, constants: dict[str, list[int]
         made.remove(node)
         done.append(node)
         known.update(node.output)
-    graph = helper.make_graph(done, "drill", *values, kept)
+    graph = helper.make_graph(done, "drill", *values, kept)  # type: ignore[call-arg]
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -261,7 +261,7 @@ def _off_in_grpc(name: str) -> None:
     if name == "calm":
         _replace(idle_frames.IdleFrames, "add", lambda self, *_, **__: None)
     elif name == "blocks":
-        hpack.MAX_LIST_BYTES = frame_reader.MAX_BLOCK_BYTES = connection.MAX_BLOCK_BYTES = 2**30
+        hpack.MAX_LIST_BYTES = frame_reader.MAX_BLOCK_BYTES = connection.MAX_BLOCK_BYTES = 2**30  # type: ignore[attr-defined]
     else:
         _replace(Call, "hold", lambda self, size: None)
 

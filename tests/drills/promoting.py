@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 from serving.errors import InvalidRequest
-from serving.repository.traffic_store import TRAFFIC_FILE, TrafficStore
+from serving.repository.traffic import TRAFFIC_FILE
+from serving.repository.traffic_store import TrafficStore
 from tests.drills.drill import Report, drill
 from tests.drills.publishing import KINDS, Publisher
 

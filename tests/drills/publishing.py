@@ -17,7 +17,7 @@ from serving.deploy import publish
 from serving.gate import gate
 from serving.gate.gate import Gate
 from serving.gate.report import Report as Verdict
-from serving.repository import transitions
+from serving.repository import manifest, transitions
 from serving.repository.manifest import MODEL_FILE
 from serving.repository.repository import Contents, Repository
 from serving.repository.traffic_store import TrafficStore
@@ -34,7 +34,7 @@ class Willing(Gate):
     """A gate that says yes at once: it has a drill of its own."""
 
     def examine(self, folder: Path, **_: object) -> Verdict:
-        found = publish.manifest.read(folder)
+        found = manifest.read(folder)
         assert found is not None
         return Verdict(ok=True, content=found.content, runtime=gate.runtime(), time=0)
 
