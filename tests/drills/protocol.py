@@ -37,7 +37,7 @@ def http(model: Direct, headers: dict[str, str], body: bytes) -> tuple[dict[str,
     coding = headers.get("content-encoding", "").strip().lower() or "identity"
     check(coding in ("identity", "gzip", "x-gzip", "deflate"), "coding")
     if coding != "identity":
-        inflater = zlib.decompressobj(15 if coding == "deflate" else 47)
+        inflater = zlib.decompressobj(15 if coding == "deflate" else 31)
         try:
             body = inflater.decompress(body)
         except zlib.error as error:
@@ -78,8 +78,7 @@ def _document(model: Direct, head: bytes, blobs: bytes) -> tuple[dict[str, Any],
     for tensor in document["inputs"]:
         check(isinstance(tensor, dict), "input")
         port = _port(model, tensor.get("name"), tensor.get("datatype"), feeds)
-        shape = tensor.get("shape")
-        _check_shape(port, shape)
+        shape = _shape(port, tensor.get("shape"))
         size = _object(tensor, "parameters").get("binary_data_size")
         if size is None:
             check("data" in tensor, "data")
@@ -117,10 +116,13 @@ def _port(model: Direct, name: Any, datatype: Any, feeds: dict[str, Any]) -> Por
     return port
 
 
-def _check_shape(port: Port, shape: Any) -> None:
+def _shape(port: Port, shape: Any) -> list[int]:
     check(isinstance(shape, list) and all(type(d) is int and d > 0 for d in shape), "dims")
+    if list(port.shape) == [-1, 1] and len(shape) == 1:
+        shape = [*shape, 1]  # a column
     check(len(shape) == len(port.shape), "rank")
     check(all(d in (-1, s) for d, s in zip(port.shape, shape, strict=True)), "shape")
+    return shape
 
 
 def _json(head: bytes) -> Any:
@@ -177,6 +179,8 @@ def _array(model: Direct, port: Port, shape: list[int], flat: list[Any]) -> Any:
             array[:] = flat
     except OverflowError as error:
         raise Invalid("a double") from error
+    if array.dtype.kind == "f" and np.isinf(array).any():
+        check(any(isinstance(v, float) and math.isinf(v) for v in flat), "what its type holds")
     return _finite(model, port, array).reshape(shape)
 
 
@@ -202,7 +206,8 @@ def _bytes(model: Direct, port: Port, shape: list[int], blob: bytes) -> Any:
 
 def _finite(model: Direct, port: Port, array: Any) -> Any:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        check(model.may_be_missing(port) and not np.isinf(array).any(), "finite")
+        bare = "features" not in model.signature  # nothing says that they have no meaning to it
+        check(bare or (model.may_be_missing(port) and not np.isinf(array).any()), "finite")
     return array
 
 
@@ -227,10 +232,10 @@ def grpc(models: dict[str, Direct], message: bytes) -> tuple[Direct, dict[str, A
     check(not raws or len(raws) == len(request.inputs), "raw contents")
     for index, tensor in enumerate(request.inputs):
         port = _port(model, tensor.name, tensor.datatype, feeds)
-        _check_shape(port, list(tensor.shape))
+        shape = _shape(port, list(tensor.shape))
         if raws:
             check(not tensor.HasField("contents"), "both contents")
-            feeds[port.name] = _bytes(model, port, list(tensor.shape), raws[index])
+            feeds[port.name] = _bytes(model, port, shape, raws[index])
             continue
         field = TYPED.get(port.datatype)
         check(field is not None and {f.name for f, _ in tensor.contents.ListFields()} <= {field}, "contents")
@@ -239,7 +244,7 @@ def grpc(models: dict[str, Direct], message: bytes) -> tuple[Direct, dict[str, A
             values = [v.decode() for v in values] if port.datatype == "BYTES" else values
         except UnicodeDecodeError as error:
             raise Invalid("UTF-8") from error
-        feeds[port.name] = _array(model, port, list(tensor.shape), values)
+        feeds[port.name] = _array(model, port, shape, values)
     names = [o.name for o in request.outputs] or [p.name for p in model.outputs]
     check(len(set(names)) == len(names) and {p.name for p in model.outputs}.issuperset(names), "output names")
     return model, _whole(model, feeds), names
