@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError, shown
@@ -30,6 +31,10 @@ class OwnRoute(APIRoute):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _methods[self.path] |= self.methods or set()
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match whole paths: Starlette's pattern lets a line end follow, which a proxy takes for another path."""
+        return (Match.NONE, {}) if scope["path"].endswith("\n") else super().matches(scope)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request for this path; one with another method is told all that the path takes."""

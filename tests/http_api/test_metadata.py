@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import httpx2 as httpx
+import pytest
 
 from tests.conftest import Server
 from tests.http_api.test_fast_path import connected
@@ -46,6 +47,13 @@ def test_the_open_inference_protocol_describes_itself(client: httpx.Client) -> N
             ],
         }
         assert client.get(f"{path}/ready").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/v1/models", "/v2/health/ready"])
+def test_a_line_end_is_part_of_a_path(client: httpx.Client, path: str) -> None:
+    """What a proxy that knows exact paths lets through as another one is another one here too."""
+    assert client.get(path).status_code == 200
+    assert client.get(f"{path}%0a").status_code == 404
 
 
 def test_what_is_not_there_is_a_404_that_says_what_is(client: httpx.Client) -> None:
