@@ -45,7 +45,7 @@ class Direct:
     def __init__(self, path: Path, *, together: bool = False) -> None:
         logging.getLogger("serving.session").setLevel(logging.ERROR)  # inputs are made up, and many refused
         self.session = OnnxSession(path)
-        self.signature = self.session.signature
+        self.signature, self.example = self.session.signature, self.session.example
         self.name, self.version, self.default = "m", "1", self  # as a model, and as all versions of one
         self.versions, self.labels = {"1": self}, {"stable": self}
         model = Described(self.name, self.version, self.signature, together)

@@ -55,11 +55,11 @@ def test_an_odd_model_leaves_the_others_documented(live: TestClient, caplog: pyt
     app: Any = live.app
     whole = {path for path in openapi.document(app, app.state.serving)["paths"] if "/models/" in path}
     iris = app.state.serving.fleet.models["iris"].default
-    example, iris.session.example = iris.session.example, (object(),)
+    example, iris.example = iris.example, (object(),)
     try:
         found = {path for path in openapi.document(app, app.state.serving)["paths"] if "/models/" in path}
     finally:
-        iris.session.example = example
+        iris.example = example
     assert whole - found == {path for path in whole if "/iris" in path}
     assert "the documentation of model iris can't be made" in caplog.text
 

@@ -183,7 +183,7 @@ def test_a_full_disk_leaves_no_half_of_a_result(serving_jobs: Make, tmp_path: Pa
             assert client.get(path).json()["state"] in ("running", "queued")
             assert not list(kept.rglob("result*"))
             assert client.post("/v1/models/iris:predict", json=PREDICT).status_code == 200
-            refused = ask(client, flowers(20_000).tolist())
+            refused = ask(client, flowers(12_000).tolist())
             assert (refused.status_code, "no space left" in refused.json()["error"]) == (503, True)
             subprocess.run(["mount", "-o", "remount,size=32m", str(kept)], check=True)
             job = finished(client, made)
