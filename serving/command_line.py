@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -132,19 +133,15 @@ def serve_container() -> None:
     run(None, platform="sagemaker")
 
 
-versions.register(app)
-export.register(app)
-traffic.register(app)
-status.register(app)
-tune.register(app)
-predict.register(app)
-score.register(app)
-drift.register(app)
-keys.register(app)
-replay.register(app)
-dashboards.register(app)
-manifests.register(app)
-ray.register(app)
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    *(versions.publish, versions.check, versions.delete, export.export, export.compose),
+    *traffic.COMMANDS,
+    *(status.status, status.history, tune.tune, predict.predict, score.score, drift.drift, replay.replay),
+)
+for command in _COMMANDS:
+    app.command()(command)
+for group in (keys.keys, dashboards.dashboards, manifests.manifests, ray.ray):
+    app.add_typer(group)
 
 
 def main() -> None:

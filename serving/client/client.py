@@ -95,15 +95,7 @@ class Client(_Base[httpx.Client]):
     def predict(self, model: str, rows: Mapping[str, Any] | Sequence[Any], **which: Unpack[Which]) -> Any: ...
     @overload
     def predict(self, model: str, rows: F, **which: Unpack[Which]) -> F: ...
-    def predict(
-        self,
-        model: str,
-        rows: Any,
-        *,
-        version: str | None = None,
-        label: str | None = None,
-        timeout: float | None = None,
-    ) -> Any:
+    def predict(self, model: str, rows: Any, **which: Unpack[Which]) -> Any:
         """Predict, and answer in the kind of the rows, in their order.
 
         rows: dicts by feature name or lists by position give a list of predictions, as V1 has them, and a single dict
@@ -114,23 +106,13 @@ class Client(_Base[httpx.Client]):
         version, label: which version answers; without them the stable one, or a canary. timeout: seconds, in place of
         the client's own. Raises a `serving.ServingError`: `SignatureMismatch` has the bad cells in `details`.
         """
-        return self.answer(model, rows, version=version, label=label, timeout=timeout).predictions
+        return self.answer(model, rows, **which).predictions
 
-    def answer(
-        self,
-        model: str,
-        rows: Any,
-        *,
-        version: str | None = None,
-        label: str | None = None,
-        timeout: float | None = None,
-        request_id: str | None = None,
-    ) -> Answer:
+    def answer(self, model: str, rows: Any, **asking: Unpack[Asking]) -> Answer:
         """Predict as `predict` does, and say which version answered.
 
         request_id: what the request is called in logs, traces and `feedback`; without it, a name of its own.
         """
-        asking: Asking = {"version": version, "label": label, "timeout": timeout, "request_id": request_id}
         return self._run(self._conversations.predict(model, rows, **asking))
 
     def describe(self, model: str, version: str | None = None) -> dict[str, Any]:
@@ -200,30 +182,12 @@ class AsyncClient(_Base[httpx.AsyncClient]):
     async def predict(self, model: str, rows: Mapping[str, Any] | Sequence[Any], **which: Unpack[Which]) -> Any: ...
     @overload
     async def predict(self, model: str, rows: F, **which: Unpack[Which]) -> F: ...
-    async def predict(
-        self,
-        model: str,
-        rows: Any,
-        *,
-        version: str | None = None,
-        label: str | None = None,
-        timeout: float | None = None,
-    ) -> Any:
+    async def predict(self, model: str, rows: Any, **which: Unpack[Which]) -> Any:
         """Predict as `Client.predict` does."""
-        return (await self.answer(model, rows, version=version, label=label, timeout=timeout)).predictions
+        return (await self.answer(model, rows, **which)).predictions
 
-    async def answer(
-        self,
-        model: str,
-        rows: Any,
-        *,
-        version: str | None = None,
-        label: str | None = None,
-        timeout: float | None = None,
-        request_id: str | None = None,
-    ) -> Answer:
+    async def answer(self, model: str, rows: Any, **asking: Unpack[Asking]) -> Answer:
         """Predict as `predict` does, and say which version answered; request_id: see `Client.answer`."""
-        asking: Asking = {"version": version, "label": label, "timeout": timeout, "request_id": request_id}
         return await self._run(self._conversations.predict(model, rows, **asking))
 
     async def describe(self, model: str, version: str | None = None) -> dict[str, Any]:

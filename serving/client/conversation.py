@@ -114,14 +114,12 @@ class Conversations:
 
     def describe(self, model: str, version: str | None = None) -> Conversation[dict[str, Any]]:
         """Ask what a model is like."""
-        described: dict[str, Any] = yield from self._described(model, version, _deadline(self._timeout))
-        return described
+        return (yield from self._described(model, version, _deadline(self._timeout)))
 
     def drift(self, model: str, version: str | None = None) -> Conversation[dict[str, Any]]:
         """Ask whether a version's rows are as those that it was made for."""
         path = f"{_path(model, version)}/drift"
-        found: dict[str, Any] = yield from self._document("GET", path, {}, b"", _deadline(self._timeout))
-        return found
+        return (yield from self._document("GET", path, {}, b"", _deadline(self._timeout)))
 
     def feedback(self, model: str, outcomes: Outcomes) -> Conversation[int]:
         """Tell what turned out to be true."""
@@ -202,11 +200,7 @@ class Conversations:
         identity: str,
         deadline: float,
     ) -> Conversation[Answer]:
-        path = f"/v1/models/{_quoted(model)}"
-        if version is not None:
-            path += f"/versions/{_quoted(version)}"
-        if label is not None:
-            path += f"/labels/{_quoted(label)}"
+        path = _path(model, version, label)
         body = rows_given.body(asked, names)
         document = yield from self._document("POST", f"{path}:predict", _JSON | {_ID: identity}, body, deadline)
         try:
@@ -230,8 +224,8 @@ class Conversations:
             return outputs
         headers, body = open_inference.binary(made)
         headers[_ID] = identity
-        path = f"/v2/models/{_quoted(model)}" + (f"/versions/{_quoted(version)}" if version is not None else "")
-        received = yield from self._asked(lambda left: _request("POST", f"{path}/infer", headers, body, left), deadline)
+        path = f"{_path(model, version, protocol='v2')}/infer"
+        received = yield from self._asked(lambda left: _request("POST", path, headers, body, left), deadline)
         try:
             return open_inference.read_binary(received.headers, received.body)
         except (ValueError, KeyError, TypeError, ServingError):
@@ -256,17 +250,18 @@ class Conversations:
         for key in [key for key in self._known if key[0] == model]:
             del self._known[key]
 
-    def _described(self, model: str, version: str | None, deadline: float) -> Conversation[Any]:
+    def _described(self, model: str, version: str | None, deadline: float) -> Conversation[dict[str, Any]]:
         return (yield from self._document("GET", _path(model, version), {}, b"", deadline))
 
     def _document(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, deadline: float
-    ) -> Conversation[Any]:
+    ) -> Conversation[dict[str, Any]]:
         received = yield from self._asked(lambda left: _request(method, path, headers, body, left), deadline)
         try:
-            return orjson.loads(received.body)
+            document: dict[str, Any] = orjson.loads(received.body)
         except ValueError:
             raise _strange() from None
+        return document
 
     def _asked(self, request: Any, deadline: float) -> Conversation[Any]:
         """Send what `request` makes of the seconds that are left, until it is answered or given up."""
@@ -295,8 +290,9 @@ def _deadline(timeout: float) -> float:
     return time.monotonic() + timeout
 
 
-def _path(model: str, version: str | None) -> str:
-    return f"/v1/models/{_quoted(model)}" + (f"/versions/{_quoted(version)}" if version is not None else "")
+def _path(model: str, version: str | None, label: str | None = None, protocol: str = "v1") -> str:
+    parts = [("models", model), ("versions", version), ("labels", label)]
+    return f"/{protocol}" + "".join(f"/{kind}/{_quoted(name)}" for kind, name in parts if name is not None)
 
 
 def _quoted(name: str) -> str:

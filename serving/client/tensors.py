@@ -47,13 +47,9 @@ def _of_array(array: Array, signature: Signature, names: list[str]) -> list[Tens
     spec = signature.inputs[0]
     if array.ndim == 1 and spec.shape in ((-1, 1), (-1, -1)) and len(names) == 1:
         array = array[:, None]
-    if len(array.shape) != len(spec.shape) or any(
-        d not in (-1, g) for d, g in zip(spec.shape, array.shape, strict=True)
-    ):
+    if not _fits(array, spec.shape):
         raise InvalidRequest(f"the array has shape {list(array.shape)}, and the model takes {list(spec.shape)}")
-    features = signature.features if signature.layout == "matrix" else signature.features[:1]
-    made = _cast(array, spec.datatype, nullable=[f.nullable for f in features], free=features[0].allow_non_finite)
-    return None if made is None else [Tensor(spec.name, spec.datatype, made)]
+    return _of_inputs({spec.name: array}, signature)
 
 
 def _of_inputs(columns: Mapping[str, Values], signature: Signature) -> list[Tensor] | None:
@@ -62,14 +58,9 @@ def _of_inputs(columns: Mapping[str, Values], signature: Signature) -> list[Tens
         return None
     made = []
     for index, spec in enumerate(signature.inputs):
-        feature = signature.features[0 if signature.layout == "matrix" else index]
-        array = _cast(
-            np.asarray(columns[spec.name]),
-            spec.datatype,
-            nullable=[feature.nullable],
-            free=feature.allow_non_finite,
-        )
-        if array is None or array.ndim != len(spec.shape):
+        features = signature.features if signature.layout == "matrix" else signature.features[index : index + 1]
+        array = _cast(np.asarray(columns[spec.name]), spec.datatype, features)
+        if array is None or not _fits(array, spec.shape):
             return None
         made.append(Tensor(spec.name, spec.datatype, array))
     return made
@@ -81,21 +72,26 @@ def _of_columns(columns: Mapping[str, Values], signature: Signature, names: list
         return None
     made = []
     for index, feature in enumerate(signature.features):
-        array = _column(columns[feature.name], feature)
-        if array is None:
+        values = columns[feature.name]
+        array = values if isinstance(values, np.ndarray) else _listed(values, feature)
+        array = None if array is None else _cast(array, feature.datatype, [feature])
+        if array is None or not _fits(array, (-1, *feature.shape)):
             return None
         name = feature.name
         if signature.layout == "columns":
             spec = signature.inputs[index]
             name = spec.name
-            if array.ndim == 1 and len(spec.shape) == 2 and not feature.shape:
+            if array.ndim == 1 and len(spec.shape) == 2:
                 array = array[:, None]
             if array.ndim != len(spec.shape):
                 return None
-        elif array.ndim != 1:
-            return None
         made.append(Tensor(name, feature.datatype, array))
     return made
+
+
+def _fits(array: Array, shape: tuple[int, ...]) -> bool:
+    """Tell whether an array has a shape, in which -1 is any size."""
+    return array.ndim == len(shape) and all(due in (-1, size) for due, size in zip(shape, array.shape, strict=True))
 
 
 def _turned(rows: Sequence[Any], names: list[str]) -> dict[str, list[Any]] | None:
@@ -113,73 +109,48 @@ def _turned(rows: Sequence[Any], names: list[str]) -> dict[str, list[Any]] | Non
     return None
 
 
-def _column(values: Values, feature: Feature) -> Array | None:
-    array = values if isinstance(values, np.ndarray) else _listed(values, feature)
-    if array is None:
-        return None
-    made = _cast(array, feature.datatype, nullable=[feature.nullable], free=feature.allow_non_finite)
-    if made is None or made.ndim != 1 + len(feature.shape):
-        return None
-    if any(d not in (-1, g) for d, g in zip(feature.shape, made.shape[1:], strict=True)):
-        return None
-    return made
-
-
 def _listed(values: Sequence[Any], feature: Feature) -> Array | None:
     """Make an array of a list, where all of its values are of the feature's own kind."""
     kinds = set(map(type, values))
-    if feature.shape:
-        if not kinds <= {list, np.ndarray}:
-            return None
-        try:
+    datatype = feature.datatype
+    try:
+        if feature.shape and kinds <= {list, np.ndarray}:
             array = np.array(values)
-        except ValueError:
-            return None
-        return None if array.dtype.hasobject else array
-    if feature.datatype == "BYTES":
-        made: Array = np.empty(len(values), object)
-        made[:] = values
-        return made if kinds == {str} else None
-    if feature.datatype in FLOATS and kinds <= {int, float, type(None)}:
-        try:
+            return None if array.dtype.hasobject else array
+        if datatype == "BYTES" and kinds == {str}:
+            return np.array(values, object)
+        if datatype in FLOATS and kinds <= {int, float, type(None)}:
             return np.array(values, np.float64)
-        except OverflowError:
-            return None
-    if feature.datatype in INTEGERS and kinds == {int}:
-        least, greatest = limits(feature.datatype)
-        if least <= min(values) and max(values) <= greatest:
-            return np.array(values, NUMPY[feature.datatype])
-        return None
-    return np.array(values, np.bool_) if feature.datatype == "BOOL" and kinds == {bool} else None
+        if (datatype in INTEGERS and kinds == {int}) or (datatype == "BOOL" and kinds == {bool}):
+            return np.array(values, NUMPY[datatype])
+    except (ValueError, OverflowError):  # lists of several lengths; whole numbers that no dtype holds
+        pass
+    return None
 
 
-def _cast(array: Array, datatype: Datatype, *, nullable: list[bool], free: bool) -> Array | None:
+def _cast(array: Array, datatype: Datatype, features: Sequence[Feature]) -> Array | None:
     """Give an array the dtype of a datatype; None where a value would become another one or is not taken.
 
-    nullable: of each column, or one for all. free: whether any float is taken, finite or not.
+    features: of each column of a matrix, or the only one.
     """
+    kind = array.dtype.kind
     if datatype == "BYTES":
-        if array.dtype.kind == "U":
-            array = array.astype(object)
-        is_text = array.dtype.hasobject and all(type(value) is str for value in array.flat)
-        return array if is_text else None
+        array = array.astype(object) if kind == "U" else array
+        return array if array.dtype.hasobject and all(type(value) is str for value in array.flat) else None
     if datatype == "BOOL":
-        return array if array.dtype.kind == "b" else None
+        return array if kind == "b" else None
     if datatype in INTEGERS:
-        if array.dtype.kind not in "iu":
-            return None
         least, greatest = limits(datatype)
-        if array.size and not (least <= int(array.min()) and int(array.max()) <= greatest):
-            return None
-        return array.astype(NUMPY[datatype])
-    if array.dtype.kind not in "iuf" and array.dtype != NUMPY["BF16"]:
+        held = kind in "iu" and (not array.size or (least <= int(array.min()) and int(array.max()) <= greatest))
+        return array.astype(NUMPY[datatype]) if held else None
+    if kind not in "iuf" and array.dtype != NUMPY["BF16"]:
         return None
     with np.errstate(over="ignore", invalid="ignore"):
         made = array.astype(NUMPY[datatype])
     finite = np.isfinite(made)
-    if finite.all() or (free and bool((np.isinf(made) == np.isinf(array)).all())):
+    if finite.all() or (features[0].allow_non_finite and bool((np.isinf(made) == np.isinf(array)).all())):
         return made
-    missing = np.isnan(made) & (nullable if len(nullable) > 1 else nullable[0])
+    missing = np.isnan(made) & [feature.nullable for feature in features]
     return made if bool((finite | missing).all()) else None
 
 

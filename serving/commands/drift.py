@@ -7,23 +7,13 @@ from itertools import zip_longest
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from serving.commands.predict import ApiKey, Url, client_of
-from serving.commands.status import AsJson
-from serving.commands.traffic import Name, explained
-from serving.logs import visible
+from serving.commands.options import ApiKey, AsJson, Name, Url
+from serving.commands.output import explained, show, tell
+from serving.commands.predict import client_of
 
 _MOST_BINS = 24
 _LEVELS = " ▁▂▃▄▅▆▇█"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("drift")(drift)
 
 
 def drift(
@@ -39,25 +29,25 @@ def drift(
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return
-    console = Console(highlight=False, markup=False)
-    console.print(visible(_summary(found)), soft_wrap=True)
+    tell(_summary(found))
     if found["window"] is None:
         return
-    table = Table(box=box.SIMPLE)
-    for head in ("", "reference", "window", "PSI", "JS", "p", "values"):
-        table.add_column(
-            head, justify="right" if head in ("PSI", "JS", "p") else "left", no_wrap=head not in ("", "values")
-        )
-    columns = found["window"]["columns"]
-    for column in sorted(columns, key=lambda column: (not column["drifted"], -column["psi"])):
-        style = "bold red" if column["drifted"] else ""
-        p_value = "" if column["p_value"] is None else f"{column['p_value']:.1g}"
-        kinds = ("missing", "unseen", "out_of_range")
-        shares = ", ".join(f"{column[of]:.1%} {of.replace('_', ' ')}" for of in kinds if column[of])
-        figures = [f"{column['psi']:.3f}", f"{column['jensen_shannon']:.3f}", p_value, shares]
-        bars = _bars(column["reference"][:_MOST_BINS], column["window"][:_MOST_BINS])
-        table.add_row(*(Text(cell, style=style) for cell in (visible(column["name"]), *bars, *figures)))
-    console.print(table)
+    columns = sorted(found["window"]["columns"], key=lambda column: (not column["drifted"], -column["psi"]))
+    show(
+        ("", "reference", "window", "PSI", "JS", "p", "values"),
+        map(_row, columns),
+        numbers=("PSI", "JS", "p"),
+        whole=("reference", "window", "PSI", "JS", "p"),
+        styles=("bold red" if column["drifted"] else None for column in columns),
+    )
+
+
+def _row(column: dict[str, Any]) -> list[str]:
+    p_value = "" if column["p_value"] is None else f"{column['p_value']:.1g}"
+    kinds = ("missing", "unseen", "out_of_range")
+    shares = ", ".join(f"{column[of]:.1%} {of.replace('_', ' ')}" for of in kinds if column[of])
+    bars = _bars(column["reference"][:_MOST_BINS], column["window"][:_MOST_BINS])
+    return [column["name"], *bars, f"{column['psi']:.3f}", f"{column['jensen_shannon']:.3f}", p_value, shares]
 
 
 def _summary(found: dict[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,18 +11,20 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from serving.commands.traffic import explained
+from serving.commands.output import explained
 from serving.errors import InvalidRequest, ServingError
 
 PICKLES = (".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle", ".sav")
+_INSTEAD = """serving: {name} is a pickle, which runs whatever its author wrote into it: it is never opened here.
+Where it comes from, with the libraries that it was made with and the rows that it was fitted on, write:
+
+    import joblib
+    from serving.export import export, publish
+    model = joblib.load("{name}")
+    exported = export(model, train=X_train, held_out=X_test)
+    publish(exported, name="{stem}", root="models")"""
 
 To = Annotated[Path, typer.Option("--to", metavar="FILE.onnx", help="The file to write; it must not be there.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("export")(export)
-    app.command("compose")(compose)
 
 
 def export(
@@ -31,9 +35,7 @@ def export(
 
     A fitted model is exported where it was fitted, in Python: `from serving.export import export`.
     """
-    if is_pickle(path):
-        Console(stderr=True, highlight=False).print(instead_of_pickle(path), markup=False, soft_wrap=True)
-        raise typer.Exit(2)
+    refuse_pickle(path)
     _write(lambda exporter: exporter.export(path), to)
 
 
@@ -53,40 +55,26 @@ def compose(
     _write(lambda exporter: exporter.compose(first, then, joins=joins), to)
 
 
-def is_pickle(path: Path) -> bool:
-    """Tell whether a file is what pickle, joblib and their like write: by its name, or by its first bytes."""
-    if path.suffix.lower() in PICKLES:
-        return True
-    try:
-        with path.open("rb") as file:
-            head = file.read(2)
-    except OSError:
-        return False
-    return head[:1] == b"\x80" and head[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")
+def refuse_pickle(path: Path) -> None:
+    """End the command where a file is what pickle, joblib and their like write: by its name, or by its first bytes."""
+    pickled = path.suffix.lower() in PICKLES
+    if not pickled and path.is_file():
+        with explained(), path.open("rb") as file:
+            pickled = re.match(rb"\x80[\x02-\x05]", file.read(2)) is not None
+    if pickled:
+        typer.echo(_INSTEAD.format(name=path.name, stem=path.stem), err=True)
+        raise typer.Exit(2)
 
 
-def instead_of_pickle(path: Path) -> str:
-    """Say why a pickle is refused, and what to write where it was made."""
-    return f"""serving: {path.name} is a pickle, which runs whatever its author wrote into it: it is never opened here.
-Where it comes from, with the libraries that it was made with and the rows that it was fitted on, write:
-
-    import joblib
-    from serving.export import export, publish
-    model = joblib.load("{path.name}")
-    exported = export(model, train=X_train, held_out=X_test)
-    publish(exported, name="{path.stem}", root="models")"""
-
-
-def _write(make: Any, to: Path) -> None:
+def _write(make: Callable[[Any], Any], to: Path) -> None:
+    """Have the exporter make a file. make: what is asked of it, whose libraries are an extra, and slow to import."""
     with explained():
         try:
-            made = make(import_module("serving.export"))  # its libraries are an extra, and slow to import
+            made = make(import_module("serving.export"))
             with to.open("xb") as file:
                 file.write(made.content)
         except FileExistsError:
             raise InvalidRequest(f"{to} is there: name another with --to") from None
-        except OSError as error:
-            raise ServingError(f"{error.filename}: {(error.strerror or '').lower()}") from None
         except ModuleNotFoundError as error:
             raise ServingError(str(error)) from None
     Console(stderr=True, highlight=False).print(made)

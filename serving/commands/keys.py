@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from serving.access.key_store import KeyStore
 from serving.access.keys import are_entries, written
 from serving.access.principal import SCOPES, AccessInvalid
 from serving.access.rate_limits import Rates
-
-_UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+from serving.commands.options import seconds
+from serving.commands.output import explained, show
 
 KeysFile = Annotated[
     str,
     typer.Option("--keys", metavar="FILE", envvar="SERVING_KEYS", help="The file that the server is given as --keys."),
 ]
-keys = typer.Typer(help="Make, list and revoke the keys of a keys file.", no_args_is_help=True, rich_markup_mode=None)
-
-
-def register(app: typer.Typer) -> None:
-    """Add `serving keys`."""
-    app.add_typer(keys, name="keys")
+keys = typer.Typer(
+    name="keys", help="Make, list and revoke the keys of a keys file.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @keys.command("create")
@@ -52,10 +43,10 @@ def create(  # noqa: PLR0917  each is an option
     file: KeysFile = "serving.keys",
 ) -> None:
     """Make a key and print it, once: only its SHA-256 is kept."""
-    with _explained():
+    with explained():
         if not SCOPES.issuperset(scope):
             raise AccessInvalid(f"--scope: there are {', '.join(sorted(SCOPES))}")
-        until = None if expires is None else time.time() + _seconds(expires)
+        until = None if expires is None else time.time() + seconds("--expires", expires)
         for flag, rate in (("--requests-per-s", requests_per_s), ("--rows-per-s", rows_per_s)):
             if rate is not None and not 1e-6 <= rate < 1e9:
                 raise AccessInvalid(f"{flag}: should be above 0, and less than a billion")
@@ -71,17 +62,15 @@ def create(  # noqa: PLR0917  each is an option
 @keys.command("list")
 def list_keys(file: KeysFile = "serving.keys") -> None:
     """List names, scopes, times and rates; the keys themselves are nowhere."""
-    with _explained():
+    with explained():
         found = KeyStore(_path(file)).read()
-    table = Table(box=box.SIMPLE)
-    for column in ("name", "scopes", "state", "created", "expires", "requests/s", "rows/s"):
-        table.add_column(column, overflow="fold")
     now = time.time()
+    rows = []
     for key in found:
         times = ("" if at is None else written(at) for at in (key.created, key.expires))
         rates = ("" if rate is None else f"{rate:.15g}" for rate in key.rates)
-        table.add_row(key.name, ", ".join(sorted(key.scopes)), key.state(now), *times, *rates)
-    Console(highlight=False).print(table)
+        rows.append((key.name, ", ".join(sorted(key.scopes)), key.state(now), *times, *rates))
+    show(("name", "scopes", "state", "created", "expires", "requests/s", "rows/s"), rows)
 
 
 @keys.command("revoke")
@@ -89,28 +78,12 @@ def revoke(
     name: Annotated[str, typer.Argument(help="The key's name.", show_default=False)], file: KeysFile = "serving.keys"
 ) -> None:
     """Withdraw a key: a running server refuses it within 2 seconds."""
-    with _explained():
+    with explained():
         KeyStore(_path(file)).revoke(name)
     typer.echo(f"{name} is revoked", err=True)
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except AccessInvalid as error:
-        typer.echo(f"serving: {error}", err=True)
-        raise typer.Exit(2) from None
 
 
 def _path(given: str) -> Path:
     if are_entries(given):
         raise AccessInvalid("SERVING_KEYS holds keys themselves: name a file with --keys")
     return Path(given)
-
-
-def _seconds(text: str) -> int:
-    found = re.fullmatch(r"([1-9][0-9]{0,4})([mhdw])", text)
-    if found is None:
-        raise AccessInvalid("--expires: write a number and m, h, d or w, such as 90d")
-    return int(found[1]) * _UNITS[found[2]]

@@ -12,31 +12,21 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from serving.commands.traffic import explained
+from serving.commands.options import ApiKey, Name, Url
+from serving.commands.output import explained, show
 from serving.errors import Detail, InvalidRequest, SignatureMismatch
-from serving.logs import visible
 from serving.protocols import strict_json
 
 if TYPE_CHECKING:
     from serving.client.client import Client
 
-Url = Annotated[str, typer.Option(envvar="SERVING_URL", help="Where the server is; the key is $SERVING_API_KEY.")]
-ApiKey = Annotated[str | None, typer.Option(envvar="SERVING_API_KEY", hidden=True)]
 _AT_ONCE = 1000
 """Rows a request, of a file: a server refuses more than it lets wait."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("predict")(predict)
-
-
 def predict(  # noqa: PLR0917  typer makes options of parameters
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The model.", show_default=False)],
+    name: Name,
     rows: Annotated[
         list[str] | None, typer.Argument(metavar="[ROW]...", help="Each a row, or an array of rows, as JSON.")
     ] = None,
@@ -53,8 +43,8 @@ def predict(  # noqa: PLR0917  typer makes options of parameters
 ) -> None:
     """Predict, and print a prediction a row: JSON, or a table on a terminal."""
     with explained(), client_of(url, api_key, timeout) as client, _read(client, name, version, rows, data) as given:
-        show = _lines if as_json or not sys.stdout.isatty() else _table
-        show(_answered(client, name, given, version=version, label=label))
+        shown = _lines if as_json or not sys.stdout.isatty() else _table
+        shown(_answered(client, name, given, version=version, label=label))
 
 
 @contextmanager
@@ -167,14 +157,10 @@ def _lines(predictions: Iterator[Any]) -> None:
 
 def _table(predictions: Iterator[Any]) -> None:
     """Show all at once: the columns are as wide as the widest."""
-    shown = [_flat(prediction) for prediction in predictions]
-    table = Table(box=box.SIMPLE)
-    names = list(dict.fromkeys(name for row in shown for name in row))
-    for name in names:
-        table.add_column(visible(name), justify="right" if name != "label" else "left")
-    for row in shown:
-        table.add_row(*(visible(row.get(name, "")) for name in names))
-    Console(highlight=False, markup=False).print(table)
+    cells = [_flat(prediction) for prediction in predictions]
+    names = list(dict.fromkeys(name for row in cells for name in row))
+    rows = [[row.get(name, "") for name in names] for row in cells]
+    show(names, rows, numbers={*names} - {"label"})
 
 
 def _flat(prediction: Any) -> dict[str, str]:

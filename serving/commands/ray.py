@@ -9,40 +9,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from serving.commands.written import writer
 from serving.scale import upstreams
-
-ray = typer.Typer(help="Deploy on a Ray cluster.", no_args_is_help=True, rich_markup_mode=None)
 
 FILES = ("serve.yaml", "servers.yaml", "rayservice.yaml", "rayservice-servers.yaml", "nginx.conf")
 
-
-def register(app: typer.Typer) -> None:
-    """Add `serving ray`."""
-    app.add_typer(ray, name="ray")
-
-
-@ray.callback()
-def _commands() -> None:
-    """Deploy on a Ray cluster."""
-
-
-@ray.command("export")
-def export(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder to write to; files of these names are replaced.")
-    ],
-) -> None:
-    """Write the files for `serve deploy`, for KubeRay and for nginx."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            (folder / name).write_text(files("serving.scale").joinpath(name).read_text())
-            typer.echo(str(folder / name))
-    except OSError as error:
-        Console(stderr=True, highlight=False).print(f"serving: {folder}: {error.strerror}", soft_wrap=True)
-        raise typer.Exit(1) from None
+ray = writer(
+    "ray",
+    "Deploy on a Ray cluster.",
+    "Write the files for `serve deploy`, for KubeRay and for nginx.",
+    lambda: {name: files("serving.scale").joinpath(name).read_text() for name in FILES},
+)
 
 
 @ray.command("upstreams")

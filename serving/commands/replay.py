@@ -7,19 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from serving.commands.status import AsJson
-from serving.commands.traffic import Models, explained, up_to_date
+from serving.commands.options import AsJson, Models, up_to_date
+from serving.commands.output import explained, show, tell
 from serving.linux.limits import cores
-from serving.logs import visible
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("replay")(replay)
 
 
 def replay(  # noqa: PLR0917  typer makes options of parameters
@@ -70,41 +61,33 @@ def _broken(found: dict[str, Any], min_agreement: float | None, max_difference: 
 
 
 def _show(found: dict[str, Any]) -> None:
-    console = Console(highlight=False, markup=False)
     by = ", ".join(f"{rows} by version {version}" for version, rows in found["versions"].items())
-    console.print(f"{found['model']}: version {found['version']} on {found['rows']} rows that were answered {by}")
+    tell(f"{found['model']}: version {found['version']} on {found['rows']} rows that were answered {by}")
     for feature, value in found["filled"].items():
-        console.print(visible(f"{feature} was not captured: both versions were asked with {value}"), soft_wrap=True)
+        tell(f"{feature} was not captured: both versions were asked with {value}")
     for reason, count in found["reasons"].items():
-        console.print(visible(f"refused {count} times: {reason}"), soft_wrap=True)
-    _figures(console, "", [{"value": "all", **found}])
-    for name, groups in found["segments"].items():
-        _figures(console, name, groups)
+        tell(f"refused {count} times: {reason}")
+    for name, groups in {"": [{"value": "all", **found}], **found["segments"]}.items():
+        apart = ("mean", "p50", "p99", "max")
+        heads = ("rows", "agreement", "difference: mean", *apart[1:])
+        show((name, *heads), (_figures(group, apart) for group in groups), numbers=heads)
     if found["shift"]:
-        shift = ", ".join(f"{name} {value:+.4g}" for name, value in found["shift"].items())
-        console.print(visible(f"mean score: {shift}"), soft_wrap=True)
+        tell(f"mean score: {', '.join(f'{name} {value:+.4g}' for name, value in found['shift'].items())}")
     if found["worst"]:
-        table = Table(title="rows that differ most", title_justify="left", box=box.SIMPLE)
-        for head in ("request", "row", "given", "scored", "features"):
-            table.add_column(head, overflow="fold")
-        for row in found["worst"]:
-            cells = (row["request_id"], str(row["row"]), *(_words(row[of]) for of in ("given", "scored", "features")))
-            table.add_row(*map(visible, cells))
-        console.print(table)
+        columns = ("request", "row", "given", "scored", "features")
+        show(columns, map(_worst, found["worst"]), title="rows that differ most")
     for said in found["broken"]:
-        console.print(said, style="bold red")
+        tell(said, style="bold red")
 
 
-def _figures(console: Console, name: str, groups: list[dict[str, Any]]) -> None:
-    table = Table(box=box.SIMPLE)
-    table.add_column(visible(name))
-    for head in ("rows", "agreement", "difference: mean", "p50", "p99", "max"):
-        table.add_column(head, justify="right")
-    for group in groups:
-        apart = group["difference"] or dict.fromkeys(("mean", "p50", "p99", "max"))
-        figures = (_number(apart[of]) for of in ("mean", "p50", "p99", "max"))
-        table.add_row(visible(group["value"]), str(group["rows"]), _share(group["agreement"]), *figures)
-    console.print(table)
+def _figures(group: dict[str, Any], apart: tuple[str, ...]) -> list[str]:
+    difference = group["difference"] or {}
+    figures = (_number(difference.get(of)) for of in apart)
+    return [group["value"], str(group["rows"]), _share(group["agreement"]), *figures]
+
+
+def _worst(row: dict[str, Any]) -> list[str]:
+    return [row["request_id"], str(row["row"]), *(_words(row[of]) for of in ("given", "scored", "features"))]
 
 
 def _share(value: float | None) -> str:

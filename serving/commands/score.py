@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from serving.bulk.formats import SUFFIXES, Format, check_installed
-from serving.commands.predict import ApiKey
-from serving.commands.traffic import Models, StateDir, explained, up_to_date
+from serving.commands.options import ApiKey, Models, StateDir, up_to_date
+from serving.commands.output import explained
 from serving.commands.tune import version_of
 from serving.errors import InvalidRequest, ServingError
 from serving.linux.limits import cores
@@ -30,11 +30,6 @@ SOME_BAD, INTERRUPTED = 3, 130
 """Exit statuses, beside 1 for what could not be done and 2 for a bad request."""
 _LINE_S = 5.0
 """Seconds between two lines of progress, where there is no terminal."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("score")(score)
 
 
 def score(  # noqa: PLR0917  typer makes options of parameters

@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from serving.commands.traffic import Models, Name, StateDir, explained, up_to_date
+from serving.commands.options import AsJson, Models, Name, StateDir, up_to_date
+from serving.commands.output import explained, show, tell
 from serving.errors import ServingError
-from serving.logs import visible
 from serving.repository import model_settings
 from serving.repository.model_settings import ModelSettings, in_words
 from serving.repository.servers import Server, ServerMonitor
@@ -22,13 +19,6 @@ from serving.repository.traffic import Traffic, current
 from serving.repository.traffic_store import TrafficStore
 
 _COLUMNS = ("model", "gen.", "stable", "canary", "shadow", "labels", "versions", "served")
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (status, history):
-        app.command(command.__name__)(command)
 
 
 def status(
@@ -56,29 +46,23 @@ def status(
         return
     rows = [_row(one) for one in found]
     shown = [i for i in range(len(_COLUMNS)) if i < 3 or any(row[i] for row in rows)]
-    table = Table(box=box.SIMPLE)
-    for i in shown:
-        table.add_column(_COLUMNS[i], overflow="fold")
-    for row in rows:
-        table.add_row(*(visible(row[i]) for i in shown))
-    console = Console(highlight=False, markup=False)
-    console.print(table)
+    show([_COLUMNS[i] for i in shown], ([row[i] for i in shown] for row in rows))
     for one in found:
-        for trial in one["trials"]:
-            console.print(visible(f"{one['name']}: {trial}"), soft_wrap=True)
-        for version, reason in one["alone"].items():
-            console.print(visible(f"{one['name']} {version}: requests run alone: {reason}"), soft_wrap=True)
-        if one["settings"]:
-            console.print(visible(f"{one['name']}: settings: {in_words(one['settings'])}"), soft_wrap=True)
-        for problem in one["problems"]:
-            console.print(visible(f"{one['name']}: {problem}"), soft_wrap=True)
+        said = [
+            *one["trials"],
+            *(f"version {version}: requests run alone: {reason}" for version, reason in one["alone"].items()),
+            *([f"settings: {in_words(one['settings'])}"] if one["settings"] else ()),
+            *one["problems"],
+        ]
+        for line in said:
+            tell(f"{one['name']}: {line}")
     for server in live:
         if server.unheard:
-            console.print(visible(f"{server.host}, process {server.pid}: {server.unheard}"), soft_wrap=True)
-    for said in _no_models(live, {"", *(one["name"] for one in found)}) if name is None else ():
-        console.print(visible(said), soft_wrap=True)
+            tell(f"{server.host}, process {server.pid}: {server.unheard}")
+    for line in _no_models(live, {"", *(one["name"] for one in found)}) if name is None else ():
+        tell(line)
     if not live:
-        console.print("no server of this folder is known here: others have told theirs to another --state-dir")
+        tell("no server of this folder is known here: others have told theirs to another --state-dir")
 
 
 def _no_models(live: list[Server], names: set[str]) -> list[str]:
@@ -171,10 +155,8 @@ def history(
     if as_json:
         typer.echo(json.dumps(entries, indent=1))
         return
-    table = Table(box=box.SIMPLE)
-    for column in ("generation", "when (UTC)", "who", "what", "why"):
-        table.add_column(column, overflow="fold")
+    rows = []
     for entry in entries:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.strptime(entry["when"][:19], "%Y-%m-%dT%H:%M:%S"))
-        table.add_row(str(entry["generation"] or ""), when, *(visible(entry[of]) for of in ("who", "what", "why")))
-    Console(highlight=False, markup=False).print(table)
+        rows.append((str(entry["generation"] or ""), when, entry["who"], entry["what"], entry["why"]))
+    show(("generation", "when (UTC)", "who", "what", "why"), rows)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from serving.commands.traffic import Models, Name, StateDir, explained, up_to_date
+from serving.commands.options import Models, Name, StateDir, up_to_date
+from serving.commands.output import explained, show
 from serving.deploy.publish import serving_now
 from serving.engine.batching import Batching
 from serving.errors import InvalidRequest, ModelNotFound
@@ -31,11 +30,6 @@ if TYPE_CHECKING:  # onnxruntime is for those who measure
 
 _BAR = 14
 EXTRA = "`pip install 'serving[tune]'`"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("tune")(tune)
 
 
 def tune(  # noqa: PLR0917  typer makes options of parameters
@@ -110,12 +104,9 @@ def _measured(name: str, path: Path, batching: Batching, load: Load) -> list[Tri
 
 def _show(name: str, found: list[Trial], chosen: Trial | None) -> None:
     most = max(trial.rows_per_s for trial in found)
-    table = Table(title=f"{name}: the engine alone, in one process", title_justify="left", box=box.SIMPLE)
-    for column in ("threads", "instances", "batch", "rows/s", "p50 ms", "p99 ms"):
-        table.add_column(column, justify="right")
-    table.add_column("", no_wrap=True)
-    for trial in found:
-        table.add_row(
+    numbers = ("threads", "instances", "batch", "rows/s", "p50 ms", "p99 ms")
+    rows = [
+        (
             str(trial.threads),
             str(trial.instances),
             str(trial.max_batch_rows),
@@ -123,9 +114,12 @@ def _show(name: str, found: list[Trial], chosen: Trial | None) -> None:
             f"{trial.p50_s * 1e3:.3g}",
             f"{trial.p99_s * 1e3:.3g}",
             "\u2588" * max(1, round(_BAR * trial.rows_per_s / most)) + (" best" if trial == chosen else ""),
-            style="bold" if trial == chosen else None,
         )
-    Console(highlight=False).print(table)
+        for trial in found
+    ]
+    styles = ["bold" if trial == chosen else None for trial in found]
+    title = f"{name}: the engine alone, in one process"
+    show((*numbers, ""), rows, title=title, numbers=numbers, whole=("",), styles=styles)
 
 
 def _draw(name: str, found: list[Trial], p99_ms: float | None, to: Path) -> None:

@@ -11,34 +11,21 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from serving.commands.export import instead_of_pickle, is_pickle
-from serving.commands.traffic import (
-    WAIT_S,
-    Models,
-    Name,
-    NoWait,
-    StateDir,
-    Version,
-    Why,
-    carry_out,
-    explained,
-    known_served,
-    made,
-    up_to_date,
-    user,
-)
+from serving.commands.export import refuse_pickle
+from serving.commands.options import Models, Name, NoWait, StateDir, Version, Why, up_to_date
+from serving.commands.output import explained, tell
+from serving.commands.traffic import carry_out, made, served, user
 from serving.deploy import commands
 from serving.deploy.delete import delete as delete_version
 from serving.deploy.publish import Published, check_name, serving_now
 from serving.deploy.publish import publish as publish_version
 from serving.deploy.staging import ModelFile
-from serving.errors import InvalidRequest, NotReady, ServingError
+from serving.errors import InvalidRequest
 from serving.gate.gate import Gate, Limits
 from serving.gate.report import GateRefused
 from serving.gate.report_table import table
 from serving.gate.settings_check import with_settings
 from serving.linux.thread_scheduling import lowest_priority
-from serving.repository import servers
 from serving.repository.traffic_store import TrafficStore
 
 ExtensionOps = Annotated[
@@ -49,19 +36,15 @@ ExtensionOps = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("publish")(publish)
-    app.command("check")(check)
-    app.command("delete")(delete)
-
-
 def publish(  # noqa: PLR0917  typer makes options of parameters
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The file; its external data comes along.")],
     name: Annotated[str, typer.Option(help="The model's name.", show_default=False)],
     version: Annotated[str | None, typer.Option(help="A whole number; the next one if left out.")] = None,
     signature: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON to embed as its signature, in place of its own.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", exists=True, dir_okay=False, help="JSON to embed as its signature, in place of its own."
+        ),
     ] = None,
     note: Annotated[str, typer.Option(help="What is new, for people.", show_default=False)] = "",
     allow_breaking: Annotated[
@@ -82,9 +65,7 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
     first version answers.
     """
     console = Console(stderr=True, highlight=False)
-    if is_pickle(model):
-        console.print(instead_of_pickle(model), markup=False, soft_wrap=True)
-        raise typer.Exit(2)
+    refuse_pickle(model)
     with explained():
         try:
             check_name(name)
@@ -93,7 +74,7 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
             if canary is not None:  # before anything is published
                 made(commands.StartCanary, version="1", percent=canary)
             models, state_dir = up_to_date(models, state_dir, name, is_made=True)
-            embedded = None if signature is None else _read(signature)
+            embedded = None if signature is None else signature.read_bytes()
             # On a thread behind all others: a large file is read, hashed and written beside workers that answer.
             with ThreadPoolExecutor(1, initializer=lowest_priority) as aside:
                 published = aside.submit(
@@ -117,12 +98,8 @@ def publish(  # noqa: PLR0917  typer makes options of parameters
                 carry_out(models, state_dir, name, order, no_wait=False)
             elif wait:
                 generation = TrafficStore(models, state_dir).read(name).generation
-                waited = servers.wait(
-                    models, name, generation, seconds=WAIT_S, state_dir=state_dir, version=published.version
-                )
-                if waited.problems:
-                    raise NotReady(f"it is published, and not served: {'; '.join(waited.problems)}")
-                typer.echo(f"{name} version {published.version}: {known_served(waited, 'it is published')}")
+                said = served(models, state_dir, name, generation, "it is published", version=published.version)
+                typer.echo(f"{name} version {published.version}: {said}")
         except GateRefused as error:
             console.print(table(error.report, f"{name}: not published"))
             raise typer.Exit(1) from None
@@ -150,10 +127,7 @@ def delete(  # noqa: PLR0917  typer makes options of parameters
         if no_wait:
             typer.echo(f"{done}; not waited for)")
             return
-        waited = servers.wait(models, name, after.generation, seconds=WAIT_S, state_dir=state_dir)
-        if waited.problems:
-            raise NotReady(f"{done}); {'; '.join(waited.problems)}")
-        known_served(waited, f"{done})")
+        served(models, state_dir, name, after.generation, f"{done})")
         typer.echo(f"{done}; every server has let it go)")
 
 
@@ -166,35 +140,26 @@ def check(
     models: Models = Path("models"),
 ) -> None:
     """Examine a model as the server would before it serves it, and change nothing."""
-    console = Console(highlight=False)
-    try:
+    with explained(undone=2):
         if name is not None:
             check_name(name)
             models, _ = up_to_date(models, None, name)
-        with (
-            Gate(Limits(extension_ops=extension_ops)) as gate,
-            tempfile.TemporaryDirectory(prefix="serving-check-") as temporary,
-        ):
-            folder = path
-            if not path.is_dir():
-                folder = Path(temporary)
-                ModelFile(path).stage(folder)
-            current = None if name is None else serving_now(models, name)
-            if name is not None and current is None:
-                typer.echo(f"serving: there is no model {name} in {models} yet: it is compared with nothing", err=True)
-            report = gate.examine(folder, serving=current)
-    except GateRefused as error:
-        report = error.report
-    except (ServingError, OSError) as error:
-        console.print(f"serving: {error}", style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+        current = None if name is None else serving_now(models, name)
+        if name is not None and current is None:
+            tell(f"serving: there is no model {name} in {models} yet: it is compared with nothing", err=True)
+        try:
+            with (
+                Gate(Limits(extension_ops=extension_ops)) as gate,
+                tempfile.TemporaryDirectory(prefix="serving-check-") as temporary,
+            ):
+                folder = path
+                if not path.is_dir():
+                    folder = Path(temporary)
+                    ModelFile(path).stage(folder)
+                report = gate.examine(folder, serving=current)
+        except GateRefused as error:
+            report = error.report
     home = models / name if name is not None else path.absolute().parent if path.is_dir() else None
-    console.print(table(report if home is None else with_settings(report, home), str(path)))
+    shown = table(report if home is None else with_settings(report, home), str(path))
+    Console(highlight=False).print(shown)
     raise typer.Exit(0 if report.ok else 1)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise typer.BadParameter(f"{path.name} can't be read: {(error.strerror or '').lower()}") from None
