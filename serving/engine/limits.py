@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field, model_validator
 
 from serving.documented import Documented
 from serving.engine.providers import Provider
@@ -17,22 +17,37 @@ class _Frozen(Documented):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class CacheSize(_Frozen):
-    """How much a response cache of one version holds in one worker: so many answers, or so many bytes."""
+class _Table(Documented):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    entries: int | None = None
-    bytes: int | None = None
+
+class CacheSize(_Table):
+    """`[cache]` of model.toml: how much a response cache of one version holds in one worker."""
+
+    entries: int | None = Field(None, ge=1)
+    """Answers that each version keeps in each worker; exactly one of both keys switches the cache on."""
+    bytes: int | None = Field(None, ge=64 * 1024)
+    """Bytes of requests and answers that it keeps instead."""
+
+    @model_validator(mode="after")
+    def _one(self) -> CacheSize:
+        if (self.entries is None) == (self.bytes is None):
+            raise ValueError("exactly one of entries and bytes")
+        return self
 
     def __str__(self) -> str:
         return f"{self.entries} entries" if self.bytes is None else f"{self.bytes} bytes"
 
 
-class Drift(_Frozen):
-    """How rows are compared with the reference. learn_rows: the first so many are the reference."""
+class Drift(_Table):
+    """`[drift]` of model.toml: how rows are compared with the reference."""
 
     enabled: bool = True
-    window_rows: int = 1000
-    learn_rows: int | None = None
+    """Compare the model's rows with the reference, whatever the server's settings say."""
+    window_rows: int = Field(1000, ge=100, le=10_000_000)
+    """Rows, over all workers, that are compared at a time."""
+    learn_rows: int | None = Field(None, ge=100, le=100_000)
+    """Take the first so many rows for the reference, in place of the one in the file."""
 
     def __str__(self) -> str:
         if not self.enabled:
@@ -44,15 +59,15 @@ class Drift(_Frozen):
 COMPARED = Drift()
 
 
-class Feedback(_Frozen):
-    """How predictions are kept for outcomes that come later: the last `keep` rows; quality is that of `window`.
+class Feedback(_Table):
+    """`[feedback]` of model.toml; that it is there switches it on."""
 
-    largest_error: of a regressor, from which on it is wholly wrong; None: that is not asked.
-    """
-
-    keep: int = 100_000
-    window: int = 1000
-    largest_error: float | None = None
+    keep: int = Field(100_000, ge=100, le=10_000_000)
+    """Rows predicted that are kept to be joined with their outcomes; the oldest go first."""
+    window: int = Field(1000, ge=20, le=100_000)
+    """Outcomes of a version from which its live quality is computed."""
+    largest_error: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Of a regressor: so great an error is wholly wrong, half of it half, when a canary's outcomes are compared."""
 
     def __str__(self) -> str:
         return f"for {self.keep} rows, quality of {self.window} outcomes"

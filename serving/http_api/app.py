@@ -223,20 +223,10 @@ async def _monitor(monitoring: Monitoring, metrics: Metrics | None) -> None:
     while True:
         await asyncio.sleep(1)
         try:
-            found = await asyncio.to_thread(monitoring.tick)
+            counted = await asyncio.to_thread(monitoring.tick)
         except Exception:  # predictions go on, and so does the next second
             log.exception("what models are asked could not be looked at")
             continue
-        if metrics is None:
-            continue
-        metrics.last_window = found.gauges
-        for version, rows in found.rows.items():
-            metrics.model(*version).add("serving_drift_rows", rows)
-        for version, drifted in found.windows:
-            metrics.model(*version).add("serving_drift_windows", 1, "drifted" if drifted else "quiet")
-        for told in found.outcomes:
-            metrics.model(*told.version).add("serving_feedback_outcomes", told.outcomes)
-            metrics.model(*told.version).add("serving_feedback_right", told.right)
-            metrics.model(*told.version).add("serving_feedback_dropped_rows", told.dropped)
-        for name, outcomes in found.unmatched.items():
-            metrics.unmatched(name, outcomes)
+        if metrics is not None:
+            metrics.last_window = monitoring.gauges
+            metrics.count(counted)

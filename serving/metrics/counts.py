@@ -11,7 +11,6 @@ import json
 import math
 import mmap
 import os
-import random
 from collections.abc import Callable, Hashable
 from multiprocessing import reduction
 from typing import Any, Generic, TypeVar
@@ -35,9 +34,7 @@ class Counts:
         self._places: dict[Key, int] = {}
         self._private: dict[Key, Cell] = {}
         """Those for which there was no room; a kill loses what they counted since the last snapshot."""
-        self._taken = 1  # the first cell has the identity, and how many are taken
-        if not self._values[0]:
-            self._values[0] = random.random()  # noqa: S311  two of one slot must differ, and nobody gains by guessing
+        self._taken = 1  # the first cell says how many are taken
 
     @classmethod
     def shared(cls) -> Counts:
@@ -48,11 +45,6 @@ class Counts:
 
     def __reduce__(self) -> Any:
         return _opened, (reduction.DupFd(self._descriptor),)
-
-    @property
-    def identity(self) -> float:
-        """A number by which a snapshot tells whose it is."""
-        return self._values[0]
 
     def cell(self, name: str, labels: tuple[str, ...]) -> Cell:
         """Return the counter of this name, as a view of one number that its only user adds to."""
@@ -67,7 +59,7 @@ class Counts:
             self._memory[at + 8 : at + 8 + len(text)] = text
             self._places[key] = at // 8
             self._taken += 1
-            self._values[1] = self._taken
+            self._values[0] = self._taken
         place = self._places[key]
         return self._values[place : place + 1]
 
@@ -95,7 +87,7 @@ class Counts:
         A model's code may have written anywhere before it crashed: what can't be a counter is left out.
         """
         found: dict[Key, float] = {}
-        taken = self._values[1]
+        taken = self._values[0]
         for at in range(_SIZE, int(taken if 0 <= taken <= CELLS else CELLS) * _SIZE, _SIZE):
             text, value = self._memory[at + 8 : at + _SIZE].rstrip(b"\0"), self._values[at // 8]
             if text and 0 < value < math.inf:

@@ -21,8 +21,11 @@ STAGES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25)
 """Fewer: what is read of a stage is its share of the whole."""
 DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0, 100.0)
 
+Families: TypeAlias = dict[str, tuple[str, Labels]]
+"""By name: help, and the names of the labels."""
+
 _MODEL = ("model", "version")
-COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+COUNTERS: Families = {
     "serving_predictions": ("Predictions by how they ended.", (*_MODEL, "protocol", "outcome")),
     "serving_failed_prediction_seconds": ("Seconds from body to answer, of predictions that failed.", _MODEL),
     "serving_rows": ("Rows predicted.", _MODEL),
@@ -75,16 +78,44 @@ HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
         SECONDS,
     ),
 }
-GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
+SUMMED: Families = {
     "serving_queued_rows": ("Rows that wait, over all workers.", _MODEL),
     "serving_http_in_flight": ("HTTP requests in progress, over all workers.", ("route", "method")),
-    "serving_model_ready": ("1 where every worker serves the version.", _MODEL),
     "serving_shadow_agreement_ratio": ("Share of compared rows with the same label, 0 to 1.", _MODEL),
+    "serving_model_threads": ("Batches that may run at a time, over all workers.", _MODEL),
+    "serving_connections": ("Open connections, over all workers.", ("transport",)),
+    "serving_grpc_in_flight": ("gRPC calls in progress, over all workers.", ()),
+    "serving_codec_waiting": ("Long bodies and answers that wait for a codec process, over all workers.", ()),
+    "serving_held_bytes": ("Bytes of long bodies, and of answers not yet taken, over all workers.", ()),
+    "serving_worker_changes_pending": (
+        "Changes of models that the worker in a slot was told and has not finished, as the parent sees it.",
+        ("worker",),
+    ),
+    "serving_worker_lag_seconds": (
+        "Seconds for which the worker in a slot has left unacknowledged what it was told to serve.",
+        ("worker",),
+    ),
+    "process_start_time_seconds": ("Unix time at which the process started.", ("worker",)),
+    "process_resident_memory_bytes": ("Resident memory of the process.", ("worker",)),
+    "process_virtual_memory_bytes": ("Virtual memory of the process.", ("worker",)),
+    "process_open_fds": ("Open file descriptors of the process.", ("worker",)),
+    "process_max_fds": ("File descriptors that the process may open.", ("worker",)),
+}
+"""Gauges that are added up over workers."""
+LEAST: Families = {
+    "serving_model_ready": ("1 where every worker serves the version.", _MODEL),
+    "serving_model_generation": ("Generation of the traffic state that every worker serves.", ("model",)),
+    "serving_gate_passed": ("1 where the gate let a version pass, 0 where it was refused.", _MODEL),
+    "serving_jobs_database_up": ("1 where every worker can ask the database of jobs.", ()),
+    "serving_model_info": ("1; the labels describe the version.", (*_MODEL, "task", "sha256")),
+    "serving_build_info": ("1; the labels say what runs.", ("version", "python", "onnxruntime")),
+    "serving_setting": ("Value of a setting that is a number; 0 and 1 where it is a switch.", ("name",)),
+}
+"""Gauges of which the least of all workers' counts: what is true of every one of them."""
+GREATEST: Families = {
     "serving_last_prediction_timestamp_seconds": ("Unix time of the last answered prediction.", _MODEL),
     "serving_model_quarantined": ("1 where a version is held back because it ended workers.", _MODEL),
-    "serving_model_generation": ("Generation of the traffic state that every worker serves.", ("model",)),
     "serving_model_asked_generation": ("Generation of the traffic state that the folder asks for.", ("model",)),
-    "serving_gate_passed": ("1 where the gate let a version pass, 0 where it was refused.", _MODEL),
     **{
         f"serving_gate_{what}": (f"{text}, of `this` version or the one that was `serving` then.", (*_MODEL, "of"))
         for what, text in (
@@ -128,32 +159,10 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
         "Seconds since the oldest job that has not ended was asked for; 0 without one.",
         (),
     ),
-    "serving_jobs_database_up": ("1 where every worker can ask the database of jobs.", ()),
-    "serving_model_info": ("1; the labels describe the version.", (*_MODEL, "task", "sha256")),
-    "serving_model_threads": ("Batches that may run at a time, over all workers.", _MODEL),
     "serving_model_load_seconds": ("Seconds in which a worker loaded and warmed the version.", _MODEL),
-    "serving_connections": ("Open connections, over all workers.", ("transport",)),
-    "serving_grpc_in_flight": ("gRPC calls in progress, over all workers.", ()),
-    "serving_codec_waiting": ("Long bodies and answers that wait for a codec process, over all workers.", ()),
-    "serving_held_bytes": ("Bytes of long bodies, and of answers not yet taken, over all workers.", ()),
-    "serving_build_info": ("1; the labels say what runs.", ("version", "python", "onnxruntime")),
-    "serving_setting": ("Value of a setting that is a number; 0 and 1 where it is a switch.", ("name",)),
-    "serving_worker_changes_pending": (
-        "Changes of models that the worker in a slot was told and has not finished, as the parent sees it.",
-        ("worker",),
-    ),
-    "serving_worker_lag_seconds": (
-        "Seconds for which the worker in a slot has left unacknowledged what it was told to serve.",
-        ("worker",),
-    ),
-    "process_start_time_seconds": ("Unix time at which the process started.", ("worker",)),
-    "process_resident_memory_bytes": ("Resident memory of the process.", ("worker",)),
-    "process_virtual_memory_bytes": ("Virtual memory of the process.", ("worker",)),
-    "process_open_fds": ("Open file descriptors of the process.", ("worker",)),
-    "process_max_fds": ("File descriptors that the process may open.", ("worker",)),
 }
-LAST_WINDOW = frozenset(name for name in GAUGES if name.startswith(("serving_drift_", "serving_feedback_")))
-"""What was found of the last window of rows, or of outcomes."""
+"""Gauges of which the greatest counts: what one worker knows, or the one that is worst off."""
+GAUGES = SUMMED | LEAST | GREATEST
 VERSIONED = frozenset(
     name
     for table in (COUNTERS, HISTOGRAMS, GAUGES)
@@ -161,32 +170,3 @@ VERSIONED = frozenset(
     if family[1][:2] == _MODEL and not name.startswith("serving_gate_")
 )
 """What is counted of each version; the gate's figures are not: each status of the coordinator holds all of them."""
-LEAST = frozenset(
-    {
-        "serving_model_ready",
-        "serving_model_info",
-        "serving_model_generation",
-        "serving_gate_passed",
-        "serving_build_info",
-        "serving_setting",
-        "serving_jobs_database_up",
-    }
-)
-GREATEST = LAST_WINDOW | frozenset(
-    {
-        "serving_last_prediction_timestamp_seconds",
-        "serving_model_asked_generation",
-        "serving_model_refused",
-        "serving_models_folder_gone",
-        "serving_coordinator_silent_seconds",
-        "serving_model_quarantined",
-        "serving_coordinator_failures",
-        "serving_model_load_seconds",
-        "serving_gate_seconds",
-        "serving_jobs",
-        "serving_jobs_oldest_seconds",
-        "serving_gate_load_seconds",
-        "serving_gate_row_seconds",
-        "serving_gate_memory_bytes",
-    }
-)

@@ -20,7 +20,7 @@ from typing import Any
 from serving.linux.files import write_whole
 from serving.linux.process_usage import usage
 from serving.metrics.counts import Counts
-from serving.metrics.definitions import COUNTERS, Cell, Key, Labels, Sizes, Version
+from serving.metrics.definitions import COUNTERS, VERSIONED, Cell, Key, Labels, Sizes, Version
 from serving.metrics.exposition import exposition
 from serving.metrics.recorders import ModelMetrics, RouteMetrics, ShadowMetrics, taken
 from serving.metrics.store import Store, read_snapshot, read_snapshots
@@ -177,9 +177,13 @@ class Metrics:
             self._shadows[labels] = ShadowMetrics(labels, self._counts)
         return self._shadows[labels]
 
-    def unmatched(self, model: str, outcomes: int) -> None:
-        """Count true outcomes whose predictions were never found."""
-        self._counts.cell("serving_feedback_unmatched", (model,))[0] += outcomes
+    def count(self, counted: Mapping[Key, float]) -> None:
+        """Add to counters what is counted elsewhere."""
+        for (name, labels), number in counted.items():
+            if name in VERSIONED:
+                self.model(labels[0], labels[1]).add(name, number, *labels[2:])
+            else:
+                self._counts.cell(name, labels)[0] += number
 
     def route(self, template: str, method: str) -> RouteMetrics:
         """Return the counters of one route template and method."""
@@ -239,13 +243,12 @@ class Metrics:
         """Write down all that this worker knows, with what its cells have counted so far."""
         whole = Store()
         whole.counters.update(self._store.counters)
-        live = self._counts.kept()
-        for key, value in (*live.items(), *self._counts.unkept().items()):
+        for key, value in self._counts.unkept().items():
             whole.counters[key] += value
         whole.histograms, whole.sizes = self._store.histograms, self._store.sizes
         whole.exemplars = self._store.exemplars
         whole.gauges = self._store.gauges | self._status | self._generations.copy() | dict(self.last_window)
-        return whole.dump(self._counts.identity, live)
+        return whole.dump(self._counts.kept())
 
     def totals(self, versions: Iterable[Version]) -> dict[Version, VersionTotals]:
         """Sum what versions, given as (name, version), did over all workers."""

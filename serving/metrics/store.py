@@ -17,10 +17,10 @@ from pydantic import TypeAdapter
 
 from serving.metrics.definitions import (
     COUNTERS,
-    GAUGES,
     GREATEST,
     HISTOGRAMS,
     LEAST,
+    SUMMED,
     VERSIONED,
     Exemplar,
     Key,
@@ -36,14 +36,15 @@ MOST_SIZES = 512
 
 
 class Snapshot(NamedTuple):
-    """A store as a worker writes it for the others; of each table the name, the labels and the value of each series."""
+    """A store as a worker writes it for the others; of each table the name, the labels and the value of each series.
+
+    live: counters that the worker has in memory which its parent reads too, and adds to the others once it has ended.
+    """
 
     counters: tuple[tuple[str, Labels, float], ...] = ()
     histograms: tuple[tuple[str, Labels, list[float]], ...] = ()
     gauges: tuple[tuple[str, Labels, float], ...] = ()
     sizes: tuple[tuple[Version, list[tuple[int, float, float]]], ...] = ()
-    identity: float = 0.0
-    """Of the shared memory from which `live`, a part of the counters, was read, and which goes on counting."""
     live: tuple[tuple[str, Labels, float], ...] = ()
     exemplars: tuple[tuple[str, Labels, dict[int, Exemplar]], ...] = ()
 
@@ -108,20 +109,20 @@ class Store:
                 del table[key]
         self.sizes.pop(version, None)
 
-    def dump(self, identity: float = 0.0, live: dict[Key, float] | None = None) -> bytes:
-        """Write it as JSON; identity, live: see `Snapshot`."""
+    def dump(self, live: dict[Key, float] | None = None) -> bytes:
+        """Write it as JSON; live: see `Snapshot`."""
 
         def rows(table: dict[Key, Any]) -> list[Any]:
             return [[name, labels, value] for (name, labels), value in table.items()]
 
         sizes = [[of, [[size, *did] for size, did in mine.items()]] for of, mine in self.sizes.items()]
         tables = [rows(table) for table in (self.counters, self.histograms, self.gauges)]
-        fields = [*tables, sizes, identity, rows(live or {}), rows(self.exemplars)]
+        fields = [*tables, sizes, rows(live or {}), rows(self.exemplars)]
         return orjson.dumps(fields, option=orjson.OPT_NON_STR_KEYS)
 
     def add(self, snapshot: Snapshot) -> None:
         """Add what a snapshot holds, but series that are not known here: another release wrote it."""
-        for name, labels, value in snapshot.counters:
+        for name, labels, value in (*snapshot.counters, *snapshot.live):
             if name in COUNTERS:
                 self.counters[name, labels] += value
         for name, labels, cells in snapshot.histograms:
@@ -136,12 +137,11 @@ class Store:
             self._ran(version, batch)
         for name, labels, value in snapshot.gauges:
             before = self.gauges.get((name, labels))
-            if name in LEAST:
-                self.gauges[name, labels] = value if before is None else min(value, before)
-            elif name in GREATEST:
-                self.gauges[name, labels] = value if before is None else max(value, before)
-            elif name in GAUGES:
+            if name in SUMMED:
                 self.gauges[name, labels] = value + (before or 0.0)
+            elif name in LEAST or name in GREATEST:
+                worse = min if name in LEAST else max
+                self.gauges[name, labels] = value if before is None else worse(value, before)
 
 
 def read_snapshot(text: bytes) -> Snapshot:

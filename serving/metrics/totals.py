@@ -13,7 +13,7 @@ from serving.linux.files import write_whole
 from serving.linux.process_usage import usage
 from serving.metrics.counts import Counts
 from serving.metrics.definitions import COUNTERS, DIFFERENCES, Key, Version
-from serving.metrics.store import Snapshot, Store, cumulative, read_snapshots
+from serving.metrics.store import Store, cumulative, read_snapshots
 
 
 def _counted(name: str, *labels: str) -> Any:
@@ -124,13 +124,11 @@ def read_totals(directory: Path, versions: Iterable[Version]) -> dict[Version, V
 def settle(directory: Path, slot: int, counts: Counts) -> None:
     """Close the account of a worker that ended: what it counted to the last, without its gauges, which went with it."""
     file = directory / f"worker-{slot}.json"
-    snapshot = next(read_snapshots([file]), Snapshot())
     whole = Store()
-    whole.add(snapshot._replace(gauges=()))
-    # A worker that ended before its first snapshot finds that of the one before, which has been settled.
-    before = {(name, labels): value for name, labels, value in snapshot.live if snapshot.identity == counts.identity}
+    for snapshot in read_snapshots([file]):  # or that of the worker before, which was settled, where it left none
+        whole.add(snapshot._replace(gauges=(), live=()))
     for key, value in counts.read().items():
-        whole.counters[key] += value - before.get(key, 0.0)
+        whole.counters[key] += value
     with contextlib.suppress(OSError):
         write_whole(file, whole.dump())
 

@@ -108,13 +108,12 @@ class DriftMonitor:
             self._followed[name, version] = followed
         return tracker
 
-    def tick(self, *, leads: bool) -> tuple[dict[Version, int], list[tuple[Version, bool]]]:
+    def tick(self, *, leads: bool) -> dict[Key, float]:
         """Count what was taken since the last time; who leads also closes the windows that are full.
 
-        Returns how many rows were counted here, and the windows that were closed, with whether they had drifted.
+        Returns by how much the counters of rows and windows have grown.
         """
-        counted: dict[Version, int] = {}
-        windows: list[tuple[Version, bool]] = []
+        counted: dict[Key, float] = {}
         with self._lock:
             live = [(one, tracker) for one in self._followed.values() if (tracker := one.tracker()) is not None]
             self._followed = {(one.name, one.version): one for one, _ in live}
@@ -128,7 +127,7 @@ class DriftMonitor:
                 rows, columns = tracker.drain()
                 if not rows:
                     continue
-                counted[one.name, one.version] = rows
+                counted["serving_drift_rows", (one.name, one.version)] = rows
                 seen = np.concatenate([tally.of(c) for tally, c in zip(one.tallies, columns, strict=True)])
                 self._counts[one.key] = seen + self._counts.get(one.key, 0)
             keys = {one.key for one, _ in live}
@@ -136,10 +135,10 @@ class DriftMonitor:
             if counted:
                 self._shared.write(self._shared.mine, self._counts)
             if leads:
-                windows = self._close_windows([one for one, _ in live if one.tallies])
+                counted |= self._close_windows([one for one, _ in live if one.tallies])
             else:
                 self.gauges = {}
-        return counted, windows
+        return counted
 
     def _learn(self, one: _Followed, tracker: Tracker) -> None:
         """Gather rows for a reference, until there are enough of them here, or another worker has had them."""
@@ -172,21 +171,18 @@ class DriftMonitor:
         folder.mkdir(exist_ok=True)
         return folder / f"{one.name}@{one.version}@{one.sha256}-{one.settings.learn_rows}.json"
 
-    def kept(self) -> set[Version]:
-        """Return the versions of which a learned reference is kept. Raises OSError."""
-        found = (path.name.split("@") for path in (self._state() / "drift").glob("*@*@*.json"))
-        return {(name, version) for name, version, _ in found}
+    def keep_only(self, known: set[Version]) -> None:
+        """Remove the references that were learned for other versions. Raises OSError."""
+        for path in (self._state() / "drift").glob("*@*@*.json"):
+            name, version, _ = path.name.split("@")
+            if (name, version) not in known:
+                path.unlink(missing_ok=True)
 
-    def forget(self, name: str, version: str) -> None:
-        """Remove the references that were learned for a version. Raises OSError."""
-        for path in (self._state() / "drift").glob(f"{name}@{version}@*.json"):
-            path.unlink(missing_ok=True)
-
-    def _close_windows(self, live: list[_Followed]) -> list[tuple[Version, bool]]:
-        """Close what is full, by what all workers have counted."""
+    def _close_windows(self, live: list[_Followed]) -> dict[Key, float]:
+        """Close what is full, by what all workers have counted, and count it."""
         documents = self._shared.everybodys()
         known, windows = self._shared.read(_WINDOWS), {}
-        closed = []
+        closed: dict[Key, float] = {}
         now, changed = time.time(), False
         for one in live:
             total = _total(documents, one)
@@ -203,7 +199,7 @@ class DriftMonitor:
             if rows >= one.settings.window_rows:
                 last = {"counts": total - np.array(its["start"]), "opened": its["opened"], "ended": now}
                 shifted = _window(one, last).drifted
-                closed.append(((one.name, one.version), shifted))
+                closed["serving_drift_windows", (one.name, one.version, "drifted" if shifted else "quiet")] = 1
                 its = {
                     "start": total,
                     "opened": now,

@@ -8,8 +8,8 @@ import math
 import sqlite3
 import threading
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -64,19 +64,6 @@ class Quality(Documented):
     """Outcomes that wait for their predictions: those of another server, or that were not kept, never come."""
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What has become of a version's predictions.
-
-    outcomes: that have been joined. right: how many of them, or which parts. dropped: rows that could not be kept.
-    """
-
-    version: Version
-    outcomes: int = 0
-    right: float = 0.0
-    dropped: int = 0
-
-
 class Recorder:
     """Keeps what one version answers; `keep` belongs to the event loop."""
 
@@ -96,9 +83,7 @@ class Recorder:
         )
         self._waiting: list[tuple[str, Tensors]] = []
         self._rows = 0
-        self._refused = self._told = 0
-        self.lost = 0
-        """Rows that could not be written down; for whoever writes them."""
+        self._dropped = self._counted = 0
 
     @property
     def labels(self) -> bool:
@@ -113,7 +98,7 @@ class Recorder:
     def keep(self, key: str, outputs: Tensors, rows: int) -> None:
         """Remember an answer by what its caller calls the request."""
         if len(key) > LONGEST_KEY or self._rows + rows > MOST_WAITING:
-            self._refused += rows
+            self._dropped += rows
             return
         self._rows += rows
         self._waiting.append((key, outputs))
@@ -128,8 +113,9 @@ class Recorder:
 
     def dropped(self) -> int:
         """Return how many rows were not kept, since this was asked the last time."""
-        number = self._refused + self.lost - self._told
-        self._told += number
+        # Not set back, which the event loop could do something between: it alone adds to the one, this to the other.
+        number = self._dropped - self._counted
+        self._counted += number
         return number
 
     def _kept(self, key: str, outputs: Tensors) -> list[Kept]:
@@ -196,7 +182,8 @@ class FeedbackMonitor:
         self._lock = threading.Lock()
         self._opened: FeedbackStore | None = None
         self._recorders: weakref.WeakValueDictionary[Version, Recorder] = weakref.WeakValueDictionary()
-        self._unmatched: dict[str, int] = {}
+        self._counted: dict[Key, float] = defaultdict(float)
+        """By how much counters have grown since the last tick."""
         self.gauges: dict[Key, float] = {}
         """Replaced and never changed."""
 
@@ -219,32 +206,29 @@ class FeedbackMonitor:
             self._opened = FeedbackStore(self._state() / "feedback.sqlite")
         return self._opened
 
-    def kept(self) -> set[Version]:
-        """Return the versions of which outcomes are kept, and, with version "", the models of which rows are.
+    def keep_only(self, known: set[Version]) -> None:
+        """Remove what is kept of other versions; of what waits, that of models that are not there with version "".
 
         Raises OSError and sqlite3.Error.
         """
         with self._lock:
-            path = self._state() / "feedback.sqlite"
-            return self._store().kept() if self._opened is not None or path.exists() else set()
-
-    def forget(self, model: str, version: str) -> None:
-        """Remove what is kept of a version, or, with version "", of a model. Raises OSError and sqlite3.Error."""
-        with self._lock:
-            self._store().forget(model, version)
+            if self._opened is not None or (self._state() / "feedback.sqlite").exists():
+                store = self._store()
+                for model, version in store.kept() - known:
+                    store.forget(model, version)
 
     def _of(self, model: str) -> list[Recorder]:
         found = [one for one in self._recorders.copy().values() if one.of[0] == model]
         return sorted(found, key=lambda one: (len(one.of[1]), one.of[1]))  # numbers, as texts
 
-    def tick(self, *, leads: bool) -> tuple[list[Told], dict[str, int]]:
+    def tick(self, *, leads: bool) -> dict[Key, float]:
         """Write down what was answered, and join it with outcomes, where this worker does that for all.
 
-        Returns what was joined, and by model how many outcomes were given up.
+        Returns by how much the counters of predictions and outcomes have grown.
         """
         live = list(self._recorders.copy().values())
         if not live:
-            return [], {}
+            return {}
         with self._lock:
             store = self._store()
             kept = [(one, one.drain()) for one in live]
@@ -253,17 +237,21 @@ class FeedbackMonitor:
                     store.keep(chain(*(rows for _, rows in kept)), {one.of[0]: one.settings.keep for one in live})
             except sqlite3.Error:
                 for one, rows in kept:
-                    one.lost += len(rows)
+                    self._counted["serving_feedback_dropped_rows", one.of] += len(rows)
                 raise
-            unmatched, self._unmatched = self._unmatched, {}
-            told = [Told(one.of, dropped=number) for one in live if (number := one.dropped())]
-            if not leads:
+            for one in live:
+                self._counted["serving_feedback_dropped_rows", one.of] += one.dropped()
+            if leads:
+                joined = store.join({one.of[0]: one.settings for one in live})
+                for model, version, number, right in joined:
+                    self._counted["serving_feedback_outcomes", (model, version)] += number
+                    self._counted["serving_feedback_right", (model, version)] += right
+                if joined or not self.gauges:
+                    self.gauges = _gauges([(one.of, one.quality(store.judged(*one.of, one.content))) for one in live])
+            else:
                 self.gauges = {}
-                return told, unmatched
-            joined = store.join({one.of[0]: one.settings for one in live})
-            if joined or not self.gauges:
-                self.gauges = _gauges([(one.of, one.quality(store.judged(*one.of, one.content))) for one in live])
-        return told + [Told((model, version), number, right) for model, version, number, right in joined], unmatched
+            counted, self._counted = self._counted, defaultdict(float)
+        return counted
 
     def take(self, model: str, outcomes: Sequence[tuple[str, Sequence[Outcome], str]]) -> int:
         """Take true outcomes: of each request its key, its rows' outcomes, and where it stands in what was sent.
@@ -282,7 +270,7 @@ class FeedbackMonitor:
         try:
             with self._lock:
                 dropped = self._store().take(model, rows, known[0].settings.keep)
-                self._unmatched[model] = self._unmatched.get(model, 0) + dropped
+                self._counted["serving_feedback_unmatched", (model,)] += dropped
         except (OSError, sqlite3.Error):
             log.exception("outcomes can't be kept")
             raise NotReady("outcomes can't be kept now: send them again later") from None

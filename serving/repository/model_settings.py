@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError
 
 from serving.documented import Documented
 from serving.engine.batching import NOTHING_OF_ITS_OWN, Batching, Independence
@@ -75,43 +75,6 @@ class ExecutionTable(_Strict):
     """What runs the model beside the processor, in order."""
 
 
-class CacheTable(_Strict):
-    """`[cache]` of model.toml."""
-
-    entries: int | None = Field(None, ge=1)
-    """Answers that each version keeps in each worker; exactly one of both keys switches the cache on."""
-    bytes: int | None = Field(None, ge=64 * 1024)
-    """Bytes of requests and answers that it keeps instead."""
-
-    @model_validator(mode="after")
-    def _one(self) -> CacheTable:
-        if (self.entries is None) == (self.bytes is None):
-            raise ValueError("exactly one of entries and bytes")
-        return self
-
-
-class DriftTable(_Strict):
-    """`[drift]` of model.toml."""
-
-    enabled: bool = True
-    """Compare the model's rows with the reference, whatever the server's settings say."""
-    window_rows: int = Field(1000, ge=100, le=10_000_000)
-    """Rows, over all workers, that are compared at a time."""
-    learn_rows: int | None = Field(None, ge=100, le=100_000)
-    """Take the first so many rows for the reference, in place of the one in the file."""
-
-
-class FeedbackTable(_Strict):
-    """`[feedback]` of model.toml; that it is there switches it on."""
-
-    keep: int = Field(100_000, ge=100, le=10_000_000)
-    """Rows predicted that are kept to be joined with their outcomes; the oldest go first."""
-    window: int = Field(1000, ge=20, le=100_000)
-    """Outcomes of a version from which its live quality is computed."""
-    largest_error: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """Of a regressor: so great an error is wholly wrong, half of it half, when a canary's outcomes are compared."""
-
-
 class CaptureTable(_Strict):
     """`[capture]` of model.toml."""
 
@@ -141,9 +104,9 @@ class SettingsDocument(_Strict):
     batching: BatchingTable = BatchingTable()
     limits: LimitsTable = LimitsTable()
     execution: ExecutionTable = ExecutionTable()
-    cache: CacheTable | None = None
-    drift: DriftTable | None = None
-    feedback: FeedbackTable | None = None
+    cache: CacheSize | None = None
+    drift: Drift | None = None
+    feedback: Feedback | None = None
     capture: CaptureTable = CaptureTable()
     privacy: PrivacyTable = PrivacyTable()
     access: AccessTable = AccessTable()
@@ -254,9 +217,9 @@ def read(folder: Path) -> ModelSettings:
         memory_bytes=limits.memory_bytes,
         warm_rows=execution.warm_rows,
         providers=execution.providers,
-        cache=CacheSize(entries=document.cache.entries, bytes=document.cache.bytes) if document.cache else None,
-        drift=Drift.model_validate(document.drift.model_dump()) if document.drift else None,
-        feedback=Feedback.model_validate(document.feedback.model_dump()) if document.feedback else None,
+        cache=document.cache,
+        drift=document.drift,
+        feedback=document.feedback,
         callers=frozenset(document.access.predict) if document.access.predict is not None else None,
         capture_share=document.capture.share,
         sensitive=frozenset(document.privacy.sensitive) if document.privacy.sensitive is not None else None,

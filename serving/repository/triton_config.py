@@ -10,6 +10,7 @@ import logging
 import re
 from dataclasses import dataclass
 from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from serving.errors import InvalidRequest
@@ -25,22 +26,6 @@ _MOST_DELAY_S = 1.0
 # out. Strings and comments stay as they are.
 _LIST = re.compile(r"""#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|(?P<field>[A-Za-z_]\w*)[ \t\r\n]*\[""")
 
-# As in the source, with presence for numbers: 0 and nothing are not the same.
-_MESSAGES = {
-    "Latest": "num_versions 1 uint32",
-    "All": "",
-    "Specific": "versions 1 *int64",
-    "VersionPolicy": "latest 1 Latest, all 2 All, specific 3 Specific",
-    "InstanceGroup": "count 2 int32",
-    "QueuePolicy": "timeout_action 1 TimeoutAction, default_timeout_microseconds 2 uint64, max_queue_size 4 uint32",
-    "DynamicBatching": "preferred_batch_size 1 *int32, max_queue_delay_microseconds 2 uint64, "
-    "default_queue_policy 6 QueuePolicy",
-    "Text": "string_value 1 string",
-    "Parameter": "key 1 string, value 2 Text",
-    "ModelConfig": "version_policy 3 VersionPolicy, max_batch_size 4 int32, instance_group 7 *InstanceGroup, "
-    "dynamic_batching 11 DynamicBatching, parameters 14 *Parameter",
-}
-_ENUMS = {"TimeoutAction": ("REJECT", "DELAY")}
 _THREADS = "intra_op_thread_count"
 """A parameter of Triton's onnxruntime backend: https://github.com/triton-inference-server/onnxruntime_backend."""
 _MOST_THREADS = 1024
@@ -101,7 +86,7 @@ def parse(text: str, name: str) -> TritonConfig:
 
 def _threads(message: Any) -> int | None:
     """Return the threads of one run; None where they are left to the server, which Triton writes as 0."""
-    text = next((parameter.value.string_value for parameter in message.parameters if parameter.key == _THREADS), "0")
+    text = message.parameters[_THREADS].string_value if _THREADS in message.parameters else "0"
     if not text.isdecimal() or not text.isascii() or len(text) > 4 or int(text) > _MOST_THREADS:
         raise InvalidRequest(f"{CONFIG_FILE}: parameters.{_THREADS}: should be a whole number up to {_MOST_THREADS}")
     return int(text) or None
@@ -127,27 +112,11 @@ def _with_colon(found: re.Match[str]) -> str:
 
 @cache
 def _message_class() -> Any:
+    """Return the protocol's own message, from its descriptors alone: what reads them otherwise is far above."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # noqa: PLC0415
 
-    fields = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="config.proto", package="triton", syntax="proto2")
-    for name, values in _ENUMS.items():
-        enum = file.enum_type.add(name=name)
-        for place, value in enumerate(values):
-            enum.value.add(name=value, number=place)
-    for name, text in _MESSAGES.items():
-        message = file.message_type.add(name=name)
-        for field in filter(None, text.split(", ")):
-            called, number, kind = field.split()
-            repeated, kind = kind.startswith("*"), kind.lstrip("*")
-            made = message.field.add(name=called, number=int(number))
-            made.label = fields.LABEL_REPEATED if repeated else fields.LABEL_OPTIONAL
-            if kind in _MESSAGES:
-                made.type, made.type_name = fields.TYPE_MESSAGE, f".triton.{kind}"
-            elif kind in _ENUMS:
-                made.type, made.type_name = fields.TYPE_ENUM, f".triton.{kind}"
-            else:
-                made.type = fields.Type.Value(f"TYPE_{kind.upper()}")
+    content = files("serving.protocols").joinpath("protos/descriptors.binpb").read_bytes()
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("triton.ModelConfig"))
+    for file in descriptor_pb2.FileDescriptorSet.FromString(content).file:
+        pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("inference.ModelConfig"))

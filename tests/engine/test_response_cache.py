@@ -95,7 +95,9 @@ class Made:
             observer=Unobserved(),
         )
         self.seen = Counted()
-        self.cache = ResponseCache(self.batcher, CacheSize(**(size or {"entries": 100})), loop=loop, observer=self.seen)
+        self.cache = ResponseCache(
+            self.batcher, CacheSize.model_construct(**(size or {"entries": 100})), loop=loop, observer=self.seen
+        )
 
     def submit(self, request: Asked) -> Asked:
         self.cache.submit(request)

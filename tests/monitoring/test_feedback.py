@@ -100,7 +100,7 @@ def test_what_is_kept_is_bounded(tmp_path: Path) -> None:
     assert store.take("m", [(f"k{i}", 0, str(i)) for i in range(25)], 20) == 5
     assert store.take("m", [("k5", 0, "x")], 20) == 0
     # k20 to k24 are of the first round, k0 to k4 of the second, and the outcomes of the latter have gone.
-    assert store.join({"m": Feedback(window=3)}) == [("m", "1", 5, 5)]
+    assert store.join({"m": Feedback.model_construct(window=3)}) == [("m", "1", 5, 5)]
     assert store.waiting("m") == (5, 15)
     assert [row[0] for row in store.judged("m", "1", "c")] == ["22", "23", "24"]
     store.close()
