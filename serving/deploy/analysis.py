@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -16,8 +16,6 @@ LEAST_OUTCOMES = 100
 """True outcomes of each version before they say that the new one is as good."""
 WINDOW = 5
 """Timed predictions of each version that make a comparison of their means."""
-DEATHS = 2
-"""Unclean deaths of workers or servers that end an analysis; fewer begin it again."""
 _REFUSED_MORE = 0.01
 """Share of requests that a version may refuse beyond what the other does, where no greater share may fail."""
 
@@ -94,12 +92,6 @@ class Figures:
 NONE = Figures()
 
 
-def pooled(seen: Iterable[Figures]) -> Figures:
-    """Put what several servers saw into one: counts add up, and the time is that of the one that watched longest."""
-    every = list(seen)
-    return replace(sum(every, NONE), observed=max((one.observed for one in every), default=0.0))
-
-
 def live(did: VersionTotals) -> Figures:
     """Return what a version that answers did."""
     return Figures(
@@ -159,15 +151,13 @@ def window(span: Figures, rules: Judge, usual: float | None) -> Figures | None:
     return Figures(windows=1.0, slower=float(span.seconds / span.timed > rules.latency_ratio * usual))
 
 
-def analyse(analysis: Analysis, found: Figures, *, deaths: int = 0, usual: float | None = None) -> Verdict:
+def analyse(analysis: Analysis, found: Figures, *, usual: float | None = None) -> Verdict:
     """Judge a version by what was seen of it.
 
     It is taken back as soon as the figures prove that it breaks a bound, whenever that is; while they leave it open it
-    is neither taken back nor kept. deaths: how often a worker or a server died over it. usual: see `window`.
+    is neither taken back nor kept. usual: see `window`.
     """
     rules = analysis.rules
-    if deaths >= DEATHS:
-        return Verdict("take back", f"{deaths} workers or servers died while it was tried")
     broken = _broken(analysis, found)
     if broken:
         return Verdict("take back", broken)

@@ -1,32 +1,22 @@
 """Follows the versions that are tried, once a second, and writes what comes of it: one runner for each server.
 
-Every server decides, from what all servers saw together (`serving.deploy.analysis_store`), and the first one whose
-decision is written wins: each is made for one generation of the document. What is seen counts for the contents that
-were served and for the generation that began the analysis; where either changes, it begins again with nothing.
+Every server decides by what it has seen itself since it started, and the first one whose decision is written wins: each
+is made for one generation of the document. What is seen counts for the contents that were served and for the generation
+that began the analysis; where either changes, it begins again with nothing. Only deaths outlive a server: they stand in
+the history, and each server says in its file what it tries (`tried`), so that whoever finds the file of a server that
+died knows over what.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeAlias
 
-from serving.deploy.analysis import (
-    DEATHS,
-    LEAST,
-    NONE,
-    Analysis,
-    Figures,
-    Verdict,
-    analyse,
-    analysis_of,
-    pooled,
-    seen,
-    window,
-)
-from serving.deploy.analysis_store import AnalysisStore, Others, Record, Subject
+from serving.deploy.analysis import LEAST, NONE, Analysis, Figures, Verdict, analyse, analysis_of, seen, window
 from serving.deploy.commands import Rollback, Step
 from serving.deploy.plan import Plan
 from serving.deploy.rollout_figures import lines_of
@@ -43,6 +33,8 @@ QUIET_S = 60.0
 """Seconds without a prediction after which time does not count any more: a quiet night proves nothing."""
 MOST_STEP_S = 5.0
 """Seconds at most that count between two observations: if more passed, this process was stopped meanwhile."""
+DEATHS = 2
+"""Unclean deaths of workers or servers that end an analysis; fewer begin it again."""
 AGAIN = "begin again with version"
 """How the history calls it where an analysis begins again by itself."""
 JUDGE = "judge"
@@ -50,8 +42,6 @@ JUDGE = "judge"
 _DIED = "died"
 
 NOTHING = VersionTotals()
-
-T = TypeVar("T")
 
 Versions: TypeAlias = Iterable[tuple[str, str]]
 """Names and versions."""
@@ -67,6 +57,19 @@ class Beginning(NamedTuple):
     first: int
     last: int
     deaths: int
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What figures are about: the generation that began the analysis, and the contents of both versions."""
+
+    began: int
+    content: str
+    against: str
+
+    def of(self, other: Subject, *, since: int) -> bool:
+        """Tell whether both are the same contents, and this was begun no earlier than that."""
+        return (self.content, self.against) == (other.content, other.against) and self.began >= since
 
 
 @dataclass(slots=True)
@@ -102,18 +105,26 @@ class AnalysisRunner:
     def __init__(self, store: TrafficStore, totals: Totalled | None) -> None:
         self._store = store
         self._totals = totals
-        self._records = AnalysisStore(store.root, store.state_dir)
         self._running: dict[str, _Running] = {}
         self._begun: dict[str, tuple[int, Analysis, Beginning]] = {}
         self._deaths: SimpleQueue[tuple[str, str]] = SimpleQueue()
+        self._died_over: defaultdict[str, list[Subject]] = defaultdict(list)
+        """By model, what servers tried that died, until it is known whether that is what is tried here."""
         self._logged: set[tuple[str, str]] = set()
         self.lines: dict[str, list[str]] = {}
         """By model, what can be said of its canary, its shadow and its analysis now."""
+        self.tried: dict[str, Subject] = {}
+        """By model, what is tried; replaced and never changed, for other threads."""
 
     def died(self, versions: Versions) -> None:
         """Take note that a worker died while it ran these."""
         for version in versions:
             self._deaths.put(version)
+
+    def server_died(self, tried: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take note that a server died while this was its `tried`, as its file has it."""
+        for name, subject in tried.items():
+            self._died_over[name].append(Subject(**subject))
 
     def tick(self, plans: Mapping[str, Plan], now: float) -> list[str]:
         """Judge once; return the names of the models whose document was changed.
@@ -128,10 +139,8 @@ class AnalysisRunner:
         analyses = {name: a for name, plan in plans.items() if (a := analysis_of(plan.traffic)) is not None}
         for name in self._running.keys() - analyses.keys():
             del self._running[name]
-            self._records.forget(name)
             self._logged = {logged for logged in self._logged if logged[0] != name}
-        beside = {name: tuple(_beside(plan, analyses.get(name))) for name, plan in plans.items()}
-        beside = {name: versions for name, versions in beside.items() if versions}
+        beside = {name: versions for name, plan in plans.items() if (versions := _beside(plan, analyses.get(name)))}
         found = self._totals({(name, v) for name, versions in beside.items() for v in versions}) if beside else {}
         lines = {}
         for name, versions in beside.items():
@@ -143,22 +152,20 @@ class AnalysisRunner:
             if verdict.decision != "wait" and self._apply(name, self._running[name], verdict):
                 changed.append(name)
         self.lines = lines
+        self.tried = {name: running.subject for name, running in self._running.items()}
         return changed
 
     def close(self) -> None:
-        """Leave what was seen to the next server."""
-        self._records.close()
+        """Try nothing any more: this server ends as it should, and that speaks against no version."""
+        self.tried = {}
 
     def _record_deaths(self) -> list[str]:
         """Hold deaths against the versions that are tried: the first begins again, the next one ends it.
 
         Before anything else, for a version that is put in quarantine meanwhile is served no more.
         """
-        while True:
-            try:
-                name, version = self._deaths.get_nowait()
-            except Empty:
-                break
+        while not self._deaths.empty():
+            name, version = self._deaths.get()
             running = self._running.get(name)
             if running is not None and running.analysis.version == version:
                 running.unrecorded.append(f"a worker {_DIED} while it ran version {version}")
@@ -169,9 +176,9 @@ class AnalysisRunner:
         ]
 
     def _restart_or_end(self, name: str, running: _Running) -> bool:
-        running.figures, running.span = NONE, NONE
-        if running.began.deaths + len(running.unrecorded) >= DEATHS:
-            verdict = analyse(running.analysis, running.figures, deaths=running.began.deaths + len(running.unrecorded))
+        deaths = running.began.deaths + len(running.unrecorded)
+        if deaths >= DEATHS:
+            verdict = Verdict("take back", f"{deaths} workers or servers died while it was tried")
             done = self._apply(name, running, verdict)
         else:
             done = self._note(name, running, running.unrecorded[0])
@@ -197,8 +204,7 @@ class AnalysisRunner:
         # What was stable before a promotion need not be loaded, and its figures are those of before.
         against = contents.get(analysis.against or "", "") if analysis.role != "stable" else ""
         subject = Subject(began.last, contents[analysis.version], against)
-        others = self._stored(name, lambda: self._records.others(name)) or Others([], [])
-        replaced = self._replaced(subject, running, others)
+        replaced = running is not None and running.subject.began == subject.began and running.subject != subject
         if running is None or running.subject != subject:
             self._running[name] = running = _Running(
                 analysis,
@@ -209,16 +215,18 @@ class AnalysisRunner:
                 (totals[0], totals[1] if analysis.role != "stable" else NOTHING),
                 usual=_usual(totals[1]) if analysis.role == "stable" else None,
             )
+            log.info("%s: version %s is tried, and what is seen counts from now on", name, analysis.version)
         running.generation = plan.traffic.generation
-        self._inherit(running, others.gone)
         self._count(running, totals, now)
-        self._stored(name, lambda: self._records.save(name, Record(subject, running.figures, running.usual)))
-        if replaced:  # noted once it is saved, or a server that dies in between would do so without a trace
+        for over in self._died_over.pop(name, ()):
+            # It may have died right after the analysis began again, and have known nothing of it yet.
+            if over.of(subject, since=began.first):
+                running.unrecorded.append(f"a server {_DIED} while it tried version {analysis.version}")
+        if replaced:
             self._note(name, running, "the files of one of its versions were replaced")
         if running.unrecorded:
             return Verdict("wait", running.unrecorded[0])
-        living = [record.figures for record in others.living if record.subject == subject]
-        verdict = analyse(analysis, pooled([running.figures, *living]), usual=running.usual)
+        verdict = analyse(analysis, running.figures, usual=running.usual)
         if verdict.decision == "keep" and not self._unchanged(name, running):
             return Verdict("wait", "its files on disk are not those that were tried")
         return verdict
@@ -237,25 +245,6 @@ class AnalysisRunner:
         if compared is not None:
             step, running.span = step + compared, NONE
         running.figures += step
-
-    @staticmethod
-    def _inherit(running: _Running, gone: Iterable[Record]) -> None:
-        """Go on from what servers have seen that ended; of one that died, only that counts."""
-        for record in gone:
-            if record.closed and record.subject == running.subject:
-                running.figures = pooled([running.figures, record.figures])
-                running.usual = running.usual or record.usual
-            # It may have died right after the analysis began again, and have known nothing of it yet.
-            elif not record.closed and record.subject.of(running.subject, since=running.began.first):
-                running.unrecorded.append(f"a server {_DIED} while it tried version {running.analysis.version}")
-
-    @staticmethod
-    def _replaced(subject: Subject, running: _Running | None, others: Others) -> bool:
-        """Tell whether the analysis was of other contents before, and no server has said so yet."""
-        known = {record.subject for record in (*others.living, *others.gone)}
-        if running is not None:
-            known.add(running.subject)
-        return subject not in known and any(one.began == subject.began for one in known)
 
     def _unchanged(self, name: str, running: _Running) -> bool:
         """Tell whether the version on disk is the one that was tried: the coordinator may not have scanned it since."""
@@ -317,13 +306,6 @@ class AnalysisRunner:
         log.info("%s: %s, because %s", name, what, step.why)
         return True
 
-    def _stored(self, name: str, action: Callable[[], T]) -> T | None:
-        try:
-            return action()
-        except OSError as error:
-            self._log_once(name, "what is seen of a version that is tried is kept in memory alone", str(error.strerror))
-            return None
-
     def _log_once(self, name: str, what: str, reason: str) -> None:
         """Log what goes wrong once, though it is tried again each second."""
         if (name, reason) not in self._logged:
@@ -356,11 +338,11 @@ def _usual(did: VersionTotals) -> float | None:
     return did.prediction_seconds / did.predictions if did.predictions >= LEAST else None
 
 
-def _beside(plan: Plan, analysis: Analysis | None) -> Iterable[str]:
+def _beside(plan: Plan, analysis: Analysis | None) -> tuple[str, ...]:
     """Return the versions whose figures say how it goes; none where nothing is tried."""
     traffic = plan.traffic
     if traffic.unloaded or (analysis is None and traffic.canary is None and traffic.shadow is None):
         return ()
     named = [role.version for role in (traffic.canary, traffic.shadow) if role is not None]
     named += [v for v in (traffic.stable, analysis.against if analysis is not None else None) if v is not None]
-    return dict.fromkeys(named)
+    return tuple(dict.fromkeys(named))

@@ -55,13 +55,14 @@ class Deployment:
         self._analyses = AnalysisRunner(store, totals)
         self._moved = threading.Event()
         self._last_error = ""
+        self._summary: dict[str, Any] | None = None
         self._deciding = threading.Thread(target=self._decide, name="analyses", daemon=True)
         mirror = self._mirror = Mirror.of(root, state_dir)
         elsewhere = (lambda: mirror.problems) if mirror is not None else tuple
         repository = Repository(root, store.import_edit, elsewhere=elsewhere)
         self._log = DeploymentLog(repository, store)
         self._gate = GateClient(repository, state_dir=state_dir, limits=Limits(extension_ops=extension_ops))
-        self.coordinator = Coordinator(repository, self._gate, report=self._write, loads_at_once=loads_at_once)
+        self.coordinator = Coordinator(repository, self._gate, report=self._report, loads_at_once=loads_at_once)
 
     def start(self) -> None:
         """Follow the folder from now on."""
@@ -84,9 +85,13 @@ class Deployment:
                 self._log.served(self.coordinator.plans)
                 if time.monotonic() - swept > SWEEP_S:
                     swept = time.monotonic()
-                    self._others.servers()
+                    for server in self._others.sweep():
+                        self._analyses.server_died(server.tried)
+                tried = self._analyses.tried
                 if self._analyses.tick(self.coordinator.plans, time.monotonic()):
                     self.coordinator.rescan()
+                if self._analyses.tried != tried:
+                    self._say()  # now: what is tried may end this server, and only its file tells of it then
                 self._last_error = ""
             except Exception as error:  # what is served stays as it is, and the next second may go better
                 if self._last_error != repr(error):
@@ -95,6 +100,7 @@ class Deployment:
             self._moved.wait(1.0)
             self._moved.clear()
         self._analyses.close()
+        self._say()
 
     def conclude(self) -> None:
         """Judge nothing any more: this server ends as it should, whatever becomes of what it still has to answer."""
@@ -106,12 +112,17 @@ class Deployment:
         self._analyses.died(versions)
         self._moved.set()
 
-    def _write(self, summary: dict[str, Any]) -> None:
+    def _report(self, summary: dict[str, Any]) -> None:
         self._moved.set()
-        for name, lines in self._analyses.lines.items():
-            if name in summary["models"]:
-                summary["models"][name]["trial"] = lines
-        self._file.write(summary | {"scans": self.coordinator.scans})
+        self._summary = summary | {"scans": self.coordinator.scans}
+        self._say()
+
+    def _say(self) -> None:
+        """Write down what is served, how what is tried goes, and what that is."""
+        if self._summary is not None:
+            lines = self._analyses.lines
+            models = {name: {**one, "trial": lines.get(name, [])} for name, one in self._summary["models"].items()}
+            self._file.write({**self._summary, "models": models, "tried": self._analyses.tried})
 
     def attach(self, sock: socket.socket) -> Link:
         """Take a worker, by our end of its channel."""

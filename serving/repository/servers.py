@@ -13,6 +13,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -119,6 +120,8 @@ class Server:
     """Why it does not serve what is in the folder, by name and version, or without one what is asked for."""
     scans: int = 0
     """How often it has looked at the folder."""
+    tried: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By model, what it judges; see `AnalysisRunner.tried`."""
 
     @property
     def unheard(self) -> str:
@@ -161,8 +164,21 @@ class ServerMonitor:
         """The count in each file, and when it was first seen, in seconds of this machine's monotonic clock."""
 
     def servers(self) -> list[Server]:
-        """Return the servers that have not ended, and remove the files of those that have."""
-        found = []
+        """Return the servers that have not ended."""
+        return [server for _, server, ended in self._read() if not ended]
+
+    def sweep(self) -> list[Server]:
+        """Remove the files of servers that died, and return those: each to the first of all who ask."""
+        dead = []
+        for file, server, ended in self._read():
+            if ended:
+                with contextlib.suppress(OSError):
+                    file.unlink()  # fails for whoever comes second
+                    dead.append(server)
+        return dead
+
+    def _read(self) -> Iterator[tuple[Path, Server, bool]]:
+        """Yield each server of the folder, with its file, and whether it has died. One that ends removes its file."""
         now, root = time.monotonic(), _place(self._root)
         for folder in state_folders(self._root, self._state_dir):
             for file in sorted(folder.glob("servers/*.json")):
@@ -179,19 +195,15 @@ class ServerMonitor:
                         refused.setdefault((str(name), str(version)), []).append(str(reason))
                     silent_s = max(0.0, now - since)
                     scans = int(said["scans"])
-                    server = Server(
-                        str(said["host"]), int(said["pid"]), dict(said["models"]), silent_s, gone, refused, scans
-                    )
+                    models, tried = dict(said["models"]), dict(said["tried"])
+                    server = Server(str(said["host"]), int(said["pid"]), models, silent_s, gone, refused, scans, tried)
                     alone = bool(said["locked"]) and here
                 except (OSError, ValueError, TypeError, KeyError):
                     continue  # it has just gone, or is not one
                 # Locks of another machine may be invisible here: that nobody holds one proves nothing by itself.
-                if _ended(file) and (alone or server.silent_s > LEASE_S):
-                    with contextlib.suppress(OSError):
-                        file.unlink()
-                elif not elsewhere:  # two models folders have been given one state folder
-                    found.append(server)
-        return found
+                ended = _ended(file) and (alone or server.silent_s > LEASE_S)
+                if ended or not elsewhere:  # two models folders have been given one state folder
+                    yield file, server, ended
 
 
 class Waited(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.deploy.analysis import Analysis, Figures, analyse, pooled, seen, window
+from serving.deploy.analysis import Analysis, Figures, analyse, seen, window
 from serving.deploy.sequential_test import LEVEL, exceeds, within
 from serving.metrics.totals import VersionTotals
 from serving.repository.traffic import Judge
@@ -18,8 +18,8 @@ FULL = Figures(observed=60, predictions=500, rows=500, seconds=0.5, timed=500, o
 AFTER = {"after_s": 60}
 
 
-def judged(found: Figures, *, deaths: int = 0, usual: float | None = None, role: Any = "canary", **rules: Any) -> str:
-    verdict = analyse(Analysis(role, "2", "1", Judge(**rules)), found, deaths=deaths, usual=usual)
+def judged(found: Figures, *, usual: float | None = None, role: Any = "canary", **rules: Any) -> str:
+    verdict = analyse(Analysis(role, "2", "1", Judge(**rules)), found, usual=usual)
     return f"{verdict.decision}: {verdict.reason}"
 
 
@@ -83,12 +83,6 @@ def test_rules(rules: dict[str, Any], more: dict[str, float], said: str) -> None
     """A bound that is proved to be broken ends it, one that is proved to hold lets it stay, and doubt waits."""
     found = Figures(**{name: more.get(name, getattr(FULL, name)) for name in Figures.__dataclass_fields__})
     assert judged(found, **rules).startswith(said), judged(found, **rules)
-
-
-def test_deaths_end_it() -> None:
-    """Two deaths over a version outweigh whatever else was seen of it."""
-    assert judged(FULL, deaths=1, **AFTER).startswith("keep")
-    assert judged(FULL, deaths=2, **AFTER) == "take back: 2 workers or servers died while it was tried"
 
 
 def test_a_promotion_without_a_past_to_compare_with() -> None:
@@ -171,9 +165,3 @@ def test_latency_is_compared_in_spans() -> None:
     assert window(span, rules, 2.0) == Figures(windows=1)
     assert window(Figures(seconds=30.0, timed=10, other_timed=4), rules, None) is None
     assert window(Figures(seconds=30.0, timed=4, other_timed=10), rules, None) is None
-
-
-def test_servers_add_up() -> None:
-    """Counts of several servers add up, and their time does not: they watched at the same time."""
-    assert pooled([Figures(observed=9, errors=2), Figures(observed=5, errors=3)]) == Figures(observed=9, errors=5)
-    assert pooled([]) == Figures()

@@ -33,7 +33,7 @@ Wait = Callable[[Callable[[], bool]], None]
 
 def standing(scans: int = 1, **more: Any) -> dict[str, Any]:
     iris = {"asked": 1, "serving": 1, "busy": False, "error": "", **more}
-    return {"models": {"iris": iris}, "problems": [], "scans": scans}
+    return {"models": {"iris": iris}, "problems": [], "scans": scans, "tried": {"iris": {"began": 7}}}
 
 
 def files(root: Path) -> list[Path]:
@@ -69,11 +69,13 @@ def killed(root: Path) -> None:
 
 
 def test_a_server_that_was_killed_leaves_nothing(tmp_path: Path) -> None:
-    """Its lock ends with it, so that it counts no more, and its file is removed by whoever looks next."""
+    """Its lock ends with it, so that it counts no more; the next server removes its file, and hears what it tried."""
     killed(tmp_path)
-    assert len(files(tmp_path)) == 1
     assert ServerMonitor(tmp_path).servers() == []
+    assert len(files(tmp_path)) == 1
+    assert [dead.tried for dead in ServerMonitor(tmp_path).sweep()] == [{"iris": {"began": 7}}]
     assert files(tmp_path) == []
+    assert ServerMonitor(tmp_path).sweep() == []
 
 
 def test_a_server_that_is_silent_is_not_known(tmp_path: Path, clock: Callable[[float], None]) -> None:
@@ -108,6 +110,7 @@ def test_a_server_on_another_machine_is_judged_by_what_moves(tmp_path: Path, clo
     assert "has said nothing" in seen.unheard
     clock(LEASE_S)
     assert observer.servers() == []
+    assert len(observer.sweep()) == 1
     assert files(tmp_path) == []
 
 
