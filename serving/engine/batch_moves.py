@@ -48,20 +48,14 @@ def transposed(node: Node) -> Sequence[State]:
 
 
 def resized(node: Node) -> Sequence[State]:
-    """Resize, Upsample: along other axes than that of the rows."""
+    """Resize by fixed scales, which for the axis of the rows is 1: one of 1.01 leaves a few rows as they are."""
     rows = node.rows(0)
-    if any(isinstance(state, Rows) for state in node.inputs[1:]):
-        raise node.doubt("takes a size from the rows")
-    if rows.stride != 1 or [s[rows.axis] for s in node.shapes(0)] != [s[rows.axis] for s in node.shapes_out()]:
-        raise node.mixes
-    if node.attribute("coordinate_transformation_mode", b"") == b"tf_crop_and_resize":
-        raise node.doubt("crops")
-    if node.attribute("keep_aspect_ratio_policy", b"stretch") != b"stretch":
-        raise node.doubt("takes one scale for all axes")
-    # A scale of 1.01 leaves a few rows as they are, and not a hundred.
-    scales = node.setting("scales", 2 if node.kind == "Resize" and node.opset >= 11 else 1, [])
-    axes = [node.from_start(axis, node.rank(0)) for axis in node.attribute("axes", range(node.rank(0)))]
-    if any(axis == rows.axis and scale != 1 for axis, scale in zip(axes, scales, strict=False)):
+    node.need_free_from(1)
+    scales = node.setting("scales", 2, [])
+    crops = node.attribute("coordinate_transformation_mode", b"") == b"tf_crop_and_resize"
+    if len(scales) != node.rank(0) or node.attribute("axes") is not None or crops:
+        raise node.doubt("is no plain scale for each axis")
+    if scales[rows.axis] != 1:
         raise node.mixes
     return [rows]
 
@@ -111,19 +105,6 @@ def gathered_elements(node: Node) -> Sequence[State]:
     return [rows]
 
 
-def gathered_nd(node: Node) -> Sequence[State]:
-    """Look up by places in the last axis, each row in a table or in itself."""
-    batch = node.attribute("batch_dims", 0)
-    rows = node.rows(1)
-    if node.state(0) is FREE and not batch:
-        apart = rows.axis < node.rank(1) - 1
-    else:
-        apart = node.rows(0) == rows and rows.axis < batch
-    if not apart:
-        raise node.mixes
-    return [rows]
-
-
 def expanded(node: Node) -> Sequence[State]:
     """Expand, Tile: repeat along other axes than that of the rows."""
     rows = node.rows(0)
@@ -153,14 +134,6 @@ def one_hot(node: Node) -> Sequence[State]:
     node.need_free_from(1)
     rows = node.rows(0)
     return [rows.moved(node.from_start(node.attribute("axis", -1), node.rank(0) + 1) <= rows.axis)]
-
-
-def reversed_sequence(node: Node) -> Sequence[State]:
-    """Reverse steps, in each row as many as it has."""
-    rows = node.rows(0, node.attribute("batch_axis", 1))
-    if node.rows(1, 0).stride != rows.stride:
-        raise node.mixes
-    return [rows]
 
 
 def array_features(node: Node) -> Sequence[State]:

@@ -81,26 +81,10 @@ def _cumulated_axes(node: Node) -> Iterable[int]:
     return [node.from_start(axis, node.rank(0)) for axis in node.setting("axis", 1)]
 
 
-def _mean_variance_axes(node: Node) -> Iterable[int]:
-    return [node.from_start(axis, node.rank(0)) for axis in node.attribute("axes", [0, 2, 3])]
-
-
 def _batch_norm_axes(node: Node) -> Iterable[int]:
     """The channels' axis; all of them where it trains."""
     trains = node.attribute("training_mode", 0) or node.attribute("is_test", 1) == 0 or node.outputs > 1
     return range(node.rank(0)) if trains or node.attribute("spatial", 1) == 0 else [1]
-
-
-def _last_two_axes(node: Node) -> Iterable[int]:
-    return range(node.rank(0) - 2, node.rank(0))
-
-
-def _skip_layer_norm(node: Node) -> Sequence[State]:
-    rows = node.aligned((0, 1), node.rank(0))
-    node.need_free_from(2)
-    if rows.axis >= node.rank(0) - 1:
-        raise node.mixes
-    return [rows]
 
 
 def _reduced(node: Node) -> Sequence[State]:
@@ -145,8 +129,6 @@ def _multiplied(node: Node) -> Rows:
 
 
 def _matmul(node: Node) -> Sequence[State]:
-    if node.attribute("transBatchA", 0) or node.attribute("transBatchB", 0):
-        raise node.doubt("turns the batch")
     node.need_free_from(2)
     return [_multiplied(node)]
 
@@ -156,21 +138,6 @@ def _gemm(node: Node) -> Sequence[State]:
     if node.dependent([2]) and node.aligned([2], 2) != rows:
         raise node.mixes
     return [rows]
-
-
-def _qlinear(node: Node) -> Sequence[State]:
-    """QLinearAdd, QLinearMul: a, its scale and zero, b, its scale and zero, those of c."""
-    node.need_free((1, 2, 4, 5, 6, 7))
-    return [node.aligned((0, 3), node.rank_out())]
-
-
-def _qlinear_matmul(node: Node) -> Sequence[State]:
-    """QLinearMatMul: a, its scale and zero, b, its scale and zero, those of y."""
-    node.need_free_from(1)
-    rows = node.rows(0)
-    if rows.axis == node.rank(0) - 1:
-        raise node.mixes
-    return [rows.moved(node.rank_out() - node.rank(0))]
 
 
 def _images(node: Node) -> Sequence[State]:
@@ -256,31 +223,6 @@ def _quantised_now(node: Node) -> Sequence[State]:
     return [node.rows(0), FREE, FREE]
 
 
-def _attention(node: Node) -> Sequence[State]:
-    """[rows, tokens, hidden] and a mask [rows, ...]; no past."""
-    given = node.dependent(range(1, len(node.inputs)))
-    if any(node.rank(index) < 2 for index in given):
-        raise node.doubt("has a mask that is not known here")
-    rows = node.alike((0, *given))
-    if rows.stride != 1 or node.outputs > 1:
-        raise node.doubt("keeps a past")
-    return [rows]
-
-
-def _scaled_attention(node: Node) -> Sequence[State]:
-    """Attention of ONNX itself: queries, keys and values [rows, ...], and what masks or precedes them, by row too."""
-    given = node.dependent(range(3, len(node.inputs)))
-    if 3 in given and node.rank(3) != 4:  # a smaller mask begins with another axis
-        raise node.mixes
-    return [node.alike((0, 1, 2, *given))]
-
-
-def _embedded(node: Node) -> Sequence[State]:
-    """EmbedLayerNormalization: ids and segments [rows, tokens], weights, a mask and positions [rows, tokens]."""
-    node.need_free(range(2, 7))
-    return [node.alike((0, *node.dependent((1, 7, 8))))]
-
-
 _RULES: tuple[tuple[Rule, str], ...] = (
     (
         _elementwise,
@@ -288,25 +230,21 @@ _RULES: tuple[tuple[Rule, str], ...] = (
         Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN
         LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink
         Sigmoid Sign Sin Sinh Softplus Softsign Sqrt StringConcat Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor
-        ml.Binarizer ml.CategoryMapper ml.LabelEncoder ms.BiasGelu ms.FastGelu ms.Gelu ms.QuickGelu""",
+        ml.Binarizer ml.CategoryMapper ml.LabelEncoder""",
     ),
     (
         _first,
-        """DequantizeLinear QuantizeLinear RegexFullMatch ml.OneHotEncoder ms.DequantizeLinear ms.QuantizeLinear
-        ms.QLinearLeakyRelu ms.QLinearSigmoid""",
+        "DequantizeLinear QuantizeLinear RegexFullMatch ml.OneHotEncoder ms.DequantizeLinear ms.QuantizeLinear",
     ),
     (_identity, "Identity"),
     (batch_moves.reshaped, "Flatten Reshape Squeeze Unsqueeze"),
     (_shape, "Shape Size"),
     (_over(_softmax_axes), "Hardmax LogSoftmax Softmax"),
-    (_over(_from_axis_on), "LayerNormalization RMSNormalization SimplifiedLayerNormalization"),
+    (_over(_from_axis_on), "LayerNormalization RMSNormalization"),
     (_over(_axis(-1)), "LpNormalization TopK"),
     (_over(_axis(0)), "Split"),
     (_over(_cumulated_axes), "CumSum"),
     (_over(_batch_norm_axes), "BatchNormalization"),
-    (_over(_mean_variance_axes), "MeanVarianceNormalization"),
-    (_over(_last_two_axes), "Det Trilu"),
-    (_skip_layer_norm, "ms.SkipLayerNormalization"),
     (
         _reduced,
         """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
@@ -316,25 +254,19 @@ _RULES: tuple[tuple[Rule, str], ...] = (
     (
         _images,
         """AveragePool Conv ConvInteger ConvTranspose DepthToSpace GlobalAveragePool GlobalLpPool GlobalMaxPool
-        GroupNormalization InstanceNormalization LRN LpPool MaxPool QLinearConv SpaceToDepth ms.FusedConv
-        ms.QLinearAveragePool ms.QLinearGlobalAveragePool""",
+        GroupNormalization InstanceNormalization LRN LpPool MaxPool SpaceToDepth""",
     ),
     (
         _table,
         """ml.Imputer ml.LinearClassifier ml.LinearRegressor ml.Normalizer ml.SVMClassifier ml.SVMRegressor ml.Scaler
         ml.TreeEnsemble ml.TreeEnsembleClassifier ml.TreeEnsembleRegressor ml.ZipMap ms.CDist""",
     ),
-    (_tables, "GridSample ml.FeatureVectorizer"),
+    (_tables, "ml.FeatureVectorizer"),
     (_recurrent, "GRU LSTM RNN ms.DynamicQuantizeLSTM"),
     (batch_moves.expanded, "Expand Tile"),
-    (batch_moves.resized, "Resize Upsample"),
-    (_matmul, "MatMul MatMulInteger ms.DynamicQuantizeMatMul ms.FusedMatMul ms.MatMulIntegerToFloat"),
-    (_gemm, "Gemm ms.FusedGemm"),
-    (_qlinear, "ms.QLinearAdd ms.QLinearMul"),
-    (_qlinear_matmul, "QLinearMatMul"),
-    (_attention, "ms.Attention ms.MultiHeadAttention"),
-    (_scaled_attention, "Attention"),
-    (_embedded, "ms.EmbedLayerNormalization"),
+    (batch_moves.resized, "Resize"),
+    (_matmul, "MatMul MatMulInteger"),
+    (_gemm, "Gemm"),
     (batch_moves.array_features, "ml.ArrayFeatureExtractor"),
     (_cast_like, "CastLike"),
     (batch_moves.concatenated, "Concat"),
@@ -343,10 +275,8 @@ _RULES: tuple[tuple[Rule, str], ...] = (
     (_einsum, "Einsum"),
     (batch_moves.gathered, "Gather"),
     (batch_moves.gathered_elements, "GatherElements"),
-    (batch_moves.gathered_nd, "GatherND"),
     (batch_moves.one_hot, "OneHot"),
     (batch_moves.padded, "Pad"),
-    (batch_moves.reversed_sequence, "ReverseSequence"),
     (batch_moves.sliced, "Slice"),
     (_string_normalizer, "StringNormalizer"),
     (_tfidf, "TfIdfVectorizer"),
@@ -365,5 +295,5 @@ RULES: dict[str, Rule] = {operator: rule for rule, names in _RULES for operator 
 UNREPEATABLE = frozenset(
     _operators("Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike")
 )
-DYNAMIC_QUANTISATION = frozenset(_operators("DynamicQuantizeLinear ms.DynamicQuantizeLSTM ms.DynamicQuantizeMatMul"))
+DYNAMIC_QUANTISATION = frozenset(_operators("DynamicQuantizeLinear ms.DynamicQuantizeLSTM"))
 """Take a scale over all rows of a batch when they run; else rows are as independent as their rules say."""
