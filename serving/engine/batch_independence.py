@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import onnx
 from onnx import TensorProto, inliner
 
 from serving.engine import runtime
-from serving.engine.batch_graph import Walk
+from serving.engine.batch_graph import Walk, without_rows
 from serving.engine.batch_node import Doubt
 from serving.engine.batching import Independence
 from serving.engine.every_value import EveryValue
@@ -29,8 +28,16 @@ from serving.tensors import Array, Tensors
 
 _MANY = 48
 """Rows of the largest batch that is tried."""
+_FEW = 3
+"""Rows of a batch of a model that takes long."""
 _EXACT, _COARSE = 1e-4, 5e-2
 """Largest difference, relative to the largest answer: of floats, and where the graph rounds to 16 or 8 bits."""
+_QUICK_S, _MOST_S = 0.02, 4.0
+"""Seconds that two rows may take at most: to be tried by many rows, and to be tried at all."""
+_TRIES_S = 3.0
+"""Seconds after which no other rows are made up."""
+_NUMBERS = (2, 3, 5)
+"""Of rows, with which the graph is walked."""
 _REFUSALS_S = 1.0
 """Seconds for which shapes are tried together that are refused alone."""
 _NAMED_BY_TOOLS = re.compile("unk__")
@@ -42,24 +49,6 @@ _TAKEN = {
 
 
 _FAILURES: tuple[type[Exception], ...] = (*runtime.ERRORS, InferenceFailed, MemoryError)
-
-
-class _Effort(NamedTuple):
-    """How much is tried of a model, by how long it takes for two rows, in seconds."""
-
-    run_s: float
-    seeds: int
-    rows: int
-    many: bool
-    walked: tuple[int, ...]
-    """Numbers of rows with which its graph is walked."""
-
-
-_EFFORTS = (
-    _Effort(0.01, seeds=3, rows=7, many=True, walked=(2, 3, 5)),
-    _Effort(0.2, seeds=2, rows=5, many=False, walked=(2, 3, 5)),
-    _Effort(10.0, seeds=1, rows=3, many=False, walked=(2, 3)),
-)
 
 
 def prove(session: OnnxSession, path: Path) -> Independence:
@@ -92,13 +81,13 @@ class _Proof:
         began = time.monotonic()
         self._session.run(self._made.make(2, seed=0, inner=self._made.inner[-1]))
         taken = time.monotonic() - began
-        effort = next((effort for effort in _EFFORTS if taken <= effort.run_s), None)
-        if effort is None:
+        if taken > _MOST_S:
             raise Doubt(f"it takes {taken:.0f} s for two rows, too long to try more")
+        quick = taken <= _QUICK_S
         self._refuse_unequal()
-        self._refuse_together(effort)
-        quantised = self._walk(effort.walked)
-        self._try(effort, quantised=bool(quantised))
+        self._refuse_together(_MANY // 2 if quick else _FEW)
+        quantised = self._walk()
+        self._try(quick=quick, quantised=bool(quantised))
         return Independence(proved=not quantised, quantised=bool(quantised), reason=quantised)
 
     def _takes(self, inputs: Tensors) -> bool:
@@ -120,9 +109,8 @@ class _Proof:
                     spec = self._session.signature.inputs[index]
                     raise Doubt(f"input {spec.name[:60]!r} may have another number of rows than the first")
 
-    def _refuse_together(self, effort: _Effort) -> None:
+    def _refuse_together(self, most: int) -> None:
         """Try together what is refused alone: rows of ten elements that are cut in sevens fit once there are seven."""
-        most = _MANY // 2 if effort.many else effort.rows
         until = time.monotonic() + _REFUSALS_S
         for rows in range(2, most + 1):
             for inner in self._made.refused:
@@ -131,47 +119,52 @@ class _Proof:
                 if self._takes(self._made.make(rows, seed=0, inner=inner)):
                     raise Doubt(f"it takes {rows} rows of a shape together of which it takes none alone")
 
-    def _walk(self, numbers: Sequence[int]) -> str:
+    def _walk(self) -> str:
         """Follow the rows through the graph; return where they meet in a scale only. Raises Doubt where they may."""
-        seen = EveryValue(self._model, self._folder)
+        seen = EveryValue(self._model, self._folder, keep=without_rows(self._model.graph))
         names = [spec.name for spec in self._session.signature.inputs]
         quantised = ""
         for inner in self._made.inner:
             runs = [
                 seen.run(dict(zip(names, self._made.make(rows, seed=0, inner=inner), strict=True)), rows)
-                for rows in numbers
+                for rows in _NUMBERS
             ]
             walk = Walk(self._model, runs)
             walk.run()
             quantised = quantised or walk.quantised
         return quantised
 
-    def _try(self, effort: _Effort, *, quantised: bool) -> None:
-        """Run rows alone and together, in several orders. Raises Doubt where an answer differs."""
-        compare = self._in_any_order if quantised else self._alone_and_together
-        for seed in range(1, 1 + effort.seeds):
+    def _try(self, *, quick: bool, quantised: bool) -> None:
+        """Run rows together, in several orders and with others. Raises Doubt where an answer is not as it is due.
+
+        Due is what each row is answered alone or, where a batch has a scale in common, what they are in any order.
+        """
+        number = 7 if quick else _FEW
+        until = time.monotonic() + _TRIES_S
+        for seed in range(1, 4):
             for inner in self._made.inner:
-                rows = self._made.make(effort.rows, seed=seed, inner=inner)
-                compare(rows, _orders(effort.rows, seed, many=effort.many))
+                rows = self._made.make(number, seed=seed, inner=inner)
+                due = self._session.run(rows) if quantised else self._alone(rows)
+                for order in _orders(number, seed, whole=quantised or not quick):
+                    self._compare(due, rows, order)
+            if time.monotonic() > until:
+                return
 
-    def _alone_and_together(self, rows: Tensors, orders: Sequence[Array]) -> None:
-        alone = [self._session.run(_picked(rows, [index])) for index in range(len(rows[0]))]
-        self._compare(rows, orders, lambda order: _joined([alone[index] for index in order]))
+    def _alone(self, rows: Tensors) -> Tensors:
+        answers = [self._session.run(_picked(rows, [index])) for index in range(len(rows[0]))]
+        shapes = [{output.shape for output in outputs} for outputs in zip(*answers, strict=True)]
+        if any(len(found) > 1 or found.pop()[:1] != (1,) for found in shapes):
+            raise Doubt("rows that run alone are not answered by one row each, of one shape")
+        return tuple(np.concatenate(outputs) for outputs in zip(*answers, strict=True))
 
-    def _in_any_order(self, rows: Tensors, orders: Sequence[Array]) -> None:
-        """Where the rows' scale is common: a batch of the same rows has the same answers in any order."""
-        whole = self._session.run(rows)
-        whole_orders = [order for order in orders if set(order.tolist()) == set(range(len(rows[0])))]
-        self._compare(rows, whole_orders, lambda order: tuple(output[order] for output in whole))
-
-    def _compare(self, rows: Tensors, orders: Sequence[Array], due: Callable[[Array], Tensors]) -> None:
-        for order in orders:
-            outputs = self._session.run(_picked(rows, order))
-            for spec, want, got in zip(self._session.signature.outputs, due(order), outputs, strict=True):
-                if not same(want, got, self._tolerance):
-                    raise Doubt(f"output {spec.name[:60]!r} of a row differs with the rows that run beside it")
-                if want.dtype.kind in "fV" and not np.isfinite(want.astype(np.float64)).any():
-                    raise Doubt(f"output {spec.name[:60]!r} of made-up rows is no number")
+    def _compare(self, due: Tensors, rows: Tensors, order: Array) -> None:
+        outputs = self._session.run(_picked(rows, order))
+        for spec, whole, got in zip(self._session.signature.outputs, due, outputs, strict=True):
+            want = whole[order]
+            if not same(want, got, self._tolerance):
+                raise Doubt(f"output {spec.name[:60]!r} of a row differs with the rows that run beside it")
+            if want.dtype.kind in "fV" and not np.isfinite(want.astype(np.float64)).any():
+                raise Doubt(f"output {spec.name[:60]!r} of made-up rows is no number")
 
 
 def same(want: Array, got: Array, tolerance: float) -> bool:
@@ -181,33 +174,21 @@ def same(want: Array, got: Array, tolerance: float) -> bool:
     if want.dtype.kind not in "fV":
         return bool((want == got).all())
     one, other = want.astype(np.float64), got.astype(np.float64)
-    finite = np.isfinite(one)
-    if not np.array_equal(one[~finite], other[~finite], equal_nan=True):
-        return False
-    bound = tolerance * float(np.abs(one[finite]).max(initial=0.0))
-    return bool((np.abs(one[finite] - other[finite]) <= bound).all())
+    bound = tolerance * float(np.abs(one[np.isfinite(one)]).max(initial=0.0))
+    return np.allclose(one, other, rtol=0, atol=bound, equal_nan=True)
 
 
-def _orders(rows: int, seed: int, *, many: bool) -> list[Array]:
-    """Return which rows run together, and in what order: backwards, shuffled, some, and many."""
+def _orders(rows: int, seed: int, *, whole: bool) -> list[Array]:
+    """Return which rows run together, and in what order: backwards, shuffled; some, and many, unless they are whole."""
     chance = np.random.default_rng(seed)
-    found = [np.arange(rows)[::-1]]
-    if rows > 3:
-        found += [chance.permutation(rows), chance.choice(rows, 3, replace=False)]
-    if many:
-        found.append(chance.permutation(np.resize(np.arange(rows), _MANY - _MANY % rows)))
+    found = [np.arange(rows)[::-1], chance.permutation(rows)]
+    if not whole:
+        found += [chance.choice(rows, 3, replace=False), chance.permutation(np.resize(np.arange(rows), _MANY))]
     return found
 
 
 def _picked(rows: Tensors, order: Sequence[int] | Array) -> Tensors:
     return tuple(np.ascontiguousarray(array[np.asarray(order)]) for array in rows)
-
-
-def _joined(answers: Sequence[Tensors]) -> Tensors:
-    try:
-        return tuple(np.concatenate(parts) for parts in zip(*answers, strict=True))
-    except ValueError:
-        raise Doubt("rows that run alone have answers of different shapes") from None
 
 
 def _rounds(model: onnx.ModelProto) -> bool:

@@ -7,13 +7,14 @@ and on nothing in them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import onnx
 from onnx import helper
 
+from serving.engine.every_value import Values
 from serving.tensors import Array
 
 
@@ -47,35 +48,17 @@ class Doubt(Exception):
     """Rows may meet, or nobody can say that they do not; the text names the node and says why."""
 
 
-class Graph(Protocol):
-    """What is known of the graph so far, from runs with several numbers of rows."""
-
-    states: dict[str, State]
-    opsets: dict[str, int]
-    numbers: list[int]
-    """How many rows each run had."""
-
-    def shapes(self, name: str) -> list[tuple[int, ...]]:
-        """Return the shape of a value in each run."""
-
-    def values(self, name: str) -> list[Array | None]:
-        """Return the content of a value in each run; None where it was not kept."""
-
-    def repeats(self, name: str, at: Rows) -> bool:
-        """Tell whether a value is the same for each row, however many there are; its rows would lie as `at` says."""
-
-
 class Node:
     """One node with the states of its inputs; a rule asks it and answers with the states of its outputs."""
 
-    def __init__(self, proto: onnx.NodeProto, graph: Graph) -> None:
+    def __init__(self, proto: onnx.NodeProto, states: Mapping[str, State], values: Values, opset: int) -> None:
         self._proto = proto
-        self._graph = graph
+        self._values = values
         self.kind = proto.op_type
-        self.opset = graph.opsets.get(domain(proto), 1)
-        self.numbers = graph.numbers
+        self.opset = opset
+        self.numbers = values.numbers
         self.outputs = len(proto.output)
-        self.inputs: list[State | None] = [graph.states[name] if name else None for name in proto.input]
+        self.inputs: list[State | None] = [states[name] if name else None for name in proto.input]
         """None where an optional input is left out."""
         self._attributes = {a.name: a for a in proto.attribute}
 
@@ -117,11 +100,11 @@ class Node:
 
     def shapes(self, index: int) -> list[tuple[int, ...]]:
         """Return the shape of an input in each run."""
-        return self._graph.shapes(self._proto.input[index])
+        return self._values.shapes(self._proto.input[index])
 
     def shapes_out(self) -> list[tuple[int, ...]]:
         """Return the shape of the first output in each run."""
-        return self._graph.shapes(self._proto.output[0])
+        return self._values.shapes(self._proto.output[0])
 
     def rank(self, index: int) -> int:
         """Return how many dimensions an input has."""
@@ -133,8 +116,8 @@ class Node:
 
     def arrays(self, index: int) -> list[Array]:
         """Return the content of an input that no row has a part in, in each run."""
-        found = [array for array in self._graph.values(self._proto.input[index]) if array is not None]
-        if len(found) < len(self.numbers):
+        found = self._values.contents(self._proto.input[index])
+        if found is None:
             raise self.doubt("computes with how many rows there are")
         return found
 
@@ -147,10 +130,10 @@ class Node:
             return None
         if self.state(index) is not FREE:
             raise self.doubt("takes from the rows what should be fixed")
-        value = self._graph.values(self._proto.input[index])[0]
-        if value is None:
+        found = self._values.contents(self._proto.input[index])
+        if found is None:
             raise self.doubt("has a setting too large to be looked at")
-        return value
+        return found[0]
 
     def need_free(self, indexes: Iterable[int]) -> None:
         """Raise Doubt where one of these inputs depends on rows, or on how many there are."""
@@ -162,13 +145,8 @@ class Node:
         self.need_free(range(first, len(self.inputs)))
 
     def rows(self, index: int, axis: int | None = None) -> Rows:
-        """Return the rows of an input, which must lie along `axis` where that is given; else raise Doubt.
-
-        What depends only on how many rows there are counts too, where it is the same for each row.
-        """
+        """Return the rows of an input, which must lie along `axis` where that is given; else raise Doubt."""
         state = self.state(index)
-        if state is SIZE and axis is not None and self._graph.repeats(self._proto.input[index], Rows(axis)):
-            return Rows(axis)
         if not isinstance(state, Rows):
             raise self.doubt(f"has no rows in its input {index + 1}")
         if axis is not None and state.axis != axis:
@@ -196,7 +174,7 @@ class Node:
         rows = found.pop()
         for i in given:
             own = rows.moved(self.rank(i) - rank)
-            if self.state(i) is SIZE and not self._graph.repeats(self._proto.input[i], own):
+            if self.state(i) is SIZE and not self._values.repeats(self._proto.input[i], own.axis, own.stride):
                 raise self.doubt("computes with how many rows there are, or with their positions")
         return rows
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from serving.engine.limits import Overrides
 
-RULES = 4
+RULES = 5
 """Counts the rules by which independence is proved: a proof by others is made anew."""
 
 NOTHING_OF_ITS_OWN = Overrides()
