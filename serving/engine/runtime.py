@@ -86,30 +86,27 @@ def load(
     *,
     threads: int,
     aside: Call,
+    prepared: bool = False,
     quiet: bool = False,
     memory_bytes: int | None = None,
     providers: Sequence[Provider] = (),
 ) -> ort.InferenceSession:
-    """Load a model that somebody has exported. Raises ModelInvalid, also where a provider does not start."""
-    weights = sum(file.stat().st_size for file in path.parent.iterdir()) if memory_bytes is not None else 0
-    session = aside(
-        _make, path, options(threads), memory_bytes, weights_bytes=weights, quiet=quiet, providers=providers
-    )
+    """Load a model that somebody has exported or, `prepared`, what `write_prepared` wrote.
+
+    Raises ModelInvalid, also where a provider does not start.
+    """
+    chosen = options(threads)
+    if prepared:
+        # It is optimised already; another pass could lose the packed weights that belong to it.
+        chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # What a prepared form maps is in no arena.
+    weights = 0 if prepared else sum(file.stat().st_size for file in path.parent.iterdir())
+    session = aside(_make, path, chosen, memory_bytes, weights_bytes=weights, quiet=quiet, providers=providers)
     # onnxruntime goes on without a provider that does not start, and says nothing.
     absent = [provider.name for provider in providers if provider.name not in session.get_providers()]
     if absent:
         raise ModelInvalid(f"{', '.join(absent)} does not start on this machine: see to its driver and libraries")
     return session
-
-
-def load_prepared(
-    path: Path, *, threads: int, aside: Call, quiet: bool = False, memory_bytes: int | None = None
-) -> ort.InferenceSession:
-    """Load what `write_prepared` wrote. Raises ModelInvalid."""
-    chosen = options(threads)
-    # It is optimised already; another pass could lose the packed weights that belong to it.
-    chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return aside(_make, path, chosen, memory_bytes, quiet=quiet)
 
 
 def write_prepared(path: Path, to: Path) -> None:

@@ -97,11 +97,15 @@ class OnnxSession:
         return best
 
     def _load(self, path: Path, *, threads: int, prepared: bool, quiet: bool, aside: Call) -> None:
-        given: dict[str, Any] = {"threads": threads, "aside": aside, "quiet": quiet, "memory_bytes": self.memory_bytes}
-        if prepared:
-            self._session = runtime.load_prepared(path, **given)
-        else:
-            self._session = runtime.load(path, **given, providers=self.providers)
+        self._session = runtime.load(
+            path,
+            threads=threads,
+            aside=aside,
+            prepared=prepared,
+            quiet=quiet,
+            memory_bytes=self.memory_bytes,
+            providers=self.providers,
+        )
         self._run = runtime.runner(self._session)
         self._input_names = [port.name for port in self._session.get_inputs()]
         self._output_names = [port.name for port in self._session.get_outputs()]

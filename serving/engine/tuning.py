@@ -92,49 +92,43 @@ async def _measured(session: OnnxSession, limits: Limits, batching: Batching, of
     sample = session.sample(of.rows)
     begins = time.monotonic() + _WARM_SHARE * of.seconds
     ends = begins + of.seconds
-    callers = [_Caller(model, sample, of.rows, begins, ends) for _ in range(of.callers)]
-    for caller in callers:
-        caller.ask()
-    await asyncio.gather(*(caller.over for caller in callers))
+    each = await asyncio.gather(*(_caller(model, sample, of.rows, begins, ends) for _ in range(of.callers)))
     took = time.monotonic() - begins
     await model.batcher.close()
-    return [seconds for caller in callers for seconds in caller.seconds], took
+    return [seconds for found in each for seconds in found], took
 
 
-class _Caller(Request):
-    """Asks again as soon as it is answered, until its time is over; `over` then has nothing, or the error.
+async def _caller(model: Model, inputs: Tensors, rows: int, begins: float, ends: float) -> list[float]:
+    """Ask again as soon as it is answered, until its time is over; return the seconds of each request that counts.
 
     What it asked from `begins` on counts, once at least, and however late it is answered: the slowest are of the p99.
+    Raises what it is answered.
     """
-
-    def __init__(self, model: Model, inputs: Tensors, rows: int, begins: float, ends: float) -> None:
-        self._model = model
-        self.inputs, self.rows = inputs, rows
-        self._begins, self._ends = begins, ends
-        self._loop = asyncio.get_running_loop()
-        self.over: asyncio.Future[None] = self._loop.create_future()
-        self.seconds: list[float] = []
-        self.priority, self.done = NORMAL, False
-
-    def ask(self) -> None:
-        self._asked = time.monotonic()
-        self.deadline = self._asked + 60.0
-        try:
-            self._model.submit(self)
-        except ServingError as error:
-            self.reply(error)
-
-    def reply(self, outcome: Outcome) -> None:
+    found: list[float] = []
+    now = 0.0
+    while now < ends or not found:
+        asked = time.monotonic()
+        request = _Asked(inputs, rows, deadline=asked + 60.0)
+        model.submit(request)
+        outcome = await request.answer
         now = time.monotonic()
         if isinstance(outcome, ServingError):
-            self.over.set_exception(outcome)
-            return
-        if self._asked >= self._begins:
-            self.seconds.append(now - self._asked)
-        if now < self._ends or not self.seconds:
-            self._loop.call_soon(self.ask)  # as a request that a socket brings, in a later turn of the loop
-        else:
-            self.over.set_result(None)
+            raise outcome
+        if asked >= begins:
+            found.append(now - asked)
+    return found
+
+
+class _Asked(Request):
+    """A request whose answer is awaited."""
+
+    def __init__(self, inputs: Tensors, rows: int, deadline: float) -> None:
+        self.inputs, self.rows, self.deadline = inputs, rows, deadline
+        self.priority, self.done = NORMAL, False
+        self.answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def reply(self, outcome: Outcome) -> None:
+        self.answer.set_result(outcome)
 
 
 def best(found: Iterable[Trial], most_p99_s: float) -> Trial | None:
