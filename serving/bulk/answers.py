@@ -1,19 +1,20 @@
-"""Answers to many rows, written as they come: NDJSON, CSV, Arrow or Parquet, each bad row in its place."""
+"""Answers to many rows, each bad row in its place: NDJSON, CSV, Arrow, and Parquet, which is made of Arrow."""
 
 from __future__ import annotations
 
+import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 from pyarrow import ipc, parquet
 
-from serving.bulk.batch import NO_LINES, BadRow, Lines
+from serving.bulk.batch import BadRow, Lines
 from serving.bulk.columns import column, column_type
-from serving.engine.signature import Described, Signature
+from serving.engine.signature import Described
 from serving.protocols import strict_json
 from serving.protocols.predict_v1_response import Answers
 from serving.tensors import Array, Tensors
@@ -22,63 +23,54 @@ GROUP_ROWS, GROUP_BYTES = 1 << 17, 32 << 20
 """That make a row group of Parquet, whichever is reached first."""
 
 
-class Sink(Protocol):
-    """Where bytes go."""
+class AnswerForm(ABC):
+    """How a model's answers lie in a stream or a file: bytes that any thread makes, and that are put together.
 
-    def write(self, data: bytes, /) -> Any:
-        """Take some."""
-
-
-class Writer(ABC):
-    """Writes answers of one model's rows to a sink."""
-
-    def __init__(self, described: Described, sink: Sink) -> None:
-        self._sink = sink
+    A whole one is its head, any rows, and its tail.
+    """
 
     @abstractmethod
-    def write(self, outputs: Tensors | None, lines: Lines, bad: Sequence[BadRow]) -> None:
-        """Write what became of the rows of a batch, in the order of their numbers.
-
-        outputs: of the good rows, in the order of the signature's outputs. lines: their numbers.
-        """
+    def head(self) -> bytes:
+        """Write what comes before all rows."""
 
     @abstractmethod
-    def close(self, good: int, bad: int) -> None:
-        """Write what comes last: how many rows were answered, and how many were not, where the format has a place."""
+    def rows(self, outputs: Tensors) -> Any:
+        """Make of the outputs of good rows, in the order of the signature's, what `together` takes."""
+
+    @abstractmethod
+    def together(self, good: Sequence[tuple[Any, Lines]], bad: Sequence[BadRow]) -> bytes:
+        """Write good rows, made by `rows`, and bad ones in the order of their numbers."""
+
+    @abstractmethod
+    def tail(self, good: int, bad: int) -> bytes:
+        """Write what comes after all rows: how many there were, where the format has a place for it."""
+
+    def written(self, outputs: Tensors | None, lines: Lines, bad: Sequence[BadRow]) -> bytes:
+        """Write what became of the rows of a batch. outputs: of the good ones, whose numbers are `lines`."""
+        return self.together([] if outputs is None else [(self.rows(outputs), lines)], bad)
 
 
-class AnswerLines:
-    """A model's answers as lines of NDJSON: `{"prediction": ...}` as V1 has it, or `{"error": ...}`."""
+class NdjsonForm(AnswerForm):
+    """A line a row, `{"prediction": ...}` as V1 has it or `{"error": ...}`; at last `{"summary": {"good", "bad"}}`."""
 
     def __init__(self, described: Described) -> None:
         self._answers = Answers(described.signature, described.name, described.version)
 
-    def rows(self, outputs: Tensors) -> list[bytes]:
-        """Write a line for each row."""
+    def head(self) -> bytes:  # noqa: D102
+        return b""
+
+    def rows(self, outputs: Tensors) -> list[bytes]:  # noqa: D102
         return self._answers.texts(outputs, b'{"prediction":', b"}\n")
 
-    def together(self, good: Sequence[tuple[list[bytes], Lines]], bad: Sequence[BadRow]) -> bytes:
-        """Put lines of good rows and bad rows in the order of their numbers."""
+    def together(self, good: Sequence[tuple[list[bytes], Lines]], bad: Sequence[BadRow]) -> bytes:  # noqa: D102
         made = [line for lines, _ in good for line in lines]
         if bad:
             made += [strict_json.dumps({"error": each._asdict()}) + b"\n" for each in bad]
             made = [made[index] for index in _order(good, bad).tolist()]
         return b"".join(made)
 
-
-class NdjsonWriter(Writer):
-    """A line a row, and at last `{"summary": {"good": ..., "bad": ...}}`."""
-
-    def __init__(self, described: Described, sink: Sink) -> None:
-        super().__init__(described, sink)
-        self._lines = AnswerLines(described)
-
-    def write(self, outputs: Tensors | None, lines: Lines, bad: Sequence[BadRow]) -> None:  # noqa: D102
-        good = [] if outputs is None else [(self._lines.rows(outputs), lines)]
-        self._sink.write(self._lines.together(good, bad))
-
-    def close(self, good: int, bad: int) -> None:  # noqa: D102
-        self._sink.write(strict_json.dumps({"summary": {"good": good, "bad": bad}}) + b"\n")
+    def tail(self, good: int, bad: int) -> bytes:  # noqa: D102
+        return strict_json.dumps({"summary": {"good": good, "bad": bad}}) + b"\n"
 
 
 def _order(good: Sequence[tuple[Any, Lines]], bad: Sequence[BadRow]) -> Any:
@@ -88,11 +80,11 @@ def _order(good: Sequence[tuple[Any, Lines]], bad: Sequence[BadRow]) -> Any:
 _ERRORS = [("error.line", pa.int64()), ("error.path", pa.string()), ("error.message", pa.string())]
 
 
-class AnswerColumns:
-    """A model's answers as columns: `label` and `probabilities.<class>`, or outputs by name; and what was wrong."""
+class ColumnsForm(AnswerForm):
+    """Columns `label` and `probabilities.<class>`, or outputs by name; and what was wrong."""
 
-    def __init__(self, signature: Signature) -> None:
-        self._signature = signature
+    def __init__(self, described: Described) -> None:
+        self._signature = signature = described.signature
         self._outputs = {spec.name: position for position, spec in enumerate(signature.outputs)}
         fields: list[tuple[str, Any]] = []
         classes = signature.classes or ()
@@ -111,28 +103,20 @@ class AnswerColumns:
         self.schema = pa.schema([*fields, *_ERRORS])
 
     def rows(self, outputs: Tensors) -> Any:
-        """Make a RecordBatch of good rows."""
+        """Make a RecordBatch."""
         columns = self._made(outputs)
         nulls = [pa.nulls(len(columns[0]), kind) for _, kind in _ERRORS]
         return pa.record_batch([*columns, *nulls], schema=self.schema)
 
-    def together(self, good: Sequence[tuple[Any, Lines]], bad: Sequence[BadRow]) -> Any:
-        """Make a RecordBatch of those of good rows and of bad rows, in the order of their numbers."""
+    def table(self, good: Sequence[tuple[Any, Lines]], bad: Sequence[BadRow]) -> Any:
+        """Make a RecordBatch of good rows and bad ones, in the order of their numbers."""
         tables = [table for table, _ in good]
-        if bad:
-            errors = [pa.array(values, kind) for values, (_, kind) in zip(zip(*bad, strict=True), _ERRORS, strict=True)]
-            wide = list(self.schema)[: -len(_ERRORS)]
-            nulls = [pa.nulls(len(bad), field.type) for field in wide]
-            tables.append(pa.record_batch([*nulls, *errors], schema=self.schema))
-        if not tables:
-            return pa.record_batch([pa.nulls(0, field.type) for field in self.schema], schema=self.schema)
+        if bad or not good:
+            told = [{f"error.{name}": value for name, value in each._asdict().items()} for each in bad]
+            tables.append(pa.RecordBatch.from_pylist(told, schema=self.schema))
         if len(tables) > 1:
             tables = pa.Table.from_batches(tables).combine_chunks().to_batches()
         return tables[0].take(pa.array(_order(good, bad))) if bad and good else tables[0]
-
-    def table(self, outputs: Tensors | None, lines: Lines, bad: Sequence[BadRow]) -> Any:
-        """Make a RecordBatch of what became of some rows."""
-        return self.together([] if outputs is None else [(self.rows(outputs), lines)], bad)
 
     def _made(self, outputs: Tensors) -> list[Any]:
         signature = self._signature
@@ -154,91 +138,72 @@ class AnswerColumns:
         return pa.array(labels, self.schema.field("label").type)
 
 
-class CsvWriter(Writer):
-    """A header, and a row each; what has more than one value is written as JSON in its cell."""
+class CsvForm(ColumnsForm):
+    """A header, and a line a row; what has more than one value is written as JSON in its cell."""
 
-    def __init__(self, described: Described, sink: Sink, *, header: bool = True) -> None:
-        super().__init__(described, sink)
-        self._columns = AnswerColumns(described.signature)
-        self._header = header
+    def head(self) -> bytes:  # noqa: D102
+        return _csv(self.table((), ()), header=True)
 
-    def write(self, outputs: Tensors | None, lines: Lines, bad: Sequence[BadRow]) -> None:  # noqa: D102
-        self._write(self._columns.table(outputs, lines, bad))
+    def together(self, good: Sequence[tuple[Any, Lines]], bad: Sequence[BadRow]) -> bytes:  # noqa: D102
+        return _csv(self.table(good, bad), header=False)
 
-    def _write(self, table: Any) -> None:
-        self._sink.write(csv_bytes(table, header=self._header))
-        self._header = False
-
-    def close(self, good: int, bad: int) -> None:  # noqa: D102
-        if self._header:
-            self._write(self._columns.table(None, NO_LINES, ()))
+    def tail(self, good: int, bad: int) -> bytes:  # noqa: D102
+        return b""
 
 
-class ArrowWriter(Writer):
+class ArrowForm(ColumnsForm):
     """An Arrow IPC stream; the last record batch is empty, and its metadata has `good` and `bad`."""
 
-    def __init__(self, described: Described, sink: Sink) -> None:
-        super().__init__(described, sink)
-        self._columns = AnswerColumns(described.signature)
-        self._stream = ipc.new_stream(pa.PythonFile(_Open(sink), mode="w"), self._columns.schema)
+    def head(self) -> bytes:  # noqa: D102
+        return bytes(self.schema.serialize())
 
-    def write(self, outputs: Tensors | None, lines: Lines, bad: Sequence[BadRow]) -> None:  # noqa: D102
-        self._stream.write_batch(self._columns.table(outputs, lines, bad))
+    def together(self, good: Sequence[tuple[Any, Lines]], bad: Sequence[BadRow]) -> bytes:  # noqa: D102
+        return bytes(self.table(good, bad).serialize())
 
-    def close(self, good: int, bad: int) -> None:  # noqa: D102
-        counts = {"good": str(good), "bad": str(bad)}
-        self._stream.write_batch(self._columns.table(None, NO_LINES, ()), custom_metadata=counts)
-        self._stream.close()
-
-
-class ParquetWriter(Writer):
-    """A Parquet file; its metadata has `good` and `bad`."""
-
-    def __init__(self, described: Described, sink: Sink) -> None:
-        super().__init__(described, sink)
-        self._columns = AnswerColumns(described.signature)
-        self._file = parquet.ParquetWriter(pa.PythonFile(_Open(sink), mode="w"), self._columns.schema)
-        self._held: list[Any] = []
-
-    def write(self, outputs: Tensors | None, lines: Lines, bad: Sequence[BadRow]) -> None:  # noqa: D102
-        self._held.append(self._columns.table(outputs, lines, bad))
-        if sum(map(len, self._held)) >= GROUP_ROWS or sum(table.nbytes for table in self._held) >= GROUP_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._held:
-            self._file.write_table(pa.Table.from_batches(self._held))
-            self._held = []
-
-    def close(self, good: int, bad: int) -> None:  # noqa: D102
-        self._flush()
-        self._file.add_key_value_metadata({"good": str(good), "bad": str(bad)})
-        self._file.close()
+    def tail(self, good: int, bad: int) -> bytes:  # noqa: D102
+        sink = io.BytesIO()
+        with ipc.new_stream(sink, self.schema) as stream:
+            stream.write_batch(self.table((), ()), custom_metadata={"good": str(good), "bad": str(bad)})
+        return sink.getvalue()[len(self.head()) :]
 
 
-class _Open:
-    """A sink as Arrow wants it: a file that is open, and stays so."""
+def as_parquet(head: bytes, streams: Iterable[Any], good: int, bad: int) -> Iterator[bytes]:
+    """Give the bytes of one Parquet file of Arrow streams; its metadata has `good` and `bad`.
 
-    closed = False
+    head: of each stream. streams: what Arrow reads them from. No more of a stream than a row group is in memory.
+    """
+    schema = ipc.read_schema(pa.py_buffer(head))
+    sink = io.BytesIO()
+    held, rows, size = [], 0, 0
+    with parquet.ParquetWriter(pa.PythonFile(sink, mode="w"), schema) as file:
+        for stream in streams:
+            for batch in ipc.open_stream(stream):
+                held.append(batch)
+                rows, size = rows + len(batch), size + batch.nbytes
+                if rows >= GROUP_ROWS or size >= GROUP_BYTES:
+                    file.write_table(pa.Table.from_batches(held))
+                    held, rows, size = [], 0, 0
+                    yield _drained(sink)
+        if held:
+            file.write_table(pa.Table.from_batches(held))
+        file.add_key_value_metadata({"good": str(good), "bad": str(bad)})
+    yield _drained(sink)
 
-    def __init__(self, sink: Sink) -> None:
-        self.write = lambda data: sink.write(bytes(data))
 
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+def _drained(sink: io.BytesIO) -> bytes:
+    data = sink.getvalue()
+    sink.seek(0)
+    sink.truncate()
+    return data
 
 
-def csv_bytes(table: Any, *, header: bool) -> bytes:
-    """Write a RecordBatch as CSV."""
+def _csv(table: Any, *, header: bool) -> bytes:
     columns = [_as_json(column) if pa.types.is_list(column.type) else column for column in table.columns]
-    made = pa.BufferOutputStream()
-    options = arrow_csv.WriteOptions(include_header=header)
-    arrow_csv.write_csv(pa.record_batch(columns, names=table.schema.names), made, options)
-    written: bytes = made.getvalue().to_pybytes()
-    return written
+    sink = io.BytesIO()
+    arrow_csv.write_csv(
+        pa.record_batch(columns, names=table.schema.names), sink, arrow_csv.WriteOptions(include_header=header)
+    )
+    return sink.getvalue()
 
 
 def _as_json(column: Any) -> Any:

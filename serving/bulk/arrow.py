@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, BinaryIO
@@ -14,13 +13,10 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc, parquet
 
-from serving.bulk.batch import BEGIN, BadRow, Batch, Found, Piece, Position, gathered
-from serving.bulk.columns import ColumnBinder
-from serving.engine.rows import Rows
-from serving.engine.signature import Described
-from serving.errors import InvalidRequest, SignatureMismatch
-from serving.protocols.predict_v1_validation import Checked
-from serving.tensors import INTEGERS, count
+from serving.bulk.batch import Batch, Lines, Piece, Position, gathered
+from serving.bulk.reader import Reader
+from serving.errors import InvalidRequest
+from serving.tensors import INTEGERS, Tensors, count
 
 MOST_MESSAGE_BYTES = 32 << 20
 """Of one message of a stream: 100,000 rows of 30 doubles fit in."""
@@ -30,33 +26,24 @@ _ROWS, _CELLS = 1 << 14, 1 << 19
 """That are read of Parquet at a time, whichever is fewer."""
 
 
-class TableReader(ABC):
-    """Reads batches of one model's rows from tables; `start` counts rows."""
+class TableReader(Reader):
+    """Reads tables; positions are rows."""
 
-    spread = False
-    """As of text; tables cost little to read."""
+    _kind: str
 
-    def __init__(self, described: Described, source: BinaryIO, start: Position = BEGIN) -> None:
-        self.columns = ColumnBinder(described.signature)
-        self._checked = Checked(described.signature, Rows(described.signature, described.name))
-        self._source = source
-        self._start = start
+    @abstractmethod
+    def _tables(self, skip: int) -> Iterator[Any]:
+        """Give the record batches behind so many rows."""
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Read on. Raises SignatureMismatch for columns that are not the model's, InvalidRequest for no table."""
-        for piece in self.pieces():
-            yield from self.read(piece)
-
-    def pieces(self) -> Iterator[Piece]:
-        """Cut what is read into pieces, which `read` may read on any thread, in any order. Raises as `__iter__`."""
+    def pieces(self) -> Iterator[Piece]:  # noqa: D102
         row = self._start.offset
         try:
             for table in self._tables(row):
                 # What says of itself where its cells begin, or how they are encoded, may say anything.
                 table.validate(full=True)
                 for part in self._parts(table):
-                    row += len(part)
-                    yield Piece(part, Position(row, row + 1))
+                    begin, row = row, row + len(part)
+                    yield Piece(part, begin + 1, Position(row, row + 1))
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             first = str(error).split("\n", 1)[0][:200]
             raise InvalidRequest(f"{self._kind} can't be read behind row {row}: {first}") from None
@@ -70,46 +57,18 @@ class TableReader(ABC):
         else:
             yield table
 
-    def read(self, piece: Piece) -> Iterator[Batch]:
-        """Read a piece."""
-        table, end = piece
-        return gathered(self._sifted(table, end.line - len(table)), end, at_once=self.columns.at_once)
+    def read(self, piece: Piece) -> Iterator[Batch]:  # noqa: D102
+        lines: Lines = np.arange(piece.line, piece.end.line, dtype=np.int64)
+        return gathered(self._sifted(piece.data, lines), at_once=self.columns.at_once)
 
-    _kind: str
-    total: int | None = None
-    """Rows in all, where that is known, once they are read."""
+    def _at_once(self, rows: Any) -> Tensors | None:
+        return self.columns.feeds(rows)
 
-    @abstractmethod
-    def _tables(self, skip: int) -> Iterator[Any]:
-        """Give the record batches behind so many rows."""
-
-    def _sifted(self, table: Any, row: int) -> Iterator[Found]:
-        """Find the bad rows, by halves; the first is number `row`."""
-        rows = len(table)
-        if not rows:
-            return
-        inputs = self.columns.feeds(table) if self.columns.at_once else None
-        if inputs is not None:
-            yield inputs, np.arange(row, row + rows, dtype=np.int64)
-            return
-        if rows == 1:
-            yield self._single(table, row)
-            return
-        yield from self._sifted(table.slice(0, rows // 2), row)
-        yield from self._sifted(table.slice(rows // 2), row + rows // 2)
-
-    def _single(self, table: Any, row: int) -> Found:
-        time.sleep(0)  # such rows take the interpreter a while: whoever serves has a turn between them
-        document = {
-            feature.name: _plain(table.column(feature.name)[0].as_py(), whole=feature.datatype in INTEGERS)
+    def _document(self, row: Any) -> Any:
+        return {
+            feature.name: _plain(row.column(feature.name)[0].as_py(), whole=feature.datatype in INTEGERS)
             for feature in self.columns.features
         }
-        try:
-            return self._checked.read({"instances": [document]}).inputs, np.array([row], np.int64)
-        except SignatureMismatch as error:
-            return BadRow.of(row, error.details, error.message)
-        except InvalidRequest as error:
-            return BadRow(row, "", error.message)
 
 
 def _plain(value: Any, *, whole: bool) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -44,61 +44,67 @@ BEGIN = Position()
 
 
 class Piece(NamedTuple):
-    """Some of what is read, as it was read; `end`: where the next piece begins."""
+    """Some of what is read, before its cells are.
+
+    data: whole lines of text, each with its end, a newline; a RecordBatch; or a row that is bad. line: number of the
+    first; end: where the next piece begins.
+    """
 
     data: Any
+    line: int
     end: Position
 
 
 class Batch(NamedTuple):
     """Some rows that were read together.
 
-    inputs: the feeds of the good ones, in the order of the signature's inputs; None where there is none. rows: how many
-    these are; lines: their numbers [rows]. bad: the others. end: where the next batch begins; None where that is amid
-    what can be read again only together.
+    inputs: the feeds of the good ones, in the order of the signature's inputs; None where there is none. lines: their
+    numbers [rows]. bad: the others.
     """
 
     inputs: Tensors | None
-    rows: int
     lines: Lines
     bad: tuple[BadRow, ...]
-    end: Position | None
+
+    @property
+    def rows(self) -> int:
+        """How many are good."""
+        return len(self.lines)
 
 
 _MOST_BAD = 1000
 """In one batch: each takes a tenth of a millisecond to be found, and others wait for their turn meanwhile."""
 NO_LINES: Lines = np.empty(0, np.int64)
 
-Found: TypeAlias = tuple[Tensors, Lines] | BadRow
-"""Feeds of good rows with the rows' numbers, or a row that is bad."""
+Good: TypeAlias = tuple[Tensors, Lines]
+"""Arrays of good rows, and the rows' numbers."""
+Found: TypeAlias = Good | BadRow
 
 
-def gathered(found: Iterable[Found], end: Position, *, at_once: bool) -> Iterator[Batch]:
+def gathered(found: Iterable[Found], *, at_once: bool) -> Iterator[Batch]:
     """Put together what was found, row by row, as far as rows have the same shapes, and one feed may have many."""
-    parts: list[Tensors] = []
-    lines: list[Lines] = []
+    good: list[Good] = []
     bad: list[BadRow] = []
-
-    def taken(behind: Position | None) -> Batch:
-        if not parts:
-            batch = Batch(None, 0, NO_LINES, tuple(bad), behind)
-            bad.clear()
-            return batch
-        inputs = tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True)) if len(parts) > 1 else parts[0]
-        numbers = np.concatenate(lines)
-        batch = Batch(inputs, len(numbers), numbers, tuple(bad), behind)
-        for each in (parts, lines, bad):
-            each.clear()
-        return batch
-
     for each in found:
+        apart = not isinstance(each, BadRow) and good and not (at_once and _alike(good[0], each))
+        if apart or len(bad) >= _MOST_BAD:
+            yield _batch(good, bad)
+            good, bad = [], []
         if isinstance(each, BadRow):
             bad.append(each)
-            if len(bad) >= _MOST_BAD:
-                yield taken(None)
-            continue
-        if parts and not (at_once and all(a.shape[1:] == b.shape[1:] for a, b in zip(parts[0], each[0], strict=True))):
-            yield taken(None)
-        parts.append(each[0])
-        lines.append(each[1])
-    yield taken(end)
+        else:
+            good.append(each)
+    yield _batch(good, bad)
+
+
+def _alike(one: Good, other: Good) -> bool:
+    return all(a.shape[1:] == b.shape[1:] for a, b in zip(one[0], other[0], strict=True))
+
+
+def _batch(good: Sequence[Good], bad: Sequence[BadRow]) -> Batch:
+    if len(good) == 1:
+        return Batch(*good[0], tuple(bad))
+    if not good:
+        return Batch(None, NO_LINES, tuple(bad))
+    inputs = tuple(np.concatenate(arrays) for arrays in zip(*(arrays for arrays, _ in good), strict=True))
+    return Batch(inputs, np.concatenate([lines for _, lines in good]), tuple(bad))

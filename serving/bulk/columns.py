@@ -17,7 +17,6 @@ from serving.protocols.predict_v1_validation import meant
 from serving.protocols.strict_json import pointer
 from serving.tensors import FLOATS, HALVES, INTEGERS, NUMPY, Array, Tensors, limits
 
-_MOST_NAMES = 50
 _PROBLEM = "the columns do not fit the model's signature"
 
 
@@ -98,15 +97,14 @@ class ColumnBinder:
                 total += _text_bytes(column)
         return total
 
-    def feeds(self, table: Any, *, nan_is_missing: bool = True, infinite: bool = True) -> Tensors | None:
+    def feeds(self, table: Any, *, nan_is_missing: bool = True) -> Tensors | None:
         """Make the feeds of a RecordBatch; None where a cell may be bad, and the rows are to be looked at singly.
 
-        nan_is_missing: else a NaN that stands there is no value. infinite: features may have what is not finite, where
-        their model allows it.
+        nan_is_missing: else a NaN that stands there is no value.
         """
         arrays = []
         for feature in self.features:
-            array = _array(table.column(feature.name), feature, nan_is_missing, infinite and feature.allow_non_finite)
+            array = _array(table.column(feature.name), feature, nan_is_missing)
             if array is None:
                 return None
             arrays.append(array)
@@ -162,7 +160,7 @@ def _takes(feature: Feature, kind: Any) -> bool:
     )
 
 
-def _array(column: Any, feature: Feature, nan_is_missing: bool, infinite: bool) -> Array | None:
+def _array(column: Any, feature: Feature, nan_is_missing: bool) -> Array | None:
     """Make the array [rows, *shape] of one feature's cells, in its dtype; None in doubt."""
     shape = [len(column)]
     for dim in feature.shape:
@@ -177,7 +175,7 @@ def _array(column: Any, feature: Feature, nan_is_missing: bool, infinite: bool) 
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     text = feature.datatype == "BYTES"
-    array = _texts(column, feature) if text else _numbers(column, feature, nan_is_missing, infinite)
+    array = _texts(column, feature) if text else _numbers(column, feature, nan_is_missing)
     if array is None:
         return None
     refuse = feature.unknown_category == "refuse" and feature.categories is not None
@@ -195,7 +193,7 @@ def _texts(column: Any, feature: Feature) -> Array | None:
     return made
 
 
-def _numbers(column: Any, feature: Feature, nan_is_missing: bool, infinite: bool) -> Array | None:
+def _numbers(column: Any, feature: Feature, nan_is_missing: bool) -> Array | None:
     missing = column.null_count
     if missing and not feature.nullable:
         return None
@@ -214,7 +212,7 @@ def _numbers(column: Any, feature: Feature, nan_is_missing: bool, infinite: bool
     with np.errstate(over="ignore", invalid="ignore"):
         made = array.astype(dtype)
     finite = np.isfinite(made)
-    if finite.all() or (infinite and bool((np.isinf(made) == np.isinf(array)).all())):
+    if finite.all() or (feature.allow_non_finite and bool((np.isinf(made) == np.isinf(array)).all())):
         return made
     others = len(made) - int(np.count_nonzero(finite))
     right = feature.nullable and int(np.count_nonzero(np.isnan(made))) == others

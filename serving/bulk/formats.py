@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias
 
 from serving.bulk.batch import BEGIN, Position
 from serving.engine.signature import Described
@@ -11,11 +12,8 @@ from serving.errors import UnsupportedMediaType
 from serving.protocols.headers import weights
 
 if TYPE_CHECKING:
-    from serving.bulk.answers import Sink, Writer
-    from serving.bulk.arrow import TableReader
-    from serving.bulk.text import TextReader
-
-    Reader: TypeAlias = TextReader | TableReader
+    from serving.bulk.answers import AnswerForm
+    from serving.bulk.reader import Reader
 
 Format: TypeAlias = Literal["ndjson", "csv", "arrow", "parquet"]
 
@@ -72,7 +70,7 @@ def reader(kind: Format, source: BinaryIO, described: Described, start: Position
     """Give what reads a model's rows: it is iterated for batches, in order.
 
     source: is read as far as is needed for the next batch; can seek where `start` is not its beginning, and for
-    Parquet. start: the `end` of the batch behind which reading goes on.
+    Parquet. start: the `end` of the piece behind which reading goes on.
 
     Iterating raises SignatureMismatch for columns that are not the model's, with all that are wrong, and InvalidRequest
     for what is not of the format; single rows that are bad are part of their batches.
@@ -80,25 +78,19 @@ def reader(kind: Format, source: BinaryIO, described: Described, start: Position
     check_installed()
     from serving.bulk import arrow, text  # noqa: PLC0415  50 MB, for those who ask
 
-    readers: dict[Format, Any] = {
+    readers: dict[Format, type[Reader]] = {
         "ndjson": text.NdjsonReader,
         "csv": text.CsvReader,
         "arrow": arrow.ArrowReader,
         "parquet": arrow.ParquetReader,
     }
-    made: Reader = readers[kind](described, source, start)
-    return made
+    return readers[kind](described, source, start)
 
 
-def writer(kind: Format, described: Described, sink: Sink) -> Writer:
-    """Give what writes a model's answers to a sink."""
+def answer_form(kind: Format, described: Described) -> AnswerForm:
+    """Give what writes a model's answers; those of a Parquet file are written as Arrow first: see `as_parquet`."""
     check_installed()
     from serving.bulk import answers  # noqa: PLC0415  50 MB, for those who ask
 
-    writers: dict[Format, type[Writer]] = {
-        "ndjson": answers.NdjsonWriter,
-        "csv": answers.CsvWriter,
-        "arrow": answers.ArrowWriter,
-        "parquet": answers.ParquetWriter,
-    }
-    return writers[kind](described, sink)
+    forms: dict[Format, Callable[[Described], AnswerForm]] = {"ndjson": answers.NdjsonForm, "csv": answers.CsvForm}
+    return forms.get(kind, answers.ArrowForm)(described)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
-from serving.bulk.batch import BEGIN, BadRow, Position
+from serving.bulk.batch import BEGIN, BadRow, Piece, Position
 from serving.errors import InvalidRequest
 
 BLOCK_BYTES = 1 << 20
@@ -15,19 +15,12 @@ MOST_LINE_BYTES = 4 << 20
 """Of one row: an image of 600 x 600 pixels fits in."""
 
 _BOM = b"\xef\xbb\xbf"
-_FIRST = re.compile(rb'(?:[^"\n]++|"[^"]*+")*+\n')
+LINE = re.compile(rb"[^\n]*+\n")
+QUOTED_LINE = re.compile(rb'(?:[^"\n]++|"[^"]*+")*+\n')
 """A line that ends where no quote is open; possessive, so that it takes no longer than its text."""
 
 Read: TypeAlias = Callable[[int], bytes]
 """Gives so many bytes at most, and none at the end."""
-
-
-class Block(NamedTuple):
-    """Some whole lines, each with its end, a newline; the number of the first; where the next block begins."""
-
-    data: bytes
-    line: int
-    end: Position
 
 
 class Splitter:
@@ -37,23 +30,16 @@ class Splitter:
     """
 
     def __init__(
-        self,
-        read: Read,
-        start: Position = BEGIN,
-        *,
-        quotes: bool = False,
-        block_bytes: int = BLOCK_BYTES,
-        most_line_bytes: int = MOST_LINE_BYTES,
+        self, read: Read, start: Position = BEGIN, *, quotes: bool = False, block_bytes: int = BLOCK_BYTES
     ) -> None:
         self._read = read
         self._offset, self._line = start
         self._quotes = quotes
         self._block_bytes = block_bytes
-        self._most = most_line_bytes
         self._held = b""
         self._ended = False
 
-    def blocks(self) -> Iterator[Block | BadRow]:
+    def blocks(self) -> Iterator[Piece]:
         """Give the text in order. Raises InvalidRequest where it is UTF-16 or UTF-32."""
         if not self._offset:
             self._begin()
@@ -62,24 +48,20 @@ class Splitter:
                 yield self._taken(end)
             elif self._ended and not self._held:
                 return
-            elif len(self._held) > self._most or (self._ended and b"\n" in self._held):
+            elif len(self._held) > MOST_LINE_BYTES or (self._ended and b"\n" in self._held):
                 yield self._passed_over()
             elif self._ended:
                 yield self._taken(len(self._held))
             else:
                 self._fill()
 
-    @property
-    def position(self) -> Position:
-        """Where what was given so far ends."""
-        return Position(self._offset, self._line)
-
-    def first(self) -> Block | None:
-        """Give the first line alone; None where there is none."""
+    def first(self) -> bytes:
+        """Give the first line alone, in which quotes may be; nothing where there is none. Raises as `blocks`."""
         self._begin()
-        while not (end := self._first_cut()) and not self._ended and len(self._held) <= self._most:
+        while not (found := QUOTED_LINE.match(self._held)) and not self._ended and len(self._held) <= MOST_LINE_BYTES:
             self._fill()
-        return self._taken(end or len(self._held)) if self._held else None
+        line: bytes = self._taken(found.end() if found else len(self._held)).data
+        return line
 
     def _begin(self) -> None:
         while len(self._held) < 4 and not self._ended:
@@ -108,33 +90,28 @@ class Splitter:
                 end = before
         return end + 1
 
-    def _first_cut(self) -> int:
-        if not self._quotes:
-            return self._held.find(b"\n") + 1
-        found = _FIRST.match(self._held)
-        return found.end() if found else 0
-
-    def _taken(self, end: int) -> Block:
+    def _taken(self, end: int) -> Piece:
         line = self._line
         data = self._drop(end)
-        if not data.endswith(b"\n"):
+        if data and not data.endswith(b"\n"):
             data += b"\n"
         self._line += data.count(b"\n")
-        return Block(data, line, self.position)
+        return Piece(data, line, Position(self._offset, self._line))
 
     def _drop(self, size: int) -> bytes:
         data, self._held = self._held[:size], self._held[size:]
         self._offset += size
         return data
 
-    def _passed_over(self) -> BadRow:
+    def _passed_over(self) -> Piece:
         """Pass over a line that never seems to end; where a quote is open, over the line that opens it."""
-        bad = BadRow(self._line, "", f"is a line of over {self._most} bytes, which is the limit")
+        line = self._line
+        said = f"is a line of over {MOST_LINE_BYTES} bytes, which is the limit"
         if b"\n" in self._held:
-            bad = BadRow(self._line, "", "opens a quote that is not closed: write a quote inside of a field as two")
+            said = "opens a quote that is not closed: write a quote inside of a field as two"
         while b"\n" not in self._held and not self._ended:
             self._drop(len(self._held))
             self._fill()
         self._drop(self._held.find(b"\n") + 1 or len(self._held))
         self._line += 1
-        return bad
+        return Piece(BadRow(line, "", said), line, Position(self._offset, self._line))

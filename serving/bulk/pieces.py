@@ -16,7 +16,7 @@ from serving.engine.signature import Described
 from serving.errors import InvalidRequest, SignatureMismatch
 
 if TYPE_CHECKING:
-    from serving.bulk.formats import Reader
+    from serving.bulk.reader import Reader
     from serving.bulk.scoring import AnsweringModel
 
 Files: TypeAlias = Sequence[tuple[Path | None, Format]]

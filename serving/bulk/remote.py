@@ -16,7 +16,8 @@ from pyarrow import ipc
 
 from serving.bulk.batch import BadRow, Lines
 from serving.bulk.columns import columns_of
-from serving.bulk.scoring import Answer, Answered, AnswerForm
+from serving.bulk.formats import Format
+from serving.bulk.scoring import Answer, Answered
 from serving.engine.signature import Described, Signature
 from serving.errors import InvalidRequest, NotReady
 from serving.tensors import Tensors
@@ -55,11 +56,11 @@ class Remote:
         # A server that is newer than this may say more.
         return Described(self._model, self._version, Signature.model_validate(known, extra="ignore"))
 
-    def answering(self, described: Described, form: AnswerForm) -> Answer:
-        """Give what answers rows in a form."""
+    def answering(self, described: Described, kind: Format) -> Answer:
+        """Give what answers rows, as the form of a kind has them."""
         path = self._path() + ":predict"
-        headers = {"Content-Type": _ARROW, "Accept": _NDJSON if form.kind == "ndjson" else _ARROW}
-        answers = _lines if form.kind == "ndjson" else _tables
+        headers = {"Content-Type": _ARROW, "Accept": _NDJSON if kind == "ndjson" else _ARROW}
+        answers = _lines if kind == "ndjson" else _tables
 
         def answer(inputs: Tensors, lines: Lines) -> Iterator[Answered]:
             sink = io.BytesIO()

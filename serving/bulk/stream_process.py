@@ -21,10 +21,10 @@ import pyarrow as pa
 
 from serving.bodies.exchange import receive, send
 from serving.bulk import answers, arrow, text  # noqa: F401  for the children
-from serving.bulk.formats import Format, reader, writer
+from serving.bulk.formats import Format, answer_form, reader
 from serving.engine.signature import Described
 from serving.errors import PayloadTooLarge, ServingError
-from serving.linux.limits import confine, cores
+from serving.linux.limits import confine
 
 IDLE_S = 60.0
 """Without a stream; then it ends."""
@@ -32,8 +32,6 @@ _AT_ONCE = 5 << 17
 """Bytes with which a reader is content: with those that come in one go they are a block of text at most."""
 _LINGER_S = 0.01
 """How long what has come waits for more: rows that come one by one are answered so, and all others by the thousand."""
-_MOST_THREADS = 8
-"""Of Arrow, for a block of text: more gain nothing, and of 64 their stacks alone are what a stream may take."""
 _MEMORY_BYTES = 1 << 30
 """Of one stream, as a last resort: what readers take is bounded by what they read at a time."""
 
@@ -44,7 +42,7 @@ def main(descriptor: int) -> None:
     # The worker decides when it ends: while a server drains, its processes may all be sent SIGTERM.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    pa.set_cpu_count(min(cores(), _MOST_THREADS))
+    pa.set_cpu_count(1)  # it is not asked to use more, and the stacks of many are memory that a stream may not have
     gc.freeze()
     control.settimeout(IDLE_S)
     control.send(b"\0")  # it has started
@@ -81,8 +79,7 @@ def serve(body: socket.socket, batches: socket.socket, answered: socket.socket) 
     """Read the rows of one stream, and write its answers, until the worker closes the sockets.
 
     body: bytes as the client sends them. batches: takes each Batch, and None at the end, or what went wrong. answered:
-    brings whether others have live requests, and what to write, as methods of a Writer and their arguments; takes the
-    bytes.
+    brings whether others have live requests, what became of rows, and at the end how many; takes the bytes to write.
     """
     confine(_MEMORY_BYTES)
     with contextlib.suppress(OSError, EOFError):
@@ -90,20 +87,19 @@ def serve(body: socket.socket, batches: socket.socket, answered: socket.socket) 
         aside = False
         _schedule(aside)
         threading.Thread(target=_read, args=(body, batches, described, given), daemon=True).start()
-        made: list[bytes] = []
-        out = writer(wanted, described, _Sink(made))
+        form = answer_form(wanted, described)
+        before = form.head()
         send(answered, None)  # it has begun
         while True:
             result: Any
             try:
-                beside_live, calls = receive(answered)
+                beside_live, scored, counts = receive(answered)
                 if beside_live != aside:
                     aside = beside_live
                     _schedule(aside)
-                for method, arguments in calls:
-                    getattr(out, method)(*arguments)
-                result = b"".join(made)
-                made.clear()
+                made = [before, *[form.written(*each) for each in scored]]
+                result = b"".join(made if counts is None else [*made, form.tail(*counts)])
+                before = b""
             except (OSError, EOFError):
                 raise
             except Exception:
@@ -123,11 +119,6 @@ def _schedule(aside: bool) -> None:
                 os.sched_setscheduler(int(thread), policy, os.sched_param(0))
 
 
-class _Sink:
-    def __init__(self, made: list[bytes]) -> None:
-        self.write = made.append
-
-
 def _read(body: socket.socket, batches: socket.socket, described: Described, kind: Format) -> None:
     with contextlib.suppress(OSError):  # nobody waits for it any more
         send(batches, _result_of_reading(body, batches, described, kind))
@@ -135,9 +126,7 @@ def _read(body: socket.socket, batches: socket.socket, described: Described, kin
 
 def _result_of_reading(body: socket.socket, batches: socket.socket, described: Described, kind: Format) -> Any:
     try:
-        rows = reader(kind, _Body(body), described)  # type: ignore[arg-type]  # nobody seeks
-        rows.spread = True
-        for batch in rows:
+        for batch in reader(kind, _Body(body), described):  # type: ignore[arg-type]  # nobody seeks
             send(batches, batch)
     except ServingError as error:
         return error.bare()

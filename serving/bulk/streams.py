@@ -52,14 +52,16 @@ class RowStream:
         batch: Batch | None = _without_fault(made)
         return batch
 
-    def write(self, calls: Sequence[tuple[str, tuple[Any, ...]]], *, beside_live: bool) -> bytes:
-        """Have methods of the stream's Writer called, and return what they wrote.
+    def write(
+        self, scored: Sequence[tuple[Any, ...]], *, beside_live: bool, counts: tuple[int, int] | None = None
+    ) -> bytes:
+        """Return the bytes of what became of rows: see `AnswerForm.written`.
 
-        beside_live: others have live requests, which reading and writing must not keep from the processor. Raises
-        ServingError where the process has ended.
+        counts: of good and bad rows, once these are the last. beside_live: others have live requests, which reading and
+        writing must not keep from the processor. Raises ServingError where the process has ended.
         """
         with self._alive():
-            send(self._answered, (beside_live, calls))
+            send(self._answered, (beside_live, scored, counts))
             made = receive(self._answered)
         written: bytes = _without_fault(made)
         return written

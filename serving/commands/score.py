@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from serving.bulk.formats import SUFFIXES, Format, check_installed
+from serving.bulk.formats import SUFFIXES, Format, answer_form, check_installed
 from serving.commands.options import ApiKey, Models, StateDir, up_to_date
 from serving.commands.output import explained
 from serving.commands.tune import version_of
@@ -166,13 +166,12 @@ def _here(models: Path, state_dir: Path | None, name: str, version: str | None, 
 def _by_server(url: str, api_key: str | None, name: str, version: str | None, kind: Format) -> Iterator[AnsweringModel]:
     """Have a server answer. Raises ServingError."""
     from serving.bulk.remote import Remote  # noqa: PLC0415  50 MB
-    from serving.bulk.scoring import AnswerForm, AnsweringModel  # noqa: PLC0415
+    from serving.bulk.scoring import AnsweringModel  # noqa: PLC0415
 
     with closing(Remote(url, api_key, name, version)) as remote:
         described = remote.describe()
-        form = AnswerForm(kind, described)
         identity = f"{url} {name} {described.version}"
-        yield AnsweringModel(described, remote.answering(described, form), form, identity)
+        yield AnsweringModel(described, remote.answering(described, kind), kind, answer_form(kind, described), identity)
 
 
 def _rows(scoring: Scoring) -> str:

@@ -160,7 +160,7 @@ class _Stream:
             reading.cancel()
         await sending
         self._on_left = bool
-        await self._aside(self._write, rows, [("close", (self._prediction.good, self._prediction.bad))])
+        await self._aside(self._write, rows, [], (self._prediction.good, self._prediction.bad))
         await self._sent(more=False)
 
     async def _awaited(self, reading: asyncio.Future[Batch | None]) -> Batch | None:
@@ -201,12 +201,13 @@ class _Stream:
         """Have something waited for off the event loop."""
         return self._loop.run_in_executor(_threads, work, *given)
 
-    def _write(self, rows: RowStream, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
+    def _write(self, rows: RowStream, scored: Sequence[Scored], counts: tuple[int, int] | None = None) -> None:
         with self._writing:  # also of one that was cancelled, and goes on
-            self._made.append(rows.write(calls, beside_live=self._prediction.beside_live()))
+            told = [tuple(each) for each in scored]
+            self._made.append(rows.write(told, beside_live=self._prediction.beside_live(), counts=counts))
 
     async def _deliver(self, scored: list[Scored], rows: RowStream) -> None:
-        await self._aside(self._write, rows, [("write", tuple(each)) for each in scored])
+        await self._aside(self._write, rows, scored)
         for each in scored:
             self._line = max([self._line, *each.lines[-1:].tolist(), *(bad.line for bad in each.bad[-1:])])
         await self._sent(more=True)
@@ -228,7 +229,7 @@ class _Stream:
         """Say why there is no more, and end the connection: no client should take this for the whole answer."""
         with contextlib.suppress(ServingError):  # it was the process that ended
             last = BadRow(self._line + 1, "", error.message)
-            await self._aside(self._write, rows, [("write", (None, NO_LINES, [last]))])
+            await self._aside(self._write, rows, [Scored(None, NO_LINES, (last,))])
         await self._sent(more=True)
         if self._connection is None:
             raise error  # which other servers than ours take for the end of a connection

@@ -8,7 +8,7 @@ from collections import deque
 from typing import NamedTuple
 
 from serving.access.principal import ANYONE, Principal
-from serving.bulk.batch import BEGIN, BadRow, Batch, Found, Lines, gathered
+from serving.bulk.batch import BadRow, Batch, Found, Lines, gathered
 from serving.engine.request import LOW, Outcome, Request, Run
 from serving.errors import DeadlineExceeded, InferenceFailed, QueueFull, RateLimited, ServingError
 from serving.metrics.recorders import outcome_of
@@ -32,7 +32,7 @@ _COME_BACK_S = 0.02
 
 
 class Scored(NamedTuple):
-    """What became of some rows; outputs: of the good ones, None where there is none. See `Writer.write`."""
+    """What became of some rows; outputs: of the good ones, None where there is none. See `AnswerForm.written`."""
 
     outputs: Tensors | None
     lines: Lines
@@ -115,7 +115,7 @@ class BulkPrediction:
         if self.endpoint.metrics is not None:
             self.endpoint.metrics.bulk_rows(good, bad)
         found.sort(key=lambda each: each.line if isinstance(each, BadRow) else int(each[1][0]))
-        together = gathered(found, BEGIN, at_once=self.model.signature.batch != "none")
+        together = gathered(found, at_once=self.model.signature.batch != "none")
         return [Scored(each.inputs, each.lines, each.bad) for each in together]
 
     def ended(self, error: ServingError | None, *, gone: bool = False) -> None:

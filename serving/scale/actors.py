@@ -21,7 +21,7 @@ from serving.engine.signature import Described
 from serving.errors import InvalidRequest, NotReady
 
 if TYPE_CHECKING:
-    from serving.bulk.formats import Reader
+    from serving.bulk.reader import Reader
 
 BLOCK_BYTES = 4 << 20
 """What an actor is given at a time: enough that Ray's own work for each is nothing beside it."""
@@ -72,7 +72,7 @@ def actors(workers: int | None) -> Engine:
                 batch_format="pyarrow",
                 num_cpus=_ANSWERS,
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
-                fn_constructor_args=(absolute, version, model.described, model.form.kind),
+                fn_constructor_args=(absolute, version, model.described, model.kind),
             )
         )
         try:

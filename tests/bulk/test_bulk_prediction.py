@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.bulk.batch import BEGIN, BadRow, Batch
+from serving.bulk.batch import BadRow, Batch
 from serving.engine.request import LOW, Outcome, Request, Run
 from serving.errors import DeadlineExceeded, InferenceFailed, NotReady, QueueFull
 from serving.prediction.bulk import BulkPrediction
@@ -73,7 +73,7 @@ def batch(values: Any, *bad: BadRow) -> Batch:
     rows[:, 0] = values
     taken = {each.line for each in bad}
     lines = np.array([line for line in range(1, len(values) + len(bad) + 1) if line not in taken], np.int64)
-    return Batch((rows,), len(rows), lines, bad, BEGIN)
+    return Batch((rows,), lines, bad)
 
 
 async def test_rows_run_in_short_pieces() -> None:

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import ipc, parquet
 
+from serving.bulk import answers as written
 from serving.bulk.batch import BEGIN, Batch, Position, gathered
-from serving.bulk.formats import reader, writer
+from serving.bulk.formats import answer_form, reader
 from serving.engine.session import OnnxSession
 from serving.engine.signature import Described
 from serving.errors import InvalidRequest, ServingError, SignatureMismatch
@@ -310,11 +311,10 @@ def test_rows_may_come_in_any_pieces(kind: Any) -> None:
 
 
 def test_rows_of_different_shapes_do_not_make_one_feed() -> None:
-    """They are batches of their own, in order, and only behind the last of them can reading go on."""
+    """They are batches of their own, in order."""
     rows = [((np.zeros((1, size)),), np.array([line], np.int64)) for line, size in enumerate([2, 2, 3, 2], 1)]
-    batches = list(gathered(rows, Position(9, 5), at_once=True))
-    assert [(batch.lines.tolist(), batch.end) for batch in batches] == [([1, 2], None), ([3], None), ([4], (9, 5))]
-    assert [batch.rows for batch in gathered(rows[:2], BEGIN, at_once=False)] == [1, 1]
+    assert [batch.lines.tolist() for batch in gathered(rows, at_once=True)] == [[1, 2], [3], [4]]
+    assert [batch.rows for batch in gathered(rows[:2], at_once=False)] == [1, 1]
 
 
 def test_text_may_be_a_dictionary() -> None:
@@ -356,8 +356,8 @@ def test_a_text_that_a_parquet_lacks_is_named() -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "ndjson", "arrow", "parquet"])
-def test_reading_goes_on_where_a_batch_ended(kind: Any) -> None:
-    """From each batch's end, what is read is the rest: no row twice, none missing."""
+def test_reading_goes_on_where_a_piece_ended(kind: Any) -> None:
+    """From each piece's end, what is read is the rest: no row twice, none missing."""
     count = 120_000
     table = columns().slice(0, 1).take(pa.array(np.zeros(count, int)))
     sink = io.BytesIO()
@@ -370,25 +370,25 @@ def test_reading_goes_on_where_a_batch_ended(kind: Any) -> None:
     else:
         with ipc.new_stream(sink, table.schema) as stream:
             stream.write_table(table, max_chunksize=50_000)
-    whole = read(kind, sink.getvalue())
+    reading = reader(kind, io.BytesIO(sink.getvalue()), described("iris"))
+    whole = [(piece, [batch for batch in reading.read(piece) if batch.rows]) for piece in reading.pieces()]
     assert len(whole) > 1
-    for index, batch in enumerate(whole[:-1]):
-        assert batch.end is not None
-        rest = read(kind, sink.getvalue(), start=batch.end)
-        assert sum(batch.rows for batch in rest) == sum(batch.rows for batch in whole[index + 1 :])
-        assert rest[0].lines[0] == whole[index + 1].lines[0] == batch.lines[-1] + 1
+    for index, (piece, (batch,)) in enumerate(whole[:-1]):
+        rest = read(kind, sink.getvalue(), start=piece.end)
+        assert sum(batch.rows for batch in rest) == sum(batch.rows for _, (batch,) in whole[index + 1 :])
+        assert rest[0].lines[0] == batch.lines[-1] + 1
 
 
 def answers(kind: Any, name: str, rows: list[Any]) -> bytes:
-    sink = io.BytesIO()
-    out = writer(kind, described(name), sink)
+    form = answer_form(kind, described(name))
+    made = form.head()
     good = bad = 0
     for batch in read("ndjson", ndjson(rows), name):
         outputs = None if batch.inputs is None else session(name).run(batch.inputs)
-        out.write(outputs, batch.lines, batch.bad)
+        made += form.written(outputs, batch.lines, batch.bad)
         good, bad = good + batch.rows, bad + len(batch.bad)
-    out.close(good, bad)
-    return sink.getvalue()
+    made += form.tail(good, bad)
+    return b"".join(written.as_parquet(form.head(), [made], good, bad)) if kind == "parquet" else made
 
 
 @pytest.mark.parametrize("name", ["iris", "penguins", "docs_topic", "digits", "breast_cancer"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -44,20 +43,16 @@ def line(draw: st.DrawFn, features: tuple[Feature, ...]) -> bytes:
     return f"{{{made}{draw(SPACE)}}}{draw(SPACE)}".encode()
 
 
-@pytest.mark.parametrize("spread", [False, True])
 @pytest.mark.parametrize("name", ["iris", "penguins"])
-def test_each_line_is_what_it_is_to_v1(name: str, spread: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever stands around it, and whether one processor reads or all do."""
-    monkeypatch.setattr(text_module, "_SPREAD_ROWS", 0)
+def test_each_line_is_what_it_is_to_v1(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stands around it."""
     monkeypatch.setattr(text_module, "_SINGLY", 0)
     codec = predict_v1.Codec(described(name))
 
     @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
     @given(st.lists(line(described(name).signature.features), min_size=1, max_size=20))
     def held(lines: list[bytes]) -> None:
-        reading: Any = reader("ndjson", io.BytesIO(b"\n".join(lines)), described(name))
-        reading.spread = spread
-        made = found(list(reading))
+        made = found(read("ndjson", b"\n".join(lines), name))
         assert made.keys() == {*range(1, len(lines) + 1)}
         for number, text in enumerate(lines, 1):
             try:

@@ -24,9 +24,10 @@ import pytest
 from pyarrow import ipc
 from typer.testing import CliRunner, Result
 
+from serving.bulk.formats import answer_form
 from serving.bulk.pieces import threads
 from serving.bulk.remote import Remote
-from serving.bulk.scoring import AnswerForm, AnsweringModel, Scoring, locally
+from serving.bulk.scoring import AnsweringModel, Scoring, locally
 from serving.command_line import app
 from serving.commands import score as score_command
 from serving.errors import NotReady
@@ -251,13 +252,15 @@ def test_what_was_ended_goes_on(tmp_path: Path, given: Any, wanted: Any) -> None
             rows.iloc[777, 2] = "bad"
         files.append((write(tmp_path / f"{part}.{given}", rows if given != "parquet" else rows.astype(float)), given))
     out, errors = tmp_path / f"out.{wanted}", tmp_path / "errors.ndjson"
-    form = AnswerForm(wanted, described("iris"))
+    form = answer_form(wanted, described("iris"))
     runs = 0
     while not out.exists():
         runs += 1
         scoring = Scoring(
             files,
-            AnsweringModel(described("iris"), locally(session("iris").run, described("iris"), form), form, "iris 1"),
+            AnsweringModel(
+                described("iris"), locally(session("iris").run, described("iris"), form), wanted, form, "iris 1"
+            ),
             out,
             io.BytesIO(),
             errors=errors,
