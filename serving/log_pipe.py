@@ -30,7 +30,6 @@ class LogPipe:
         self.dropped = 0
         self.notice: Callable[[str], str] = "{}\n".format
         """Makes a line of this stream's own of a text: as the other lines of the log are."""
-        self._busy = False
         self._told = 0
         threading.Thread(target=self._work, name="log", daemon=True).start()
         atexit.register(self.finish)
@@ -60,18 +59,17 @@ class LogPipe:
     def finish(self) -> None:
         """Give the last lines a moment to get out; to be called before the process ends."""
         until = time.monotonic() + LAST_S
-        while (self._busy or not self._lines.empty()) and time.monotonic() < until:
+        while self._lines.unfinished_tasks and time.monotonic() < until:
             time.sleep(0.005)
 
     def _work(self) -> None:
         while True:
             text = self._lines.get()
-            self._busy = True
             if self.dropped != self._told and self._lines.qsize() < MOST_LINES // 2:
                 told, self._told = self._told, self.dropped
                 text += self.notice(f"{self._told - told} lines of the log were dropped: nobody read them")
             self._put(text.encode(errors="backslashreplace"))
-            self._busy = not self._lines.empty()
+            self._lines.task_done()
 
     def _put(self, data: bytes) -> None:
         try:

@@ -23,7 +23,7 @@ from serving.log_pipe import LogPipe
 from serving.logs import configure, form_of
 from serving.repository.state_directory import state_folder
 from serving.settings import Settings
-from serving.supervisor import Supervisor, check_access, check_tls
+from serving.supervisor import Supervisor, check_credentials
 from serving.tls import TlsInvalid
 
 log = logging.getLogger("serving.server")
@@ -150,8 +150,7 @@ def serve(settings: Settings, reread: Callable[[], Settings]) -> int:
     raise_open_files()
     configure(settings.log_level, form_of(settings.log_format, sys.stderr), LogPipe(sys.stderr.fileno()))
     try:
-        check_access(settings)
-        check_tls(settings)
+        check_credentials(settings)
     except (AccessInvalid, TlsInvalid) as error:  # said once here, rather than by every worker
         raise CannotStart(str(error)) from None
     for warning in misnamed(os.environ):

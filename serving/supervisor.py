@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing.connection
 import os
@@ -11,7 +12,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -27,7 +28,6 @@ from serving.metrics.counts import Counts
 from serving.metrics.definitions import Key
 from serving.metrics.totals import read_totals, settle, write_parent_snapshot
 from serving.repository.quarantine import Quarantine
-from serving.rolling import Roll
 from serving.settings import Settings
 from serving.signals import DRAIN, UNREADY
 from serving.tls import TlsInvalid, server_context
@@ -67,7 +67,7 @@ class Supervisor:
         self._context = multiprocessing.get_context("spawn")  # onnxruntime sessions do not survive fork
         self._workers: list[Worker] = []
         self._due: list[float] = []
-        """When to start a worker in place of each one that died."""
+        """When to start each worker that is missing."""
         self._metrics_dir = Path(tempfile.mkdtemp(prefix="serving-metrics-"))
         self._deployment = Deployment(
             settings.models,
@@ -79,7 +79,8 @@ class Supervisor:
         self._quarantine = Quarantine(settings.models, settings.state_dir)
         self._exits = WorkerExits()
         self._buckets = Buckets.shared()
-        self._roll: Roll | None = None
+        self._before: Settings | None = None
+        """While a reload is in progress, the settings of the workers that it replaces."""
         self._served = False
         self._ends_asked = 0
         self._held: dict[tuple[str, str], str] = {}
@@ -98,8 +99,7 @@ class Supervisor:
         self._apply_quarantine()
         self._deployment.start()
         try:
-            for _ in range(self._settings.workers):
-                self._spawn(self._free_slot(), replacement=False)
+            self._fill(time.monotonic())
             while not self._ends_asked:
                 if not self._tick():
                     return REFUSED
@@ -119,13 +119,19 @@ class Supervisor:
 
     # One worker's life.
 
-    def _free_slot(self) -> int:
-        """Return the lowest number that no worker has: a replacement goes on from the counters of a dead one."""
-        taken = {worker.slot for worker in self._workers}
-        return next(slot for slot in range(len(taken) + 1) if slot not in taken)
+    @property
+    def _staying(self) -> list[Worker]:
+        """The workers that were not told to end."""
+        return [worker for worker in self._workers if worker.kill_at is None]
 
-    def _spawn(self, slot: int, *, replacement: bool = True) -> Worker | None:
-        """Start a worker; None, and another try later, where the system gives no process."""
+    def _fill(self, at: float) -> None:
+        """Have as many workers started as are missing."""
+        self._due += [at] * (self._settings.workers - len(self._staying) - len(self._due))
+
+    def _spawn(self) -> None:
+        """Start a worker; where the system gives no process, try again later."""
+        # The lowest number that no worker has: a replacement goes on from the counters of a dead one.
+        slot = next(slot for slot in itertools.count() if all(worker.slot != slot for worker in self._workers))
         try:
             heartbeat, counts = Heartbeat(), Counts.shared()
             ours, theirs = channel.pair()
@@ -140,7 +146,7 @@ class Supervisor:
                 counts=counts,
                 buckets=self._buckets,
                 link=theirs,
-                replacement=replacement,
+                announces=slot == 0 and not self._served,
             )
             process = self._context.Process(target=work, args=(assignment,), name=f"worker-{slot}")
             process.start()
@@ -149,10 +155,8 @@ class Supervisor:
         except OSError as error:
             log.error("worker %d can't be started: %s", slot, error.strerror)
             self._due.append(time.monotonic() + RETRY_S)
-            return None
-        worker = Worker(slot, process, heartbeat, link, counts)
-        self._workers.append(worker)
-        return worker
+        else:
+            self._workers.append(Worker(slot, process, heartbeat, link, counts, self._settings))
 
     def _retire(self, worker: Worker, grace: float) -> None:
         """Tell a worker to end, and kill it once the grace time is over."""
@@ -160,22 +164,24 @@ class Supervisor:
             worker.kill_at = time.monotonic() + grace
             worker.order(DRAIN)
 
-    def _reap(self) -> list[tuple[Worker, int | None]]:
-        """Forget the workers that have ended; return each with its exit code."""
-        ended = [worker for worker in self._workers if not worker.process.is_alive()]
-        for worker in ended:
+    def _reap(self) -> Iterator[tuple[Worker, int | None]]:
+        """Forget the workers that have ended, one by one, with their exit codes."""
+        for worker in [worker for worker in self._workers if not worker.process.is_alive()]:
             self._workers.remove(worker)
             settle(self._metrics_dir, worker.slot, worker.counts)
-        return [(worker, worker.process.exitcode) for worker in ended]
+            yield worker, worker.process.exitcode
 
     # While serving.
 
     def _tick(self) -> bool:
-        """Wait a moment for a death, and do what is due. False where a worker refused to start at all."""
+        """Do what is due, and wait a moment for a death. False where a worker refused to start at all."""
+        for due in [due for due in self._due if due <= time.monotonic()]:
+            self._due.remove(due)
+            self._spawn()
         multiprocessing.connection.wait([worker.process.sentinel for worker in self._workers], timeout=0.1)
         for worker, code in self._reap():
             if code == REFUSED and not self._served:
-                self._stop_all()
+                self._drain()
                 return False
             if worker.kill_at is None and not self._ends_asked:
                 self._died(worker, code)
@@ -188,10 +194,7 @@ class Supervisor:
             if worker.kill_at is not None and now > worker.kill_at:
                 worker.kill()
         self._watch(now)
-        for due in [due for due in self._due if due <= now and not self._ends_asked]:
-            self._due.remove(due)
-            self._spawn(self._free_slot())
-        if self._roll is None and self._reload_asked:
+        if self._before is None and self._reload_asked:
             self._reload_asked = False
             self._reload()
         self._advance()
@@ -214,10 +217,11 @@ class Supervisor:
                       "was ready", worker.slot, row, YOUNG_S)  # fmt: skip
         if crash := worker.heartbeat.crash():
             log.error("what worker %d was doing: %s", worker.slot, crash)
-        if self._roll is not None and worker is self._roll.fresh:
-            self._give_up_reload("the new worker ended before it was ready")
-        else:
-            self._due.append(now + wait)
+        if self._before is not None and worker.settings is self._settings and worker.ready_at is None:
+            log.error("the reload is given up, the old workers and their configuration stay: the new worker ended "
+                      "before it was ready")  # fmt: skip
+            self._settings, self._before = self._before, None
+        self._fill(now + wait)
         self._restarted(reason, ran, why)
 
     def _restarted(self, reason: str, ran: list[Running], why: str) -> None:
@@ -251,7 +255,7 @@ class Supervisor:
         self._exits.note_oom_kills()
         self._apply_quarantine()  # the file changes by hand, and other servers of the folder write to it
         self._measure_lag(now)
-        for worker in [worker for worker in self._workers if worker.kill_at is None and worker.is_ready]:
+        for worker in [worker for worker in self._staying if worker.is_ready]:
             why, ran = worker.hangs(
                 now,
                 awake_since=self._awake_since,
@@ -261,7 +265,7 @@ class Supervisor:
             if why:
                 log.error("worker %d %s; it is replaced", worker.slot, why)
                 self._retire(worker, HUNG_GRACE_S)
-                self._due.append(now)
+                self._fill(now)
                 self._restarted("hang", ran, "hung")
 
     def _measure_lag(self, now: float) -> None:
@@ -292,8 +296,7 @@ class Supervisor:
     def _reload(self) -> None:
         try:
             fresh = self._reread()
-            check_access(fresh)
-            check_tls(fresh)
+            check_credentials(fresh)
         except (CannotReload, AccessInvalid, TlsInvalid) as error:
             log.error("the configuration is not read again, the old one stays: %s", error)
             return
@@ -302,37 +305,28 @@ class Supervisor:
         if changed:
             log.warning("%s can only change with a restart", ", ".join(changed))
         log.info("configuration read again: %d workers are replaced one by one", len(self._workers))
-        self._begin_roll(fresh.model_copy(update=fixed))
-
-    def _begin_roll(self, settings: Settings) -> None:
-        before, self._settings = self._settings, settings
-        logging.getLogger().setLevel(settings.log_level.upper())
-        active = [worker for worker in self._workers if worker.kill_at is None]
-        missing = settings.workers - len(active) - len(self._due)
-        self._due += [time.monotonic()] * missing
-        if missing < 0:
-            del self._due[:-missing]
-        self._roll = Roll(active, before)
+        self._before, self._settings = self._settings, fresh.model_copy(update=fixed)
+        logging.getLogger().setLevel(self._settings.log_level.upper())
+        self._fill(time.monotonic())
 
     def _advance(self) -> None:
-        """Take the next step of a reload, if one is in progress."""
-        if self._roll is None or self._ends_asked:
-            return
-        staying = [worker for worker in self._workers if worker.kill_at is None]
-        if self._roll.step(
-            self._workers,
-            crowded=len(staying) + len(self._due) > self._settings.workers,
-            spawn=lambda: self._spawn(self._free_slot()),
-            retire=lambda worker: self._retire(worker, self._settings.drain_s + 2),
-        ):
-            self._roll = None
-            log.info("every worker is new")
+        """Take the next step of a reload, if one is in progress and the step before it is done.
 
-    def _give_up_reload(self, why: str) -> None:
-        assert self._roll is not None  # noqa: S101  only called while one is in progress
-        log.error("the reload is given up, the old workers and their configuration stay: %s", why)
-        self._settings = self._roll.before
-        self._roll = None
+        Which step that is follows from who is there: so a worker that dies meanwhile, or a process that the system does
+        not give, costs a reload time and never a worker that serves.
+        """
+        staying = self._staying
+        old = [worker for worker in staying if worker.settings is not self._settings]
+        starting = [worker for worker in staying if worker not in old and not worker.is_ready]
+        if self._before is None or self._due or starting or len(staying) < len(self._workers):
+            return
+        if not old:
+            self._before = None
+            log.info("every worker is new")
+        elif len(staying) > self._settings.workers:
+            self._retire(old[0], self._settings.drain_s + 2)
+        else:
+            self._spawn()
 
     # The end.
 
@@ -376,16 +370,9 @@ class Supervisor:
             log.error("workers that did not end cleanly: %s", bad)
         return 1 if bad else 0
 
-    def _stop_all(self) -> None:
-        for worker in self._workers:
-            worker.order(DRAIN)
-        for worker in self._workers:
-            worker.process.join(5)
-            worker.process.kill()
 
-
-def check_access(settings: Settings) -> None:
-    """Read the keys, as every worker will. Raises AccessInvalid."""
+def check_credentials(settings: Settings) -> None:
+    """Read keys and certificates, as every worker will. Raises AccessInvalid or TlsInvalid."""
     Access(
         keys=settings.keys,
         jwks=settings.jwks,
@@ -393,8 +380,4 @@ def check_access(settings: Settings) -> None:
         issuer=settings.jwt_issuer,
         token_rates=Rates(settings.jwt_requests_per_s, settings.jwt_rows_per_s),
     )
-
-
-def check_tls(settings: Settings) -> None:
-    """Read the certificates, as every worker will. Raises TlsInvalid."""
     server_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca, "http/1.1")

@@ -5,7 +5,7 @@ Source: https://github.com/kserve/open-inference-protocol (tensor datatypes).
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import ml_dtypes
 import numpy as np
@@ -24,61 +24,35 @@ class Overriding(tuple[Array, ...]):
     overrides: dict[str, Array]
 
 
-Datatype: TypeAlias = Literal[
-    "BOOL",
-    "UINT8",
-    "UINT16",
-    "UINT32",
-    "UINT64",
-    "INT8",
-    "INT16",
-    "INT32",
-    "INT64",
-    "FP16",
-    "FP32",
-    "FP64",
-    "BF16",
-    "BYTES",
-]
+_Unsigned: TypeAlias = Literal["UINT8", "UINT16", "UINT32", "UINT64"]
+_Signed: TypeAlias = Literal["INT8", "INT16", "INT32", "INT64"]
+_Float: TypeAlias = Literal["FP16", "FP32", "FP64", "BF16"]
+Datatype: TypeAlias = Literal["BOOL", _Unsigned, _Signed, _Float, "BYTES"]
 
-NUMPY: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype(np.uint16),
-    "UINT32": np.dtype(np.uint32),
-    "UINT64": np.dtype(np.uint64),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype(np.int16),
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-    "FP16": np.dtype(np.float16),
-    "FP32": np.dtype(np.float32),
-    "FP64": np.dtype(np.float64),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "BYTES": np.dtype(object),
-}
+_EQUIVALENTS: tuple[tuple[Datatype, type, str], ...] = (
+    ("BOOL", np.bool_, "bool"),
+    ("UINT8", np.uint8, "uint8"),
+    ("UINT16", np.uint16, "uint16"),
+    ("UINT32", np.uint32, "uint32"),
+    ("UINT64", np.uint64, "uint64"),
+    ("INT8", np.int8, "int8"),
+    ("INT16", np.int16, "int16"),
+    ("INT32", np.int32, "int32"),
+    ("INT64", np.int64, "int64"),
+    ("FP16", np.float16, "float16"),
+    ("FP32", np.float32, "float"),
+    ("FP64", np.float64, "double"),
+    ("BF16", ml_dtypes.bfloat16, "bfloat16"),
+    ("BYTES", object, "string"),
+)
+"""Datatype, its type in numpy, and its elements' name in ONNX."""
 
-ONNX: dict[str, Datatype] = {
-    "tensor(bool)": "BOOL",
-    "tensor(uint8)": "UINT8",
-    "tensor(uint16)": "UINT16",
-    "tensor(uint32)": "UINT32",
-    "tensor(uint64)": "UINT64",
-    "tensor(int8)": "INT8",
-    "tensor(int16)": "INT16",
-    "tensor(int32)": "INT32",
-    "tensor(int64)": "INT64",
-    "tensor(float16)": "FP16",
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-    "tensor(bfloat16)": "BF16",
-    "tensor(string)": "BYTES",
-}
+NUMPY: dict[str, np.dtype[Any]] = {datatype: np.dtype(kind) for datatype, kind, _ in _EQUIVALENTS}
+ONNX: dict[str, Datatype] = {f"tensor({element})": datatype for datatype, _, element in _EQUIVALENTS}
+DATATYPE_OF: dict[np.dtype[Any], Datatype] = {NUMPY[datatype]: datatype for datatype in ONNX.values()}
 
-DATATYPE_OF: dict[np.dtype[Any], Datatype] = {NUMPY[d]: d for d in ONNX.values()}
-
-INTEGERS = frozenset({"UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"})
-FLOATS = frozenset({"FP16", "FP32", "FP64", "BF16"})
+INTEGERS = frozenset({*get_args(_Unsigned), *get_args(_Signed)})
+FLOATS = frozenset(get_args(_Float))
 HALVES = frozenset({"FP16", "BF16"})
 """Floats that the protocol carries as raw bytes only, not in JSON or typed contents."""
 

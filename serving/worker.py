@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +65,8 @@ class Assignment:
     buckets: Buckets
     link: socket.socket
     """To the coordinator, which says what to load."""
-    replacement: bool
-    """Whether others serve already: then it waits until the models folder can be read, rather than serve nothing."""
+    announces: bool
+    """Whether it says where the server is found: the first worker does, once."""
 
 
 def keep_the_loop_turning() -> None:
@@ -102,7 +101,7 @@ def work(given: Assignment) -> None:
         lambda record: not any(kind in record.getMessage() for kind in ("errors.ModelInvalid", "library.Unfit"))
     )
     try:
-        _serve(given, pipe, voice=LogPipe(sys.stdout.fileno()) if form == "json" and given.slot == 0 else pipe)
+        _serve(given, pipe, voice=LogPipe(sys.stdout.fileno()) if form == "json" and given.announces else pipe)
     except Exception:  # multiprocessing would print it past the log
         log.critical("this worker ends with a fault", exc_info=True)
         pipe.finish()
@@ -119,8 +118,6 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
     from serving.metrics.metrics import Metrics  # noqa: PLC0415
     from serving.monitoring.shared import SharedDocuments  # noqa: PLC0415
 
-    if given.replacement:
-        _await_folder(settings.models, given.parent)
     metrics = None
     if settings.metrics:
         metrics = Metrics(
@@ -146,7 +143,6 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
     where = f"docs: {url}/docs   metrics: {url}/metrics" if settings.app is None else f"application: {settings.app}"
     if given.grpc is not None:
         where += f"   gRPC: {address(given.grpc)}"
-    first = given.slot == 0 and not given.replacement
     try:
         app = host(settings, services)
     except Exception as error:
@@ -163,7 +159,7 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
         tls=server_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca, "http/1.1"),
         parent=given.parent,
         heartbeat=given.heartbeat,
-        announce=(lambda fleet: announce(fleet, url, where, voice)) if first else None,
+        announce=(lambda fleet: announce(fleet, url, where, voice)) if given.announces else None,
     )
     try:
         listener.listen(given.sock)
@@ -173,22 +169,6 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
     if listener.cut_short:
         pipe.finish()
         os._exit(0)  # a model's thread may still run, and would hold up the exit
-
-
-def _await_folder(models: Path, parent: int) -> None:
-    """Return once the models folder can be read: a worker without models would answer 404 beside others that serve."""
-    told = False
-    while os.getppid() == parent:
-        try:
-            next(models.iterdir(), None)
-        except OSError as error:
-            if not told:
-                log.error("this worker waits for the models folder: %s", error.strerror)
-                told = True
-            time.sleep(0.2)
-        else:
-            return
-    sys.exit(0)
 
 
 def location(sock: socket.socket, settings: Settings) -> str:

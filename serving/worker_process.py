@@ -9,9 +9,10 @@ import signal
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 
-from serving.deploy.channel import Link
+from serving.deploy.channel import Channel
 from serving.heartbeat import Heartbeat, Phase, Running
 from serving.metrics.counts import Counts
+from serving.settings import Settings
 
 log = logging.getLogger("serving.server")
 
@@ -23,8 +24,9 @@ class Worker:
     slot: int
     process: BaseProcess
     heartbeat: Heartbeat
-    link: Link
+    link: Channel
     counts: Counts
+    settings: Settings
     ready_at: float | None = None
     kill_at: float | None = None
     """When it gets SIGKILL; set once it was told to end."""

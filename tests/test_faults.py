@@ -83,7 +83,10 @@ def test_a_poisoned_batch_and_departed_clients() -> None:
 
 
 def test_reload_takes_new_settings_without_a_failed_request(folder: Path) -> None:
-    """SIGHUP reads the file again and replaces workers one by one; a broken file changes nothing, and is named."""
+    """SIGHUP reads the file again and replaces workers one by one; a broken file changes nothing, and is named.
+
+    Nor does one with which no worker starts.
+    """
     config = folder / "serving.toml"
     config.write_text("max_batch_rows = 8\n")
     with running("--workers", "2", "--config", str(config), models=folder) as server:
@@ -97,6 +100,10 @@ def test_reload_takes_new_settings_without_a_failed_request(folder: Path) -> Non
         server.process.send_signal(signal.SIGHUP)
         assert until(lambda: "the old one stays" in server.output()) < 30
         assert workers(server) == before
+        config.write_text("max_batch_rows = 16\napp = 'nothing_here:app'\n")
+        server.process.send_signal(signal.SIGHUP)
+        assert until(lambda: "the reload is given up" in server.output(), 60) < 60
+        assert until(lambda: workers(server) == before) < 30
         config.write_text("max_batch_rows = 16\nhost = '0.0.0.0'\n")
         load = Load(server.port, connections=4)
         with load.running():

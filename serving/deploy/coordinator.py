@@ -7,22 +7,20 @@ none does, and the old plan stays. A worker that starts later gets the plans tha
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
-import os
-import selectors
 import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import orjson
 
-from serving.deploy.channel import Link
+from serving.deploy.channel import Channel
 from serving.deploy.decision import ModelContents, by_name, decide, unreplaced
 from serving.deploy.folder_guard import FolderGuard
 from serving.deploy.model_state import Change, ModelState, Refusal
@@ -58,13 +56,12 @@ class Coordinator:
         self._results = GateResults(gate, self._call)
         self._report = report
         self._loads_at_once = loads_at_once
-        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._workers: dict[int, Link] = {}
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._woken, selectors.EVENT_READ)
-        self._joining: set[int] = set()
-        self._next = 0
+        self._loop = asyncio.SelectorEventLoop()
+        self._moved = asyncio.Event()
+        self._joining: list[Channel] = []
+        """Workers that have not been told yet what is in force."""
+        self._workers: list[Channel] = []
+        """Those that have: a change waits for each of them."""
         self._revision = 0
         self._models: dict[str, ModelState] = {}
         self.scans = 0
@@ -75,15 +72,17 @@ class Coordinator:
         """What the last scan found that is followed."""
         self.asked: dict[str, tuple[int, bool]] = {}
         """By model, the generation that the folder asks for, and whether it can't be served; replaced as `plans` is."""
-        self.unfinished: dict[Link, int] = {}
+        self.unfinished: Counter[Channel] = Counter()
         """By worker, how many changes it was told and has not finished; replaced as `plans` is."""
         self._general: tuple[Problem, ...] = ()
         self._guard = FolderGuard()
         self._status: bytes = b""
-        self._sent: dict[int, bytes] = {}
-        """The status that each worker was sent last."""
         self._due = 0.0
         self._rest_until = 0.0
+        self._unpublished = False
+        """Whether something was said or found since the state of all models was summed up."""
+        self._is_held = False
+        """Whether workers that start wait until the models folder is there again."""
         self._stopped = False
         self._errors = 0
         """How often something went wrong that nobody foresaw."""
@@ -102,23 +101,24 @@ class Coordinator:
         self._call(end)
         self._thread.join(5)
         self._results.close()
-        if not self._thread.is_alive():
-            for link in self._workers.values():
-                link.close()
-            self._selector.close()
 
-    def attach(self, sock: socket.socket) -> Link:
+    def attach(self, sock: socket.socket) -> Channel:
         """Take a worker, by our end of its channel: it gets all plans in force, and those to come until that ends."""
-        link = Link(sock)
+        # In a turn of the loop of its own: what fails then is our fault, and must not close the worker's channel.
+        worker = Channel(
+            sock,
+            lambda message: self._loop.call_soon(self._on_message, worker, message),
+            lambda: self._loop.call_soon(self._lose, worker),
+        )
 
-        def join() -> None:
-            self._next += 1
-            self._workers[self._next] = link
-            self._selector.register(link, selectors.EVENT_READ, self._next)
-            self._joining.add(self._next)
+        async def join() -> None:
+            await worker.connect()
+            if worker.ended_at is None:  # or all changes would wait for one that has gone
+                self._joining.append(worker)
+                self._scan_soon()
 
-        self._call(join)
-        return link
+        asyncio.run_coroutine_threadsafe(join(), self._loop)
+        return worker
 
     def rescan(self) -> None:
         """Scan the folder now."""
@@ -134,74 +134,67 @@ class Coordinator:
 
     def _call(self, action: Callable[[], None]) -> None:
         """Have something done on the coordinator's thread, and the folder scanned after it."""
-        self._inbox.put(action)
-        with contextlib.suppress(BlockingIOError):  # it is awake already
-            os.write(self._wake, b"x")
+
+        def act() -> None:
+            self._scan_soon()
+            action()
+
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nothing changes any more
+            self._loop.call_soon_threadsafe(act)
 
     # All below runs on the coordinator's own thread.
 
     def _run(self) -> None:
         give_way()
+        self._loop.set_exception_handler(self._on_error)
+        with contextlib.closing(self._loop):
+            self._loop.run_until_complete(self._follow())
+
+    def _on_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Note what went wrong. The workers serve on; whatever it was, the next scan starts afresh."""
+        self._errors += 1
+        log.error("the coordinator failed: %s", context["message"], exc_info=context.get("exception"))
+
+    async def _follow(self) -> None:
         while not self._stopped:
             try:
                 self._step()
-            except Exception:  # the workers serve on; whatever it was, the next scan starts afresh
-                self._errors += 1
-                log.exception("the coordinator failed")
-                time.sleep(0.5)
+            except Exception as error:
+                self._on_error(self._loop, {"message": "it goes on", "exception": error})
+                await asyncio.sleep(0.5)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, max(self._due, self._rest_until) - time.monotonic())):
+                    await self._moved.wait()
+            self._moved.clear()
+        for worker in (*self._joining, *self._workers):
+            worker.close()
+        await asyncio.sleep(0)  # they are closed in a turn of the loop
+
+    def _scan_soon(self) -> None:
+        self._due = 0.0
+        self._moved.set()
 
     def _step(self) -> None:
-        for worker, link in self._workers.items():
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if link.writes else 0)
-            self._selector.modify(link, events, worker)
-        is_changed = False
-        for key, events in self._selector.select(max(0.0, max(self._due, self._rest_until) - time.monotonic())):
-            if key.data is None:
-                os.read(self._woken, 65536)
-            else:
-                is_changed |= self._exchange(key.data, events)
-        while True:
-            try:
-                self._inbox.get_nowait()()
-                self._due = 0.0
-            except Empty:
-                break
-        if time.monotonic() >= max(self._due, self._rest_until):
-            began = time.monotonic()
+        began = time.monotonic()
+        is_due = began >= max(self._due, self._rest_until)
+        if is_due:
             self._due = began + SCAN_S
             self._scan()
             # Four times as long for others: while the gate judges thousands of models, each verdict asks for a scan.
             self._rest_until = 5 * time.monotonic() - 4 * began
-            self._report(self.summary())
-            for worker, link in self._workers.items():
-                if link.idle:  # or its silence would show only at the next change
-                    self._send(worker, {"kind": "ping"})
-            is_changed = True
-        if is_changed:
-            self._publish()
-        for worker, link in self._workers.items():
-            # Anew only when it has taken the one before: a worker that lags gets the last status, not all of them.
-            if worker not in self._joining and link.idle and self._sent.get(worker) != self._status:
-                self._send_status(worker)
+            for worker in self._workers:
+                if worker.idle:  # or its silence would show only at the next change
+                    worker.send({"kind": "ping"})
+        if is_due or self._unpublished:
+            self._unpublished = False
+            self._publish(is_due=is_due)
 
-    def _exchange(self, worker: int, events: int) -> bool:
-        """Read from and write to a worker; return whether it said more than acknowledgements."""
-        link = self._workers[worker]
-        if events & selectors.EVENT_WRITE:
-            link.flush()
-        try:
-            messages = link.receive()
-        except (EOFError, ValueError):
-            self._lose(worker)
-            return True
-        for message in messages:
-            self._on_message(worker, message)
-        return bool(messages)
-
-    def _on_message(self, worker: int, message: dict[str, Any]) -> None:
+    def _on_message(self, worker: Channel, message: dict[str, Any]) -> None:
+        self._unpublished = True
+        self._moved.set()
         if message["kind"] == "scan":
             self._retry(message.get("retry"))
-            self._due = 0.0
+            self._scan_soon()
             return
         state = self._models.get(message["name"])
         if state is None:
@@ -216,8 +209,8 @@ class Coordinator:
         elif reason and state.served is not None and state.served.revision == message["revision"]:
             # A worker that starts could not load what the others serve, or there are no others yet.
             state.diverged = True
-            self._due = 0.0
-            if set(self._workers) - self._joining == {worker}:
+            self._scan_soon()
+            if self._workers == [worker]:
                 self._mark(state.served, version, reason)
             else:  # what serves elsewhere is asked for once more: a change begins, and fails if it can't be
                 log.error("%s %s: a worker that starts can't load it: %s", state.served.name, version, reason)
@@ -236,22 +229,19 @@ class Coordinator:
                 self._results.mark(item, reason)
                 self._repository.invalidate(item)
 
-    def _lose(self, worker: int) -> None:
+    def _lose(self, worker: Channel) -> None:
         """Go on without a worker that ended; its replacement comes as a new one."""
-        link = self._workers.pop(worker)
-        self._selector.unregister(link)
-        link.close()
-        self._joining.discard(worker)
-        self._sent.pop(worker, None)
+        self._unpublished = True
+        self._moved.set()
+        for there in (self._joining, self._workers):
+            if worker in there:
+                there.remove(worker)
         for state in self._models.values():
             if state.change is not None:
                 state.change.waiting.discard(worker)
                 if worker in state.change.queued:
                     state.change.queued.remove(worker)
                 self._advance(state)
-
-    def _send(self, worker: int, message: dict[str, Any]) -> None:
-        self._workers[worker].send(orjson.dumps(message))
 
     def _scan(self) -> None:
         contents = self._repository.scan()
@@ -301,7 +291,6 @@ class Coordinator:
             self._begin(state, replace(decision.target, revision=self._revision))
 
     def _begin(self, state: ModelState, plan: Plan) -> None:
-        workers = sorted(set(self._workers) - self._joining)
         before = state.served.batching if state.served is not None else {}
         new = {version: batching for version, batching in plan.batching.items() if before.get(version) != batching}
         # Settings may ask for a session of its own too.
@@ -309,7 +298,8 @@ class Coordinator:
         for version, batching in new.items():
             if not batching.together:
                 log.info("%s %s: requests run alone: %s", plan.name, version, batching.reason)
-        state.change = Change(plan, workers, self._loads_at_once if loads else len(workers))
+        at_once = self._loads_at_once if loads else len(self._workers)
+        state.change = Change(plan, list(self._workers), at_once)
         self._advance(state)
 
     def _advance(self, state: ModelState) -> None:
@@ -326,62 +316,67 @@ class Coordinator:
         while change.queued and len(change.waiting) < change.at_once:
             worker = change.queued.pop(0)
             change.waiting.add(worker)
-            self._send(worker, {"kind": "prepare", "plan": change.plan.dump()})
+            worker.send({"kind": "prepare", "plan": change.plan.dump()})
         if change.waiting:
             return
         if change.committing:
             # All that swap have loaded it; a worker that came meanwhile may have failed to.
             state.served, state.change, state.diverged = change.plan, None, change.failed is not None
-            self._due = 0.0  # the folder may have moved on meanwhile
+            self._scan_soon()  # the folder may have moved on meanwhile
         elif change.failed is not None:
             self._send_all("abort", change.plan)
             version, reason = change.failed
             self._mark(change.plan, version, reason)
             state.refusal, state.change = Refusal(change.plan, reason, invalid=not version), None
-            self._due = 0.0
+            self._scan_soon()
         else:
             change.committing = True
             change.waiting = self._send_all("commit", change.plan)
             self._advance(state)
 
-    def _send_all(self, kind: str, plan: Plan) -> set[int]:
-        workers = set(self._workers) - self._joining
-        for worker in workers:
-            self._send(worker, {"kind": kind, "name": plan.name, "revision": plan.revision})
-        return workers
+    def _send_all(self, kind: str, plan: Plan) -> set[Channel]:
+        for worker in self._workers:
+            worker.send({"kind": kind, "name": plan.name, "revision": plan.revision})
+        return set(self._workers)
 
-    def _publish(self) -> None:
+    def _publish(self, *, is_due: bool) -> None:
         """Sum up the state of all models, and give workers that start what is in force."""
         self.plans = {name: state.served for name, state in self._models.items() if state.served is not None}
         self.asked = {name: (state.asked, bool(state.error)) for name, state in self._models.items()}
-        waited = Counter(worker for s in self._models.values() if s.change is not None for worker in s.change.waiting)
-        self.unfinished = {link: waited[worker] for worker, link in self._workers.items()}
+        changes = [state.change for state in self._models.values() if state.change is not None]
+        self.unfinished = Counter(worker for change in changes for worker in change.waiting)
         summary = self.summary()
-        status = orjson.dumps(summary)
-        if status != self._status:
-            self._status = status
+        text = orjson.dumps(summary)
+        is_new, self._status = text != self._status, text
+        status = b'{"kind":"status",' + text[1:]
+        if is_due or is_new:
             self._report(summary)
+        if is_new:
+            for worker in self._workers:
+                worker.send_latest(status)
         examined = self.scans and not any(s.pending and not s.served for s in self._models.values())
         # While the folder is gone a new worker can load nothing, and would answer 404 beside others that serve.
-        if self._joining and examined and not (self._guard.gone and self.plans):
+        was_held, self._is_held = self._is_held, bool(self._joining and self._guard.gone and self.plans)
+        if self._is_held and not was_held:
+            log.warning("a worker that starts waits for the models folder")
+        if self._joining and examined and not self._is_held:
             for worker in self._joining:
-                self._send_status(worker)
-                self._join(worker)
+                worker.send_latest(status)
+                self._join(worker, changes)
+            self._workers += self._joining
             self._joining.clear()
 
-    def _send_status(self, worker: int) -> None:
-        self._sent[worker] = self._status
-        self._workers[worker].send(b'{"kind":"status",' + self._status[1:])
+    def _join(self, worker: Channel, changes: list[Change]) -> None:
+        """Tell a worker that starts all that is in force, and then what the others are preparing.
 
-    def _join(self, worker: int) -> None:
-        changes = [state.change for state in self._models.values() if state.change is not None]
+        A plan that is being committed is in force: the others may answer by it already, and none of them goes back.
+        """
         committing = {change.plan.name: change.plan for change in changes if change.committing}
-        plans = [plan.dump() for plan in (self.plans | committing).values()]
-        self._send(worker, {"kind": "join", "plans": plans})
+        worker.send({"kind": "join", "plans": [plan.dump() for plan in (self.plans | committing).values()]})
         for change in changes:
             if not change.committing:
                 change.waiting.add(worker)
-                self._send(worker, {"kind": "prepare", "plan": change.plan.dump()})
+                worker.send({"kind": "prepare", "plan": change.plan.dump()})
 
     def summary(self) -> dict[str, Any]:
         """Return the state of each model, what the gate found, and what is not served."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.deploy.analysis_runner import AnalysisRunner, Totalled
-from serving.deploy.channel import Link
+from serving.deploy.channel import Channel
 from serving.deploy.coordinator import Coordinator
 from serving.deploy.deployment_log import DeploymentLog
 from serving.deploy.mirror import Mirror
@@ -124,7 +124,7 @@ class Deployment:
             models = {name: {**one, "trial": lines.get(name, [])} for name, one in self._summary["models"].items()}
             self._file.write({**self._summary, "models": models, "tried": self._analyses.tried})
 
-    def attach(self, sock: socket.socket) -> Link:
+    def attach(self, sock: socket.socket) -> Channel:
         """Take a worker, by our end of its channel."""
         return self.coordinator.attach(sock)
 

@@ -31,17 +31,8 @@ EXTENSIONS = (
     "statistics",
 )
 
-_DTYPES = {
-    **{
-        name: f"DT_{name}"
-        for name in ("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64")
-    },
-    "FP16": "DT_HALF",
-    "FP32": "DT_FLOAT",
-    "FP64": "DT_DOUBLE",
-    "BF16": "DT_BFLOAT16",
-    "BYTES": "DT_STRING",
-}
+_TENSORFLOW = {"FP16": "HALF", "FP32": "FLOAT", "FP64": "DOUBLE", "BF16": "BFLOAT16", "BYTES": "STRING"}
+"""TensorFlow's names of datatypes, where they are not the protocol's."""
 
 
 def server() -> dict[str, Any]:
@@ -75,7 +66,8 @@ def signature_def(model: Model) -> dict[str, Any]:
 
     def tensor(name: str, datatype: str, shape: tuple[int, ...]) -> dict[str, Any]:
         dims = [{"size": str(size), "name": ""} for size in shape]
-        return {"name": name, "dtype": _DTYPES[datatype], "tensor_shape": {"dim": dims, "unknown_rank": False}}
+        dtype = f"DT_{_TENSORFLOW.get(datatype, datatype)}"
+        return {"name": name, "dtype": dtype, "tensor_shape": {"dim": dims, "unknown_rank": False}}
 
     definition = {
         "inputs": {f.name: tensor(f.name, f.datatype, (*rows, *f.shape)) for f in signature.features},
@@ -144,17 +136,15 @@ def _version_policy(keep: Keep) -> dict[str, Any]:
 
 def index(fleet: Fleet, *, ready: bool = False) -> list[dict[str, str]]:
     """List every version in the repository with its state; `ready` leaves out what can't answer."""
-    found = [{"name": model.name, "version": model.version, "state": "READY", "reason": ""} for model in fleet.live()]
+
+    def state(name: str, version: str, reason: str) -> dict[str, str]:
+        return {"name": name, "version": version, "state": "UNAVAILABLE" if reason else "READY", "reason": reason}
+
+    found = [state(model.name, model.version, "") for model in fleet.live()]
     if not ready:
         unloaded = {name: served.unloaded for name, served in fleet.models.items()} | fleet.unloaded
-        found += [
-            {"name": name, "version": version, "state": "UNAVAILABLE", "reason": "unloaded"}
-            for name, versions in unloaded.items()
-            for version in versions
-        ]
-        found += [
-            {"name": p.name, "version": p.version, "state": "UNAVAILABLE", "reason": p.reason} for p in fleet.problems
-        ]
+        found += [state(name, version, "unloaded") for name, versions in unloaded.items() for version in versions]
+        found += [state(problem.name, problem.version, problem.reason) for problem in fleet.problems]
     return found
 
 

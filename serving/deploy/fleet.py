@@ -19,19 +19,20 @@ from serving.deploy.plan import Plan
 from serving.deploy.shadow import Shadow
 from serving.deploy.traffic_changes import Changes
 from serving.deploy.unservable_reason import content_of
-from serving.deploy.worker_agent import FleetStatus, WorkerAgent
+from serving.deploy.worker_agent import FleetStatus, PlanFailed, WorkerAgent
 from serving.engine.batcher import Observer, Unobserved
 from serving.engine.batching import Batching
 from serving.engine.limits import Limits
 from serving.engine.model import Model, load
 from serving.engine.sensitive import veiled
 from serving.engine.session import OnnxSession
-from serving.errors import InvalidRequest, ModelInvalid, ModelNotFound, NotReady, shown
+from serving.errors import InvalidRequest, ModelInvalid, ModelNotFound, NotReady, ServingError, shown
 from serving.gate.prepared import locate
 from serving.heartbeat import Heartbeat, Phase, unrecorded
 from serving.linux.thread_scheduling import give_way
 from serving.metrics.metrics import Metrics
 from serving.monitoring.monitoring import Monitoring
+from serving.repository.model_settings import SETTINGS_FILE
 from serving.repository.repository import ModelVersion, Problem
 from serving.repository.state_directory import state_folder
 from serving.repository.traffic import Traffic
@@ -112,15 +113,13 @@ class Fleet:
         self.changed: list[Callable[[], None]] = []
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=give_way)
         self._memory = MemoryReclaim(self._loader)
-        self.agent = WorkerAgent(
-            link, load=self._load, live=self._live, check=_check, swap=self._swap, on_status=self._on_status
-        )
+        self.agent = WorkerAgent(link, load=self._load, swap=self._swap, on_status=self._on_status)
         self.changes = Changes(store, self.agent, gone=lambda: self.folder_gone)
 
     async def start(self, *, strict: bool = False) -> None:
         """Load all that is to be served. Raises ModelInvalid where `strict` and something can't be."""
         began = time.monotonic()
-        self.agent.start()
+        await self.agent.start()
         failed = await self.agent.joined()
         if failed and not self.models:
             await self._await_folder({problem.name for problem in failed})
@@ -145,7 +144,30 @@ class Fleet:
                 until = time.monotonic() + RELOADED_S
             await asyncio.sleep(0.05)
 
-    async def _load(self, item: ModelVersion, batching: Batching, there: Model | None) -> Model:
+    async def _load(self, plan: Plan) -> dict[ModelVersion, Model]:
+        """Load and warm what a plan asks for and is not there yet, beside what serves. Raises PlanFailed."""
+        live = self.models[plan.name].found if plan.name in self.models else {}
+        models: dict[ModelVersion, Model] = {}
+        for item in plan.versions:
+            batching, there = plan.batching[item.version], live.get(item)
+            try:
+                if there is None or there.batching != batching:
+                    there = await self._made(item, batching, there)
+                models[item] = there
+            except ModelInvalid as error:
+                raise PlanFailed(item.version, error.message) from None
+            except InvalidRequest as error:  # its settings are at fault
+                raise PlanFailed("", f"{SETTINGS_FILE}: {error.message}") from None
+            except Exception:
+                log.exception("%s %s could not be loaded", item.name, item.version)
+                raise PlanFailed(item.version, "it could not be loaded: the server's log has the reason") from None
+        try:
+            _check(plan, models)
+        except ServingError as error:
+            raise PlanFailed("", error.message) from None
+        return models
+
+    async def _made(self, item: ModelVersion, batching: Batching, there: Model | None) -> Model:
         """Make a version that can serve; `there` is the same one as it serves now, whose session does."""
         loop = asyncio.get_running_loop()
         seconds = None
@@ -201,14 +223,10 @@ class Fleet:
         finally:
             record.close()
 
-    def _live(self, name: str) -> dict[ModelVersion, Model]:
-        served = self.models.get(name)
-        return served.found if served is not None else {}
-
     def _swap(self, plan: Plan, found: dict[ModelVersion, Model]) -> None:
         """Serve what a plan says from the next request on. What was there goes when its last request is answered."""
-        before = self._live(plan.name)
-        shadow = self.models[plan.name].shadow if plan.name in self.models else None
+        was = self.models.get(plan.name)
+        before, shadow = (was.found, was.shadow) if was is not None else ({}, None)
         models = {name: served for name, served in self.models.items() if name != plan.name}
         self.unloaded = {name: versions for name, versions in self.unloaded.items() if name != plan.name}
         roles = plan.roles
@@ -258,7 +276,6 @@ class Fleet:
         """Finish what was accepted and stop the models' threads."""
         if self._tick is not None:
             self._tick.cancel()
-        self._memory.close()
         self.agent.close()
         self._loader.shutdown(wait=False, cancel_futures=True)
         for served in self.models.values():

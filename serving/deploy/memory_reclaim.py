@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import math
 import time
 import weakref
 from collections.abc import Sequence
@@ -26,19 +25,26 @@ class MemoryReclaim:
 
     def __init__(self, worker: ThreadPoolExecutor) -> None:
         self._worker = worker
-        self._trim: asyncio.TimerHandle | None = None
+        self._trim_at = math.inf
         self._usual_bytes = 0
         self._reclaimed = 0.0
 
     def follow(self, model: Model) -> None:
         """Give back what loading a large version has left in the heap, and later what its end leaves."""
         if model.session.large:
-            self._trim_later()
-            weakref.finalize(model, self._gone, asyncio.get_running_loop()).atexit = False
+            self._trim_soon()
+            weakref.finalize(model, self._trim_soon).atexit = False
+
+    def _trim_soon(self) -> None:
+        """Called on whichever thread had the last reference to a model: it notes the time, and the next tick acts."""
+        self._trim_at = min(self._trim_at, time.monotonic() + TRIM_AFTER_S)
 
     def tick(self, sessions: Sequence[OnnxSession]) -> None:
         """Give back where this worker has grown by much: onnxruntime's arenas keep the most that a run ever took."""
         now = time.monotonic()
+        if now > self._trim_at:
+            self._trim_at = math.inf
+            self._worker.submit(give_back)
         if now - self._reclaimed < RECLAIM_S:
             return
         size = private_memory()
@@ -46,25 +52,6 @@ class MemoryReclaim:
         if size - self._usual_bytes > MUCH_BYTES:
             self._reclaimed = now
             self._worker.submit(self._shrink, sessions)
-
-    def close(self) -> None:
-        """Give nothing back any more."""
-        if self._trim is not None:
-            self._trim.cancel()
-
-    def _gone(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Called on whichever thread had the last reference."""
-        with contextlib.suppress(RuntimeError):  # the loop has closed: all memory goes
-            loop.call_soon_threadsafe(self._trim_later)
-
-    def _trim_later(self) -> None:
-        if self._trim is None:
-            self._trim = asyncio.get_running_loop().call_later(TRIM_AFTER_S, self._trim_now)
-
-    def _trim_now(self) -> None:
-        self._trim = None
-        with contextlib.suppress(RuntimeError):  # the fleet has closed
-            self._worker.submit(give_back)
 
     def _shrink(self, sessions: Sequence[OnnxSession]) -> None:
         idle = not any(session.busy for session in sessions)

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from serving.deploy.channel import Channel
 from serving.deploy.plan import Plan
 from serving.repository.repository import ModelVersion, Problem
 
@@ -18,11 +19,11 @@ class Change:
     """A plan on its way to the workers."""
 
     plan: Plan
-    queued: list[int]
+    queued: list[Channel]
     """Workers that prepare it when others have."""
     at_once: int
     """How many may do so at the same time."""
-    waiting: set[int] = field(default_factory=set)
+    waiting: set[Channel] = field(default_factory=set)
     """Workers that were told to prepare or to commit it, and have yet to say that they have."""
     failed: tuple[str, str] | None = None
     """A version that a worker could not load, and why; no version where the plan does not fit those that it could."""

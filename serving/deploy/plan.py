@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import orjson
+from pydantic import TypeAdapter
 
 from serving.engine.batching import Batching
 from serving.repository.repository import ModelVersion
-from serving.repository.traffic import NOTHING, Roles, Traffic, parse, plan
+from serving.repository.traffic import NOTHING, Roles, Traffic, plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +39,13 @@ class Plan:
 
     def dump(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return {
-            "name": self.name,
-            "revision": self.revision,
-            "traffic": self.traffic.document(),
-            "versions": [found.dump() for found in self.versions],
-            "unloaded": self.unloaded,
-            "batching": {version: batching.dump() for version, batching in self.batching.items()},
-        }
+        dumped: dict[str, Any] = _JSON.dump_python(self, mode="json", exclude_none=True)
+        return dumped
 
     @classmethod
     def read(cls, given: dict[str, Any]) -> Plan:
         """Return the plan that `dump` wrote."""
-        return cls(
-            given["name"],
-            given["revision"],
-            parse(orjson.dumps(given["traffic"])),
-            tuple(ModelVersion.read(found) for found in given["versions"]),
-            tuple(given["unloaded"]),
-            {version: Batching.read(batching) for version, batching in given["batching"].items()},
-        )
+        return _JSON.validate_python(given)
+
+
+_JSON = TypeAdapter(Plan)

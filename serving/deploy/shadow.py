@@ -69,7 +69,6 @@ class Shadow:
         self._waiting: queue.SimpleQueue[tuple[Tensors, Tensors] | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._closed = threading.Event()
-        self._lowered = False
         self._thread = threading.Thread(target=self._work, name=f"{model.name}-{model.version}-shadow", daemon=True)
         self._thread.start()
 
@@ -135,8 +134,8 @@ class Shadow:
         try:
             outputs = session.run(self._adapt(inputs))
             seconds = time.monotonic() - began
-            if time.thread_time() - worked > HEAVY_S and not self._lowered:
-                self._lower()
+            if time.thread_time() - worked > HEAVY_S:
+                lowest_priority()  # from now on; without privileges there is no way back
             found = self._compare(live, outputs)
         except Exception as error:  # whatever it is, it is the shadow's, and nobody waits for it
             if not isinstance(error, ServingError):
@@ -144,11 +143,6 @@ class Shadow:
             self._tell(self._metrics.broke)
             return
         self._tell(lambda: self._metrics.compared(found.rows, found.agreeing, found.differences, seconds))
-
-    def _lower(self) -> None:
-        """Give way to all else from now on; without privileges there is no way back."""
-        self._lowered = True
-        lowest_priority()
 
     def _tell(self, count: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody counts any more

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from serving.deploy.worker_agent import WorkerAgent
 from serving.errors import GenerationConflict, InvalidRequest, NotReady, ServingError
 from serving.repository.servers import POLL_S, Waited, Waiting
 from serving.repository.traffic import Traffic
@@ -17,16 +18,6 @@ log = logging.getLogger("serving.changes")
 
 WAIT_S = 120.0
 """Seconds that a version may take to load in every worker."""
-
-
-class Followers(Protocol):
-    """The workers, by one that knows what all of them serve."""
-
-    def rescan(self, *, retry: str | None = None) -> None:
-        """Have the folder scanned now."""
-
-    async def settled(self, name: str, generation: int) -> object:
-        """Wait until every worker serves a generation. Raises NotReady or InvalidRequest where one can't."""
 
 
 class Made(NamedTuple):
@@ -42,7 +33,7 @@ class Changes:
     gone: says why the folder can't be followed now; '' where it can.
     """
 
-    def __init__(self, store: TrafficStore, followers: Followers, *, gone: Callable[[], str]) -> None:
+    def __init__(self, store: TrafficStore, followers: WorkerAgent, *, gone: Callable[[], str]) -> None:
         self.store = store
         self._followers = followers
         self._gone = gone

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
 
-from serving.deploy.channel import WorkerEnd
+from serving.deploy.channel import Channel
 from serving.deploy.plan import Plan
-from serving.engine.batching import Batching
 from serving.engine.model import Model
-from serving.errors import InvalidRequest, ModelInvalid, NotReady, ServingError
+from serving.errors import InvalidRequest, NotReady
 from serving.gate.results import Figure
-from serving.repository.model_settings import SETTINGS_FILE
 from serving.repository.repository import ModelVersion, Problem
 
-log = logging.getLogger("serving.worker_agent")
-
-Load = Callable[[ModelVersion, Batching, Model | None], Awaitable[Model]]
-Live = Callable[[str], dict[ModelVersion, Model]]
-Check = Callable[[Plan, dict[ModelVersion, Model]], object]
+Load = Callable[[Plan], Awaitable[dict[ModelVersion, Model]]]
 Swap = Callable[[Plan, dict[ModelVersion, Model]], None]
 
 
@@ -56,7 +49,7 @@ class FleetStatus(NamedTuple):
     errors: int
 
 
-class _Failed(Exception):
+class PlanFailed(Exception):
     """A plan can't be served: `version` can't be loaded; where that is empty, the plan does not fit those that can."""
 
     def __init__(self, version: str, reason: str) -> None:
@@ -68,26 +61,15 @@ class _Failed(Exception):
 class WorkerAgent:
     """Speaks with the coordinator over one end of a channel.
 
-    load: loads and warms a version, or has one that serves already run in another way. live: the versions of a model
-    that serve now. check: raises a ServingError where a plan can't be served with what was loaded. swap: puts a plan's
-    versions in their place, at once. told: takes what is so of all models, whenever that changes.
+    load: loads and warms what a plan asks for and is not there yet; raises PlanFailed. swap: puts a plan's versions in
+    their place, at once. on_status: takes what is so of all models, whenever that changes.
     """
 
     def __init__(
-        self,
-        sock: socket.socket,
-        *,
-        load: Load,
-        live: Live,
-        check: Check,
-        swap: Swap,
-        on_status: Callable[[FleetStatus], None],
+        self, sock: socket.socket, *, load: Load, swap: Swap, on_status: Callable[[FleetStatus], None]
     ) -> None:
-        self._channel = WorkerEnd(sock, self._on_message)
-        self._say = self._channel.send
+        self._channel = Channel(sock, self._on_message)
         self._load = load
-        self._live = live
-        self._check = check
         self._swap = swap
         self._on_status = on_status
         self._prepared: dict[str, tuple[Plan, dict[ModelVersion, Model]]] = {}
@@ -97,9 +79,9 @@ class WorkerAgent:
         self._moved = asyncio.Event()
         self.standings: dict[str, Standing] = {}
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Listen to the coordinator."""
-        self._channel.start()
+        await self._channel.connect()
 
     @property
     def silent_s(self) -> float:
@@ -119,7 +101,7 @@ class WorkerAgent:
 
     def rescan(self, *, retry: str | None = None) -> None:
         """Ask the coordinator to scan the folder now; `retry` names a model whose failures are to be forgotten."""
-        self._say({"kind": "scan", "retry": retry})
+        self._channel.send({"kind": "scan", "retry": retry})
 
     async def settled(self, name: str, generation: int) -> Standing:
         """Wait until every worker serves a generation of a model or can't.
@@ -158,44 +140,24 @@ class WorkerAgent:
         task.add_done_callback(self._tasks.discard)
 
     async def _join(self, plans: Iterable[Plan]) -> None:
+        """Serve all that is in force: nobody waits for this worker, so each plan as soon as it is loaded."""
         for wanted in plans:
             try:
-                self._swap(wanted, await self._loaded(wanted))
-            except _Failed as error:
+                self._swap(wanted, await self._load(wanted))
+            except PlanFailed as error:
                 self._failed.append(Problem(wanted.name, error.version, error.reason))
                 self._answer(wanted, error)
         self._joined.set()
 
     async def _prepare(self, wanted: Plan) -> None:
+        # What was in force comes first: its late swap would put an older plan in the place of this one.
         await self._joined.wait()
         try:
-            self._prepared[wanted.name] = wanted, await self._loaded(wanted)
-        except _Failed as error:
+            self._prepared[wanted.name] = wanted, await self._load(wanted)
+        except PlanFailed as error:
             self._answer(wanted, error)
         else:
             self._answer(wanted)
-
-    async def _loaded(self, wanted: Plan) -> dict[ModelVersion, Model]:
-        """Load what is not there yet."""
-        live = self._live(wanted.name)
-        models: dict[ModelVersion, Model] = {}
-        for item in wanted.versions:
-            batching, there = wanted.batching[item.version], live.get(item)
-            try:
-                same = there is not None and there.batching == batching
-                models[item] = there if there is not None and same else await self._load(item, batching, there)
-            except ModelInvalid as error:
-                raise _Failed(item.version, error.message) from None
-            except InvalidRequest as error:  # its settings are at fault
-                raise _Failed("", f"{SETTINGS_FILE}: {error.message}") from None
-            except Exception:
-                log.exception("%s %s could not be loaded", item.name, item.version)
-                raise _Failed(item.version, "it could not be loaded: the server's log has the reason") from None
-        try:
-            self._check(wanted, models)
-        except ServingError as error:
-            raise _Failed("", error.message) from None
-        return models
 
     def _end(self, name: str, revision: int, *, commit: bool) -> None:
         wanted, models = self._prepared.pop(name, (None, {}))
@@ -205,8 +167,8 @@ class WorkerAgent:
             self._swap(wanted, models)
             self._answer(wanted)
 
-    def _answer(self, wanted: Plan, error: _Failed | None = None) -> None:
+    def _answer(self, wanted: Plan, error: PlanFailed | None = None) -> None:
         message: dict[str, Any] = {"kind": "done", "name": wanted.name, "revision": wanted.revision}
         if error is not None:
             message["failed"] = [error.version, error.reason]
-        self._say(message)
+        self._channel.send(message)

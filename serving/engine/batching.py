@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -43,13 +42,3 @@ class Batching:
     def without_providers(self) -> Batching:
         """Return the same on the processor alone."""
         return replace(self, own=self.own.model_copy(update={"providers": None}))
-
-    def dump(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        own = self.own.model_dump(mode="json", exclude_none=True)
-        return {"together": self.together, "reason": self.reason, "own": own}
-
-    @classmethod
-    def read(cls, given: dict[str, Any]) -> Batching:
-        """Return what `dump` wrote."""
-        return cls(given["together"], given["reason"], Overrides.model_validate(given["own"]))

@@ -36,16 +36,6 @@ class ModelVersion:
     sha256: str = ""
     """Of the model file."""
 
-    def dump(self) -> list[str]:
-        """Return it as JSON values."""
-        return [self.name, self.version, str(self.path), self.content, self.sha256]
-
-    @classmethod
-    def read(cls, given: list[str]) -> ModelVersion:
-        """Return what `dump` wrote."""
-        name, version, path, content, sha256 = given
-        return cls(name, version, Path(path), content, sha256)
-
 
 @dataclass(frozen=True, slots=True)
 class Problem:

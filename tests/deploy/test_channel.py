@@ -3,103 +3,133 @@
 from __future__ import annotations
 
 import asyncio
-import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
 import pytest
 import uvloop
 
-from serving.deploy.channel import Link, WorkerEnd, pair
+from serving.deploy.channel import Channel, pair
 
 Wait = Callable[[Callable[[], bool]], None]
 
 
-class Worker:
-    """A worker's end on an event loop of its own, which answers each message with as much."""
+class End:
+    """One end on an event loop of its own, which may answer each message with as much."""
 
-    def __init__(self, sock: Any) -> None:
+    def __init__(self, sock: Any, loop: asyncio.AbstractEventLoop, *, answers: bool = False) -> None:
         self.heard: list[dict[str, Any]] = []
-        self._loop = uvloop.new_event_loop()
-        self._end = WorkerEnd(sock, self._hear)
-        self._thread = threading.Thread(target=self._run)
+        self._answers = answers
+        self._loop = loop
+        self.channel = Channel(sock, self._hear)
+        self._thread = threading.Thread(target=loop.run_forever)
         self._thread.start()
+        self.do(self.channel.connect)
+
+    def do(self, action: Callable[..., Any], *given: Any) -> None:
+        """Have something done on the loop, and wait for it."""
+
+        async def act() -> None:
+            done = action(*given)
+            if asyncio.iscoroutine(done):
+                await done
+
+        asyncio.run_coroutine_threadsafe(act(), self._loop).result(30)
 
     def _hear(self, message: dict[str, Any]) -> None:
+        if message.get("kind") == "unknown":
+            raise KeyError(message["kind"])
         self.heard.append(message)
-        self._end.send(message)
+        if self._answers:
+            self.channel.send(message)
 
-    def _run(self) -> None:
-        self._loop.call_soon(self._end.start)
-        self._loop.run_forever()
-        self._end.close()
+    def stop(self) -> None:
+        self.do(self.channel.close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
         self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
 
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+
+@contextmanager
+def parent(sock: Any) -> Iterator[End]:
+    end = End(sock, asyncio.SelectorEventLoop())
+    try:
+        yield end
+    finally:
+        end.stop()
 
 
-def test_messages_of_megabytes_arrive_whole_and_in_order() -> None:
+@contextmanager
+def worker(sock: Any, *, answers: bool = False) -> Iterator[End]:
+    end = End(sock, uvloop.new_event_loop(), answers=answers)
+    try:
+        yield end
+    finally:
+        end.stop()
+
+
+def test_messages_of_megabytes_arrive_whole_and_in_order(eventually: Wait) -> None:
     """Both ways at once, small ones between large ones, again and again."""
     ours, theirs = pair()
-    link, worker = Link(ours), Worker(theirs)
     sizes = [3 * 2**20, 0, 16 * 1024 - 20, 2**16, 1, 2**20] * 5
-    try:
+    with parent(ours) as one, worker(theirs, answers=True) as other:
         for number, size in enumerate(sizes):
-            link.send(orjson.dumps({"kind": "told", "number": number, "text": "x" * size}))
-        answers: list[dict[str, Any]] = []
-        until = time.monotonic() + 30
-        while (len(answers) < len(sizes) or not link.idle) and time.monotonic() < until:
-            select.select([link], [link] if link.writes else [], [], 1)
-            link.flush()
-            answers += link.receive()
-    finally:
-        link.close()
-        worker.stop()
-    for found in (worker.heard, answers):
+            one.do(one.channel.send, {"kind": "told", "number": number, "text": "x" * size})
+        eventually(lambda: len(one.heard) == len(sizes) and one.channel.idle)
+    for found in (other.heard, one.heard):
         assert [message["number"] for message in found] == list(range(len(sizes)))
         assert [len(message["text"]) for message in found] == sizes
-    assert link.idle
 
 
 def test_nobody_waits_for_a_worker_that_does_not_read(eventually: Wait) -> None:
     """What a deaf worker is sent is kept, its lag grows, and once it listens it gets all of it."""
     ours, theirs = pair()
-    link = Link(ours)
-    assert link.behind(time.monotonic()) == 0
-    for number in range(20):
-        link.send(orjson.dumps({"kind": "told", "number": number, "text": "x" * 2**20}))
-    now = time.monotonic()
-    assert link.writes
-    assert link.behind(now + 60) - link.behind(now) == pytest.approx(60)
-    worker = Worker(theirs)
-
-    def caught_up() -> bool:
-        link.flush()
-        link.receive()
-        return link.idle
-
-    try:
-        eventually(caught_up)
-        assert [message["number"] for message in worker.heard] == list(range(20))
-        assert link.behind(time.monotonic()) == 0
-    finally:
-        link.close()
-        worker.stop()
+    with parent(ours) as one:
+        assert one.channel.behind(time.monotonic()) == 0
+        for number in range(20):
+            one.do(one.channel.send, {"kind": "told", "number": number, "text": "x" * 2**20})
+        now = time.monotonic()
+        assert one.channel.behind(now + 60) - one.channel.behind(now) == pytest.approx(60)
+        with worker(theirs) as other:
+            eventually(lambda: one.channel.idle)
+            assert [message["number"] for message in other.heard] == list(range(20))
+            assert one.channel.behind(time.monotonic()) == 0
 
 
-def test_the_end_of_a_worker_shows_where_it_is_read_from() -> None:
+def test_who_lags_is_told_what_is_so_now(eventually: Wait) -> None:
+    """Of news that came while a worker did not read it gets the last, after all that was sent before."""
+    ours, theirs = pair()
+    with parent(ours) as one:
+        one.do(one.channel.send, {"number": 0})
+        for number in range(1, 10):
+            one.do(one.channel.send_latest, orjson.dumps({"number": number}))
+        with worker(theirs) as other:
+            eventually(lambda: len(other.heard) == 2)
+            one.do(one.channel.send_latest, b'{"number":10}')
+            eventually(lambda: len(other.heard) == 3)
+    assert [message["number"] for message in other.heard] == [0, 9, 10]
+
+
+def test_the_end_of_a_worker_is_noticed(eventually: Wait) -> None:
     """A worker that ended is known to have, whatever is sent to it meanwhile; and it counts as silent since then."""
     ours, theirs = pair()
-    link = Link(ours)
-    theirs.close()
-    link.send(b'{"kind":"ping"}')
-    with pytest.raises(EOFError):
-        link.receive()
-    link.close()
-    assert link.behind(time.monotonic() + 60) >= 60
+    with parent(ours) as one:
+        theirs.close()
+        one.do(one.channel.send, {"kind": "ping"})
+        eventually(lambda: one.channel.ended_at is not None)
+        assert one.channel.behind(time.monotonic() + 60) >= 60
+        one.do(one.channel.send, {"kind": "ping"})
+
+
+def test_a_worker_that_can_not_be_told_counts_as_silent(eventually: Wait, caplog: pytest.LogCaptureFixture) -> None:
+    """Where a message can't be taken the log says why, and the worker's silence has it replaced."""
+    ours, theirs = pair()
+    with parent(ours) as one, worker(theirs):
+        one.do(one.channel.send, {"kind": "unknown"})
+        eventually(lambda: one.channel.ended_at is not None)
+    assert "KeyError" in caplog.text

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 import pytest
 
-from serving.deploy.channel import Link, pair
+from serving.deploy.channel import Channel, pair
 from serving.deploy.coordinator import Coordinator
 from serving.engine.batching import Independence
 from serving.gate.report import Report
@@ -38,7 +38,7 @@ class Lenient:
 class Worker:
     """The other end of a channel, which notes what it is told and answers when it is asked to."""
 
-    def __init__(self, sock: socket.socket, link: Link) -> None:
+    def __init__(self, sock: socket.socket, link: Channel) -> None:
         sock.setblocking(False)
         self.sock = sock
         self.link = link
@@ -53,9 +53,11 @@ class Worker:
             while data := self.sock.recv(65536):
                 self._read += data
         while len(self._read) >= 4 and len(self._read) >= 4 + (size := struct.unpack_from("!I", self._read)[0]):
-            self.heard.append(orjson.loads(self._read[4 : 4 + size]))
+            message = orjson.loads(self._read[4 : 4 + size])
             self._read = self._read[4 + size :]
-            self._send(b"{}")
+            if message:  # else it acknowledges ours
+                self.heard.append(message)
+                self._send(b"{}")
 
     def kinds(self) -> list[str]:
         """Return what it was told of iris so far, news of how all stand left out."""
@@ -150,7 +152,7 @@ def test_who_waits_for_its_turn_may_end(told: Told, eventually: Wait) -> None:
     told.promote()
     eventually(lambda: first.kinds() == ["prepare"])
     second.sock.close()
-    eventually(lambda: second.link.fileno() == -1)  # its end has been noticed
+    eventually(lambda: second.link.ended_at is not None)  # its end has been noticed
     first.done()
     eventually(lambda: first.kinds() == ["prepare", "commit"])
 

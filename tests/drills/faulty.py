@@ -24,6 +24,7 @@ module anew):
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -88,20 +89,20 @@ def _in_the_shadow() -> None:
 
 def _deafen() -> None:
     """Read from the channel no more, in whatever worker this is."""
-    for end in _ends:
-        end._reading.get_loop().call_soon_threadsafe(end._reading.cancel)
+    for loop, transport in _ends:
+        loop.call_soon_threadsafe(transport.pause_reading)
 
 
 def _note_ends() -> None:
-    from serving.deploy.channel import WorkerEnd
+    from serving.deploy.channel import Channel
 
-    start = WorkerEnd.start
+    made = Channel.connection_made
 
-    def noted(self: WorkerEnd) -> None:
-        start(self)
-        _ends.append(self)
+    def noted(self: Channel, transport: Any) -> None:
+        made(self, transport)
+        _ends.append((asyncio.get_running_loop(), transport))
 
-    _replace(WorkerEnd, "start", noted)
+    _replace(Channel, "connection_made", noted)
 
 
 def _hold_the_interpreter() -> None:
@@ -233,10 +234,10 @@ def _unproved() -> None:
 
 
 def _no_events() -> None:
-    """Take the models folder for one on a mount that tells of no change: it is polled."""
-    from serving.deploy import watch
+    """Take the models folder for one on a mount that tells of no change: only the coordinator's own scans see one."""
+    from serving.deploy import deployment
 
-    _replace(watch, "_silent", lambda root: True)
+    _replace(deployment, "watch", lambda *_: None)
 
 
 def _no_looks() -> None:

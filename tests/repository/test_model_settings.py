@@ -13,8 +13,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.commands.status import state
+from serving.deploy.plan import Plan
 from serving.engine import providers
-from serving.engine.batching import Batching, Independence
+from serving.engine.batching import Independence
 from serving.engine.limits import CacheSize, Limits, Overrides
 from serving.engine.providers import Provider
 from serving.errors import InvalidRequest
@@ -194,7 +195,8 @@ def test_a_provider_that_is_not_there_is_named(
 def test_workers_are_told_all_of_it() -> None:
     """What was set reaches the workers as it was set."""
     batching = ALL_OF_IT.decide(Independence(proved=True))
-    assert Batching.read(json.loads(json.dumps(batching.dump()))) == batching
+    plan = Plan("m", 1, Traffic(), (), (), {"1": batching})
+    assert Plan.read(json.loads(json.dumps(plan.dump()))) == plan
     assert Limits().of(batching.own).callers == {"ci", "jwt:alice"}
 
 
