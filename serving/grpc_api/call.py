@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_from_bytes
 
@@ -19,6 +20,7 @@ from serving.grpc_api.status import FAULT, Aborted, Status, status_of, trailers
 from serving.http2.frames import ResponseTemplate
 from serving.http2.hpack import literal
 from serving.protocols.protobuf_wire import Parts
+from serving.tensor_bytes import Buffer
 
 if TYPE_CHECKING:
     from serving.grpc_api.connection import Connection
@@ -37,55 +39,34 @@ _OK = literal(b"grpc-status", b"0")
 _ANSWER = ResponseTemplate(OPENING, _OK)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Call:
-    """One call; also the context that its method gets. done: it was answered, or its client has left."""
+    """One call; also the context that its method gets."""
 
-    __slots__ = (
-        "_drained",
-        "_held",
-        "_opened",
-        "_owed",
-        "_reader",
-        "_refused",
-        "_streaming",
-        "_task",
-        "_wake",
-        "began",
-        "code",
-        "connection",
-        "done",
-        "ended",
-        "head",
-        "id",
-        "prediction",
-        "sent",
-        "write_by",
-    )
-
-    def __init__(self, connection: Connection, stream_id: int, head: Head) -> None:
-        self.connection = connection
-        self.id = stream_id
-        self.head = head
-        self.began = time.monotonic()
-        self.code: int = Status.CANCELLED
-        """How it ended, as it is counted; as it stands where the client leaves."""
-        self.done = False
-        self.ended = False
-        """Whether the client has sent all that it will."""
-        self.prediction: Any = None
-        """What answers this call without a coroutine; its `cancel` is called where the client leaves."""
-        self.write_by = 0.0
-        """When the client must have taken more of the answer that waits, in monotonic seconds; 0: nothing waits."""
-        self.sent = 0  # bytes of it that went, when last looked at
-        self._held = 0  # bytes that are counted
-        self._refused = False  # for its headers: nothing of what follows them is kept
-        self._opened = False
-        self._owed = 0  # messages of a stream that were taken, less its answers
-        self._streaming = False
-        self._reader: MessageReader | None = None  # None where the whole message came at once
-        self._wake: asyncio.Event | None = None  # a streaming method waits for messages
-        self._drained: asyncio.Event | None = None  # a streaming method waits for its client
-        self._task: asyncio.Task[None] | None = None
+    connection: Connection
+    id: int
+    head: Head
+    began: float = field(default_factory=time.monotonic)
+    code: int = Status.CANCELLED
+    """How it ended, as it is counted; as it stands where the client leaves."""
+    done: bool = False
+    """Whether it was answered, or its client has left."""
+    ended: bool = False
+    """Whether the client has sent all that it will."""
+    prediction: Any = None
+    """What answers this call without a coroutine; its `cancel` is called where the client leaves."""
+    write_by: float = 0.0
+    """When the client must have taken more of the answer that waits, in monotonic seconds; 0: nothing waits."""
+    sent: int = 0  # bytes of it that went, when last looked at
+    _held: int = 0  # bytes that are counted
+    _refused: bool = False  # for its headers: nothing of what follows them is kept
+    _opened: bool = False
+    _owed: int = 0  # messages of a stream that were taken, less its answers
+    _streaming: bool = False
+    _reader: MessageReader | None = None  # None where the whole message came at once
+    _wake: asyncio.Event | None = None  # a streaming method waits for messages
+    _drained: asyncio.Event | None = None  # a streaming method waits for its client
+    _task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
         """Start what does not wait for a message, or refuse the call."""
@@ -96,8 +77,8 @@ class Call:
                 raise Aborted(*head.refusal)
             if self.connection.is_busy and not (method and method.always):
                 raise QueueFull("this server has all the calls in progress that it takes: come back later")
-            if head.admit is not None:
-                head.admit()
+            if method is not None and method.admit is not None:
+                method.admit(head.headers)
         except (ServingError, Aborted) as error:
             self._refused = True
             self.end_with(error)
@@ -106,7 +87,8 @@ class Call:
             self._streaming = True
             self._reader = MessageReader(self, streaming=True)
             self._wake = asyncio.Event()
-            self._task = head.loop.create_task(self._stream(method))
+            requests = self._requests(method, self._reader, self._wake)
+            self._task = asyncio.create_task(self._stream(method.streaming(requests, self)))
 
     # What the connection tells
 
@@ -124,7 +106,7 @@ class Call:
                     and method.whole is not None
                     and isinstance(piece, bytes)
                     and piece[:1] == b"\0"
-                    and int.from_bytes(piece[1:5], "big") == len(piece) - 5 <= self.head.most_bytes
+                    and int.from_bytes(piece[1:5], "big") == len(piece) - 5 <= self.connection.server.most_bytes
                 ):  # the ordinary call
                     self.hold(len(piece) - 5)
                     method.whole(self, piece[5:])
@@ -151,8 +133,8 @@ class Call:
             self.fail(Status.INVALID_ARGUMENT, "the request has no whole message")
         elif method.whole is not None:
             method.whole(self, reader.messages[0])
-        else:
-            self._task = self.head.loop.create_task(self._unary(method))
+        elif method.unary is not None:
+            self._task = asyncio.create_task(self._unary(method, method.unary, reader.messages.popleft()))
 
     def on_inflated(self) -> None:
         """Go on: what a thread was at work on is in the reader's messages."""
@@ -210,7 +192,7 @@ class Call:
         self._release_all()
         if self._reader is not None:
             self._reader.drop()
-        if self._task is not None and self._task is not asyncio.current_task(self.head.loop):
+        if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
 
     def _cancel_prediction(self) -> None:
@@ -223,7 +205,7 @@ class Call:
     def hold(self, size: int) -> None:
         """Count bytes in, unless they are few. Raises QueueFull where they are too many."""
         if size > _FREE_BYTES or self._streaming:
-            self.head.bodies.hold(size)
+            self.connection.server.bodies.hold(size)
             self._held += size
 
     def release(self, size: int) -> None:
@@ -231,10 +213,10 @@ class Call:
         if self._held and (size > _FREE_BYTES or self._streaming):
             size = min(size, self._held)
             self._held -= size
-            self.head.bodies.held -= size
+            self.connection.server.bodies.held -= size
 
     def _release_all(self) -> None:
-        self.head.bodies.held -= self._held
+        self.connection.server.bodies.held -= self._held
         self._held = 0
 
     # What methods use
@@ -333,50 +315,34 @@ class Call:
 
     # Coroutines
 
-    async def _unary(self, method: Method) -> None:
-        assert method.unary is not None  # noqa: S101  chosen by it
-        assert self._reader is not None  # noqa: S101  it has the message
-        unary, message = method.unary, self._reader.messages.popleft()
-
-        async def run() -> None:
-            self.answer(method.write(await unary(method.read(bytes(message)), self)))
-
-        await self._guarded(run)
-
-    async def _stream(self, method: Method) -> None:
-        assert method.streaming is not None  # noqa: S101  chosen by it
-        streaming = method.streaming
-
-        async def run() -> None:
-            async for response in streaming(self._requests(method), self):
-                await self.write(response)
-            if not self.done:
-                self.done = True
-                self.code = 0
-                self._release_all()
-                self._open()
-                self.connection.finish(self, _OK)
-
-        await self._guarded(run)
-
-    async def _guarded(self, run: Callable[[], Awaitable[None]]) -> None:
+    async def _unary(self, method: Method, unary: Callable[[Any, Any], Awaitable[Any]], message: Buffer) -> None:
         try:
-            await run()
+            self.answer(method.write(await unary(method.read(bytes(message)), self)))
         except Exception as error:
             self.end_with(error)
 
-    async def _requests(self, method: Method) -> AsyncIterator[Any]:
-        reader, wake = self._reader, self._wake
-        assert reader is not None  # noqa: S101
-        assert wake is not None  # noqa: S101  only streaming methods read
+    async def _stream(self, responses: AsyncIterator[Any]) -> None:
+        try:
+            async for response in responses:
+                await self.write(response)
+        except Exception as error:
+            self.end_with(error)
+        if not self.done:
+            self.done = True
+            self.code = 0
+            self._release_all()
+            self._open()
+            self.connection.finish(self, _OK)
+
+    async def _requests(self, method: Method, reader: MessageReader, wake: asyncio.Event) -> AsyncIterator[Any]:
         while not self.done:
             while reader.messages:
                 message = await reader.take()
                 self._owed += 1
                 if not reader.backpressured:
                     self.connection.replenish(self)
-                if self.head.admit is not None:
-                    self.head.admit()  # a stream may outlive the key that it began with
+                if method.admit is not None:
+                    method.admit(self.head.headers)  # a stream may outlive the key that it began with
                 if method.read is bytes:
                     yield message  # the method lets go of it
                 else:

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from serving.grpc_api.call import Call
-from serving.grpc_api.connection_reaper import ConnectionReaper
-from serving.grpc_api.head import Head
+from serving.grpc_api.head import TOO_LARGE, Head
 from serving.http2.connection import Connection as Http2
 from serving.http2.events import DataReceived, RequestReceived, StreamReset
 from serving.http2.frames import ErrorCode, ResponseTemplate
-from serving.http2.hpack import Headers, literal
+from serving.http2.hpack import literal
 from serving.http2.limits import Limits
 from serving.linux.tcp import close_or_reset, half_close, reset
 from serving.prediction.direct import DirectPrediction
 from serving.prediction.socket_loan import SocketLoan
+
+if TYPE_CHECKING:
+    from serving.grpc_api.server import GrpcServer
 
 MOST_CALLS = 8192
 """Calls in progress in one worker; further ones are told RESOURCE_EXHAUSTED."""
@@ -38,25 +40,6 @@ _MOST_LENT_PAYLOAD = MOST_LENT_BYTES + 5  # with what stands before a message
 CROWDED = "this server has all the connections that it takes: come back later"
 
 
-class CallHandler(Protocol):
-    """What the connections of one server share."""
-
-    in_progress: int
-    """Calls that are open, on all connections together."""
-    guard: ConnectionReaper
-    too_large: Head
-    """What is made of a call whose metadata is larger than is taken."""
-
-    def ended(self, call: Call) -> None:
-        """Count a call that is open no more."""
-
-    def gone(self) -> None:
-        """Take note that a connection has ended."""
-
-    def head(self, headers: Headers) -> Head:
-        """Read the headers of a call."""
-
-
 class Connection(asyncio.Protocol):
     """One connection. All of it runs on the event loop.
 
@@ -65,12 +48,12 @@ class Connection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, endpoint: CallHandler) -> None:
-        self.endpoint = endpoint
-        self.guard = endpoint.guard
+    def __init__(self, server: GrpcServer) -> None:
+        self.server = server
+        self.guard = server.guard
         self.calls: dict[int, Call] = {}
         limits = Limits(idle_frames=self.guard.patience.frames, ping_reason="too_many_pings")
-        self.http2 = Http2(endpoint.head, limits)
+        self.http2 = Http2(server.head, limits)
         self.since = self.guard.now
         self._soon = asyncio.get_running_loop().call_soon
         self._most_calls = MOST_CALLS
@@ -88,7 +71,7 @@ class Connection(asyncio.Protocol):
     @property
     def is_busy(self) -> bool:
         """Whether no more calls begin here, but for health."""
-        return self.endpoint.in_progress > self._most_calls
+        return self.server.in_progress > self._most_calls
 
     # What asyncio tells
 
@@ -113,7 +96,7 @@ class Connection(asyncio.Protocol):
         self.guard.connections.discard(self)
         self.http2.close(ErrorCode.NO_ERROR)
         self._leave()
-        self.endpoint.gone()
+        self.server.gone()
 
     def pause_writing(self) -> None:
         """Read nothing from a client that does not read its answers."""
@@ -160,13 +143,13 @@ class Connection(asyncio.Protocol):
     # Calls
 
     def _begin(self, event: RequestReceived[Head]) -> None:
-        head = event.request if event.request is not None else self.endpoint.too_large
+        head = event.request if event.request is not None else TOO_LARGE
         if head.http_status != 200:
             allow = literal(b"allow", b"POST") if head.http_status == 405 else b""
             self.http2.send_trailers(event.stream_id, literal(b":status", b"%d" % head.http_status) + allow)
             return
         call = self.calls[event.stream_id] = Call(self, event.stream_id, head)
-        self.endpoint.in_progress += 1
+        self.server.in_progress += 1
         call.begin()
         if event.end_stream:
             call.on_data(b"", True)
@@ -174,7 +157,7 @@ class Connection(asyncio.Protocol):
     def _forget(self, call: Call) -> None:
         if self.calls.pop(call.id, None) is None:
             return
-        self.endpoint.ended(call)
+        self.server.ended(call)
         if not self.calls:
             self.since = self.guard.now
             if self.http2.draining:
@@ -183,7 +166,7 @@ class Connection(asyncio.Protocol):
     def _leave(self) -> None:
         calls, self.calls = self.calls, {}
         for call in calls.values():
-            self.endpoint.ended(call)
+            self.server.ended(call)
             call.on_reset()
 
     def respond(self, call: Call, template: ResponseTemplate, data: bytes) -> bool:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from serving.bodies.byte_budget import ByteBudget
-from serving.grpc_api.security import Judge
 from serving.grpc_api.status import Status
-from serving.http2.hpack import Headers
+from serving.http2.hpack import MAX_LIST_BYTES, Headers
 from serving.tensor_bytes import Buffer
 
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
@@ -23,19 +20,21 @@ _ENCODINGS = (b"gzip", b"deflate", b"identity")
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """What answers calls of one path; messages are read with `read`, which raises InvalidRequest, and made bytes with
-    `write`. judge: decides who may; None where anyone may.
+    """What answers calls of one path, its `name`; messages are read with `read`, which raises InvalidRequest, and made
+    bytes with `write`.
 
     unary: async (request, call) -> response. streaming: (requests, call) -> async iterator. whole: called with
-    (call, message bytes), and answers by itself, without a coroutine. always: answered though all else is refused.
+    (call, message bytes), and answers by itself, without a coroutine. admit: raises the ServingError of a caller who,
+    by the headers, may not; None where anyone may. always: answered though all else is refused.
     """
 
+    name: str
     read: Callable[[bytes], Any]
     write: Callable[[Any], bytes]
     unary: Callable[[Any, Any], Awaitable[Any]] | None = None
     streaming: Callable[[AsyncIterator[Any], Any], AsyncIterator[Any]] | None = None
     whole: Callable[[Any, Buffer], None] | None = None
-    judge: Judge | None = None
+    admit: Callable[[Headers], object] | None = None
     always: bool = False
 
 
@@ -43,8 +42,7 @@ class Method:
 class Head:
     """The headers of a call: its method (None: there is none), timeout in seconds, coding, and all of them.
 
-    refusal: what is wrong with them. http_status: the answer to a request that is no gRPC; 200 where it is. admit:
-    raises the ServingError of a caller who may not, each time anew, for keys are withdrawn; None: anyone may.
+    refusal: what is wrong with them. http_status: the answer to a request that is no gRPC; 200 where it is.
     """
 
     method: Method | None
@@ -52,21 +50,16 @@ class Head:
     encoding: bytes
     headers: Headers
     refusal: tuple[Status, str] | None
-    http_status: int
-    admit: Callable[[], object] | None
-    loop: asyncio.AbstractEventLoop
-    most_bytes: int
-    bodies: ByteBudget
+    http_status: int = 200
 
 
-def head_of(
-    headers: Headers,
-    methods: dict[bytes, Method],
-    *,
-    loop: asyncio.AbstractEventLoop,
-    most_bytes: int,
-    bodies: ByteBudget,
-) -> Head:
+TOO_LARGE = Head(
+    None, None, b"identity", [], (Status.RESOURCE_EXHAUSTED, f"the metadata is larger than {MAX_LIST_BYTES} bytes")
+)
+"""What is made of a call whose metadata is larger than is taken."""
+
+
+def head_of(headers: Headers, methods: dict[bytes, Method]) -> Head:
     """Read the headers of a call; what is wrong with them is its answer."""
     by_name = dict(headers)
     path = by_name.get(b":path", b"")
@@ -90,5 +83,4 @@ def head_of(
             refusal = Status.INTERNAL, "grpc-timeout should be up to 8 digits and a unit"
         else:
             timeout = int(found[1]) * _UNITS[found[2]]
-    admit = method.judge(headers) if method is not None and method.judge is not None else None
-    return Head(method, timeout, encoding, headers, refusal, http_status, admit, loop, most_bytes, bodies)
+    return Head(method, timeout, encoding, headers, refusal, http_status)

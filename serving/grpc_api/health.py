@@ -22,9 +22,10 @@ class Health:
 
     def set(self, serving: bool) -> None:
         """Change the state, and tell who watches."""
-        self._serving = serving
-        self._changed.set()
-        self._changed = asyncio.Event()
+        if serving is not self._serving:
+            self._serving = serving
+            self._changed.set()
+            self._changed = asyncio.Event()
 
     def _response(self, service: str) -> Any:
         if service not in self._services:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from serving.bodies.buffer import BodyBuffer
 from serving.bodies.inflation import Inflation, inflaters
 from serving.errors import InvalidRequest, PayloadTooLarge
 from serving.grpc_api.connection_reaper import Timeouts
-from serving.grpc_api.head import Head
 from serving.grpc_api.status import Aborted, Status
 from serving.tensor_bytes import Buffer
+
+if TYPE_CHECKING:
+    from serving.grpc_api.call import Call
 
 _MOST_QUEUED = 16
 _EACH_BYTES = 128
@@ -25,30 +27,12 @@ _SMALL_BYTES = 1024
 """Messages up to it get no buffer of their own, which takes half as much."""
 
 
-class Receiver(Protocol):
-    """The call whose messages are read."""
-
-    head: Head
-
-    def hold(self, size: int) -> None:
-        """Count bytes in. Raises QueueFull where they are too many."""
-
-    def release(self, size: int) -> None:
-        """Count bytes out."""
-
-    def end_with(self, error: Exception) -> None:
-        """End with the status of an error."""
-
-    def on_inflated(self) -> None:
-        """Go on: what a thread was at work on is in `messages`."""
-
-
 class MessageReader:
     """Gives `messages` what it is fed. streaming: the call takes any number of them."""
 
     __slots__ = ("_call", "_flag", "_inflating", "_later", "_prefix", "_since", "_store", "_streaming", "messages")
 
-    def __init__(self, call: Receiver, *, streaming: bool) -> None:
+    def __init__(self, call: Call, *, streaming: bool) -> None:
         self._call = call
         self._streaming = streaming
         self.messages: deque[Buffer] = deque()
@@ -84,6 +68,7 @@ class MessageReader:
 
     def feed(self, piece: bytes | memoryview) -> None:
         """Take a piece of the messages: each stands behind a flag and its length. Raises ServingError or Aborted."""
+        most_bytes = self._call.connection.server.most_bytes
         piece = memoryview(piece)  # of bytes each part would be a copy of all that follows
         while piece:
             if self._store is None:
@@ -96,10 +81,8 @@ class MessageReader:
                     return
                 self._flag, size = self._prefix[0], int.from_bytes(self._prefix[1:], "big")
                 self._prefix = b""
-                if size > self._call.head.most_bytes:
-                    raise PayloadTooLarge(
-                        f"the message has {size} bytes, and the limit is {self._call.head.most_bytes}"
-                    )
+                if size > most_bytes:
+                    raise PayloadTooLarge(f"the message has {size} bytes, and the limit is {most_bytes}")
                 self._call.hold(size + _EACH_BYTES if self._streaming else size)
                 if size <= min(len(piece), _SMALL_BYTES):
                     self._take(self._flag, bytes(piece[:size]))
@@ -129,16 +112,16 @@ class MessageReader:
         self.messages.append(message)
 
     def _inflate(self, flag: int, message: Buffer) -> None:
-        head = self._call.head
-        if flag != 1 or head.encoding == b"identity":
+        encoding = self._call.head.encoding
+        if flag != 1 or encoding == b"identity":
             raise Aborted(Status.INTERNAL, "a message is flagged as compressed, and no grpc-encoding says how")
-        inflation = Inflation(message, head.encoding.decode(), head.most_bytes)
+        inflation = Inflation(message, encoding.decode(), self._call.connection.server.most_bytes)
         made = inflation.at_once()
         if made is not None:
             self._inflated(len(message), made)
             return
         self._call.hold(inflation.size)
-        self._inflating = head.loop.run_in_executor(inflaters, inflation.inflate)
+        self._inflating = asyncio.get_running_loop().run_in_executor(inflaters, inflation.inflate)
         self._inflating.add_done_callback(lambda done: self._go_on(len(message), inflation.size, done))
 
     def _inflated(self, packed: int, made: Buffer) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from dataclasses import replace
+from collections.abc import Iterator
 
 from serving.access.access import Access
 from serving.bodies.byte_budget import ByteBudget
@@ -21,7 +21,7 @@ from serving.grpc_api.prediction import CODECS, ROUTES
 from serving.grpc_api.reflection import Reflection
 from serving.grpc_api.service import Service
 from serving.grpc_api.status import Status
-from serving.http2.hpack import MAX_LIST_BYTES, Headers
+from serving.http2.hpack import Headers
 from serving.metrics.counts import Cells
 from serving.metrics.metrics import Metrics
 from serving.prediction.endpoints import EndpointTable
@@ -70,8 +70,8 @@ class GrpcServer:
         self._service = Service(fleet, metrics, access, endpoints, pool)
         self._address = address
         self._grace = grace
-        self._max_bytes = max_bytes
-        self._bodies = bodies
+        self.most_bytes = max_bytes
+        self.bodies = bodies
         self.in_progress = 0
         self.guard = ConnectionReaper(patience or Timeouts())
         self._tls = tls
@@ -83,28 +83,19 @@ class GrpcServer:
         if metrics is not None:
             self._ended = Cells(lambda ended: metrics.call(ended[0], Status(ended[1]).name))
         self._methods: dict[bytes, Method] = {}
-        self._names: dict[int, str] = {}
-        """By identity of a method, the one that calls are counted by."""
         self._watching: Method | None = None  # it never ends by itself
         self._health = Health(SERVICE)
-        self._following: asyncio.Task[None] | None = None
         self._server: asyncio.Server | None = None
-        self.too_large: Head
-        self._loop: asyncio.AbstractEventLoop
-        self._sweeping: asyncio.TimerHandle | None = None
+        self._sweeping: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._quiet = asyncio.Event()
         self.port = 0
 
     async def start(self) -> None:
         """Listen. Raises OSError where the address can't be had."""
-        self._loop = asyncio.get_running_loop()
-        said = self._fleet.ready
-        self._health.set(said)
-        self._methods = self._all_methods()
-        self._names = {id(method): path[1:].decode() for path, method in self._methods.items()}
-        refusal = Status.RESOURCE_EXHAUSTED, f"the metadata is larger than {MAX_LIST_BYTES} bytes"
-        self.too_large = replace(self.head([(b":method", b"POST")]), refusal=refusal, http_status=200)
+        loop = asyncio.get_running_loop()
+        self._health.set(self._fleet.ready)
+        self._methods = {b"/" + method.name.encode(): method for method in self._all_methods()}
         host, _, port = self._address.rpartition(":")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -119,32 +110,32 @@ class GrpcServer:
         self.port = sock.getsockname()[1]
         patience = self.guard.patience
         options = server_options(self._tls, handshake_s=patience.head_s, end_s=patience.write_s)
-        self._server = await self._loop.create_server(lambda: Connection(self), sock=sock, backlog=2048, **options)
-        self._sweeping = self._loop.call_later(_SWEEP_S, self._sweep)
-        self._following = self._loop.create_task(self._follow(said))
+        self._server = await loop.create_server(lambda: Connection(self), sock=sock, backlog=2048, **options)
+        self._sweeping = loop.create_task(self._sweep())
 
-    async def _follow(self, said: bool) -> None:
-        """Let health say what ServerReady says: models come and go, and watchers are told."""
+    async def _sweep(self) -> None:
+        """Enforce time-outs, and let health say what ServerReady says: models come and go, and watchers are told."""
         while True:
             await asyncio.sleep(_SWEEP_S)
-            if said is not (ready := self._fleet.ready):
-                said = ready
-                self._health.set(ready)
+            self.guard.sweep()
+            if self._stopping is None:
+                self._health.set(self._fleet.ready)
 
-    def _all_methods(self) -> dict[bytes, Method]:
-        made = {f"/{SERVICE}/{name}": method for name, method in self._service.methods().items()}
+    def _all_methods(self) -> Iterator[Method]:
+        yield from self._service.methods()
         checked = reader(message("HealthCheckRequest", "grpc.health.v1"))
         status = message("HealthCheckResponse", "grpc.health.v1").SerializeToString
-        made[f"/{HEALTH}/Check"] = Method(checked, status, unary=self._health.check, always=True)
-        self._watching = made[f"/{HEALTH}/Watch"] = Method(checked, status, streaming=self._health.watch)
+        yield Method(f"{HEALTH}/Check", checked, status, unary=self._health.check, always=True)
+        self._watching = Method(f"{HEALTH}/Watch", checked, status, streaming=self._health.watch)
+        yield self._watching
         for service in (REFLECTION, REFLECTION_ALPHA):
             package = service.rpartition(".")[0]
-            made[f"/{service}/ServerReflectionInfo"] = Method(
+            yield Method(
+                f"{service}/ServerReflectionInfo",
                 reader(message("ServerReflectionRequest", package)),
                 message("ServerReflectionResponse", package).SerializeToString,
                 streaming=Reflection(package, SERVICE, HEALTH, REFLECTION, REFLECTION_ALPHA).info,
             )
-        return {path.encode(): method for path, method in made.items()}
 
     # What connections ask
 
@@ -152,7 +143,8 @@ class GrpcServer:
         """Count a call that is open no more; those of methods that there are not, as one."""
         self.in_progress -= 1
         if self._ended is not None:
-            self._ended[self._names.get(id(call.head.method), "other"), call.code][0] += 1
+            name = call.head.method.name if call.head.method is not None else "other"
+            self._ended[name, call.code][0] += 1
 
     def gone(self) -> None:
         """Take note that a connection has ended."""
@@ -161,11 +153,7 @@ class GrpcServer:
 
     def head(self, headers: Headers) -> Head:
         """Read the headers of a call."""
-        return head_of(headers, self._methods, loop=self._loop, most_bytes=self._max_bytes, bodies=self._bodies)
-
-    def _sweep(self) -> None:
-        self.guard.sweep()
-        self._sweeping = self._loop.call_later(_SWEEP_S, self._sweep)
+        return head_of(headers, self._methods)
 
     async def stop(self) -> None:
         """Take no more calls, and let those in progress finish within the grace time."""
@@ -176,8 +164,6 @@ class GrpcServer:
     async def _stop(self) -> None:
         if self._server is None:
             return
-        if self._following is not None:
-            self._following.cancel()
         self._server.close()
         self._health.set(False)
         await asyncio.sleep(0)  # who watches is told before the connection goes
@@ -197,7 +183,7 @@ class GrpcServer:
         """End all calls with UNAVAILABLE, and connections once their clients have had time to read that."""
         for connection in list(self.guard.connections):
             connection.cut_short()
-            self._loop.call_later(LINGER_S, connection.transport.abort)
+            asyncio.get_running_loop().call_later(LINGER_S, connection.transport.abort)
 
     async def _is_quiet_within(self, seconds: float) -> bool:
         if self.guard.connections:

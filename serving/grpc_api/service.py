@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from google.protobuf.json_format import ParseDict
 
 from serving.access.access import Access
+from serving.access.principal import Scope
 from serving.bodies.codec_pool import CodecPool
 from serving.deploy import description
 from serving.deploy.fleet import Fleet
@@ -17,11 +18,12 @@ from serving.errors import InvalidRequest, ModelNotFound, NotReady, QueueFull, S
 from serving.grpc_api.call import Call
 from serving.grpc_api.head import Method
 from serving.grpc_api.prediction import Predictor, StreamPrediction, UnaryPrediction
-from serving.grpc_api.security import deployer, judge_of
+from serving.http2.hpack import Headers
 from serving.metrics.metrics import Metrics
+from serving.prediction.authorization import authorize
 from serving.prediction.endpoints import EndpointTable
 from serving.protocols.infer_codec import opening_of
-from serving.protocols.messages import STREAM, UNARY, message, reader
+from serving.protocols.messages import SERVICE, STREAM, UNARY, message, reader
 from serving.protocols.messages import pool as descriptors
 from serving.protocols.protobuf_wire import Parts, field, field_head
 from serving.repository import transitions
@@ -104,7 +106,7 @@ class Service:
         return self._responses["RepositoryModelUnload"]()
 
     def _who(self, call: Call) -> str:
-        return deployer(self._access, call.head.headers)
+        return authorize(self._access, call.head.headers, "deploy").name
 
     def infer(self, call: Call, request: Buffer) -> None:
         """Predict, without a coroutine."""
@@ -182,33 +184,41 @@ class Service:
         failed: bytes = response.SerializeToString()
         return failed
 
-    def methods(self) -> dict[str, Method]:
-        """Return every call of the protocol by its name."""
-        unary = {
-            "ServerLive": self.server_live,
-            "ServerReady": self.server_ready,
-            "ModelReady": self.model_ready,
-            "ServerMetadata": self.server_metadata,
-            "ModelMetadata": self.model_metadata,
-            "ModelConfig": self.model_config,
-            "ModelStatistics": self.model_statistics,
-            "RepositoryIndex": self.repository_index,
-            "RepositoryModelLoad": self.repository_model_load,
-            "RepositoryModelUnload": self.repository_model_unload,
+    def methods(self) -> list[Method]:
+        """Return every call of the protocol; those that require nothing are answered though all else is refused."""
+        unary: dict[str, tuple[Callable[[Any, Any], Awaitable[Any]], Scope | None]] = {
+            "ServerLive": (self.server_live, None),
+            "ServerReady": (self.server_ready, None),
+            "ModelReady": (self.model_ready, "predict"),
+            "ServerMetadata": (self.server_metadata, "predict"),
+            "ModelMetadata": (self.model_metadata, "predict"),
+            "ModelConfig": (self.model_config, "predict"),
+            "ModelStatistics": (self.model_statistics, "predict"),
+            "RepositoryIndex": (self.repository_index, "predict"),
+            "RepositoryModelLoad": (self.repository_model_load, "deploy"),
+            "RepositoryModelUnload": (self.repository_model_unload, "deploy"),
         }
-        made = {
-            name: Method(
+        made = [
+            Method(
+                f"{SERVICE}/{name}",
                 reader(message(f"{name}Request")),
                 message(f"{name}Response").SerializeToString,
                 unary=call,
-                judge=judge_of(self._access, name),
-                always=name in ("ServerLive", "ServerReady"),
+                admit=self._admit(scope),
+                always=scope is None,
             )
-            for name, call in unary.items()
-        }
-        made["ModelInfer"] = Method(bytes, bytes, whole=self.infer, judge=judge_of(self._access, "ModelInfer"))
-        made[STREAM] = Method(bytes, bytes, streaming=self.stream, judge=judge_of(self._access, STREAM))
+            for name, (call, scope) in unary.items()
+        ]
+        predict = self._admit("predict")
+        made.append(Method(f"{SERVICE}/ModelInfer", bytes, bytes, whole=self.infer, admit=predict))
+        made.append(Method(f"{SERVICE}/{STREAM}", bytes, bytes, streaming=self.stream, admit=predict))
         return made
+
+    def _admit(self, scope: Scope | None) -> Callable[[Headers], object] | None:
+        """Return what judges calls before a message of them is read, and each time anew, for keys are withdrawn."""
+        if scope is None or (scope == "predict" and not self._access.configured):
+            return None
+        return lambda headers: authorize(self._access, headers, scope)
 
 
 def _refuse_parameters(request: Any, harmless: tuple[str, ...]) -> None:
