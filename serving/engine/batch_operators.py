@@ -33,16 +33,14 @@ def _cast_like(node: Node) -> Sequence[State]:
 
 def _shape(node: Node) -> Sequence[State]:
     """Shape, Size: tell how many rows there are."""
-    if isinstance(rows := node.state(0), Rows) and rows.padding is not None:
-        raise node.doubt("counts how long the longest row of the batch is")
+    node.rows(0)
     return [SIZE]
 
 
 def _dropout(node: Node) -> Sequence[State]:
     """Do nothing, as it should once a model is trained."""
-    training = node.constant(2) if node.opset >= 12 else node.opset < 7 and not node.attribute("is_test", 0)
-    if training is not None and bool(training):
-        raise node.doubt("answers differently each time")
+    if node.state(2) is not None or node.opset < 7:
+        raise node.doubt("may answer differently each time")
     return _identity(node)
 
 
@@ -106,36 +104,29 @@ def _without(node: Node, axes: Iterable[int]) -> Sequence[State]:
     return [rows if node.attribute("keepdims", 1) else rows.moved(-sum(axis < rows.axis for axis in axes))]
 
 
-def _multiplied(node: Node) -> Rows:
-    """Multiply matrices: one of them has no rows, or both have them in front of the matrix."""
-    found: list[Rows] = []
-    for index in node.dependent((0, 1)):
-        rows = node.rows(index, None if isinstance(node.state(index), Rows) else 0)
-        own, other = node.rank(index), node.rank(1 - index)
-        from_end = own - rows.axis
-        turned = bool(node.attribute("transB" if index else "transA", 0))
-        if own < 2 or from_end == 1 + (index ^ turned):  # the axis that is summed over
-            raise node.mixes
-        if from_end <= 2:
-            if node.state(1 - index) is not FREE:
-                raise node.mixes
-            from_end = 2 - index
-        if other == 1:  # a vector: the axis that it is summed over is gone
-            from_end = 1 if from_end <= 2 else from_end - 1
-        found.append(Rows(node.rank_out() - from_end, rows.stride))
-    if len(set(found)) != 1:
-        raise node.mixes
-    return found[0]
-
-
 def _matmul(node: Node) -> Sequence[State]:
+    """Multiply matrices: one of them has no rows, or both have them in front of the matrix; the others are settings."""
     node.need_free_from(2)
-    return [_multiplied(node)]
+    found = set()
+    for index in node.dependent((0, 1)):
+        rows = node.rows(index)
+        from_end = node.rank(index) - rows.axis
+        summed = 1 + index  # the last axis of the first matrix, the last but one of the second
+        if node.rank(index) < 2 or from_end == summed or (from_end <= 2 and node.state(1 - index) is not FREE):
+            raise node.mixes
+        if node.rank(1 - index) == 1:  # a vector: the axis that it is summed over is gone
+            from_end -= from_end > summed
+        found.add(Rows(node.rank_out() - from_end, rows.stride))
+    if len(found) != 1:
+        raise node.mixes
+    return [found.pop()]
 
 
 def _gemm(node: Node) -> Sequence[State]:
-    rows = _multiplied(node)
-    if node.dependent([2]) and node.aligned([2], 2) != rows:
+    """Multiply rows by a matrix, and add a vector or rows."""
+    node.need_free([1])
+    rows = node.rows(0, 0)
+    if node.attribute("transA", 0) or (node.dependent([2]) and node.aligned([2], 2) != rows):
         raise node.mixes
     return [rows]
 

@@ -13,7 +13,7 @@ import numpy as np
 from onnx import TensorProto
 
 from serving.engine.batch_node import FREE, Node
-from serving.tensors import Array, count
+from serving.tensors import Array
 
 _WHOLE = (TensorProto.INT32, TensorProto.INT64)
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
@@ -55,18 +55,6 @@ def _product(node: Node) -> bool:
     return same_shape and _whole(node) and sum(len(set(values)) > 1 for values in _elements(arrays)) <= 1
 
 
-def _range(node: Node) -> bool:
-    """Count in ones, as many as there are rows or a multiple: a range that is empty at first is not for ever."""
-    lengths = [count(shape) for shape in node.shapes_out()]
-    even = all(length == lengths[0] // node.numbers[0] * n for n, length in zip(node.numbers, lengths, strict=True))
-    return _whole(node) and node.state(2) is FREE and abs(int(node.arrays(2)[0])) == 1 and even and lengths[0] > 0
-
-
-def _triangle(node: Node) -> bool:
-    """Cut a matrix along a fixed diagonal."""
-    return node.state(1) in (None, FREE)
-
-
 def _never_equal(node: Node) -> bool:
     """Compare sizes with what none of them ever is, as exporters do: they grow from 0 or more, and are never below."""
     fixed = [index for index, state in enumerate(node.inputs) if state is FREE]
@@ -93,8 +81,6 @@ SIZES: dict[str, Callable[[Node], bool]] = {
     "Cast": _cast,
     "Equal": _never_equal,
     "Mul": _scaled,
-    "Range": _range,
     "ReduceProd": _product,
-    "Trilu": _triangle,
 }
 """By operator: whether a node of which an input is a size, and none has rows, gives what grows evenly."""

@@ -43,31 +43,23 @@ def _difference(expected: list[Any], actual: Array, tolerance: float, name: str)
     Raises ModelInvalid where it is above `tolerance`, with the row.
     """
     due: Array = np.array(expected)
-    if actual.dtype.kind == "f":
-        due = due.astype(np.float64)
     if due.shape != actual.shape:
         raise ModelInvalid(f"golden rows: output {name} has shape {list(actual.shape)}, and {list(due.shape)} is known")
-    if actual.dtype.kind != "f":
-        wrong = np.flatnonzero((due != actual).reshape(len(due), -1).any(axis=1))
-        if wrong.size:
-            row = int(wrong[0])
-            raise ModelInvalid(
-                f"golden row {row}: output {name} is {_cell(actual[row])}, and {_cell(due[row])} is known"
-            )
-        return 0.0
-    got = actual.astype(np.float64)
-    both = np.isnan(due) & np.isnan(got) | (due == got)
-    with np.errstate(invalid="ignore"):
-        apart = np.where(both, 0.0, np.abs(due - got) / np.maximum(1, np.abs(due)))
-    apart = np.where(np.isfinite(apart), apart, np.inf).reshape(len(due), -1)
-    worst = float(apart.max(initial=0.0))
+    if actual.dtype.kind == "f":
+        due, got = due.astype(np.float64), actual.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(due - got) / np.maximum(1, np.abs(due))
+        # One number that is none differs from all others, and infinities of one sign are equal.
+        equal = np.isnan(due) & np.isnan(got) | (due == got)
+        apart = np.where(equal, 0.0, np.where(np.isnan(apart), np.inf, apart))
+    else:
+        apart = np.where(due == actual, 0.0, np.inf)
+    by_row = apart.reshape(len(due), -1).max(axis=1, initial=0.0)
+    worst = float(by_row.max())
     if worst > tolerance:
-        raise _wrong(int(apart.max(axis=1).argmax()), name, got, due)
+        row = int(by_row.argmax())
+        raise ModelInvalid(f"golden row {row}: output {name} is {_cell(actual[row])}, and {_cell(due[row])} is known")
     return worst
-
-
-def _wrong(row: int, name: str, got: Array, due: Array) -> ModelInvalid:
-    return ModelInvalid(f"golden row {row}: output {name} is {_cell(got[row])}, and {_cell(due[row])} is known")
 
 
 def _cell(value: Any) -> str:
