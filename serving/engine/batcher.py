@@ -173,9 +173,8 @@ class Batcher:
             while line and self._queued_rows + rows > self._max_queued_rows:
                 displaced = line.pop()
                 self._queued_rows -= displaced.cost
-                if not displaced.done:
-                    text = "requests of higher priority took the place: come back later"
-                    _reply(displaced, QueueFull(text, seconds_to_come_back(wait)))
+                text = "requests of higher priority took the place: come back later"
+                reply(displaced, QueueFull(text, seconds_to_come_back(wait)))
 
     @property
     def queued_rows(self) -> int:
@@ -205,9 +204,8 @@ class Batcher:
         self._closing = True
         at_work = (batch.requests for batch in self._at_work)
         for request in [request for requests in (*self._lines, *at_work) for request in requests]:
-            if not request.done:
-                _reply(request, error)
-                request.done = True
+            reply(request, error)
+            request.done = True
         for line in self._lines:
             line.clear()
         self._at_work.clear()
@@ -232,8 +230,7 @@ class Batcher:
         if not request.done and request.deadline > now:
             return True
         self._queued_rows -= request.cost
-        if not request.done:
-            _reply(request, DeadlineExceeded("the deadline passed while the request waited for its turn"))
+        reply(request, DeadlineExceeded("the deadline passed while the request waited for its turn"))
         return False
 
     def _flush(self) -> None:
@@ -311,8 +308,7 @@ class Batcher:
         started = batch.started
         self._observer.ran(batch.rows, [started - r.queued_at for r in batch.requests], spent)
         for request, outcome in zip(batch.requests, batch.outcomes, strict=True):
-            if not request.done:
-                _reply(request, outcome)
+            reply(request, outcome)
         if not self._queued_rows:
             self._settled()
         elif not self._scheduled:
@@ -321,8 +317,13 @@ class Batcher:
             self._loop.call_soon(self._flush)
 
 
-def _reply(request: Request, outcome: Outcome) -> None:
-    """Answer one request; a transport that fails on it keeps nobody else from being answered, nor the model idle."""
+def reply(request: Request, outcome: Outcome) -> None:
+    """Answer one request, unless its caller has left.
+
+    A transport that fails on it keeps nobody else from being answered, nor the model idle.
+    """
+    if request.done:
+        return
     try:
         request.reply(outcome)
     except Exception:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import sys
 from collections.abc import Hashable
 from typing import NamedTuple, TypeAlias
@@ -16,13 +15,11 @@ from weakref import WeakValueDictionary
 
 from cachetools import LRUCache
 
-from serving.engine.batcher import Batcher, Observer
+from serving.engine.batcher import Batcher, Observer, reply
 from serving.engine.limits import CacheSize
 from serving.engine.request import Outcome, Request
 from serving.errors import DeadlineExceeded, ServingError
 from serving.tensors import Array, Overriding, Tensors
-
-log = logging.getLogger("serving.response_cache")
 
 MOST_BYTES = 1024 * 1024
 """Requests with more are not looked up: reading them through for it would keep the event loop from its work."""
@@ -51,10 +48,9 @@ class ResponseCache:
         self._tell = observer.cached
         # The batcher has those that wait and run: one that it drops, since nobody wants it any more, is forgotten here.
         self._flights: WeakValueDictionary[Place, _Flight] = WeakValueDictionary()
-        if size.bytes is not None:
-            self._answers: LRUCache[Key, _Answer] = LRUCache(size.bytes, getsizeof=lambda answer: answer.bytes)
-        else:
-            self._answers = LRUCache(size.entries or 1)
+        self._answers: LRUCache[Key, _Answer] = LRUCache(
+            size.bytes or size.entries or 1, getsizeof=(lambda answer: answer.bytes) if size.bytes else None
+        )
 
     def submit(self, request: Request) -> None:
         """Answer a request from here, or let it wait for an equal one, or queue it. Raises what the batcher does."""
@@ -65,7 +61,7 @@ class ResponseCache:
         found = self._answers.get(key)
         if found is not None:
             self._tell("hit")
-            self._loop.call_soon(_give, request, found.outputs)  # later, as a batcher replies
+            self._loop.call_soon(reply, request, found.outputs)  # later, as a batcher replies
             return
         place = key, request.priority
         flight = self._flights.get(place)
@@ -97,7 +93,7 @@ class ResponseCache:
                 late = [member for member in flight.members if member.deadline <= now]
                 flight.members = [member for member in flight.members if member.deadline > now]
                 for member in late:
-                    _give(member, DeadlineExceeded("the deadline passed while the request waited for its turn"))
+                    reply(member, DeadlineExceeded("the deadline passed while the request waited for its turn"))
 
 
 class _Answer(NamedTuple):
@@ -142,17 +138,7 @@ class _Flight(Request):
         self._first.ran, self._first.queued_at = self.ran, self.queued_at  # its stages are known; the others' are not
         self._cache.landed(self, outcome)
         for member in self.members:
-            _give(member, outcome)
-
-
-def _give(request: Request, outcome: Outcome) -> None:
-    """Answer one request, unless its caller has left; a transport that fails on it keeps no other from its answer."""
-    if request.done:
-        return
-    try:
-        request.reply(outcome)
-    except Exception:
-        log.exception("an answer could not be given")
+            reply(member, outcome)
 
 
 def _key(request: Request) -> Key | None:
