@@ -39,7 +39,7 @@ class Plan:
 
     def dump(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        dumped: dict[str, Any] = _JSON.dump_python(self, mode="json", exclude_none=True)
+        dumped: dict[str, Any] = _JSON.dump_python(self, mode="json", exclude_unset=True)
         return dumped
 
     @classmethod

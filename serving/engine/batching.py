@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 from pydantic import BaseModel, ConfigDict
 
-from serving.engine.limits import Overrides
+from serving.engine.limits import Limits
 
 RULES = 5
 """Counts the rules by which independence is proved: a proof by others is made anew."""
 
-NOTHING_OF_ITS_OWN = Overrides()
+NOTHING_OF_ITS_OWN = Limits()
 
 
 class Independence(BaseModel):
@@ -37,8 +37,8 @@ class Batching:
 
     together: bool
     reason: str = ""
-    own: Overrides = NOTHING_OF_ITS_OWN
+    own: Limits = NOTHING_OF_ITS_OWN
 
     def without_providers(self) -> Batching:
         """Return the same on the processor alone."""
-        return replace(self, own=self.own.model_copy(update={"providers": None}))
+        return replace(self, own=self.own.model_copy(update={"providers": ()}))

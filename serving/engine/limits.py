@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from pydantic import ConfigDict, Field, model_validator
 
 from serving.documented import Documented
@@ -73,29 +71,10 @@ class Feedback(_Table):
         return f"for {self.keep} rows, quality of {self.window} outcomes"
 
 
-class Overrides(_Frozen):
-    """What one model has of its own of `Limits`, by the same names. None: as the server's settings say."""
+class Limits(_Frozen):
+    """How much a model may take, and how it runs; rows, seconds, threads and bytes.
 
-    max_batch_rows: int | None = None
-    max_queued_rows: int | None = None
-    max_delay: float | None = None
-    deadline_s: float | None = None
-    instances: int | None = None
-    threads: int | None = None
-    memory_bytes: int | None = None
-    warm_rows: int | None = None
-    providers: tuple[Provider, ...] | None = None
-    cache: CacheSize | None = None
-    drift: Drift | None = None
-    feedback: Feedback | None = None
-    callers: frozenset[str] | None = None
-    capture_share: float | None = None
-    sensitive: frozenset[str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much one model may take, and how it runs; rows, seconds, threads and bytes.
+    What one model has of its own is one of these too: what is set in it, and nothing that has its default.
 
     deadline_s: of its predictions, where their callers ask for none that is shorter. memory_bytes: see `OnnxSession`.
     exact_threads: whether a small model gets all of `threads` too. warm_rows: the largest batch that warming up tries;
@@ -122,16 +101,12 @@ class Limits:
     capture_share: float = 0.0
     sensitive: frozenset[str] = frozenset()
 
-    def of(self, own: Overrides) -> Limits:
+    def of(self, own: Limits) -> Limits:
         """Return those of a model with settings of its own."""
-        given = {name: value for name, value in own if value is not None}
-        return replace(self, **given, exact_threads=own.threads is not None)
+        given = {name: getattr(own, name) for name in own.model_fields_set}
+        return self.model_copy(update=given | {"exact_threads": "threads" in given})
 
     def same_session(self, other: Limits) -> bool:
         """Tell whether a session that was loaded with these does for others too."""
-        return (self.threads, self.exact_threads, self.memory_bytes, self.providers) == (
-            other.threads,
-            other.exact_threads,
-            other.memory_bytes,
-            other.providers,
-        )
+        loaded_with = ("threads", "exact_threads", "memory_bytes", "providers")
+        return all(getattr(self, name) == getattr(other, name) for name in loaded_with)

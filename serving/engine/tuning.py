@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -73,12 +73,17 @@ def trials(path: Path, batching: Batching, of: Load, cores: int) -> Iterator[Tri
 
     Raises ModelInvalid, InvalidRequest or InferenceFailed.
     """
-    limits = replace(Limits().of(batching.own), cache=None, max_queued_rows=2 * of.callers * of.rows)
+    limits = (
+        Limits()
+        .of(batching.own)
+        .model_copy(update={"cache": None, "max_queued_rows": 2 * of.callers * of.rows, "exact_threads": True})
+    )
     session, there = None, 0
     for threads, instances, batch in settings(cores, of, together=batching.together):
-        given = replace(limits, threads=threads, exact_threads=True, instances=instances, max_batch_rows=batch)
+        given = limits.model_copy(update={"threads": threads, "instances": instances, "max_batch_rows": batch})
         if session is None or threads != there:
-            session, there = load(path, limits=replace(given, max_batch_rows=of.callers * of.rows)), threads
+            largest = given.model_copy(update={"max_batch_rows": of.callers * of.rows})
+            session, there = load(path, limits=largest), threads
         seconds, took = uvloop.run(_measured(session, given, Batching(batching.together, batching.reason), of))
         p50, p99 = np.percentile(seconds, (50, 99))
         rows_per_s = len(seconds) * of.rows / took

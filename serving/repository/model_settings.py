@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from serving.documented import Documented
 from serving.engine.batching import NOTHING_OF_ITS_OWN, Batching, Independence
-from serving.engine.limits import LEAST_MODEL_MEMORY, CacheSize, Drift, Feedback, Overrides
+from serving.engine.limits import LEAST_MODEL_MEMORY, CacheSize, Drift, Feedback, Limits
 from serving.engine.providers import Provider, fault
 from serving.errors import InvalidRequest, ServingError
 from serving.linux.files import Stamp, stamp
@@ -120,7 +120,7 @@ class ModelSettings:
 
     off: str = ""
     allow_dynamic_quantization: bool = False
-    own: Overrides = NOTHING_OF_ITS_OWN
+    own: Limits = NOTHING_OF_ITS_OWN
     keep: Keep | None = None
 
     def shown(self) -> dict[str, Any]:
@@ -130,11 +130,13 @@ class ModelSettings:
             "batching": self.off,
             "allow_dynamic_quantization": self.allow_dynamic_quantization,
             **own.model_dump(
-                exclude_none=True, exclude={"providers", "cache", "drift", "feedback", "callers", "sensitive"}
+                exclude_unset=True, exclude={"providers", "cache", "drift", "feedback", "callers", "sensitive"}
             ),
-            "providers": [provider.name for provider in own.providers or ()],
-            **{name: str(getattr(own, name) or "") for name in ("cache", "drift", "feedback")},
-            "sensitive": sorted(own.sensitive or ()),
+            "providers": [provider.name for provider in own.providers],
+            **{
+                name: str(getattr(own, name)) for name in ("cache", "drift", "feedback") if name in own.model_fields_set
+            },
+            "sensitive": sorted(own.sensitive),
         }
         return {name: value for name, value in named.items() if value not in ("", False, [])} | (
             {} if own.callers is None else {"predict": sorted(own.callers)}
@@ -207,23 +209,24 @@ def read(folder: Path) -> ModelSettings:
         off = f"switched off in {SETTINGS_FILE}"
     elif batching.enabled is None and batching.max_batch_rows is None and config.max_batch_size == 0:
         off = f"max_batch_size is 0 in {CONFIG_FILE}"
-    own = Overrides(
-        max_batch_rows=batching.max_batch_rows or config.max_batch_size or None,
-        max_queued_rows=limits.max_queued_rows or config.max_queued_rows,
-        max_delay=config.delay_s if batching.max_delay_ms is None else batching.max_delay_ms / 1000,
-        deadline_s=limits.deadline_s or config.timeout_s,
-        instances=execution.instances or config.instances,
-        threads=execution.threads or config.threads,
-        memory_bytes=limits.memory_bytes,
-        warm_rows=execution.warm_rows,
-        providers=execution.providers,
-        cache=document.cache,
-        drift=document.drift,
-        feedback=document.feedback,
-        callers=frozenset(document.access.predict) if document.access.predict is not None else None,
-        capture_share=document.capture.share,
-        sensitive=frozenset(document.privacy.sensitive) if document.privacy.sensitive is not None else None,
-    )
+    given = {
+        "max_batch_rows": batching.max_batch_rows or config.max_batch_size or None,
+        "max_queued_rows": limits.max_queued_rows or config.max_queued_rows,
+        "max_delay": config.delay_s if batching.max_delay_ms is None else batching.max_delay_ms / 1000,
+        "deadline_s": limits.deadline_s or config.timeout_s,
+        "instances": execution.instances or config.instances,
+        "threads": execution.threads or config.threads,
+        "memory_bytes": limits.memory_bytes,
+        "warm_rows": execution.warm_rows,
+        "providers": execution.providers,
+        "cache": document.cache,
+        "drift": document.drift,
+        "feedback": document.feedback,
+        "callers": frozenset(document.access.predict) if document.access.predict is not None else None,
+        "capture_share": document.capture.share,
+        "sensitive": frozenset(document.privacy.sensitive) if document.privacy.sensitive is not None else None,
+    }
+    own = Limits.model_validate({name: value for name, value in given.items() if value is not None})
     return ModelSettings(off, batching.allow_dynamic_quantization, own, config.keep)
 
 
@@ -252,7 +255,7 @@ class SettingsFiles:
             if before is not None:
                 settings, meanwhile = before[1], "what was set before goes on"
             else:  # nobody knows what it should say: one at a time is never wrong
-                own = Overrides(callers=_callers(folder), capture_share=0.0)
+                own = Limits(callers=_callers(folder), capture_share=0.0)
                 settings, meanwhile = ModelSettings(off="its settings can't be read", own=own), "requests run alone"
             problem = f"{error.message} (until that is mended {meanwhile})"
             log.error("%s: %s", name, problem)

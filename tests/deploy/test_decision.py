@@ -12,7 +12,7 @@ from serving.deploy.decision import ModelContents, decide
 from serving.deploy.model_state import ModelState, Refusal
 from serving.deploy.plan import Plan
 from serving.engine.batching import Batching, Independence
-from serving.engine.limits import Overrides
+from serving.engine.limits import Limits
 from serving.engine.providers import Provider
 from serving.gate.results import Parted
 from serving.repository.model_settings import ModelSettings
@@ -113,7 +113,7 @@ def test_what_becomes_of_a_model(case: Case) -> None:
 
 def test_a_provider_that_cannot_run_a_model_gives_way_to_the_processor() -> None:
     """Where a worker that starts can't have its providers, the processor runs it; no plan is tried twice."""
-    settings = ModelSettings(own=Overrides(providers=(Provider(name="CUDAExecutionProvider"),)))
+    settings = ModelSettings(own=Limits(providers=(Provider(name="CUDAExecutionProvider"),)))
     traffic = at(0)
     wanted = Plan("m", 1, traffic, (version("1"),), (), {"1": settings.decide(PROVED)})
     bare = Plan("m", 1, traffic, (version("1"),), (), {"1": Batching(together=True)})

@@ -16,7 +16,7 @@ from serving.commands.status import state
 from serving.deploy.plan import Plan
 from serving.engine import providers
 from serving.engine.batching import Independence
-from serving.engine.limits import CacheSize, Limits, Overrides
+from serving.engine.limits import CacheSize, Limits
 from serving.engine.providers import Provider
 from serving.errors import InvalidRequest
 from serving.gate.report import Report
@@ -40,7 +40,7 @@ optimization { execution_accelerators { gpu_execution_accelerator : [ { name : "
 
 
 def own(**given: Any) -> ModelSettings:
-    return ModelSettings(own=Overrides(**given))
+    return ModelSettings(own=Limits(**given))
 
 
 WHOLE = """
