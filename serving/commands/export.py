@@ -43,8 +43,7 @@ def compose(
     first: Annotated[Path, typer.Argument(metavar="PRE.onnx", help="What callers send goes in here.")],
     then: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="What comes out of it goes in here.")],
     join: Annotated[
-        list[str] | None,
-        typer.Option("--map", metavar="OUTPUT=INPUT", help="An output of the first that feeds an input of the second."),
+        list[str] | None, typer.Option("--map", metavar="OUTPUT=INPUT", help="Which output feeds which input.")
     ] = None,
     to: To = Path("composed.onnx"),
 ) -> None:

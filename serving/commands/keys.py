@@ -16,8 +16,7 @@ from serving.commands.options import seconds
 from serving.commands.output import explained, show
 
 KeysFile = Annotated[
-    str,
-    typer.Option("--keys", metavar="FILE", envvar="SERVING_KEYS", help="The file that the server is given as --keys."),
+    str, typer.Option("--keys", metavar="FILE", envvar="SERVING_KEYS", help="What the server is given as --keys.")
 ]
 keys = typer.Typer(
     name="keys", help="Make, list and revoke the keys of a keys file.", no_args_is_help=True, rich_markup_mode=None
@@ -26,20 +25,13 @@ keys = typer.Typer(
 
 @keys.command("create")
 def create(  # noqa: PLR0917  each is an option
-    name: Annotated[str, typer.Option(help="Who will use it, as histories will call them.", show_default=False)],
-    scope: Annotated[
-        list[str],
-        typer.Option(help="predict, deploy, metrics or jobs; may be given several times.", show_default=False),
-    ],
-    expires: Annotated[
-        str | None, typer.Option(help="For how long it is good: 90d, 12h, 30m, 2w. Without it: until revoked.")
-    ] = None,
+    name: Annotated[str, typer.Option(help="Who will use it, as histories will call them.")],
+    scope: Annotated[list[str], typer.Option(help="predict, deploy, metrics or jobs; may be repeated.")],
+    expires: Annotated[str | None, typer.Option(help="How long it is good: 90d, 12h; else until revoked.")] = None,
     requests_per_s: Annotated[
-        float | None, typer.Option(help="Predictions that it may ask for in a second. Without it: any number.")
+        float | None, typer.Option(help="Predictions that it may ask for in a second; else any number.")
     ] = None,
-    rows_per_s: Annotated[
-        float | None, typer.Option(help="Rows that it may ask for in a second. Without it: any number.")
-    ] = None,
+    rows_per_s: Annotated[float | None, typer.Option(help="Rows it may ask for in a second; else any number.")] = None,
     file: KeysFile = "serving.keys",
 ) -> None:
     """Make a key and print it, once: only its SHA-256 is kept."""
@@ -74,9 +66,7 @@ def list_keys(file: KeysFile = "serving.keys") -> None:
 
 
 @keys.command("revoke")
-def revoke(
-    name: Annotated[str, typer.Argument(help="The key's name.", show_default=False)], file: KeysFile = "serving.keys"
-) -> None:
+def revoke(name: Annotated[str, typer.Argument(help="The key's name.")], file: KeysFile = "serving.keys") -> None:
     """Withdraw a key: a running server refuses it within 2 seconds."""
     with explained():
         KeyStore(_path(file)).revoke(name)

@@ -14,8 +14,8 @@ from serving.errors import InvalidRequest, NotReady
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The model.", show_default=False)]
-Version = Annotated[str, typer.Argument(metavar="VERSION", help="One of its versions.", show_default=False)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The model.")]
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="One of its versions.")]
 Models = Annotated[
     Path, typer.Option("--models", envvar="SERVING_MODELS", help="Folder of models, or s3://, gs://, az://.")
 ]

@@ -31,11 +31,10 @@ def predict(  # noqa: PLR0917  typer makes options of parameters
         list[str] | None, typer.Argument(metavar="[ROW]...", help="Each a row, or an array of rows, as JSON.")
     ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option(help="Rows from a .csv with a header, or of JSON, one a line; - for JSON from standard input."),
+        Path | None, typer.Option(help="A .csv with a header, or JSON, a row a line; - for standard input.")
     ] = None,
-    version: Annotated[str | None, typer.Option(help="Which version answers.", show_default=False)] = None,
-    label: Annotated[str | None, typer.Option(help="Which label's version answers.", show_default=False)] = None,
+    version: Annotated[str | None, typer.Option(help="Which version answers.")] = None,
+    label: Annotated[str | None, typer.Option(help="Which label's version answers.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds for one request.", min=0.001)] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one row a line, also on a terminal.")] = False,
     url: Url = "http://127.0.0.1:8080",

@@ -27,8 +27,7 @@ ray = writer(
 def follow(
     out: Annotated[Path, typer.Option("--out", "-o", help="nginx includes this file; it is replaced.")],
     url: Annotated[
-        list[str] | None,
-        typer.Option(help="A proxy of Ray's [default: http://127.0.0.1:8000]; of several, the first that answers."),
+        list[str] | None, typer.Option(help="Proxies of Ray's: the first that answers [default: 127.0.0.1:8000].")
     ] = None,
     reload: Annotated[str, typer.Option(help="Command to run each time that the file changes.")] = "nginx -s reload",
 ) -> None:

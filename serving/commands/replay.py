@@ -15,8 +15,8 @@ from serving.linux.limits import cores
 
 def replay(  # noqa: PLR0917  typer makes options of parameters
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What servers were told as --capture-dir.")],
-    name: Annotated[str, typer.Option("--model", metavar="NAME", help="The model.", show_default=False)],
-    version: Annotated[str, typer.Option(help="The version that is to score them.", show_default=False)],
+    name: Annotated[str, typer.Option("--model", metavar="NAME", help="The model.")],
+    version: Annotated[str, typer.Option(help="The version that is to score them.")],
     segment: Annotated[
         list[str] | None, typer.Option(help="Show it by a feature, `principal` or `version`; may be repeated.")
     ] = None,
@@ -25,7 +25,7 @@ def replay(  # noqa: PLR0917  typer makes options of parameters
         float | None, typer.Option(min=0, max=1, help="Share of rows that must get the same label, else exit status 1.")
     ] = None,
     max_difference: Annotated[
-        float | None, typer.Option(min=0, help="Most that the p99 of differences of scores may be, else exit status 1.")
+        float | None, typer.Option(min=0, help="Most that scores may differ (p99), else exit status 1.")
     ] = None,
     as_json: AsJson = False,
     models: Models = Path("models"),

@@ -33,26 +33,19 @@ _LINE_S = 5.0
 
 
 def score(  # noqa: PLR0917  typer makes options of parameters
-    files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="CSV, NDJSON, Parquet; patterns too; - for standard input.")
-    ],
-    model: Annotated[str, typer.Option("--model", "-m", help="The model.", show_default=False)],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="CSV, NDJSON, Parquet; patterns; - for stdin.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="The model.")],
     out: Annotated[str, typer.Option("--out", "-o", help="File of the answers; - for standard output.")] = "-",
     version: Annotated[str | None, typer.Option(help="One of its versions [default: the one that answers].")] = None,
-    url: Annotated[
-        str | None,
-        typer.Option(help="A server that computes, instead; the key is $SERVING_API_KEY.", show_default=False),
-    ] = None,
+    url: Annotated[str | None, typer.Option(help="A server that computes; the key is $SERVING_API_KEY.")] = None,
     kind: Annotated[str | None, typer.Option("--format", help="Of the files, where their names do not say.")] = None,
     out_kind: Annotated[str | None, typer.Option("--out-format", help="Of the answers, likewise.")] = None,
     errors: Annotated[Path | None, typer.Option(help="File for the bad rows, a line of JSON each.")] = None,
     max_bad: Annotated[int | None, typer.Option(min=0, help="End where more rows than this are bad.")] = None,
     engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="Threads of this process, or actors of a Ray cluster.")
+        Literal["local", "ray"], typer.Option(help="Threads here, or actors of a Ray cluster.")
     ] = "local",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="How many of these at most [default: one a core].", show_default=False)
-    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="How many of these at most [default: one a core].")] = None,
     models: Models = Path("models"),
     state_dir: StateDir = None,
     api_key: ApiKey = None,
@@ -190,28 +183,20 @@ def _say_bad(console: Console, scoring: Scoring) -> None:
 @contextmanager
 def _shown(console: Console, scoring: Scoring) -> Iterator[Callable[[float], None]]:
     """Show how far it is: a bar on a terminal, else a line every few seconds."""
-    began, before = time.monotonic(), scoring.progress.rows
+    began = last = time.monotonic()
+    before = scoring.progress.rows
+    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=1.0)
 
-    def state() -> str:
-        rate = (scoring.progress.rows - before) / max(1e-6, time.monotonic() - began)
-        return f"{_rows(scoring)}, {rate:,.0f} rows/s"
+        def tell(share: float) -> None:
+            nonlocal last
+            now = time.monotonic()
+            said = f"{_rows(scoring)}, {(scoring.progress.rows - before) / max(1e-6, now - began):,.0f} rows/s"
+            bar.update(task, completed=share, description=said)
+            if not console.is_terminal and now - last >= _LINE_S:
+                last = now
+                left = bar.tasks[task].time_remaining
+                console.print(said + ("" if left is None else f", {share:.0%}, {left:.0f} s left"))
 
-    if console.is_terminal:
-        columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("", total=1.0)
-            yield lambda share: bar.update(task, completed=share, description=state())
-        return
-    last, first = began, None
-
-    def line(share: float) -> None:
-        nonlocal last, first
-        now = time.monotonic()
-        first = share if first is None else first
-        if now - last < _LINE_S:
-            return
-        last = now
-        left = (now - began) * (1 - share) / (share - first) if share > first else 0
-        console.print(state() + (f", {share:.0%}, {left:.0f} s left" if left else ""))
-
-    yield line
+        yield tell

@@ -29,13 +29,10 @@ from serving.repository.transitions import describe
 WAIT_S = 150.0
 End = Annotated[bool, typer.Option("--end", help="End it.")]
 _RULES: dict[str, Any] = {
-    "after_s": Annotated[
-        str | None, typer.Option("--after", metavar="TIME", help="Judge it, and decide after 90s, 10m, 2h.")
-    ],
-    "rows": Annotated[int | None, typer.Option(help="Judge it, and decide after so many rows.", show_default=False)],
+    "after_s": Annotated[str | None, typer.Option("--after", metavar="TIME", help="Judge it after 90s, 10m, 2h.")],
+    "rows": Annotated[int | None, typer.Option(help="Judge it after so many rows.")],
     "error_rate": Annotated[
-        float | None,
-        typer.Option("--max-error-rate", help="Share of predictions that may fail, 0 to 1 [default: 0.01]."),
+        float | None, typer.Option("--max-error-rate", help="Share of predictions that may fail [default: 0.01].")
     ],
     "latency_ratio": Annotated[
         float | None, typer.Option("--max-latency-ratio", help="Most times the other version's mean latency.")
@@ -44,8 +41,7 @@ _RULES: dict[str, Any] = {
         float | None, typer.Option("--min-agreement", help="Share of rows with the same label as stable, 0 to 1.")
     ],
     "accuracy_loss": Annotated[
-        float | None,
-        typer.Option("--max-accuracy-loss", help="How far its share of right outcomes may lie below stable's, 0 to 1."),
+        float | None, typer.Option("--max-accuracy-loss", help="How much less often than stable it may be right.")
     ],
 }
 """How a change is judged: options by the names that the rules of a judgement have."""
@@ -92,7 +88,7 @@ def promote(version: Version, **given: Any) -> Order:
 
 
 def canary(
-    version: Annotated[str | None, typer.Argument(metavar="VERSION", help="The candidate.", show_default=False)] = None,
+    version: Annotated[str | None, typer.Argument(metavar="VERSION", help="The candidate.")] = None,
     percent: Annotated[float, typer.Option(help="Its share of the requests, above 0, at most 100.")] = 10.0,
     sticky_header: Annotated[str | None, typer.Option(help="Header that tells callers apart, such as x-user.")] = None,
     sticky_feature: Annotated[str | None, typer.Option(help="Feature that tells callers apart.")] = None,
@@ -107,7 +103,7 @@ def canary(
 
 
 def shadow(
-    version: Annotated[str | None, typer.Argument(metavar="VERSION", help="The shadow.", show_default=False)] = None,
+    version: Annotated[str | None, typer.Argument(metavar="VERSION", help="The shadow.")] = None,
     percent: Annotated[float, typer.Option(help="Share of the requests that are copied to it.")] = 100.0,
     end: End = False,
     **given: Any,
@@ -118,8 +114,8 @@ def shadow(
 
 
 def label(
-    label: Annotated[str, typer.Argument(metavar="LABEL", help="Such as blue.", show_default=False)],
-    version: Annotated[str | None, typer.Argument(metavar="VERSION", show_default=False)] = None,
+    label: Annotated[str, typer.Argument(metavar="LABEL", help="Such as blue.")],
+    version: Annotated[str | None, typer.Argument(metavar="VERSION")] = None,
     end: Annotated[bool, typer.Option("--remove", help="Remove the label.")] = False,
     **given: Any,
 ) -> Order:

@@ -41,9 +41,7 @@ def tune(  # noqa: PLR0917  typer makes options of parameters
     callers: Annotated[int, typer.Option(min=1, max=10_000, help="Who ask at the same time.")] = 32,
     rows: Annotated[int, typer.Option(min=1, max=100_000, help="Rows of a request.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.05, help="Of each trial.")] = 1.0,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw throughput against p99.", show_default=False)
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw throughput against p99.")] = None,
     models: Models = Path("models"),
     state_dir: StateDir = None,
 ) -> None:

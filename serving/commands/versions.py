@@ -30,31 +30,22 @@ from serving.repository.traffic_store import TrafficStore
 
 ExtensionOps = Annotated[
     bool,
-    typer.Option(
-        "--extension-ops", envvar="SERVING_EXTENSION_OPS", help="Allow operators of the package onnxruntime-extensions."
-    ),
+    typer.Option("--extension-ops", envvar="SERVING_EXTENSION_OPS", help="Allow operators of onnxruntime-extensions."),
 ]
 
 
 def publish(  # noqa: PLR0917  typer makes options of parameters
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The file; its external data comes along.")],
-    name: Annotated[str, typer.Option(help="The model's name.", show_default=False)],
+    name: Annotated[str, typer.Option(help="The model's name.")],
     version: Annotated[str | None, typer.Option(help="A whole number; the next one if left out.")] = None,
     signature: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", exists=True, dir_okay=False, help="JSON to embed as its signature, in place of its own."
-        ),
+        Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="JSON to embed as its signature.")
     ] = None,
     note: Annotated[str, typer.Option(help="What is new, for people.", show_default=False)] = "",
-    allow_breaking: Annotated[
-        bool, typer.Option("--allow-breaking", help="Callers of the version that serves may break.")
-    ] = False,
+    allow_breaking: Annotated[bool, typer.Option("--allow-breaking", help="Callers of what serves may break.")] = False,
     extension_ops: ExtensionOps = False,
     promote: Annotated[bool, typer.Option("--promote", help="Make it the stable version.")] = False,
-    canary: Annotated[
-        float | None, typer.Option(metavar="PERCENT", help="Give it this share of the requests.", show_default=False)
-    ] = None,
+    canary: Annotated[float | None, typer.Option(metavar="PERCENT", help="Give it this share.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until every running server has taken it.")] = False,
     models: Models = Path("models"),
     state_dir: StateDir = None,
@@ -133,9 +124,7 @@ def delete(  # noqa: PLR0917  typer makes options of parameters
 
 def check(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="An ONNX file, or the folder of a version.")],
-    name: Annotated[
-        str | None, typer.Option(help="Compare with the version of this model that serves.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Compare with what serves of this model.")] = None,
     extension_ops: ExtensionOps = False,
     models: Models = Path("models"),
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -34,16 +33,16 @@ def adapted(model: Any, *, sparse: bool = False) -> Any:
         kind = type(part).__name__
         _refuse(made, part, kind)
         if kind.startswith("XGB") and part.__sklearn_is_fitted__():
-            _xgboost(made, part)
+            _nameless(part.get_booster())
+            if part.objective == "multi:softmax":  # the same trees, and predict_proba, which its converter leaves out
+                part.objective = "multi:softprob"
             part.zero_is_missing = sparse
         elif kind == "Pipeline":
             part.steps = list(_steps(part)) or part.steps
         elif kind == "ColumnTransformer" and hasattr(part, "transformers_"):
             part.transformers_ = [(name, step, _columns(part, name, which)) for name, step, which in part.transformers_]
         elif kind == "SimpleImputer" and hasattr(part, "statistics_"):
-            _imputer(made, part)
-        elif kind in VECTORIZERS:
-            _vectorizer(made, part)
+            _imputer(part)
         elif kind in ("VotingClassifier", "VotingRegressor"):
             part.flatten_transform = False
             part.weights = None if part.weights is None else np.asarray(part.weights)
@@ -53,23 +52,22 @@ def adapted(model: Any, *, sparse: bool = False) -> Any:
         elif kind == "KBinsDiscretizer" and part.encode == "onehot":
             part.encode = "onehot-dense"
         elif kind in ("OneHotEncoder", "OrdinalEncoder", "TargetEncoder") and hasattr(part, "categories_"):
-            _encoder(made, part, kind)
+            part.categories_ = [_categories(values) for values in part.categories_]
+            if getattr(part, "handle_unknown", "") == "warn":
+                part.handle_unknown = "ignore"
     return made
 
 
 def _refuse(model: Any, part: Any, kind: str) -> None:
-    """Refuse what a converter leaves out in silence. Raises CannotExport."""
-    loss = str(part.get_param("loss_function")).split(":")[0] if kind.startswith("CatBoost") else ""
-    left_out = f"has the loss {loss!r}, whose last step CatBoost's own file leaves out"
-    lightgbm = part.get_params() if kind.startswith("LGBM") else {}
-    targets = getattr(part, "classes_", None)
+    """Refuse what a converter leaves out in silence, and few rows would show. Raises CannotExport.
+
+    What every comparison shows is left to it.
+    """
     for bad, why, instead in (
         (
-            isinstance(targets, list)
-            and kind != "MultiOutputClassifier"
-            and any(t.dtype.kind in "UO" for t in targets),
-            "answers several targets with strings, and its converter knows numbers only",
-            f"use MultiOutputClassifier({kind}())",
+            kind == "TunedThresholdClassifierCV",
+            "has a threshold of its own, which its converter leaves out",
+            "export its estimator_, and compare its probability with best_threshold_ where the answer is read",
         ),
         (
             kind.startswith("HistGradientBoosting") and np.any(getattr(part, "is_categorical_", False)),
@@ -77,47 +75,32 @@ def _refuse(model: Any, part: Any, kind: str) -> None:
             "put an OrdinalEncoder in front, and leave categorical_features out",
         ),
         (
-            kind == "TunedThresholdClassifierCV",
-            "has a threshold of its own, which its converter leaves out",
-            "export its estimator_, and compare its probability with best_threshold_ where the answer is read",
+            kind.startswith("XGB") and part.missing == part.missing,
+            "has a value that stands for a missing one, and a graph takes NaN",
+            "leave missing= out, and write NaN where a value is missing",
         ),
         (
-            kind == "HistGradientBoostingRegressor" and part.loss in ("poisson", "gamma"),
-            "predicts by an exponential function, which its converter leaves out",
-            "use LGBMRegressor(objective='poisson'), or fit it on the logarithm of the target",
+            kind == "OrdinalEncoder" and any(pd.isna(v) for values in getattr(part, "categories_", ()) for v in values),
+            "has a number for missing values, which its converter does not know",
+            "put SimpleImputer(strategy='constant') in front of it",
         ),
         (
-            kind == "CalibratedClassifierCV" and part.method == "temperature",
-            "scales by a temperature, which its converter does not know",
-            "use method='sigmoid' or 'isotonic'",
+            kind == "SimpleImputer" and part.add_indicator,
+            "adds columns that say what was missing, which its converter leaves out",
+            "leave add_indicator out, or make those columns before the model",
         ),
         (
-            kind == "OneVsRestClassifier" and getattr(part, "multilabel_", False),
-            "answers several targets, and its converter one",
-            "use MultiOutputClassifier",
+            kind == "SimpleImputer"
+            and not part.keep_empty_features
+            and np.any(pd.isna(np.asarray(getattr(part, "statistics_", [])))),
+            "drops a column of which no value was there, which its converter does not",
+            "leave that column out, or use keep_empty_features=True",
         ),
         (
-            callable(lightgbm.get("objective")),
-            "has an objective of your own, and its converter knows LightGBM's",
-            "use one of these",
+            kind in VECTORIZERS and part.stop_words and part.ngram_range[1] > 1,
+            "joins words over the stop words between them, which its converter does not",
+            "leave stop_words out, or use ngram_range=(1, 1)",
         ),
-        (
-            lightgbm.get("linear_tree"),
-            "has linear models in its leaves, which its converter leaves out",
-            "fit it without linear_tree",
-        ),
-        (
-            lightgbm.get("boosting_type") == "rf",
-            "averages its trees, and its converter adds them up",
-            "fit it with boosting_type='gbdt', or use RandomForestClassifier",
-        ),
-        (
-            loss.startswith("Multi") and kind == "CatBoostRegressor",
-            "predicts several targets, and CatBoost's own file has one",
-            "fit and export a model for each target",
-        ),
-        (loss == "MultiClassOneVsAll", left_out, "use MultiClass"),
-        (loss in ("Poisson", "Tweedie", "LogLinQuantile"), left_out, "fit RMSE on the logarithm of the target"),
     ):
         if bad:
             raise CannotExport(step_of(model, part), why, instead)
@@ -132,22 +115,8 @@ def _steps(pipeline: Any) -> Iterator[tuple[str, Any]]:
             yield name, step
 
 
-def _encoder(model: Any, part: Any, kind: str) -> None:
-    if kind == "OrdinalEncoder" and any(pd.isna(v) for values in part.categories_ for v in values):
-        raise CannotExport(
-            step_of(model, part),
-            "has a number for missing values, which its converter does not know",
-            "put SimpleImputer(strategy='constant') in front of it",
-        )
-    part.categories_ = [_categories(values) for values in part.categories_]
-    if getattr(part, "handle_unknown", "") == "warn":
-        part.handle_unknown = "ignore"
-
-
 def _unwrapped(model: Any) -> Any:
-    """Copy a model without searches and the like around it, a booster of XGBoost as a class of scikit-learn's kind."""
-    if type(model).__name__ == "Booster" and type(model).__module__.startswith("xgboost"):
-        return _with_class(model)
+    """Copy a model without searches and the like around it."""
     inner = {"FrozenEstimator": "estimator"}
     memo: dict[int, Any] = {}
     for _, part in reversed(list(parts(model))):
@@ -157,63 +126,13 @@ def _unwrapped(model: Any) -> Any:
     return copy.deepcopy(model, memo)
 
 
-def _with_class(booster: Any) -> Any:
-    """Give a booster of XGBoost the class of scikit-learn's kind that answers as it does."""
-    import xgboost  # noqa: PLC0415
-
-    made = copy.deepcopy(booster)
-    made.set_attr(best_iteration=None)  # up to which such a class answers, and a booster does not
-    objective = json.loads(made.save_config())["learner"]["objective"]["name"]
-    classes = objective in ("binary:logistic", "multi:softprob", "multi:softmax")
-    model = xgboost.XGBClassifier() if classes else xgboost.XGBRegressor()
-    model.load_model(made.save_raw())
-    return model
-
-
 def _columns(transformer: Any, name: str, which: Any) -> Any:
     """Give columns that are chosen by a mask, or by a slice of names, as their places."""
     mask = isinstance(which, slice) or (np.ndim(which) == 1 and np.asarray(which).dtype == bool)
     return [int(place) for place in transformer._transformer_to_input_indices[name]] if mask else which
 
 
-def _xgboost(model: Any, part: Any) -> None:
-    nameless(part.get_booster())
-    if part.objective == "multi:softmax":  # the same trees, and predict_proba, which its converter leaves out
-        part.objective = "multi:softprob"
-    config = json.loads(part.get_booster().save_config())["learner"]
-    regressor = type(part).__name__.endswith("Regressor")
-    for bad, why, instead in (
-        (
-            part.booster not in (None, "gbtree"),
-            f"is a {part.booster!r} booster, and its converter knows trees only",
-            "fit it with booster='gbtree'",
-        ),
-        (
-            part.missing == part.missing,
-            f"takes {part.missing} for a missing value, and a graph takes NaN",
-            "leave missing= out, and write NaN where a value is missing",
-        ),
-        (
-            regressor and str(part.objective) in ("reg:logistic", "binary:logistic"),
-            f"has the objective {part.objective!r}, whose last step its converter leaves out",
-            "use XGBClassifier, whose probabilities are the same",
-        ),
-        (
-            regressor and str(part.objective) == "binary:hinge",
-            "has the objective 'binary:hinge', whose last step its converter leaves out",
-            "use objective='binary:logistic'",
-        ),
-        (
-            int(config["learner_model_param"]["num_target"]) > 1,
-            "predicts several targets, and its converter knows one",
-            "use MultiOutputRegressor(XGBRegressor())" if regressor else "use MultiOutputClassifier(XGBClassifier())",
-        ),
-    ):
-        if bad:
-            raise CannotExport(step_of(model, part), why, instead)
-
-
-def nameless(booster: Any) -> None:
+def _nameless(booster: Any) -> None:
     """Forget the names in a booster of XGBoost, and the types that write a split in forms its converter can't read."""
     booster.feature_names = None
     types = booster.feature_types
@@ -221,28 +140,8 @@ def nameless(booster: Any) -> None:
         booster.feature_types = ["c" if kind == "c" else "float" for kind in types] if "c" in types else None
 
 
-def _vectorizer(model: Any, vectorizer: Any) -> None:
-    if vectorizer.stop_words and vectorizer.ngram_range[1] > 1:
-        raise CannotExport(
-            step_of(model, vectorizer),
-            "joins words over the stop words between them, which its converter does not",
-            "leave stop_words out, or use ngram_range=(1, 1)",
-        )
-
-
-def _imputer(model: Any, imputer: Any) -> None:
-    if imputer.add_indicator:
-        raise CannotExport(
-            step_of(model, imputer),
-            "adds columns that say what was missing, which its converter leaves out",
-            "leave add_indicator out, or make those columns before the model",
-        )
-    if pd.isna(imputer.statistics_).any() and not imputer.keep_empty_features:
-        raise CannotExport(
-            step_of(model, imputer),
-            "drops a column of which no value was there, which its converter does not",
-            "leave that column out, or use keep_empty_features=True",
-        )
+def _imputer(imputer: Any) -> None:
+    """Give the value that stands for a missing one as a graph has it: "" for strings, NaN or another float else."""
     if any(isinstance(value, str) for value in imputer.statistics_):
         if pd.isna(imputer.missing_values):
             imputer.missing_values = ""

@@ -11,11 +11,10 @@ from google.protobuf.message import DecodeError
 from onnx import compose as joining
 from onnx import version_converter
 
-from serving.engine.rows import Rows
-from serving.engine.signature import METADATA_KEY, Feature, Golden, Signature
-from serving.export.exported import Exported, sealed
+from serving.engine.signature import METADATA_KEY, Feature, Signature
+from serving.export.exported import Exported, golden_of, sealed
 from serving.export.graph import plain_outputs
-from serving.export.refusal import CannotExport
+from serving.export.refusal import CannotExport, one_line
 from serving.export.session import Session
 
 _SAY = "say which output feeds which input: --map OUTPUT=INPUT"
@@ -50,10 +49,7 @@ def compose(first: Path | str, then: Path | str, *, joins: Mapping[str, str] | N
         )
         session = Session(proto)
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        raise CannotExport(
-            "the files", f"do not join: {text}", "say with joins= which output feeds which input"
-        ) from error
+        raise CannotExport("the files", f"do not join: {one_line(error)}", _SAY) from error
     return sealed(proto, _described(session, *told, classes=classes))
 
 
@@ -85,41 +81,25 @@ def _pairs(before: onnx.ModelProto, after: onnx.ModelProto, joins: Mapping[str, 
 
 
 def _alike(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
-    """Bring both to the higher of their operator sets. Raises CannotExport where an operator means something else."""
-    versions = [{o.domain: o.version for o in proto.opset_import} for proto in (before, after)]
+    """Bring both to the higher of their operator sets, which join only so. Raises CannotExport where that can't be.
+
+    ONNX converts its own. In other domains, an operator that a later version changes has other attributes there, so
+    that the joined file does not load: none means another thing in silence.
+    """
+    versions = [{opset.domain: opset.version for opset in proto.opset_import} for proto in (before, after)]
     for domain in versions[0].keys() & versions[1].keys():
         low, high = sorted(found[domain] for found in versions)
         older = before if versions[0][domain] == low else after
-        changed = [] if low == high else _changed(older.graph, domain, low, high)
-        try:
-            if changed and domain:
-                raise ValueError(", ".join(changed))
-            if changed:
+        if domain == "" and low < high:
+            try:
                 older.CopyFrom(version_converter.convert_version(older, high))
-        except Exception as error:
-            why = f"use opset {low} and {high} of {domain or 'ONNX'}, and the older can't be raised: {error}"
-            raise CannotExport("the files", why[:300], "export both with the same target_opset") from error
+            except Exception as error:
+                why = f"use opset {low} and {high}, and the older can't be raised: {one_line(error)}"
+                raise CannotExport("the files", why, "export both with the same target_opset") from error
         for opset in older.opset_import:
             if opset.domain == domain:
                 opset.version = high
     before.ir_version = after.ir_version = max(before.ir_version, after.ir_version)
-
-
-def _changed(graph: onnx.GraphProto, domain: str, low: int, high: int) -> list[str]:
-    """Name the operators of a domain in a graph that are not the same in two versions of it, as far as is known."""
-    found = set()
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                found.update(_changed(inner, domain, low, high))
-        if node.domain == domain:
-            try:
-                since = {onnx.defs.get_schema(node.op_type, version, domain).since_version for version in (low, high)}
-            except onnx.defs.SchemaError:
-                since = set()
-            if len(since) != 1:
-                found.add(node.op_type)
-    return sorted(found)
 
 
 def _signature(proto: onnx.ModelProto) -> Signature | None:
@@ -138,29 +118,17 @@ def _described(
     else:
         changed["features"] = tuple(_feature(feature, then, first) for feature in base.features)
     if then is not None:
-        changed |= {
-            "task": then.task,
-            "description": then.description,
-            "label": then.label,
-            "scores": then.scores,
-            "classes": then.classes,
-            "metrics": then.metrics,
-        }
+        kept = ("task", "description", "label", "scores", "classes", "metrics")
+        changed |= {name: getattr(then, name) for name in kept}
     signature = Signature.model_validate(base.model_copy(update=changed).model_dump())
     if signature.label and signature.classes is None:
         signature = signature.model_copy(update={"classes": classes})
     names = {feature.name for feature in signature.features}
-    rows = [row for row in first.golden.rows if row.keys() == names] if first and first.golden else []
+    golden = first.golden.rows if first is not None and first.golden is not None else ()
+    rows = tuple(row for row in golden if row.keys() == names)
     if not rows:
         return signature
-    feeds = Rows(signature, "golden").arrays([[row[f.name] for f in signature.features] for row in rows])
-    try:
-        outputs = session.run(feeds)
-    except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        raise CannotExport("the files", f"join, and do not run on the first one's example: {text}", _SAY) from error
-    golden = Golden(rows=tuple(rows), outputs={name: array.tolist() for name, array in outputs.items()})
-    return signature.model_copy(update={"example": rows[0], "golden": golden})
+    return signature.model_copy(update={"example": rows[0], "golden": golden_of(signature, rows, session)})
 
 
 def _feature(bare: Feature, *told: Signature | None) -> Feature:

@@ -6,16 +6,19 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
+import pandas as pd
 
 from serving.engine.signature import Feature
 from serving.export.adapt import adapted, options_of
+from serving.export.asked import Asked, Layout
 from serving.export.converters import register
 from serving.export.graph import (
-    Entrance,
+    Column,
+    accept_columns,
     accept_image,
     cast_output,
     joined,
@@ -39,7 +42,7 @@ BY_COLUMN = ("ColumnTransformer", "OneHotEncoder", "OrdinalEncoder", "TargetEnco
 Codes = Mapping[str, Mapping[Any, float]]
 
 
-def layout_of(model: Any, features: Sequence[Feature]) -> Literal["matrix", "columns"]:
+def layout_of(model: Any, features: Sequence[Feature]) -> Layout:
     """Choose one matrix for a table of numbers, or one input a column where they are of different kinds."""
     if len(features) == 1 or any(feature.datatype == "BYTES" or feature.categories for feature in features):
         return "columns"
@@ -47,59 +50,47 @@ def layout_of(model: Any, features: Sequence[Feature]) -> Literal["matrix", "col
 
 
 def to_onnx(
-    model: Any,
-    original: Original,
-    features: Sequence[Feature],
-    *,
-    layout: Literal["matrix", "columns"],
-    codes: Codes,
-    double: bool,
-    image: tuple[str, tuple[int, ...]] | None,
-    sparse: bool = False,
+    model: Any, original: Original, features: Sequence[Feature], asked: Asked, layout: Layout
 ) -> onnx.ModelProto:
     """Convert a fitted model: one matrix input `features`, or one input a column, and outputs named as `original` has.
 
-    codes: numbers of the categories of columns that the model takes as numbers. sparse: the last step of the pipeline
-    is given a sparse matrix. Raises CannotExport.
+    Raises CannotExport.
     """
     family = type(model).__module__.split(".")[0]
-    if double and family in ("lightgbm", "xgboost", "catboost"):
+    if asked.double and family in ("lightgbm", "xgboost", "catboost"):
         raise CannotExport(type(model).__name__, "its converter knows no float64", "export it with double=False")
     register()
+    codes = codes_of(model, asked.train)
     try:
-        made = adapted(model, sparse=sparse)
+        made = adapted(model, sparse=original.sparse(asked.held_out))
         last = made.steps[-1][1] if hasattr(made, "steps") else made
         if type(last).__module__.startswith("catboost"):
             proto = _catboost(last)
             if len(getattr(made, "steps", ())) > 1:
-                front = _sklearn(made[:-1], features, layout=layout, codes=codes, double=double)
-                proto = joined(front, proto)
+                proto = joined(_sklearn(made[:-1], features, layout, codes, double=asked.double), proto)
         elif type(made).__name__ == "Booster":
             proto = _lightgbm_booster(made, len(features))
         else:
-            proto = _sklearn(made, features, layout=layout, codes=codes, double=double)
+            proto = _sklearn(made, features, layout, codes, double=asked.double)
     except CannotExport:
         raise
     except Exception as error:
         raise refused(model, error) from error
     plain_outputs(proto)
-    _name(proto, original, layout)
-    if image is not None:
-        accept_image(proto, *image)
+    _name(proto, original, layout, boolean=original.boolean and asked.classes is None)
+    if asked.image is not None:
+        accept_image(proto, *asked.image)
     elif layout == "columns":
-        entrance = Entrance(proto)
-        outputs = {port.name for port in proto.graph.output}
-        for feature in features:
-            # The tensor of a column that is called like an output has a name of its own; callers see the feature's.
-            name = f"{feature.name}_" if feature.name in outputs else feature.name
-            entrance.add(name, feature.datatype, codes.get(feature.name))
-        entrance.close()
+        accept_columns(proto, [Column(f.name, f.datatype, codes.get(f.name)) for f in features])
     name_alike(proto)
     return proto
 
 
-def _name(proto: onnx.ModelProto, original: Original, layout: str) -> None:
-    """Name inputs and outputs, leave out outputs that the original does not have, and answer in its types."""
+def _name(proto: onnx.ModelProto, original: Original, layout: Layout, *, boolean: bool) -> None:
+    """Name inputs and outputs, leave out outputs that the original does not have, and answer in its types.
+
+    boolean: whether labels are true and false; where classes are renamed, a label is the place of its name.
+    """
     inner = [port.name for port in proto.graph.input]
     names = ["features"] if layout == "matrix" else [f"{name}_column" for name in inner]
     outputs = [port.name for port in proto.graph.output]
@@ -120,11 +111,11 @@ def _name(proto: onnx.ModelProto, original: Original, layout: str) -> None:
         and original.is_a("SVC", "NuSVC")
     ):
         swap_columns(proto, wanted[1])  # its converter shows the margin of the second class as the first's
-    if original.boolean:
+    if boolean:
         cast_output(proto, wanted[0], "BOOL")
 
 
-def _sklearn(model: Any, features: Sequence[Feature], *, layout: str, codes: Codes, double: bool) -> onnx.ModelProto:
+def _sklearn(model: Any, features: Sequence[Feature], layout: Layout, codes: Codes, *, double: bool) -> onnx.ModelProto:
     from skl2onnx import to_onnx as convert  # noqa: PLC0415  slow to import, and not wanted for a path
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, StringTensorType  # noqa: PLC0415
 
@@ -185,18 +176,12 @@ def _catboost(model: Any) -> onnx.ModelProto:
     return proto
 
 
-def codes_of(model: Any, table: Any) -> dict[str, dict[Any, float]]:
+def codes_of(model: Any, table: pd.DataFrame) -> Codes:
     """Number the categories of pandas' category columns, for models that take the numbers."""
-    import pandas as pd  # noqa: PLC0415
-
     if not {type(taker).__module__.split(".")[0] for taker in takers(model)} <= {"lightgbm", "xgboost"}:
         return {}
     return {
-        str(name): {_plain(value): float(code) for code, value in enumerate(table[name].cat.categories)}
+        str(name): {value: float(code) for code, value in enumerate(table[name].cat.categories.tolist())}
         for name in table.columns
         if isinstance(table[name].dtype, pd.CategoricalDtype)
     }
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value

@@ -93,30 +93,37 @@ def _exactly(convert: Convert) -> Convert:
     """
 
     def converted(scope: Any, operator: Any, container: Any) -> None:
-        from skl2onnx.common.data_types import DoubleTensorType  # noqa: PLC0415
+        from skl2onnx.algebra import onnx_ops as ops  # noqa: PLC0415
+        from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType  # noqa: PLC0415
 
         raw = container.get_options(operator.raw_operator, {"raw_scores": False}, fail=False)
         floored = _Floored(container, _trees(operator.raw_operator), raw=bool(raw and raw.get("raw_scores")))
+        version = container.target_opset
+        (given,), outputs = operator.inputs, list(operator.outputs)
         if getattr(operator.raw_operator, "zero_is_missing", False):
-            given = operator.inputs[0]
-            names = [scope.get_unique_variable_name(f"sparse_{part}") for part in ("zero", "nan", "at", "rows")]
-            element = onnx.TensorProto.DOUBLE if isinstance(given.type, DoubleTensorType) else onnx.TensorProto.FLOAT
-            container.add_initializer(names[0], element, [1], [0.0])
-            container.add_initializer(names[1], element, [1], [float("nan")])
-            container.add_node("Equal", [given.full_name, names[0]], [names[2]])
-            container.add_node("Where", [names[2], names[1], given.full_name], [names[3]])
-            operator = _Renamed(operator, [_Single(names[3], given, given.type)], operator.outputs)
-        if not isinstance(operator.inputs[0].type, DoubleTensorType):
-            convert(scope, operator, floored)
+            number = np.float64 if isinstance(given.type, DoubleTensorType) else np.float32
+            zero, missing = (np.array([value], dtype=number) for value in (0, np.nan))
+            empty = ops.OnnxEqual(given, zero, op_version=version)
+            rows = _variable(scope, given.type)
+            ops.OnnxWhere(empty, missing, given, op_version=version, output_names=[rows]).add_to(scope, container)
+            given = rows
+        if not isinstance(given.type, DoubleTensorType):
+            convert(scope, _between(operator, [given], outputs), floored)
             return
-        single = _Single(scope.get_unique_variable_name("single"), operator.inputs[0])
-        container.add_node("Cast", [operator.inputs[0].full_name], [single.full_name], to=onnx.TensorProto.FLOAT)
-        outputs = [_Single(scope.get_unique_variable_name("of_single"), variable) for variable in operator.outputs]
-        convert(scope, _Renamed(operator, [single], outputs), floored)
-        for output, inner in zip(operator.outputs, outputs, strict=True):
-            double = isinstance(output.type, DoubleTensorType)
-            kind, more = ("Cast", {"to": onnx.TensorProto.DOUBLE}) if double else ("Identity", {})
-            container.add_node(kind, [inner.full_name], [output.full_name], **more)
+        single = _variable(scope, FloatTensorType(given.type.shape))
+        to_single = ops.OnnxCast(given, to=onnx.TensorProto.FLOAT, op_version=version, output_names=[single])
+        to_single.add_to(scope, container)
+        made = [
+            _variable(scope, FloatTensorType(output.type.shape))
+            if isinstance(output.type, DoubleTensorType)
+            else output
+            for output in outputs
+        ]
+        convert(scope, _between(operator, [single], made), floored)
+        for output, inner in zip(outputs, made, strict=True):
+            if inner is not output:
+                wide = ops.OnnxCast(inner, to=onnx.TensorProto.DOUBLE, op_version=version, output_names=[output])
+                wide.add_to(scope, container)
 
     return converted
 
@@ -125,18 +132,20 @@ def _sublinear(convert: Convert) -> Convert:
     """Make the converter of TfidfTransformer damp counts as scikit-learn does: 1 + log(count), and 0 stays 0."""
 
     def converted(scope: Any, operator: Any, container: Any) -> None:
+        from skl2onnx.algebra import onnx_ops as ops  # noqa: PLC0415
+        from skl2onnx.common.data_types import DoubleTensorType  # noqa: PLC0415
+
         model = operator.raw_operator
         if model.sublinear_tf:
-            model, given = copy.copy(model), operator.inputs[0]
-            model.sublinear_tf = False
-            one, least, logged, most, damped = (scope.get_unique_variable_name(f"damped_{i}") for i in range(5))
-            container.add_initializer(one, given.type.to_onnx_type().tensor_type.elem_type, [1], [1.0])
-            container.add_node("Max", [given.full_name, one], [least], op_version=13)
-            container.add_node("Log", [least], [logged])
-            container.add_node("Min", [given.full_name, one], [most], op_version=13)
-            container.add_node("Add", [logged, most], [damped])
-            operator = _Renamed(operator, [_Single(damped, given, given.type)], operator.outputs)
-            operator.raw_operator = model
+            (given,), version = operator.inputs, container.target_opset
+            one = np.array([1], dtype=np.float64 if isinstance(given.type, DoubleTensorType) else np.float32)
+            logged = ops.OnnxLog(ops.OnnxMax(given, one, op_version=version), op_version=version)
+            damped = _variable(scope, given.type)
+            least = ops.OnnxMin(given, one, op_version=version)
+            ops.OnnxAdd(logged, least, op_version=version, output_names=[damped]).add_to(scope, container)
+            operator = _between(operator, [damped], list(operator.outputs))
+            operator.raw_operator = copy.copy(model)
+            operator.raw_operator.sublinear_tf = False
         convert(scope, operator, container)
 
     return converted
@@ -146,48 +155,38 @@ def _isotonic(  # noqa: PLR0917  as the library calls it
     scope: Any, container: Any, model: Any, scores: str, k: int, dtype: Any, _: int
 ) -> str:
     """Draw lines between the points of an isotonic regression, in float64; the library's own takes the nearest."""
+    from skl2onnx.algebra import onnx_ops as ops  # noqa: PLC0415
+    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType  # noqa: PLC0415
+
     points = model.calibrators[k]
     x, y = (np.asarray(v, dtype=np.float64) for v in (points.X_thresholds_, points.y_thresholds_))
     steps = np.diff(x)
-    names: dict[str, str] = {
-        part: scope.get_unique_variable_name(f"isotonic_{part}")
-        for part in ("from", "to", "zero", "slope", "least", "rows", "x", "past", "up", "within", "rise", "y", "out")
-    }
-    double = onnx.TensorProto.DOUBLE
     slopes = np.diff(y) / np.where(steps > 0, steps, 1)
-    for part, shape, values in (
-        ("from", [1, len(steps)], x[:-1]),
-        ("to", [1, len(steps)], steps),
-        ("zero", [1], [0.0]),
-        ("slope", [len(steps), 1], slopes),
-        ("least", [1], y[:1]),
-    ):
-        container.add_initializer(names[part], double, shape, values)
-    container.add_initializer(names["rows"], onnx.TensorProto.INT64, [2], [-1, 1])
-    column = scope.get_unique_variable_name("isotonic_column")
-    container.add_node("Reshape", [scores, names["rows"]], [column], op_version=13)
-    for operator, given, made, options in (
-        ("Cast", [column], "x", {"to": double}),
-        ("Sub", [names["x"], names["from"]], "past", {}),
-        ("Max", [names["past"], names["zero"]], "up", {}),
-        ("Min", [names["up"], names["to"]], "within", {}),
-        ("MatMul", [names["within"], names["slope"]], "rise", {}),
-        ("Add", [names["rise"], names["least"]], "y", {}),
-        ("Cast", [names["y"]], "out", {"to": double if dtype == np.float64 else onnx.TensorProto.FLOAT}),
-    ):
-        container.add_node(operator, given, [names[made]], op_version=13, **options)
-    return names["out"]
+    version = {"op_version": container.target_opset}
+    kind = (DoubleTensorType if dtype == np.float64 else FloatTensorType)([None, 1])
+    column = ops.OnnxReshape(_variable(scope, kind, scores), np.array([-1, 1]), **version)
+    past = ops.OnnxSub(ops.OnnxCast(column, to=onnx.TensorProto.DOUBLE, **version), x[None, :-1], **version)
+    within = ops.OnnxMin(ops.OnnxMax(past, np.array([0.0]), **version), steps[None], **version)
+    line = ops.OnnxAdd(ops.OnnxMatMul(within, slopes[:, None], **version), y[:1], **version)
+    element = onnx.TensorProto.DOUBLE if dtype == np.float64 else onnx.TensorProto.FLOAT
+    made = _variable(scope, kind)
+    ops.OnnxCast(line, to=element, output_names=[made], **version).add_to(scope, container)
+    return str(made.onnx_name)
 
 
-class _Single:
-    """A variable of skl2onnx by another name, with float32 for float64."""
+def _variable(scope: Any, kind: Any, name: str | None = None) -> Any:
+    """Make a variable of a type of skl2onnx's; name: of a tensor that is there."""
+    from skl2onnx.common._topology import Variable  # noqa: PLC0415
 
-    def __init__(self, name: str, variable: Any, kept: Any = None) -> None:
-        from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType  # noqa: PLC0415
+    name = name or scope.get_unique_variable_name("mended")
+    return Variable(name, name, scope.name, kind)
 
-        self.full_name = self.onnx_name = self.raw_name = name
-        kind = variable.type
-        self.type = kept or (FloatTensorType(kind.shape) if isinstance(kind, DoubleTensorType) else kind)
+
+def _between(operator: Any, inputs: list[Any], outputs: list[Any]) -> Any:
+    """Copy an operator of skl2onnx, with other variables at its ends."""
+    made = copy.copy(operator)
+    vars(made).update(inputs=inputs, outputs=outputs)  # by their names they would be tied to it
+    return made
 
 
 def _trees(model: Any) -> list[Any]:
@@ -225,17 +224,3 @@ class _Floored:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._container, name)
-
-
-class _Renamed:
-    """An operator of skl2onnx, with other variables at its ends."""
-
-    def __init__(self, operator: Any, inputs: list[_Single], outputs: list[_Single]) -> None:
-        self._operator = operator
-        self.inputs = inputs
-        self.outputs = outputs
-        self.input_full_names = [variable.full_name for variable in inputs]
-        self.output_full_names = [variable.full_name for variable in outputs]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._operator, name)

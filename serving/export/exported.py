@@ -6,16 +6,20 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import onnx
 from rich.console import Group
 
 from serving.engine.batch_independence import prove
 from serving.engine.batching import Independence
+from serving.engine.rows import Rows
 from serving.engine.session import OnnxSession
-from serving.engine.signature import METADATA_KEY, Signature
+from serving.engine.signature import METADATA_KEY, Golden, Signature
 from serving.export import summary
 from serving.export.parity import Worst
+from serving.export.refusal import CannotExport, one_line
+from serving.export.session import Session
 from serving.repository.manifest import MODEL_FILE
 
 _TOOLS = ("scikit-learn", "skl2onnx", "onnxmltools", "xgboost", "lightgbm", "catboost", "torch", "keras", "onnx")
@@ -46,6 +50,18 @@ class Exported:
 
     def _repr_html_(self) -> str:
         return summary.html(self._tables())
+
+
+def golden_of(
+    signature: Signature, rows: tuple[dict[str, Any], ...], session: Session, tolerance: float = 1e-4
+) -> Golden:
+    """Ask a file for the answers of golden rows. Raises CannotExport where it does not take them."""
+    cells = [[row[feature.name] for feature in signature.features] for row in rows]
+    try:
+        outputs = session.run(Rows(signature, "golden").arrays(cells))
+    except Exception as error:
+        raise CannotExport("the golden rows", f"are not taken by the file: {one_line(error)}", "give others") from error
+    return Golden(rows=rows, outputs={name: array.tolist() for name, array in outputs.items()}, tolerance=tolerance)
 
 
 def sealed(proto: onnx.ModelProto, signature: Signature, worst: Worst | None = None) -> Exported:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 import pandas as pd
 
+from serving.engine import mlflow_columns
 from serving.engine.reference import columns_of, reference_of
-from serving.engine.rows import Rows
 from serving.engine.sensitive import veiled
-from serving.engine.signature import Feature, Golden, Reference, Signature
+from serving.engine.signature import Feature, Reference, Signature
+from serving.errors import ModelInvalid
 from serving.export import mlflow_folder, networks
-from serving.export.exported import Exported, sealed
-from serving.export.features import features_of, feeds_of, plain_row
+from serving.export.asked import Asked, Image, UnknownCategory
+from serving.export.asked import Reference as Says
+from serving.export.exported import Exported, golden_of, sealed
+from serving.export.features import plain_row
 from serving.export.graph import add_label, plain_outputs, rename
 from serving.export.mlflow_folder import MLflowFolder
-from serving.export.original import Original
+from serving.export.original import Original, with_class
 from serving.export.parity import Compared, Gap, ParityError, differences
 from serving.export.progress import progress
 from serving.export.refusal import CannotExport
@@ -33,7 +36,6 @@ from serving.tensors import Array, Tensors
 GOLDEN_ROWS = 5
 BACKGROUND_ROWS, LEAST_BACKGROUND, BACKGROUND_CELLS = 32, 8, 4096
 """Of the rows that explanations stand on: what a file has of them at most, at least, and in cells."""
-UnknownCategory = Literal["accept", "refuse"]
 
 
 def export(
@@ -49,8 +51,8 @@ def export(
     unknown_category: UnknownCategory = "accept",
     tolerance: float = 1e-4,
     double: bool = False,
-    reference: Callable[[pd.DataFrame], Array] | None = None,
-    image: tuple[str, tuple[int, ...]] | None = None,
+    reference: Says | None = None,
+    image: Image | None = None,
 ) -> Exported:
     """Convert, describe, and compare with the original on held-out rows and on rows at the edge of their ranges.
 
@@ -78,71 +80,48 @@ def export(
     if path is not None and mlflow_folder.is_one(path):
         folder = mlflow_folder.read(path)
         if train is None:
-            return _of_mlflow(
-                folder, description=description, metrics=metrics or {}, tolerance=tolerance, sensitive=sensitive
-            )
+            return _of_mlflow(folder, description, metrics or {}, tolerance, sensitive)
         path = folder.model
     for what, given in (("train", train), ("held_out", held_out)):
         if given is None:
             raise CannotExport(what, "is left out", f"give `{what}=`, rows for its features and to compare with")
     rows = table_of(train, what="train")
-    unseen = table_of(held_out, what="held_out", like=rows)
-    told = descriptions or {}
+    asked = Asked(
+        train=rows,
+        held_out=table_of(held_out, what="held_out", like=rows),
+        classes=classes,
+        metrics=metrics or {},
+        description=description,
+        descriptions=descriptions or {},
+        sensitive=sensitive,
+        unknown_category=unknown_category,
+        tolerance=tolerance,
+        double=double,
+        reference=reference,
+        image=image,
+    )
     with progress() as say, tempfile.TemporaryDirectory(prefix="export-") as scratch:
-        family = networks.family_of(model_or_path)
-        if family:
+        output = None
+        if networks.family_of(model_or_path):
             say("converting")
             path = Path(scratch) / "network.onnx"
-            own = networks.write(model_or_path, unseen, path, image=image[1] if image else None)
-            reference = reference or own
+            own = networks.write(model_or_path, asked.held_out, path, image)
+            asked = replace(asked, reference=reference or own)
+            output = "scores" if classes else "prediction"
         if path is not None:
-            output = ("scores" if classes else "prediction") if family else None
-            made = _of_path(
-                path,
-                rows,
-                unseen,
-                descriptions=told,
-                unknown=unknown_category,
-                image=image,
-                classes=classes,
-                output=output,
-            )
-            compared = _referred(reference, made, unseen, tolerance)
+            made, compared = _of_path(path, asked, output), None
             names: Sequence[Any] | None = classes or made.keys
             label, scores = made.session.signature.label, made.session.signature.scores
         else:
-            original = Original(model_or_path)
+            model = with_class(model_or_path)
+            original = Original(model)
             names = _class_names(original, classes)
-            made, compared = proven(
-                model_or_path,
-                original,
-                rows,
-                unseen,
-                descriptions=told,
-                unknown=unknown_category,
-                tolerance=tolerance,
-                double=double,
-                image=image,
-                say=say,
-            )
-            if reference is not None:
-                compared = _referred(reference, made, unseen, tolerance)
+            made, compared = proven(model, asked, say)
             label, scores = _roles(original, made)
+        if asked.reference is not None:
+            compared = _referred(asked.reference, made, asked)
         say("writing the signature")
-        return _written(
-            made,
-            rows,
-            unseen,
-            compared,
-            label=label,
-            scores=scores,
-            classes=names if label else None,
-            description=description,
-            metrics=metrics or {},
-            tolerance=tolerance,
-            image=image,
-            sensitive=sensitive,
-        )
+        return _written(made, asked, compared, label=label, scores=scores, classes=names if label else None)
 
 
 def _marked(signature: Signature, sensitive: Collection[str], session: Session) -> Signature:
@@ -155,97 +134,67 @@ def _marked(signature: Signature, sensitive: Collection[str], session: Session) 
     if not sensitive:
         return signature
     made = veiled(signature, sensitive)
-    return made if made.golden is None else made.model_copy(update={"golden": _golden(made, made.golden, session)})
-
-
-def _golden(signature: Signature, golden: Golden, session: Session) -> Golden:
-    """Ask the file for the answers of golden rows. Raises CannotExport where it does not take them."""
-    cells = [[row[feature.name] for feature in signature.features] for row in golden.rows]
-    try:
-        outputs = session.run(Rows(signature, "golden").arrays(cells))
-    except Exception as error:
-        raise CannotExport("the golden rows", f"are not taken by the file: {error}", "give other rows") from error
-    return golden.model_copy(update={"outputs": {name: array.tolist() for name, array in outputs.items()}})
+    if made.golden is None:
+        return made
+    return made.model_copy(update={"golden": golden_of(made, made.golden.rows, session, made.golden.tolerance)})
 
 
 def _of_mlflow(
-    folder: MLflowFolder,
-    *,
-    description: str,
-    metrics: Mapping[str, float],
-    tolerance: float,
-    sensitive: Collection[str],
+    folder: MLflowFolder, description: str, metrics: Mapping[str, float], tolerance: float, sensitive: Collection[str]
 ) -> Exported:
     """Take over what an MLflow folder says: nothing is compared, since its original is not there."""
     proto = onnx.load(str(folder.model))
     keys = plain_outputs(proto)
     session = Session(proto)
     base = session.signature
-    signature = folder.describe(
-        base.model_copy(
-            update={
-                "task": "classification" if base.label and (keys or base.scores) else base.task,
-                "classes": keys if base.label else None,
-                "description": description,
-                "metrics": _rounded(metrics),
-            }
-        )
+    signature = base.model_copy(
+        update={
+            "task": "classification" if base.label and (keys or base.scores) else base.task,
+            "classes": keys if base.label else None,
+            "description": description,
+            "metrics": _rounded(metrics),
+        }
     )
-    rows = folder.rows(signature)[:GOLDEN_ROWS]
-    if rows:
-        golden = _golden(signature, Golden(rows=tuple(rows), outputs={}, tolerance=tolerance), session)
+    try:
+        signature = mlflow_columns.describe(signature, folder.columns)
+    except ModelInvalid as error:
+        raise CannotExport(str(folder.model.parent), error.message, mlflow_folder.LOG) from None
+    if rows := tuple(folder.rows([feature.name for feature in signature.features])[:GOLDEN_ROWS]):
+        golden = golden_of(signature, rows, session, tolerance)
         signature = signature.model_copy(update={"example": rows[0], "golden": golden})
-    signature = _marked(signature, sensitive, session)
-    return sealed(proto, Signature.model_validate(signature.model_dump()))
+    return sealed(proto, Signature.model_validate(_marked(signature, sensitive, session).model_dump()))
 
 
-def _of_path(
-    path: Path,
-    train: pd.DataFrame,
-    held_out: pd.DataFrame,
-    *,
-    descriptions: Mapping[str, str],
-    unknown: UnknownCategory,
-    image: tuple[str, tuple[int, ...]] | None,
-    classes: Sequence[str] | None,
-    output: str | None,
-) -> Trial:
+def _of_path(path: Path, asked: Asked, output: str | None) -> Trial:
     """Load a file made elsewhere. output: the name that its only output gets."""
     proto = onnx.load(str(path))
     keys = plain_outputs(proto)
     if output is not None and len(proto.graph.output) == 1:
         rename(proto, {proto.graph.output[0].name: output})
     session = Session(proto)
-    if classes and session.signature.label is None:
-        add_label(proto, len(classes))
+    if asked.classes and session.signature.label is None:
+        add_label(proto, len(asked.classes))
         session = Session(proto)
-    inputs = session.signature.inputs
-    double = inputs[0].datatype == "FP64"
-    features = features_of(train, held_out, descriptions=descriptions, unknown_category=unknown, double=double)
-    matrix = image is None and len(inputs) == 1 and len(features) > 1
-    layout: Literal["matrix", "columns"] = "matrix" if matrix else "columns"
-    if layout == "columns" and len(features) != len(inputs) and not image:
+    inputs, columns = session.signature.inputs, len(asked.train.columns)
+    matrix = len(inputs) == 1 and columns > 1
+    if not matrix and columns != len(inputs) and not asked.image:
         names = ", ".join(spec.name for spec in inputs)
         raise CannotExport(
             path.name, f"takes the inputs {names}", f"give a table of {len(inputs)} columns, in this order"
         )
-    feeds = feeds_of(held_out, inputs, layout=layout, image=image[1] if image else None)
-    return Trial(proto, session, features, layout, feeds, session.run(feeds), keys)
+    asked = replace(asked, double=inputs[0].datatype == "FP64")
+    return Trial(proto, session, asked, "matrix" if matrix else "columns", keys)
 
 
-def _referred(
-    reference: Callable[[pd.DataFrame], Array] | None, made: Trial, held_out: pd.DataFrame, tolerance: float
-) -> Compared | None:
+def _referred(reference: Says, made: Trial, asked: Asked) -> Compared:
     """Compare scores, or the only output, with what somebody else's code says of the rows."""
-    if reference is None:
-        return None
     signature = made.session.signature
     name = next(
         (n for n in ("probabilities", "scores") if n in made.outputs), signature.scores or next(iter(made.outputs))
     )
-    expected = {name: np.asarray(reference(held_out))}
+    expected = {name: np.asarray(reference(asked.held_out))}
     try:
-        compared = differences(expected, made.outputs, rows=held_out, tolerance=tolerance)
+        compared = differences(expected, made.outputs, rows=asked.held_out, tolerance=asked.tolerance)
     except Gap as gap:
         raise ParityError(f"{gap}. The file answers otherwise than `reference` says: one of them is wrong.") from gap
     agreement = None
@@ -269,8 +218,7 @@ def _class_names(original: Original, classes: Sequence[str] | None) -> Sequence[
             return None
         if original.boolean:
             return ["false", "true"]
-        values = [value.item() if hasattr(value, "item") else value for value in own]
-        return [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
+        return [int(v) if isinstance(v, float) and v.is_integer() else v for v in own.tolist()]
     names = [str(name) for name in classes]
     if own is not None and names != [str(value) for value in own]:
         if len(names) != len(own):
@@ -283,35 +231,28 @@ def _class_names(original: Original, classes: Sequence[str] | None) -> Sequence[
                 f"renames the classes {own.tolist()[:10]}",
                 "leave it out, or fit on 0, 1, 2 and so on: only such labels are positions in a list of names",
             )
-        original.boolean = False  # a label is then the name at its position
     return names
 
 
 def _written(
     made: Trial,
-    train: pd.DataFrame,
-    held_out: pd.DataFrame,
+    asked: Asked,
     compared: Compared | None,
     *,
     label: str | None,
     scores: str | None,
     classes: Sequence[Any] | None,
-    description: str,
-    metrics: Mapping[str, float],
-    tolerance: float,
-    image: tuple[str, tuple[int, ...]] | None,
-    sensitive: Collection[str],
 ) -> Exported:
-    proto, base = made.proto, made.session.signature
-    count = min(GOLDEN_ROWS, len(held_out))
+    base, image = made.session.signature, asked.image
+    count = min(GOLDEN_ROWS, len(asked.held_out))
     if image:
         rows = [{image[0]: made.feeds[0][i].tolist()} for i in range(count)]
     else:
-        rows = [plain_row(held_out, i, made.features) for i in range(count)]
+        rows = [plain_row(asked.held_out, i, made.features) for i in range(count)]
     classifies = bool(label) and (classes is not None or compared is None or bool(scores))
     signature = Signature(
         task="classification" if classifies else "regression" if len(base.outputs) == 1 else "other",
-        description=description,
+        description=asked.description,
         inputs=base.inputs,
         outputs=base.outputs,
         layout=made.layout,
@@ -319,19 +260,17 @@ def _written(
         label=label,
         scores=scores,
         classes=tuple(classes) if classes else None,
-        metrics=_rounded(metrics),
+        metrics=_rounded(asked.metrics),
         parity=compared.parity if compared else None,
         example=rows[0],
-        golden=Golden(
-            rows=tuple(rows),
-            outputs={name: array[:count].tolist() for name, array in made.outputs.items()},
-            tolerance=tolerance,
-        ),
-        background=() if image else _background(train, made.features),
+        background=() if image else _background(asked.train, made.features),
     )
-    feeds = feeds_of(train, base.inputs, layout=made.layout, image=image[1] if image else None)
-    signature = signature.model_copy(update={"reference": _reference(signature, feeds, made.outputs)})
-    return sealed(proto, _marked(signature, sensitive, made.session), compared.worst if compared else None)
+    changed = {
+        "golden": golden_of(signature, tuple(rows), made.session, asked.tolerance),
+        "reference": _reference(signature, made.feeds_of(asked.train), made.outputs),
+    }
+    signature = _marked(signature.model_copy(update=changed), asked.sensitive, made.session)
+    return sealed(made.proto, signature, compared.worst if compared else None)
 
 
 def _reference(signature: Signature, feeds: Tensors, outputs: Mapping[str, Array]) -> tuple[Reference, ...]:
@@ -357,7 +296,7 @@ def _rounded(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in metrics.items()}
 
 
-def _tensor_feature(found: tuple[Feature, ...], image: tuple[str, tuple[int, ...]]) -> Feature:
+def _tensor_feature(found: tuple[Feature, ...], image: Image) -> Feature:
     return Feature(
         name=image[0],
         datatype="FP32",

@@ -2,76 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from serving.engine.reference import MOST_CATEGORIES
 from serving.engine.signature import Feature, TensorSpec
+from serving.export.asked import Asked, Image, Layout
 from serving.export.refusal import CannotExport
 from serving.tensors import NUMPY, Array, Datatype
 
 
-def features_of(
-    train: pd.DataFrame,
-    held_out: pd.DataFrame,
-    *,
-    descriptions: Mapping[str, str],
-    unknown_category: Literal["accept", "refuse"],
-    double: bool = False,
-    closed: Collection[str] = (),
-) -> tuple[Feature, ...]:
+def features_of(asked: Asked, closed: Collection[str] = ()) -> tuple[Feature, ...]:
     """Describe each column: type and missing values by all rows, range and categories by those of training.
 
     closed: columns of which the model knows the values of training only, so that others are refused.
     """
-    return tuple(
-        _feature(
-            str(name),
-            train[name],
-            held_out[name],
-            description=descriptions.get(str(name), ""),
-            unknown="refuse" if name in closed else unknown_category,
-            double=double,
-            closed=name in closed,
-        )
-        for name in train.columns
-    )
+    return tuple(_feature(asked, name, closed=str(name) in closed) for name in asked.train.columns)
 
 
-def _feature(
-    name: str,
-    column: pd.Series[Any],
-    other: pd.Series[Any],
-    *,
-    description: str,
-    unknown: Literal["accept", "refuse"],
-    double: bool,
-    closed: bool,
-) -> Feature:
+def _feature(asked: Asked, name: Any, *, closed: bool) -> Feature:
+    column, other = asked.train[name], asked.held_out[name]
     present = column[~missing(column)]
     nullable = len(present) < len(column) or bool(missing(other).any())
-    datatype = _wider(datatype_of(column, double=double), datatype_of(other, double=double), name, double)
-    told: dict[str, Any] = {"name": name, "datatype": datatype, "description": description}
+    datatype = _wider(
+        str(name), *(datatype_of(part, double=asked.double) for part in (column, other)), double=asked.double
+    )
+    unknown = "refuse" if closed else asked.unknown_category
+    told: dict[str, Any] = {
+        "name": str(name),
+        "datatype": datatype,
+        "description": asked.descriptions.get(str(name), ""),
+        "nullable": nullable,
+    }
     if datatype == "BYTES":
         values = sorted({str(value) for value in present.unique()})
         few = closed or (len(values) <= MOST_CATEGORIES and len(values) < len(present) / 2)
-        categories = tuple(values) if few else None
-        return Feature(**told, nullable=nullable, categories=categories, unknown_category=unknown if few else "accept")
-    if datatype == "BOOL":
-        return Feature(**told)
+        return Feature(**told, categories=tuple(values), unknown_category=unknown) if few else Feature(**told)
     numbers = present.to_numpy(dtype=float)
     numbers = numbers[np.isfinite(numbers)]
     if datatype == "INT64" and (closed or isinstance(column.dtype, pd.CategoricalDtype)):
         return Feature(**told, categories=tuple(sorted({int(v) for v in numbers})), unknown_category=unknown)
-    if not len(numbers):
-        return Feature(**told, nullable=nullable)
-    return Feature(**told, nullable=nullable, minimum=float(numbers.min()), maximum=float(numbers.max()))
+    if datatype == "BOOL" or not len(numbers):
+        return Feature(**told)
+    return Feature(**told, minimum=float(numbers.min()), maximum=float(numbers.max()))
 
 
-def _wider(one: Datatype, other: Datatype, name: str, double: bool) -> Datatype:
+def _wider(name: str, one: Datatype, other: Datatype, *, double: bool) -> Datatype:
     if one == other:
         return one
     if "BYTES" in (one, other):
@@ -104,14 +83,14 @@ def feeds_of(
     table: pd.DataFrame,
     inputs: tuple[TensorSpec, ...],
     *,
-    layout: Literal["matrix", "columns"],
-    image: tuple[int, ...] | None = None,
+    layout: Layout,
+    image: Image | None,
 ) -> tuple[Array, ...]:
     """Make the graph's inputs of a table's rows; a missing string is '', a missing number NaN."""
     if layout == "matrix" or image is not None:
         columns = [column_array(table[name], inputs[0].datatype) for name in table.columns]
         array: Array = np.hstack(columns)
-        return (array.reshape(-1, *image),) if image else (np.ascontiguousarray(array),)
+        return (array.reshape(-1, *image[1]),) if image else (np.ascontiguousarray(array),)
     return tuple(
         column_array(table[name], spec.datatype).reshape(-1, *(1,) * (len(spec.shape) - 1))
         for name, spec in zip(table.columns, inputs, strict=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx import compose as joining
 
 from serving.export.refusal import CannotExport
@@ -69,58 +70,60 @@ def plain_outputs(proto: onnx.ModelProto) -> tuple[Any, ...] | None:
                 made.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", None]))
         else:
             made.append(port)
-    kept = [_copy(port) for port in made]
-    for port in kept:
+    _answer(graph, made)
+    for port in graph.output:
         # Trees answer with float32, whatever they take: skl2onnx declares otherwise.
         maker = makers.get(port.name)
         if maker is not None and maker.op_type.startswith("TreeEnsemble") and port.name == maker.output[-1]:
             port.type.tensor_type.elem_type = TensorProto.FLOAT
-    del graph.output[:]
-    graph.output.extend(kept)
     if all(opset.domain for opset in proto.opset_import):
         proto.opset_import.append(helper.make_opsetid("", 17))
     return keys or None
 
 
-def _copy(port: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
-    out = onnx.ValueInfoProto()
-    out.CopyFrom(port)
-    return out
+def _answer(graph: onnx.GraphProto, ports: Iterable[onnx.ValueInfoProto]) -> None:
+    """Put ports, of which some may be the graph's own, in place of its outputs."""
+    kept = copy.deepcopy(list(ports))
+    del graph.output[:]
+    graph.output.extend(kept)
+
+
+def _constant(graph: onnx.GraphProto, name: str, values: Any) -> str:
+    graph.initializer.append(numpy_helper.from_array(np.asarray(values), name))
+    return name
+
+
+def _remade(
+    proto: onnx.ModelProto, name: str, operator: str, constants: Sequence[Any] = (), **attributes: Any
+) -> onnx.ValueInfoProto:
+    """Put one more operator behind an output, which keeps its name; return the output, to give it another type."""
+    inner = f"{name}_inner"
+    rename(proto, {name: inner})
+    given = [_constant(proto.graph, f"{name}_{operator}_{i}", values) for i, values in enumerate(constants)]
+    proto.graph.node.append(helper.make_node(operator, [inner, *given], [name], **attributes))
+    port = next(port for port in proto.graph.output if port.name == inner)
+    port.name = name
+    return port
 
 
 def split_targets(proto: onnx.ModelProto, name: str, widths: Sequence[int]) -> None:
     """Make of an output [targets, batch, classes] one output [batch, classes] for each target."""
     graph = proto.graph
-    kept = [_copy(port) for port in graph.output if port.name != name]
+    kept = [port for port in graph.output if port.name != name]
     for index, width in enumerate(widths):
-        at, start, end, axis = (f"{name}_{part}_{index}" for part in ("target", "start", "end", "axis"))
-        graph.initializer.append(onnx.numpy_helper.from_array(np.array(index, dtype=np.int64), at))
-        for constant, value in ((start, 0), (end, width), (axis, 1)):
-            graph.initializer.append(onnx.numpy_helper.from_array(np.array([value], dtype=np.int64), constant))
+        at, made = _constant(graph, f"{name}_target_{index}", index), f"{name}_{index}"
+        bounds = [
+            _constant(graph, f"{made}_{part}", [value]) for part, value in (("from", 0), ("to", width), ("axis", 1))
+        ]
         graph.node.append(helper.make_node("Gather", [name, at], [f"{at}_all"], axis=0))
-        graph.node.append(helper.make_node("Slice", [f"{at}_all", start, end, axis], [f"{name}_{index}"]))
-        kept.append(helper.make_tensor_value_info(f"{name}_{index}", TensorProto.FLOAT, ["batch", width]))
-    del graph.output[:]
-    graph.output.extend(kept)
+        graph.node.append(helper.make_node("Slice", [f"{at}_all", *bounds], [made]))
+        kept.append(helper.make_tensor_value_info(made, TensorProto.FLOAT, ["batch", width]))
+    _answer(graph, kept)
 
 
 def cast_output(proto: onnx.ModelProto, name: str, datatype: str) -> None:
     """Give an output another type."""
-    inner = f"{name}_uncast"
-    graph = proto.graph
-    shape = next(
-        [d.dim_value or d.dim_param or None for d in p.type.tensor_type.shape.dim]
-        for p in graph.output
-        if p.name == name
-    )
-    rename(proto, {name: inner})
-    kept = [_copy(port) for port in graph.output]
-    del graph.output[:]
-    for port in kept:
-        graph.output.append(
-            helper.make_tensor_value_info(name, ELEMENT[datatype], shape) if port.name == inner else port
-        )
-    graph.node.append(helper.make_node("Cast", [inner], [name], to=ELEMENT[datatype]))
+    _remade(proto, name, "Cast", to=ELEMENT[datatype]).type.tensor_type.elem_type = ELEMENT[datatype]
 
 
 def add_label(proto: onnx.ModelProto, classes: int) -> None:
@@ -134,10 +137,8 @@ def add_label(proto: onnx.ModelProto, classes: int) -> None:
         raise CannotExport(
             "classes", f"has {classes} names, and the file does not answer with one score for each", "leave it out"
         )
-    scores = _copy(graph.output[0])
-    graph.node.append(helper.make_node("ArgMax", [scores.name], ["label"], axis=1, keepdims=0))
-    del graph.output[:]
-    graph.output.extend([helper.make_tensor_value_info("label", TensorProto.INT64, ["batch"]), scores])
+    graph.node.append(helper.make_node("ArgMax", [graph.output[0].name], ["label"], axis=1, keepdims=0))
+    _answer(graph, [helper.make_tensor_value_info("label", TensorProto.INT64, ["batch"]), *graph.output])
 
 
 def label_of_scores(proto: onnx.ModelProto, classes: Array) -> None:
@@ -146,13 +147,11 @@ def label_of_scores(proto: onnx.ModelProto, classes: Array) -> None:
     label, scores = graph.output[0].name, graph.output[1].name
     rename(proto, {label: f"{label}_inner"})
     values = classes.astype(np.int64) if classes.dtype.kind in "biuf" else classes.astype(object)
-    graph.initializer.append(onnx.numpy_helper.from_array(values, f"{label}_classes"))
-    graph.node.append(helper.make_node("ArgMax", [scores], [f"{label}_place"], axis=1, keepdims=0))
-    graph.node.append(helper.make_node("Gather", [f"{label}_classes", f"{label}_place"], [label]))
-    kept = [_copy(port) for port in graph.output[1:]]
+    named, place = _constant(graph, f"{label}_classes", values), f"{label}_place"
+    graph.node.append(helper.make_node("ArgMax", [scores], [place], axis=1, keepdims=0))
+    graph.node.append(helper.make_node("Gather", [named, place], [label]))
     element = graph.initializer[-1].data_type
-    del graph.output[:]
-    graph.output.extend([helper.make_tensor_value_info(label, element, ["batch"]), *kept])
+    _answer(graph, [helper.make_tensor_value_info(label, element, ["batch"]), *graph.output[1:]])
 
 
 def joined(front: onnx.ModelProto, behind: onnx.ModelProto) -> onnx.ModelProto:
@@ -171,76 +170,57 @@ def joined(front: onnx.ModelProto, behind: onnx.ModelProto) -> onnx.ModelProto:
 
 def reshape_label(proto: onnx.ModelProto) -> None:
     """Give the first output, a label a row, one dimension: some converters write [rows, 1] or [1, rows]."""
-    graph = proto.graph
-    name = graph.output[0].name
-    rename(proto, {name: f"{name}_shaped"})
-    port = _copy(graph.output[0])
-    kept = [helper.make_tensor_value_info(name, port.type.tensor_type.elem_type, ["batch"])]
-    kept += [_copy(other) for other in graph.output[1:]]
-    del graph.output[:]
-    graph.output.extend(kept)
-    graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1], dtype=np.int64), f"{name}_shape"))
-    graph.node.append(helper.make_node("Reshape", [f"{name}_shaped", f"{name}_shape"], [name]))
+    kind = _remade(proto, proto.graph.output[0].name, "Reshape", [[-1]]).type
+    kind.CopyFrom(helper.make_tensor_type_proto(kind.tensor_type.elem_type, ["batch"]))
 
 
 def swap_columns(proto: onnx.ModelProto, name: str) -> None:
     """Exchange the two columns of an output."""
+    _remade(proto, name, "Gather", [[1, 0]], axis=1)
+
+
+class Column(NamedTuple):
+    """One input that callers send; `codes` are the numbers of its categories, others become NaN."""
+
+    name: str
+    datatype: str
+    codes: Mapping[Any, float] | None
+
+
+def accept_columns(proto: onnx.ModelProto, columns: Sequence[Column]) -> None:
+    """Put one typed input a column in front, each made into what the graph takes: apart, or all in one matrix."""
+    rename(proto, {port.name: f"/inside/{port.name}" for port in proto.graph.input})
     graph = proto.graph
-    rename(proto, {name: f"{name}_swapped"})
-    for port in graph.output:
-        if port.name == f"{name}_swapped":
-            port.name = name
-    graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 0], dtype=np.int64), f"{name}_order"))
-    graph.node.append(helper.make_node("Gather", [f"{name}_swapped", f"{name}_order"], [name], axis=1))
-
-
-class Entrance:
-    """What stands before a converted graph: one typed input a column, each made into what the graph takes."""
-
-    def __init__(self, proto: onnx.ModelProto) -> None:
-        self._proto = proto
-        self._inner = [port.name for port in proto.graph.input]
-        rename(proto, {name: f"/inside/{name}" for name in self._inner})
-        self._inner = [f"/inside/{name}" for name in self._inner]
-        self._types = {port.name: port.type.tensor_type.elem_type for port in proto.graph.input}
-        self._nodes: list[onnx.NodeProto] = []
-        self._ports: list[onnx.ValueInfoProto] = []
-        self._columns: list[str] = []
-
-    def add(self, name: str, datatype: str, codes: Mapping[Any, float] | None = None) -> None:
-        """Add the next column; `codes` are the numbers of its categories, others become NaN."""
-        self._ports.append(helper.make_tensor_value_info(name, ELEMENT[datatype], ["batch", 1]))
-        inner = self._inner[len(self._columns)] if len(self._inner) > 1 else self._inner[0]
-        due = self._types[inner]
-        at = f"/typed/{name}"
-        if codes is not None:
-            kind = "keys_strings" if datatype == "BYTES" else "keys_int64s"
-            keys: dict[str, Any] = {
-                kind: list(codes),
-                "values_floats": list(codes.values()),
-                "default_float": float("nan"),
-            }
-            self._nodes.append(helper.make_node("LabelEncoder", [name], [at], domain="ai.onnx.ml", **keys))
-        elif ELEMENT[datatype] != due:
-            self._nodes.append(helper.make_node("Cast", [name], [at], to=due))
+    inner = list(graph.input)
+    # A column that is called like an output has a tensor of another name; callers see the feature's.
+    outputs = {port.name for port in graph.output}
+    names = [f"{column.name}_" if column.name in outputs else column.name for column in columns]
+    tensors = {tensor for node in graph.node for tensor in (*node.input, *node.output)}
+    rename(proto, {name: f"/inside/{name}" for name in names if name in tensors})
+    front = []
+    for index, (column, name) in enumerate(zip(columns, names, strict=True)):
+        port = inner[index if len(inner) > 1 else 0]
+        made = port.name if len(inner) > 1 else f"/typed/{name}"
+        if column.codes is not None:
+            keys = "keys_strings" if column.datatype == "BYTES" else "keys_int64s"
+            told: dict[str, Any] = {keys: list(column.codes), "values_floats": list(column.codes.values())}
+            front.append(
+                helper.make_node("LabelEncoder", [name], [made], domain="ai.onnx.ml", default_float=np.nan, **told)
+            )
+        elif ELEMENT[column.datatype] != port.type.tensor_type.elem_type:
+            front.append(helper.make_node("Cast", [name], [made], to=port.type.tensor_type.elem_type))
         else:
-            self._nodes.append(helper.make_node("Identity", [name], [at]))
-        self._columns.append(at)
-
-    def close(self) -> None:
-        """Join the columns to the graph."""
-        if len(self._inner) == 1:
-            self._nodes.append(helper.make_node("Concat", self._columns, self._inner, axis=1))
-        else:
-            for at, inner in zip(self._columns, self._inner, strict=True):
-                self._nodes.append(helper.make_node("Identity", [at], [inner]))
-        graph = self._proto.graph
-        tensors = {tensor for node in graph.node for tensor in (*node.input, *node.output)}
-        rename(self._proto, {port.name: f"/inside/{port.name}" for port in self._ports if port.name in tensors})
-        nodes = [*self._nodes, *graph.node]
-        del graph.node[:], graph.input[:]
-        graph.node.extend(nodes)
-        graph.input.extend(self._ports)
+            front.append(helper.make_node("Identity", [name], [made]))
+    if len(inner) == 1:
+        front.append(helper.make_node("Concat", [node.output[0] for node in front], [inner[0].name], axis=1))
+    nodes = [*front, *graph.node]
+    ports = [
+        helper.make_tensor_value_info(name, ELEMENT[column.datatype], ["batch", 1])
+        for column, name in zip(columns, names, strict=True)
+    ]
+    del graph.node[:], graph.input[:]
+    graph.node.extend(nodes)
+    graph.input.extend(ports)
 
 
 def accept_image(proto: onnx.ModelProto, name: str, shape: tuple[int, ...]) -> None:

@@ -12,12 +12,11 @@ import yaml
 
 from serving.engine import mlflow_columns
 from serving.engine.mlflow_columns import Column
-from serving.engine.signature import Signature
 from serving.errors import ModelInvalid
 from serving.export.refusal import CannotExport
 
 MLMODEL = "MLmodel"
-_LOG = "log it with mlflow.onnx.log_model, or export the fitted model itself"
+LOG = "log it with mlflow.onnx.log_model, or export the fitted model itself"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +28,14 @@ class MLflowFolder:
     example: list[Any]
     """Its example's rows, each by name, or as a list of values, or a tensor; empty where it has none."""
 
-    def describe(self, signature: Signature) -> Signature:
-        """Give a graph's own signature the names, types and missing values of MLflow's. Raises CannotExport."""
-        try:
-            return mlflow_columns.describe(signature, self.columns)
-        except ModelInvalid as error:
-            raise CannotExport(str(self.model.parent), error.message, _LOG) from None
-
-    def rows(self, signature: Signature) -> list[dict[str, Any]]:
-        """Return the example's rows by feature name, as a caller sends them."""
-        names = [feature.name for feature in signature.features]
+    def rows(self, names: list[str]) -> list[dict[str, Any]]:
+        """Return the example's rows by the names of the features, as a caller sends them."""
         found = []
         for row in self.example:
             if isinstance(row, dict):
                 found.append({name: row.get(name) for name in names})
-            elif len(names) == 1:
-                found.append({names[0]: row})
             else:
-                found.append(dict(zip(names, row, strict=True)))
+                found.append(dict(zip(names, [row] if len(names) == 1 else row, strict=True)))
         return found
 
 
@@ -61,7 +50,7 @@ def read(folder: Path) -> MLflowFolder:
     flavors = said.get("flavors", {})
     if "onnx" not in flavors:
         others = ", ".join(sorted(flavors)) or "none"
-        raise CannotExport(str(folder), f"has no onnx flavour, but {others}", _LOG)
+        raise CannotExport(str(folder), f"has no onnx flavour, but {others}", LOG)
     try:
         columns = mlflow_columns.read((said.get("signature") or {}).get("inputs"))
     except ModelInvalid as error:

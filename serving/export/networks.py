@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from serving.export.refusal import CannotExport
+from serving.export.asked import Image, Reference
+from serving.export.refusal import CannotExport, one_line
 from serving.tensors import Array
 
-Reference = Callable[[pd.DataFrame], Array]
 _FAMILIES = {"torch.nn.modules.module.Module": "PyTorch", "keras.src.models.model.Model": "Keras"}
 _INSTEAD = {
     "PyTorch": "write it with torch.onnx.export, the first dimension dynamic, and give the path of the file",
@@ -28,10 +28,10 @@ def family_of(model: Any) -> str | None:
     return next((_FAMILIES[kind] for kind in kinds if kind in _FAMILIES), None)
 
 
-def write(model: Any, table: pd.DataFrame, path: Path, *, image: tuple[int, ...] | None) -> Reference:
+def write(model: Any, table: pd.DataFrame, path: Path, image: Image | None) -> Reference:
     """Write a network that takes one tensor, and return what says what the network itself answers for rows.
 
-    table: rows like those to come; all columns make one tensor [rows, columns], or [rows, *image]. Raises
+    table: rows like those to come; all columns make one tensor [rows, columns], or of the shape of an image. Raises
     CannotExport, with what its own exporter says.
     """
     family = family_of(model) or ""
@@ -47,14 +47,13 @@ def write(model: Any, table: pd.DataFrame, path: Path, *, image: tuple[int, ...]
     except ModuleNotFoundError as error:
         raise CannotExport(name, f"its exporter needs {error.name}", f"pip install {error.name}") from error
     except Exception as error:
-        text = " ".join(str(error).split())[:300] or type(error).__name__
-        raise CannotExport(name, f"can't be converted: {text}", _INSTEAD[family]) from error
+        raise CannotExport(name, f"can't be converted: {one_line(error)}", _INSTEAD[family]) from error
     return lambda asked: answer(_tensor(asked, image))
 
 
-def _tensor(table: pd.DataFrame, image: tuple[int, ...] | None) -> Array:
+def _tensor(table: pd.DataFrame, image: Image | None) -> Array:
     rows: Array = table.to_numpy(dtype=np.float32)
-    return rows.reshape(-1, *image) if image else rows
+    return rows.reshape(-1, *image[1]) if image else rows
 
 
 def _torch(model: Any, rows: Array, path: Path) -> Callable[[Array], Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -11,8 +12,6 @@ import pandas as pd
 from serving.export.refusal import CannotExport
 from serving.tensors import Array
 
-_MARGINS = ("binary:logitraw", "binary:hinge")
-"""Objectives of XGBoost whose answers are no probabilities."""
 VECTORIZERS = ("CountVectorizer", "TfidfVectorizer", "HashingVectorizer")
 
 
@@ -20,7 +19,7 @@ class Original:
     """A fitted model by what it can be asked; `answers` maps each output's name to the method that gives it."""
 
     def __init__(self, model: Any) -> None:
-        self._asked = _Booster(model) if type(model).__name__ == "Booster" else model
+        self._asked = _LightGBM(model) if type(model).__name__ == "Booster" else model
         self._model = model
         if not any(hasattr(self._asked, way) for way in ("predict", "transform")):
             raise CannotExport(
@@ -65,7 +64,7 @@ class Original:
     def _rows(self, table: pd.DataFrame) -> Any:
         if type(takers(self._model)[0]).__name__ in VECTORIZERS:
             return table.iloc[:, 0].tolist()
-        named = isinstance(self._asked, _Booster) or hasattr(self._model, "feature_names_in_")
+        named = isinstance(self._asked, _LightGBM) or hasattr(self._model, "feature_names_in_")
         return table if named or hasattr(self._model, "feature_names_") else table.to_numpy()
 
 
@@ -96,40 +95,37 @@ def takers(model: Any) -> list[Any]:
     return takers(steps[0]) if steps else [model]
 
 
-class _Booster:
-    """A booster of LightGBM or XGBoost, which has no class of scikit-learn's, as if it had."""
+class _LightGBM:
+    """A booster of LightGBM, which has no class of scikit-learn's, as if it had."""
 
     def __init__(self, booster: Any) -> None:
         self._booster = booster
-        self._xgboost = type(booster).__module__.startswith("xgboost")
+        told = booster.dump_model(num_iteration=1)
         self.classes_ = np.arange(0)
-        if self._xgboost:
-            told = json.loads(booster.save_config())["learner"]
-            objective, count = told["objective"]["name"], int(told["learner_model_param"]["num_class"])
-        else:
-            told = booster.dump_model(num_iteration=1)
-            objective, count = told["objective"], told["num_class"]
-        self._softmax = objective == "multi:softmax"
-        if objective.startswith(("binary", "multiclass", "multi:soft")) and objective not in _MARGINS:
-            self.classes_ = np.arange(max(2, count))
+        if told["objective"].startswith(("binary", "multiclass")):
+            self.classes_ = np.arange(max(2, told["num_class"]))
             self.predict_proba = self._probabilities
 
     def predict(self, rows: Any) -> Any:
         if len(self.classes_):
             return self.classes_[self._probabilities(rows).argmax(axis=1)]
-        return self._predict(rows)
-
-    def _predict(self, rows: Any) -> Array:
-        if not self._xgboost:
-            return np.asarray(self._booster.predict(rows))
-        from xgboost import DMatrix  # noqa: PLC0415
-
-        got = np.asarray(self._booster.predict(DMatrix(rows, enable_categorical=True), output_margin=self._softmax))
-        if self._softmax:  # it answers with labels only
-            got = np.exp(got - got.max(axis=1, keepdims=True))
-            got /= got.sum(axis=1, keepdims=True)
-        return got
+        return self._booster.predict(rows)
 
     def _probabilities(self, rows: Any) -> Array:
-        got = self._predict(rows)
+        got = np.asarray(self._booster.predict(rows))
         return np.stack([1 - got, got], axis=1) if got.ndim == 1 else got
+
+
+def with_class(model: Any) -> Any:
+    """Give a booster of XGBoost the class of scikit-learn's kind that answers as it does; others stay as they are."""
+    if type(model).__name__ != "Booster" or not type(model).__module__.startswith("xgboost"):
+        return model
+    import xgboost  # noqa: PLC0415
+
+    booster = copy.deepcopy(model)
+    booster.set_attr(best_iteration=None)  # up to which such a class answers, and a booster does not
+    objective = json.loads(booster.save_config())["learner"]["objective"]["name"]
+    classes = objective in ("binary:logistic", "multi:softprob", "multi:softmax")
+    made = (xgboost.XGBClassifier if classes else xgboost.XGBRegressor)(enable_categorical=True)
+    made.load_model(booster.save_raw())
+    return made

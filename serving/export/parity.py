@@ -18,12 +18,7 @@ class ParityError(Exception):
 
 
 class Gap(Exception):
-    """Rows differ: how, and which is the worst."""
-
-    def __init__(self, text: str, rows: Array) -> None:
-        super().__init__(text)
-        self.rows = rows
-        """Which rows differ."""
+    """Rows differ: how many, how, and which is the worst."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +51,7 @@ def differences(
     largest, agreement, worst = -1.0, None, None
     for name, due in expected.items():
         if name not in actual:
-            raise Gap(f"the original answers {name}, and the file does not", np.ones(len(rows), dtype=bool))
+            raise Gap(f"the original answers {name}, and the file does not")
         got = actual[name]
         if name == "label":
             same = _same_labels(due, got)
@@ -82,8 +77,7 @@ def numbers(due: Array, got: Array, rows: int) -> tuple[Array, Array]:
     if due.shape[1] == 1 and got.shape[1] == 2:
         due = np.hstack([-due, due])
     if due.shape != got.shape:
-        text = f"the original answers {due.shape[1]} values a row, and the file {got.shape[1]}"
-        raise Gap(text, np.ones(rows, dtype=bool))
+        raise Gap(f"the original answers {due.shape[1]} values a row, and the file {got.shape[1]}")
     return due, got
 
 
@@ -99,7 +93,7 @@ def difference(due: Array, got: Array) -> Array:
 def _same_labels(due: Array, got: Array) -> Array:
     due = due.reshape(len(due), -1)
     if got.size != due.size or len(got) != len(due):
-        raise Gap(f"the original's labels have the shape {due.shape}, and the file's {got.shape}", np.ones(len(due)))
+        raise Gap(f"the original's labels have the shape {due.shape}, and the file's {got.shape}")
     got = got.reshape(due.shape)
     return np.array(
         [all(_plain(a) == _plain(b) for a, b in zip(x, y, strict=True)) for x, y in zip(due, got, strict=True)]
@@ -129,6 +123,5 @@ def _check(bad: Array, due: Array, got: Array, rows: pd.DataFrame, *, what: str,
     worst = int(np.where(bad, 1 if by_row is None else by_row, -1).argmax())
     raise Gap(
         f"{int(bad.sum())} of {len(rows)} rows {what}; the worst is row {worst}: {rows.iloc[worst].to_dict()}: the "
-        f"original says {np.ravel(due[worst]).tolist()}, the file {np.ravel(got[worst]).tolist()}",
-        bad,
+        f"original says {np.ravel(due[worst]).tolist()}, the file {np.ravel(got[worst]).tolist()}"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
@@ -15,8 +14,5 @@ Say: TypeAlias = Callable[[str], None]
 @contextmanager
 def progress() -> Iterator[Say]:
     """Show a line that turns while work goes on; what is said replaces it."""
-    if not sys.stderr.isatty():
-        yield lambda text: None
-        return
-    with Console(stderr=True).status("exporting") as status:
+    with Console(stderr=True, force_jupyter=False).status("exporting") as status:
         yield status.update

@@ -8,24 +8,41 @@ from typing import Any
 from serving.errors import ServingError
 
 _WORDS = "use analyzer='word' or 'char', without strip_accents, and without a tokenizer or preprocessor of your own"
-_INSTEAD = {
+_WITHIN = "put the ColumnTransformer or vectorizer in front of it, and not into what it has"
+_HISTOGRAMS = "put an OrdinalEncoder in front, and leave categorical_features out"
+_UNLIKE = {
+    "HistGradientBoostingClassifier": _HISTOGRAMS,
+    "HistGradientBoostingRegressor": f"{_HISTOGRAMS}; for counts use LGBMRegressor(objective='poisson'), or fit it on "
+    "the logarithm of the target",
+    **dict.fromkeys(
+        ("LGBMClassifier", "LGBMRegressor"),
+        "fit it with boosting_type='gbdt' and one of LightGBM's own objectives, and without linear_tree",
+    ),
+    **dict.fromkeys(
+        ("XGBClassifier", "XGBRegressor", "XGBRFClassifier", "XGBRFRegressor"),
+        "fit it with booster='gbtree' on one target (MultiOutputRegressor or MultiOutputClassifier take several), and "
+        "for probabilities use XGBClassifier",
+    ),
+    **dict.fromkeys(
+        ("CatBoostClassifier", "CatBoostRegressor"),
+        "put it last in the pipeline, with nothing around it but a search, and fit it without cat_features on one "
+        "target, with the loss RMSE, Logloss or MultiClass",
+    ),
+    "CalibratedClassifierCV": f"{_WITHIN}; calibrate by 'sigmoid' or 'isotonic'",
+    "OneVsRestClassifier": "for several targets use MultiOutputClassifier",
+}
+"""What helps where converters leave out in silence what some options do."""
+_INSTEAD = _UNLIKE | {
     "FunctionTransformer": "a graph holds no Python: do it to the columns before fit and before each request, or use a "
     "transformer of scikit-learn's own (PowerTransformer for logarithms, for instance)",
     "HashingVectorizer": "use CountVectorizer or TfidfVectorizer",
     "CountVectorizer": _WORDS,
     "TfidfVectorizer": _WORDS,
     "OneHotEncoder": "make its numbers whole numbers (astype(int)) or strings before fit",
-    "SimpleImputer": "leave add_indicator out, and fill strings and numbers in steps of their own",
-    "HistGradientBoostingClassifier": "put an OrdinalEncoder in front, and leave categorical_features out",
-    "HistGradientBoostingRegressor": "put an OrdinalEncoder in front, and leave categorical_features out",
+    "SimpleImputer": "fill strings and numbers in steps of their own",
     "TransformedTargetRegressor": "fit its regressor on the transformed target, and undo that where the answer is read",
-    **dict.fromkeys(
-        ("CatBoostClassifier", "CatBoostRegressor"), "put it last in the pipeline, with nothing around it but a search"
-    ),
-    **dict.fromkeys(
-        ("StackingClassifier", "StackingRegressor", "CalibratedClassifierCV"),
-        "put the ColumnTransformer or vectorizer in front of it, and not into what it has",
-    ),
+    "StackingClassifier": _WITHIN,
+    "StackingRegressor": _WITHIN,
     "DBSCAN": "it can't predict new rows: use KMeans",
     "NearestCentroid": "use KNeighborsClassifier",
     "CategoricalNB": "use OneHotEncoder and BernoulliNB",
@@ -48,6 +65,18 @@ class CannotExport(ServingError):
     def __init__(self, where: str, why: str, instead: str) -> None:
         super().__init__(f"{where}: {why}. Instead: {instead}.")
         self.where, self.why, self.instead = where, why, instead
+
+
+def one_line(error: Exception) -> str:
+    """Write what an error says in one line, not too long."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def known_remedy(model: Any) -> str:
+    """Say what to write instead of what a step whose file answers otherwise has in it; "" where nothing is known."""
+    kinds = (type(part).__name__ for _, part in parts(model))
+    found = {kind: _UNLIKE[kind] for kind in kinds if kind in _UNLIKE}
+    return "; ".join(f"{kind}: {instead}" if len(found) > 1 else instead for kind, instead in found.items())
 
 
 def parts(model: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -84,19 +113,14 @@ def step_of(model: Any, part: Any) -> str:
 
 def refused(model: Any, error: Exception) -> CannotExport:
     """Make the refusal of what a converter raised: its text in one line, and the step that it was at."""
-    part = _named_in(model, str(error))
-    if part is None:
-        part = _at(error)
-    text = " ".join(str(error).split()).split(" You may raise an issue")[0].split(" It usually means")[0]
-    text = text.split(" Stack trace:")[0]
+    part = next((part for _, part in parts(model) if str(type(part)) in str(error)), _at(error))
+    part = model if part is None else part
+    text = one_line(error).split(" You may raise an issue")[0].split(" It usually means")[0].split(" Stack trace:")[0]
     if text.startswith("<class ") or ("Unable to find" in text and "column name" not in text):
         text = "no converter knows it"
-    kind = type(model if part is None else part)
-    instead = _INSTEAD.get(
-        kind.__name__,
-        "replace or leave out this step, or do it before the model; docs/converts.md lists what converts",
-    )
-    return CannotExport(step_of(model, model if part is None else part), f"can't be converted: {text[:300]}", instead)
+    unknown = "replace or leave out this step, or do it before the model; docs/converts.md lists what converts"
+    instead = _INSTEAD.get(type(part).__name__, unknown)
+    return CannotExport(step_of(model, part), f"can't be converted: {text}", instead)
 
 
 def _at(error: Exception) -> Any:
@@ -109,8 +133,3 @@ def _at(error: Exception) -> Any:
         found = raw if raw is not None else found
         trace = trace.tb_next
     return found
-
-
-def _named_in(model: Any, text: str) -> Any:
-    """Find the part whose class an error's text names."""
-    return next((part for _, part in parts(model) if str(type(part)) in text), None)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
+import pandas as pd
 from rich.console import Console, Group
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -55,16 +56,12 @@ def tables(signature: Signature, independence: Independence, worst: Worst | None
 
 def html(found: list[Table]) -> str:
     """Write tables as a fragment for a notebook; every text is escaped."""
-    cell = '<td style="text-align:left">'
-    parts = []
-    for table in found:
-        head = "".join(f"<th>{escape(name)}</th>" for name in table.head)
-        rows = "".join("<tr>" + "".join(f"{cell}{escape(text)}</td>" for text in row) + "</tr>" for row in table.rows)
-        parts.append(
-            f"<table><caption style='text-align:left;font-weight:bold'>{escape(table.title)}</caption>"
-            f"{f'<thead><tr>{head}</tr></thead>' if head else ''}<tbody>{rows}</tbody></table>"
+    with pd.option_context("display.max_colwidth", None):
+        return "".join(
+            f"<p style='font-weight:bold'>{escape(table.title)}</p>"
+            + pd.DataFrame(table.rows, columns=table.head or None).to_html(index=False, header=bool(table.head))
+            for table in found
         )
-    return f"<div>{''.join(parts)}</div>"
 
 
 def renderable(found: list[Table]) -> Group:

@@ -2,96 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import pandas as pd
 
-from serving.engine.signature import Feature
 from serving.export import convert
+from serving.export.asked import Asked, Layout
 from serving.export.edges import Edge, edge_rows, typed
 from serving.export.features import features_of, feeds_of
 from serving.export.original import Original
 from serving.export.parity import Compared, Gap, ParityError, differences
 from serving.export.progress import Say
-from serving.export.refusal import CannotExport, refused, step_of
+from serving.export.refusal import CannotExport, known_remedy, one_line, step_of
 from serving.export.session import Session
 from serving.tensors import Array
 
 FLOAT32_EXACT = 2**24
 
 
-@dataclass(frozen=True)
 class Trial:
-    """A converted file, and what it answered for the held-out rows."""
+    """A file that was made or brought, and what it answers for the held-out rows.
 
-    proto: onnx.ModelProto
-    session: Session
-    features: tuple[Feature, ...]
-    layout: Literal["matrix", "columns"]
-    feeds: tuple[Array, ...]
-    outputs: dict[str, Array]
-    keys: tuple[Any, ...] | None = None
+    layout: how a table without an image goes in. keys: the classes of a ZipMap that it had. Raises what onnxruntime
+    raises.
+    """
+
+    def __init__(
+        self,
+        proto: onnx.ModelProto,
+        session: Session,
+        asked: Asked,
+        layout: Layout,
+        keys: tuple[Any, ...] | None = None,
+    ) -> None:
+        self.proto = proto
+        self.session = session
+        self.features = features_of(asked)
+        self.layout: Layout = "columns" if asked.image else layout
+        self.keys = keys
+        self._image = asked.image
+        self.feeds = self.feeds_of(asked.held_out)
+        self.outputs = session.run(self.feeds)
+
+    def feeds_of(self, table: pd.DataFrame) -> tuple[Array, ...]:
+        """Make the file's inputs of a table's rows."""
+        return feeds_of(table, self.session.signature.inputs, layout=self.layout, image=self._image)
 
 
-def proven(
-    model: Any,
-    original: Original,
-    train: pd.DataFrame,
-    held_out: pd.DataFrame,
-    *,
-    descriptions: Mapping[str, str],
-    unknown: Literal["accept", "refuse"],
-    tolerance: float,
-    double: bool,
-    image: tuple[str, tuple[int, ...]] | None,
-    say: Say,
-) -> tuple[Trial, Compared]:
+def proven(model: Any, asked: Asked, say: Say) -> tuple[Trial, Compared]:
     """Convert, and compare on held-out rows and at the edges. Raises CannotExport or ParityError."""
-
-    def attempt(
-        model: Any, original: Original, rows: pd.DataFrame, double: bool, train: pd.DataFrame = train
-    ) -> tuple[Trial, Compared]:
-        described = partial(
-            features_of, train, rows, descriptions=descriptions, unknown_category=unknown, double=double
-        )
-        features = described()
-        expected = _asked(original, rows)
-        layout: Literal["matrix", "columns"] = "matrix" if image else convert.layout_of(model, features)
-        say(f"converting{' to float64' if double else ''}")
-        codes = convert.codes_of(model, train)
-        proto = convert.to_onnx(
-            model,
-            original,
-            features,
-            layout=layout,
-            codes=codes,
-            double=double,
-            image=image,
-            sparse=original.sparse(rows),
-        )
-        say("comparing")
-        made = _run(model, proto, features, layout=layout, rows=rows, image=image)
-        compared = differences(expected, made.outputs, rows=rows, tolerance=tolerance)
-        if image is None:
-            closed = _closed(original, made, train, rows, tolerance)
-            if closed:
-                made = replace(made, features=described(closed=closed))
-        return made, compared
-
     try:
-        return attempt(model, original, held_out, double)
+        return _attempt(model, asked, say)
     except Gap as gap:
         say("looking for a remedy")
-        remedy = _remedy(model, original, train, held_out, double=double, attempt=attempt)
-        raise ParityError(f"{gap}. {remedy}") from gap
+        raise _unlike(model, asked, gap) from gap
 
 
-def _asked(original: Original, rows: pd.DataFrame) -> dict[str, Array]:
+def _attempt(model: Any, asked: Asked, say: Say = lambda text: None) -> tuple[Trial, Compared]:
+    """Convert and compare once. Raises CannotExport or Gap."""
+    original = Original(model)
+    features = features_of(asked)
+    expected = _said(original, asked.held_out)
+    layout: Layout = "matrix" if asked.image else convert.layout_of(model, features)
+    say(f"converting{' to float64' if asked.double else ''}")
+    proto = convert.to_onnx(model, original, features, asked, layout)
+    say("comparing")
+    try:
+        made = Trial(proto, Session(proto), asked, layout)
+    except Exception as error:
+        raise Gap(f"the file can't answer: {one_line(error)}") from error
+    compared = differences(expected, made.outputs, rows=asked.held_out, tolerance=asked.tolerance)
+    if asked.image is None and (closed := _closed(original, made, asked)):
+        made.features = features_of(asked, closed)
+    return made, compared
+
+
+def _said(original: Original, rows: pd.DataFrame) -> dict[str, Array]:
     try:
         return original.ask(rows)
     except CannotExport:
@@ -99,66 +89,33 @@ def _asked(original: Original, rows: pd.DataFrame) -> dict[str, Array]:
     except Exception as error:
         if "NotFitted" in type(error).__name__:
             raise CannotExport("the model", "is not fitted", "call its fit first") from error
-        text = " ".join(str(error).split())[:300]
-        raise CannotExport(
-            "held_out", f"the model itself refuses these rows: {text}", "give rows as it takes them"
-        ) from error
+        why = f"the model itself refuses these rows: {one_line(error)}"
+        raise CannotExport("held_out", why, "give rows as it takes them") from error
 
 
-def _run(
-    model: Any,
-    proto: onnx.ModelProto,
-    features: tuple[Feature, ...],
-    *,
-    layout: Literal["matrix", "columns"],
-    rows: pd.DataFrame,
-    image: tuple[str, tuple[int, ...]] | None,
-) -> Trial:
-    try:
-        session = Session(proto)
-        shape = image[1] if image else None
-        feeds = feeds_of(rows, session.signature.inputs, layout=layout, image=shape)
-        outputs = session.run(feeds)
-    except Exception as error:
-        raise refused(model, error) from error
-    return Trial(proto, session, features, "columns" if image else layout, feeds, outputs)
-
-
-def _closed(original: Original, made: Trial, train: pd.DataFrame, held_out: pd.DataFrame, tolerance: float) -> set[str]:
+def _closed(original: Original, made: Trial, asked: Asked) -> set[str]:
     """Ask both for rows at the edge; return the columns of which values that training did not see must be refused.
 
     Raises Gap where they differ otherwise.
     """
-    edges, rows = edge_rows(train, held_out, made.features)
-    table = typed(rows, train)
+    edges, rows = edge_rows(asked.train, asked.held_out, made.features)
+    said = _each(original.ask, typed(rows, asked.train))
+    given = _each(lambda part: made.session.run(made.feeds_of(part)), rows)
     closed: set[str] = set()
-    asked: list[int] = []
-    for index, said in enumerate(_each(original.ask, table)):
-        if said is not None:
-            asked.append(index)
-        elif edges[index].kind == "unseen":
-            closed.add(edges[index].column)
-
-    def file(part: pd.DataFrame) -> dict[str, Array]:
-        return made.session.run(feeds_of(part, made.session.signature.inputs, layout=made.layout))
-
-    kept = rows.iloc[asked].reset_index(drop=True)
-    expected = original.ask(table.iloc[asked].reset_index(drop=True)) if asked else {}
-    for position, said in enumerate(_each(file, kept)):
-        edge = edges[asked[position]]
-        if edge.column in closed and edge.kind == "unseen":
+    for position, (edge, due, got) in enumerate(zip(edges, said, given, strict=True)):
+        unseen = edge.kind == "unseen"
+        if due is None:  # the original refuses the row: where it is for a new category, the server does so too
+            closed |= {edge.column} if unseen else set()
             continue
-        one = kept.iloc[[position]].reset_index(drop=True)
-        due = {name: array[[position]] for name, array in expected.items()}
+        one = rows.iloc[[position]].reset_index(drop=True)
         try:
-            if said is None:
-                raise Gap(f"the file can't answer {_shown(edge, one)}", np.ones(1, dtype=bool))
-            differences(due, said, rows=one, tolerance=tolerance)
+            if got is None:
+                raise Gap("the file can't answer it")
+            differences(due, got, rows=one, tolerance=asked.tolerance)
         except Gap as gap:
-            if edge.kind == "unseen":
-                closed.add(edge.column)
-            else:
-                raise Gap(f"{_shown(edge, one)}: {gap}", gap.rows) from gap
+            if not unseen:
+                raise Gap(f"{_shown(edge, one)}: {gap}") from gap
+            closed.add(edge.column)
     return closed
 
 
@@ -182,71 +139,65 @@ def _shown(edge: Edge, row: pd.DataFrame) -> str:
     return f"column {edge.column!r} with {value!r} ({edge.kind})"
 
 
-def _remedy(
-    model: Any,
-    original: Original,
-    train: pd.DataFrame,
-    held_out: pd.DataFrame,
-    *,
-    double: bool,
-    attempt: Callable[..., tuple[Trial, Compared]],
-) -> str:
-    """Try what may help, and say what came out."""
+class _Remedy(NamedTuple):
+    """What may make a file agree: it is named only once it did."""
+
+    what: str
+    asked: Asked
+    advice: str
+
+
+def _unlike(model: Any, asked: Asked, gap: Gap) -> ParityError | CannotExport:
+    """Say what is different, and what helps: a remedy that was tried, or what is known of the step at fault."""
+    tried = []
+    for remedy in _remedies(asked):
+        try:
+            _, got = _attempt(model, remedy.asked)
+        except (Gap, CannotExport) as error:
+            tried.append(f"{remedy.what} {'does not convert' if isinstance(error, CannotExport) else 'differs too'}")
+        else:
+            agrees = f"with {remedy.what} the file agrees to {got.parity.max_difference:.1g}"
+            return ParityError(f"{gap}. Tried: {agrees}. {remedy.advice}.")
+    culprit = _culprit(model, asked)
+    if instead := known_remedy(culprit):
+        return CannotExport(step_of(model, culprit), f"answers otherwise as a graph: {gap}", instead)
+    return ParityError(
+        f"{gap}. The converter of {step_of(model, culprit)} answers otherwise: replace that step. "
+        f"No remedy is known{': ' if tried else ''}{', and '.join(tried)}."
+    )
+
+
+def _remedies(asked: Asked) -> Iterator[_Remedy]:
+    """Find what may help for such rows; the likeliest first."""
+    train, held_out = asked.train, asked.held_out
     empty = [name for name in train.columns if _both_empty(train[name], held_out[name])]
     if empty:
         kept = ~held_out[empty].isin([""]).any(axis=1)
-        try:
-            attempt(model, original, held_out[kept].reset_index(drop=True), double)
-        except (Gap, CannotExport):
-            pass
-        else:
-            return (
-                f"Tried: without rows of '' in {', '.join(map(str, empty))} the file agrees. There '' is one value and "
-                "a missing one another, which a graph can't tell apart: make one of them of both before fit."
-            )
-    tried = []
-    if not double:
-        try:
-            _, got = attempt(model, original, held_out, True)
-        except (Gap, CannotExport) as error:
-            tried.append("double=True " + ("does not convert" if isinstance(error, CannotExport) else "differs too"))
-        else:
-            found = f"Tried: with double=True the file agrees to {got.parity.max_difference:.1g} on the held-out rows."
-            large = _too_large(held_out)
-            return f"{found} Export it so" + (
-                f", or subtract an offset from column {large!r} before fit." if large else "."
-            )
-    whole = _whole(train, held_out)
-    if whole:
-        try:
-            attempt(
-                model,
-                original,
-                held_out.astype(dict.fromkeys(whole, int)),
-                double,
-                train.astype(dict.fromkeys(whole, int)),
-            )
-        except (Gap, CannotExport):
-            pass
-        else:
-            return (
-                f"Tried: with whole numbers for {', '.join(map(str, whole))} the file agrees, since callers can't send "
-                f"others then. Give both tables so: astype({dict.fromkeys(map(str, whole), 'int64')})."
-            )
-    rounded = _rounded(held_out)
-    if rounded.equals(held_out):
-        return f"{_culprit(model, held_out, attempt)} No remedy is known{': ' + tried[0] if tried else ''}."
-    try:
-        _, got = attempt(model, original, rounded, double)
-    except (Gap, CannotExport):
-        tried.append("rows rounded to float32 differ too")
-    else:
-        return (
-            f"Tried: for the same rows rounded to float32 the original agrees to {got.parity.max_difference:.1g}, so "
-            f"the difference is in what float32 can't hold. Round to float32 before fit (X.astype('float32')), "
-            f"{'' if double else 'for double=True does not help here, '}or allow it with tolerance=."
+        yield _Remedy(
+            f"no '' in {', '.join(map(str, empty))}",
+            replace(asked, held_out=held_out[kept].reset_index(drop=True)),
+            "There '' is one value and a missing one another, which a graph can't tell apart: make one of them of both "
+            "before fit",
         )
-    return f"{_culprit(model, held_out, attempt)} No remedy is known: {', and '.join(tried)}."
+    if not asked.double:
+        large = _too_large(held_out)
+        offset = f", or subtract an offset from column {large!r} before fit" if large else ""
+        yield _Remedy("double=True", replace(asked, double=True), f"Export it so{offset}")
+    if whole := _whole(train, held_out):
+        kinds = dict.fromkeys(whole, int)
+        yield _Remedy(
+            f"whole numbers for {', '.join(map(str, whole))}",
+            replace(asked, train=train.astype(kinds), held_out=held_out.astype(kinds)),
+            f"Callers can't send others then. Give both tables so: astype({dict.fromkeys(map(str, whole), 'int64')})",
+        )
+    rounded = _rounded(held_out)
+    if not rounded.equals(held_out):
+        yield _Remedy(
+            "these rows rounded to float32",
+            replace(asked, held_out=rounded),
+            "The difference is in what float32 can't hold: round to float32 before fit (X.astype('float32')), or allow "
+            "it with tolerance=",
+        )
 
 
 def _both_empty(*parts: pd.Series[Any]) -> bool:
@@ -273,16 +224,14 @@ def _rounded(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.astype(dict.fromkeys(floats, np.float32)).astype(dict.fromkeys(floats, np.float64))
 
 
-def _culprit(model: Any, held_out: pd.DataFrame, attempt: Callable[..., tuple[Trial, Compared]]) -> str:
-    """Name the first step of a pipeline whose file answers otherwise."""
+def _culprit(model: Any, asked: Asked) -> Any:
+    """Find the first step of a pipeline whose file answers otherwise; the model itself where that can't be told."""
     steps = getattr(model, "steps", [])
     for count in range(1, len(steps)):
-        part = model[:count]
         try:
-            attempt(part, Original(part), held_out, False)
+            _attempt(model[:count], replace(asked, double=False))
         except Gap:
-            return f"The converter of {step_of(model, steps[count - 1][1])} answers otherwise: replace that step."
+            return steps[count - 1][1]
         except Exception:
-            return "The converter of one of the steps answers otherwise."
-    last = steps[-1][1] if steps else model
-    return f"The converter of {step_of(model, last)} answers otherwise: replace that step."
+            return model
+    return steps[-1][1] if steps else model

@@ -156,7 +156,7 @@ def within() -> list[Case]:
     refused = {
         "TunedThresholdClassifierCV": "best_threshold_",
         "LGBMRegressor(linear_tree)": "linear_tree",
-        "LGBMClassifier(rf)": "averages",
+        "LGBMClassifier(rf)": "boosting_type='gbdt'",
         "VotingClassifier of CatBoostClassifier": "put it last",
         "HistGradientBoostingRegressor(poisson)": "LGBMRegressor",
         "CalibratedClassifierCV of a pipeline of texts": "vectorizer in front of it",
