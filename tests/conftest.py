@@ -21,7 +21,8 @@ import pytest
 import uvloop
 from fastapi import FastAPI
 
-from serving.gate.gate import Gate, Limits
+from serving.gate.findings import Limits
+from serving.gate.gate import Gate
 from serving.http_api.app import create_app
 from serving.settings import Settings
 from serving.worker import grpc_beside

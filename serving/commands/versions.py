@@ -21,7 +21,8 @@ from serving.deploy.publish import Published, check_name, serving_now
 from serving.deploy.publish import publish as publish_version
 from serving.deploy.staging import ModelFile
 from serving.errors import InvalidRequest
-from serving.gate.gate import Gate, Limits
+from serving.gate.findings import Limits
+from serving.gate.gate import Gate
 from serving.gate.report import GateRefused
 from serving.gate.report_table import table
 from serving.gate.settings_check import with_settings

@@ -18,7 +18,7 @@ from serving.deploy.deployment_log import DeploymentLog
 from serving.deploy.mirror import Mirror
 from serving.deploy.watch import watch
 from serving.gate.client import GateClient
-from serving.gate.gate import Limits
+from serving.gate.findings import Limits
 from serving.repository.repository import Repository
 from serving.repository.servers import ServerFile, ServerMonitor
 from serving.repository.traffic_store import TrafficStore

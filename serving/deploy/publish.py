@@ -1,8 +1,8 @@
 """Publishes a version: staged outside of the models folder, examined, and renamed into place; whole or not at all.
 
-A crash at any instant leaves the state before or the state after. Where the state folder is on another file system, the
-version is copied first to a hidden folder within the model's own, which no server takes for a version. What a crash
-leaves behind is swept later.
+A crash at any instant leaves the state before or the state after. What has passed is brought first to a hidden folder
+within the model's own, which no server takes for a version: the state folder may be on another file system. What a
+crash leaves behind is swept later.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from serving.deploy.current_version import current_version, stay
@@ -26,7 +26,8 @@ from serving.deploy.remote_versions import taken_by_others, upload
 from serving.deploy.staging import ModelFile, Source, copied, embed, write
 from serving.errors import InvalidRequest, ModelInvalid, NotReady, ServingError, shown
 from serving.gate import gate, prepared
-from serving.gate.gate import Gate, Limits
+from serving.gate.findings import Limits
+from serving.gate.gate import Gate
 from serving.gate.report import REPORT_FILE, GateRefused, Report
 from serving.linux.files import rename_to_free, sync
 from serving.repository import manifest, state_directory
@@ -50,10 +51,6 @@ class Published:
     """The version that answers callers who name none; it is this one only where it is the model's first."""
 
 
-class _Overtaken(Exception):
-    """While it was examined, another version came to answer, whose callers must not break either, or the same came."""
-
-
 def publish(
     root: Path,
     name: str,
@@ -65,7 +62,6 @@ def publish(
     who: str = "",
     allow_breaking: bool = False,
     extension_ops: bool = False,
-    serving: Path | None = None,
     examiner: Gate | None = None,
     state_dir: Path | None = None,
 ) -> Published:
@@ -73,8 +69,7 @@ def publish(
 
     It moves no traffic: the version that answers now stays stable, by name from now on. A model's first one answers.
     source: an ONNX file, whose external data must lie in its own folder, or what writes one. version: None takes the
-    next number. signature: JSON that is embedded in place of the file's own. serving: the folder of the version that
-    callers use now, which the new one must be compatible with; None finds it. examiner: a gate that is open already.
+    next number. signature: JSON that is embedded in place of the file's own. examiner: a gate that is open already.
     extension_ops: operators of onnxruntime-extensions are allowed. state_dir: see `state_folder`. Raises
     InvalidRequest, Conflict where the version is there with other bytes, GateRefused, and NotReady where the disk is
     full or can't be written to.
@@ -82,61 +77,68 @@ def publish(
     check_name(name)
     if version is not None and not VERSION.fullmatch(version):
         raise InvalidRequest(f"'{shown(version)}' is no version: a whole number from 1, or next")
-    staged, limits, store = None, Limits(extension_ops=extension_ops), TrafficStore(root, state_dir)
+    home, store = root / name, TrafficStore(root, state_dir)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        place = state_directory.state_folder(root, state_dir)
-        state_directory.sweep(place / "staging")
-        for left in (_NEAR, AWAY):
-            state_directory.sweep(root, f"*/{left}*")
-        staged = state_directory.staging_folder(place)
-        folder = staged / name / "new"
-        folder.mkdir(parents=True)
-        files = (ModelFile(source) if isinstance(source, Path) else source).stage(folder)
-        if signature is not None:
-            files[MODEL_FILE] = embed(folder / MODEL_FILE, signature)
-        found = Manifest(
-            files=files,
-            note=note,
-            who=who or user(),
-            time=round(time.time(), 3),
-            allow_breaking=allow_breaking,
-        )
-        write(folder / MANIFEST_FILE, found.text())
-        mirror = Mirror.of(root, state_dir)
-        place_it = _into_place if mirror is None else partial(_through_store, mirror)
-        while True:
-            there = _same(root / name, found, version)
-            if there is not None:
-                report = _judged(place, root / name / there, found, None, examiner or limits)
-                return Published(there, report, new=False, answers=current_version(store, name))
-            against = serving or serving_now(root, name, state_dir)
-            report = _judged(place, folder, found, against, examiner or limits)
-            if not report.ok:
-                raise GateRefused(report)
-            write(folder / REPORT_FILE, report.text())
-            for inner, _, _ in os.walk(folder, topdown=False):
-                sync(Path(inner))
-            sync(folder.parent)
-
-            def beside(against: Path | None = against) -> None:
-                if _same(root / name, found, version) or (serving or serving_now(root, name, state_dir)) != against:
-                    raise _Overtaken
-                stay(store, name, who=found.who)
-
-            try:
-                number = place_it(folder, root / name, version, beside=beside)
-            except _Overtaken:
-                (folder,) = (staged / name).iterdir()
-                (folder / REPORT_FILE).unlink()
-                continue
-            return Published(number, report, answers=store.read(name).stable or number)
+        state = state_directory.state_folder(root, state_dir)
+        with _folders(state, home) as (staged, near), contextlib.ExitStack() as opened:
+            folder = staged
+            files = (ModelFile(source) if isinstance(source, Path) else source).stage(folder)
+            if signature is not None:
+                files[MODEL_FILE] = embed(folder / MODEL_FILE, signature)
+            found = Manifest(
+                files=files,
+                note=note,
+                who=who or user(),
+                time=round(time.time(), 3),
+                allow_breaking=allow_breaking,
+            )
+            write(folder / MANIFEST_FILE, found.text())
+            mirror = Mirror.of(root, state_dir)
+            asked = examiner or opened.enter_context(Gate(Limits(extension_ops=extension_ops)))
+            while True:
+                there = _same(home, found, version)
+                if there is not None:
+                    report = _judged(state, home / there, found, None, asked)
+                    return Published(there, report, new=False, answers=current_version(store, name))
+                against = serving_now(root, name, state_dir)
+                report = _judged(state, folder, found, against, asked)
+                if not report.ok:
+                    raise GateRefused(report)
+                (folder / REPORT_FILE).unlink(missing_ok=True)
+                write(folder / REPORT_FILE, report.text())
+                if mirror is None:
+                    folder = _brought(folder, near)
+                # Before the last look, so that of two who publish a model's first version only one gets this number.
+                number = version or str(max(_versions(home), default=0) + 1)
+                if _same(home, found, version) or serving_now(root, name, state_dir) != against:
+                    continue  # overtaken: the callers of what answers by now must not break either
+                if home.exists():
+                    stay(store, name, who=found.who)
+                if mirror is not None:
+                    number = _through_store(mirror, folder, home, version)
+                elif not _renamed(folder, home / number):
+                    continue
+                return Published(number, report, answers=store.read(name).stable or number)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise NotReady(f"the version could not be written, and nothing has changed: {reason.lower()}") from error
+
+
+@contextmanager
+def _folders(state: Path, home: Path) -> Iterator[tuple[Path, Path]]:
+    """Give a folder to stage a version in, and the path of one beside the model's own; both are gone afterwards."""
+    state_directory.sweep(state / "staging")
+    for left in (_NEAR, AWAY):
+        state_directory.sweep(home.parent, f"*/{left}*")
+    staged, near = state_directory.staging_folder(state), home / f"{_NEAR}{secrets.token_hex(8)}"
+    try:
+        yield staged, near
     finally:
-        if staged is not None:
-            shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(near, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            home.rmdir()  # where it was made for this, and nothing came of it
 
 
 def check_name(name: str) -> None:
@@ -179,94 +181,56 @@ def _same(home: Path, found: Manifest, version: str | None) -> str | None:
     return None
 
 
-def _judged(place: Path, folder: Path, found: Manifest, serving: Path | None, examiner: Gate | Limits) -> Report:
+def _judged(state: Path, folder: Path, found: Manifest, serving: Path | None, examiner: Gate) -> Report:
     """Examine a version, and keep the verdict and the prepared form where it passed."""
-    if serving is None and (known := gate.verdict(place, found.content)) is not None:
+    if serving is None and (known := gate.verdict(state, found.content)) is not None:
         return known
-    with prepared.written(place, found) as prepare_in, contextlib.ExitStack() as stack:
-        if isinstance(examiner, Limits):
-            examiner = stack.enter_context(Gate(examiner))
+    with prepared.written(state, found) as prepare_in:
         report = examiner.examine(folder, serving=serving, prepare_in=prepare_in)
     if report.ok:
         with contextlib.suppress(OSError):  # a verdict that is not kept is made once more
-            gate.keep(place, report)
+            gate.keep(state, report)
     return report
 
 
-def _into_place(folder: Path, home: Path, version: str | None, *, beside: Callable[[], object]) -> str:
-    """Rename what was staged to where it is served from, and return its version. Raises Conflict, OSError.
-
-    beside: called before it comes beside other versions.
-    """
-    root, staged = home.parent, folder.parent
+def _brought(folder: Path, near: Path) -> Path:
+    """Bring what was staged onto the file system of the models, for a rename is to be the last step. Raises OSError."""
+    if folder == near:
+        return near
+    near.parent.mkdir(exist_ok=True)
     try:
-        if not home.exists():
-            # A new model comes with its folder: an empty one would be there for a moment, or after a crash for ever.
-            number = version or "1"
-            folder = folder.rename(folder.with_name(number))
-            sync(staged)
-            with contextlib.suppress(FileExistsError):  # somebody else's first version was faster
-                rename_to_free(staged, home)
-                sync(root)
-                return number
-        beside()
-        return _numbered(folder, home, version)
+        folder.rename(near)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-    (folder,) = staged.iterdir()
-    with _near(folder, home) as near:
-        beside()
-        return _numbered(near, home, version)
-
-
-def _numbered(folder: Path, home: Path, version: str | None) -> str:
-    while True:
-        number = version or str(max(_versions(home), default=0) + 1)
-        try:
-            rename_to_free(folder, home / number)
-        except FileExistsError:
-            if version is not None:
-                raise taken_by_others(version) from None
-            continue
-        sync(home)
-        return number
-
-
-def _through_store(
-    mirror: Mirror, folder: Path, home: Path, version: str | None, *, beside: Callable[[], object]
-) -> str:
-    """Upload what was staged, and put it into the folder that mirrors the store. Raises Conflict, NotReady, OSError."""
-    if home.exists():
-        beside()
-    number = upload(mirror.bucket, folder, home.name, version)
-    if home.exists():
-        with contextlib.suppress(FileExistsError):  # a server of this machine was faster
-            rename_to_free(folder, home / number)
-            sync(home)
-    else:  # with the settings that the store has for it
-        mirror.pull(home.name)
-    return number
-
-
-@contextlib.contextmanager
-def _near(folder: Path, home: Path) -> Iterator[Path]:
-    """Copy what was staged to the file system of the models, and have it on disk. Raises OSError."""
-    home.mkdir(exist_ok=True)
-    near = home / f"{_NEAR}{secrets.token_hex(8)}"
-    try:
         for inner, _, files in os.walk(folder):
             to = near / Path(inner).relative_to(folder)
             to.mkdir()
             for name in files:
                 copied(Path(inner, name), to / name)
-        for inner, _, _ in os.walk(near, topdown=False):
-            sync(Path(inner))
-        yield near
-    finally:
-        shutil.rmtree(near, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            home.rmdir()  # where it was made for this, and nothing came of it
+    return near
+
+
+def _renamed(folder: Path, to: Path) -> bool:
+    """Put a version into its model's folder; False where one of this number is there already. Raises OSError."""
+    for inner, _, _ in os.walk(folder, topdown=False):
+        sync(Path(inner))  # the names in it before its own: it must not be seen with less after a loss of power
+    try:
+        rename_to_free(folder, to)
+    except FileExistsError:
+        return False
+    sync(to.parent)
+    return True
+
+
+def _through_store(mirror: Mirror, folder: Path, home: Path, version: str | None) -> str:
+    """Upload what was staged, and put it into the folder that mirrors the store. Raises Conflict, NotReady, OSError."""
+    number = upload(mirror.bucket, folder, home.name, version)
+    if home.exists():
+        _renamed(folder, home / number)  # else a server of this machine was faster
+    else:  # with the settings that the store has for it
+        mirror.pull(home.name)
+    return number
 
 
 def user() -> str:

@@ -51,13 +51,12 @@ class Skipped(Exception):
 class Examination:
     """One run over one version. Raises nothing that the version can cause.
 
-    note: told each check's name before it begins, so that a death has a place. tell: told what was found before rows
-    are tried, which may end this process and refuses nothing.
+    tell: told each check's name before it begins, so that a death has a place, and what was found before rows are
+    tried, which may end this process and refuses nothing.
     """
 
-    def __init__(self, task: Task, note: Callable[[str], None], tell: Callable[[Findings], None]) -> None:
+    def __init__(self, task: Task, tell: Callable[[str | Findings], None]) -> None:
         self._task = task
-        self._note = note
         self._tell = tell
         self._model = task.folder / MODEL_FILE
         self._session: OnnxSession
@@ -88,7 +87,7 @@ class Examination:
 
     def _passes(self, name: str, check: Callable[[], str]) -> bool:
         """Run one check, which returns what is worth saying of it, and note what came of it."""
-        self._note(name)
+        self._tell(name)
         began = time.monotonic()
         outcome: Outcome = "passed"
         try:
@@ -145,14 +144,15 @@ class Examination:
         named = ", ".join(extensions[:5])
         if extensions_library() is None:
             raise Refused(f"it has operators of a package that is not here ({named}): {_INSTALL}, and {_ALLOW}")
-        if not self._task.extension_ops:
+        if not self._task.limits.extension_ops:
             raise Refused(f"operators of onnxruntime-extensions are not allowed here ({named}): {_ALLOW}")
         return f"of onnxruntime-extensions, and allowed: {named}"
 
     def _load(self) -> str:
         before, began = private_memory(), time.monotonic()
         try:
-            self._session = OnnxSession(self._model, threads=1, warm_rows=self._task.max_batch_rows, warm_s=_WARM_S)
+            rows = self._task.limits.max_batch_rows
+            self._session = OnnxSession(self._model, threads=1, warm_rows=rows, warm_s=_WARM_S)
         except ModelInvalid as error:
             raise Refused(f"{error.message} ({self._doubt})" if self._doubt else error.message) from error
         load_s = round(time.monotonic() - began, 4)
@@ -179,7 +179,7 @@ class Examination:
             raise Skipped("it does not take made-up rows") from None
         rows, row_s = 1, _median(session, 1)
         if session.signature.batch == "dynamic":
-            rows = max(1, min(64, self._task.max_batch_rows, int(_BATCH_S / row_s)))
+            rows = max(1, min(64, self._task.limits.max_batch_rows, int(_BATCH_S / row_s)))
         batch_s = _median(session, rows)
         self.findings.figures = figures.model_copy(update={"row_s": row_s, "batch_rows": rows, "batch_s": batch_s})
         return f"1 row {row_s * 1e6:,.0f} µs, {rows} rows {batch_s * 1e6:,.0f} µs"
@@ -199,7 +199,7 @@ class Examination:
         return "its answers are the model's"
 
     def _prove_rows(self) -> None:
-        self._note(ROWS)
+        self._tell(ROWS)
         began = time.monotonic()
         found = self.findings.independence = prove(self._session, self._model)
         detail = "" if found.proved else f"{found.reason}: requests run alone"

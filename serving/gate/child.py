@@ -6,7 +6,6 @@ Speaks with `gate.Gate` in lines of JSON: a task in, findings out. A child that 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -15,6 +14,7 @@ import time
 from pathlib import Path
 
 import onnx
+from pydantic import ValidationError
 
 from serving.engine.batching import Independence
 from serving.gate.checks import Examination
@@ -69,7 +69,7 @@ def _in_child(task: Task, asked: int) -> Findings:
             os._exit(70)  # no clean-up of a copy of the parent's state
     os.close(write)
     try:
-        text, late = _listen(read, asked, task.wall_s)
+        text, late = _listen(read, asked, task.limits.wall_s)
     finally:
         os.close(read)
         # The child leads its own group; after this nothing of it is left.
@@ -92,22 +92,26 @@ def _confine(task: Task, parent: int, keep: int) -> None:
     os.closerange(3, keep)
     os.closerange(keep + 1, 256)
     os.environ.clear()
-    confine(task.memory_bytes, file_bytes=task.file_bytes, cpu_s=task.cpu_s)
+    memory_bytes = task.limits.memory_bytes or min(2 * 2**30 + 6 * task.size, _free_memory() * 3 // 4)
+    confine(memory_bytes, file_bytes=4 * task.size + 64 * 2**20, cpu_s=task.limits.cpu_s)
     no_network()
 
 
+def _free_memory() -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
 def _examine(task: Task, write: int) -> None:
+    """Say in lines what is looked at, and in JSON what was found: at the end, and before what may end this process."""
     with os.fdopen(write, "wb") as pipe:
 
-        def note(name: str) -> None:
-            pipe.write(json.dumps({"at": name}).encode() + b"\n")
+        def tell(said: str | Findings) -> None:
+            text = said if isinstance(said, str) else said.model_dump_json()
+            pipe.write(text.encode() + b"\n")
             pipe.flush()
 
-        def tell(findings: Findings) -> None:
-            pipe.write(findings.model_dump_json().encode() + b"\n")
-            pipe.flush()
-
-        tell(Examination(task, note, tell).run())
+        tell(Examination(task, tell).run())
     os._exit(0)
 
 
@@ -135,12 +139,11 @@ def _read(text: bytes, status: int, late: bool, task: Task) -> Findings:
     at = "the start"
     found = None
     for line in text.splitlines():
-        with contextlib.suppress(ValueError, TypeError):
-            document = json.loads(line)
-            if "at" not in document:
-                found = Findings.model_validate(document)
-            else:
-                at = str(document["at"])
+        if not line.startswith(b"{"):
+            at = line.decode(errors="replace")
+            continue
+        with contextlib.suppress(ValidationError):  # it may have died in the middle of it
+            found = Findings.model_validate_json(line)
     if found is not None:
         if at == ROWS and found.independence is None:  # it did not outlive the trial, which refuses nothing
             reason = "the trial of its rows did not end" if late else "the trial of its rows ended its process"
@@ -148,11 +151,11 @@ def _read(text: bytes, status: int, late: bool, task: Task) -> Findings:
             found.checks.append(Check(name=ROWS, outcome="warned", detail=f"{reason}: requests run alone"))
         return found
     if late:
-        return Findings(reasons=[f"it did not end within {task.wall_s:g} s at: {at}"])
+        return Findings(reasons=[f"it did not end within {task.limits.wall_s:g} s at: {at}"])
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         if number == signal.SIGXCPU:
-            return Findings(reasons=[f"it took more than {task.cpu_s} s of processor time at: {at}"])
+            return Findings(reasons=[f"it took more than {task.limits.cpu_s} s of processor time at: {at}"])
         return Findings(reasons=[f"it ended its process ({signal.Signals(number).name}) at: {at}"])
     return Findings(reasons=[f"it ended its process at: {at}"])
 

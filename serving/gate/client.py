@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
+import time
+from collections.abc import Collection
 from pathlib import Path
 
 from serving.errors import ModelInvalid
 from serving.gate import gate, prepared
-from serving.gate.findings import PREPARED
-from serving.gate.gate import Gate, Limits
+from serving.gate.findings import PREPARED, Limits
+from serving.gate.gate import Gate
 from serving.gate.report import Report
 from serving.repository.repository import ModelVersion, Repository
 from serving.repository.state_directory import state_folder
 
 IDLE_S = 10.0
 """Seconds after which the gate's process ends when nothing is examined: at a start many versions come at once."""
+_YOUNG_S = 3600
 
 
 class GateClient:
@@ -28,30 +32,23 @@ class GateClient:
         self._lock = threading.Lock()
         self._gate: Gate | None = None
         self._idle: threading.Timer | None = None
-        self._verified: set[str] = set()
-        """Contents whose prepared form was hashed since the start, or that have none."""
 
     def known(self, found: ModelVersion, serving: ModelVersion | None) -> Report | None:
         """Return the report that was kept for this content and onnxruntime; None where it must be examined.
 
-        That is so too until the prepared form of a large version was hashed, which takes a second for some hundred MB.
+        That is so too where it has lost its prepared form.
         """
         state = self._state()
         report = None if state is None else gate.verdict(state, found.content)
-        if report is None or (_may_be_prepared(report) and found.content not in self._verified):
+        if state is None or report is None or (_prepared(report) and not prepared.place(state, found.content).exists()):
             return None
         return report
 
     def examine(self, found: ModelVersion, serving: ModelVersion | None) -> Report:
-        """Examine a version beside the one that serves, and keep the verdict and the prepared form.
-
-        Where the verdict is known, and the prepared form is as it was written, that is all.
-        """
-        state = self._state()
-        kept = None if state is None else gate.verdict(state, found.content)
-        self._verified.add(found.content)  # or made anew below
-        if state is not None and kept is not None and not self._damaged(state, found, kept):
+        """Examine a version beside the one that serves, and keep the verdict and the prepared form."""
+        if (kept := self.known(found, serving)) is not None:  # others had the same content, and their turn before
             return kept
+        state = self._state()
         try:
             declared = self._repository.manifest(found)
         except ModelInvalid as error:
@@ -66,13 +63,6 @@ class GateClient:
                 gate.keep(state, report)
         return report
 
-    @staticmethod
-    def _damaged(state: Path, found: ModelVersion, report: Report) -> bool:
-        """Tell whether a version should have a prepared form and has none that is as it was written."""
-        if not _may_be_prepared(report) or prepared.verify(state, found.content):
-            return False
-        return any(check.name == PREPARED and check.outcome == "passed" for check in report.checks)
-
     def close(self) -> None:
         """End the gate's process."""
         with self._lock:
@@ -86,8 +76,8 @@ class GateClient:
         self.close()
         contents = self._repository.contents()
         if contents and (state := self._state()) is not None:  # the folder may just be unmounted
-            prepared.sweep(state, contents)
-            gate.sweep(state, contents)
+            sweep(state / "reports", {gate.place(state, content).name for content in contents})
+            sweep(state / "cache", {prepared.place(state, content).name for content in contents})
 
     def _open(self) -> Gate:
         if self._idle is not None:
@@ -105,5 +95,13 @@ class GateClient:
             return None
 
 
-def _may_be_prepared(report: Report) -> bool:
-    return report.ok and report.size_bytes >= prepared.FROM_BYTES
+def sweep(folder: Path, names: Collection[str]) -> None:
+    """Remove what has another name, and is older than an hour: the version of a younger one may be on its way."""
+    with contextlib.suppress(OSError):
+        for kept in folder.iterdir():
+            if kept.name not in names and time.time() - kept.lstat().st_mtime > _YOUNG_S:
+                shutil.rmtree(kept, ignore_errors=True) if kept.is_dir() else kept.unlink(missing_ok=True)
+
+
+def _prepared(report: Report) -> bool:
+    return any(check.name == PREPARED and check.outcome == "passed" for check in report.checks)

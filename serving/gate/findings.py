@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -15,21 +16,30 @@ ROWS = "independent rows"
 """The check that refuses nothing: in doubt, requests run alone."""
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one version may take while it is looked at; bytes and seconds."""
+
+    memory_bytes: int | None = None
+    """None: 2 GiB and six times its files, and at most three quarters of what the machine has left."""
+    cpu_s: int = 300
+    wall_s: float = 120.0
+    max_batch_rows: int = 512
+    extension_ops: bool = False
+    """Whether operators of onnxruntime-extensions are allowed."""
+
+
 class Task(BaseModel):
-    """One version to look at, with all that the gate's process is told; bytes and seconds."""
+    """One version to look at, with all that the gate's process is told."""
 
     folder: Path
-    extension_ops: bool = False
-    """Operators of onnxruntime-extensions are allowed."""
+    size: int
+    """Bytes of its files."""
+    limits: Limits
     measure_only: bool = False
     """Only load and measure it: it serves already."""
-    max_batch_rows: int = 512
     prepare_in: Path | None = None
     """An empty folder that gets the prepared form."""
-    memory_bytes: int
-    file_bytes: int
-    cpu_s: int
-    wall_s: float
 
 
 class Findings(BaseModel):

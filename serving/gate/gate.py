@@ -11,14 +11,12 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Collection
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -26,7 +24,7 @@ from serving.engine.batching import RULES
 from serving.engine.providers import PACKAGES
 from serving.errors import ModelInvalid
 from serving.gate.compatibility import breaking
-from serving.gate.findings import Findings, Task
+from serving.gate.findings import Findings, Limits, Task
 from serving.gate.report import Check, Report
 from serving.linux.files import write_whole
 from serving.linux.sandbox import bare_environment
@@ -40,20 +38,6 @@ if TYPE_CHECKING:
 _START_S = 60.0
 _GRACE_S = 10.0
 _MOST_REASON = 500
-_YOUNG_S = 3600
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one version may take while it is looked at; bytes and seconds."""
-
-    memory_bytes: int | None = None
-    """None: 2 GiB and six times its files, and at most three quarters of what the machine has left."""
-    cpu_s: int = 300
-    wall_s: float = 120.0
-    max_batch_rows: int = 512
-    extension_ops: bool = False
-    """Whether operators of onnxruntime-extensions are allowed."""
 
 
 @cache
@@ -111,26 +95,16 @@ class Gate:
             found = manifest.read(folder) or manifest.of(folder, Hashes())
         except ModelInvalid as error:
             return unreadable(error.message)
-        task = self._task(folder, found.size, prepare_in=prepare_in)
+        task = Task(folder=folder.resolve(), size=found.size, limits=self._limits, prepare_in=prepare_in)
         findings = self._ask(task)
         if prepare_in is not None and not findings.prepared:
             # What lies there would be kept, and serve: not where its answers were not seen to be the model's.
             (prepare_in / MODEL_FILE).unlink(missing_ok=True)
-        now = self._ask(self._task(serving, _size(serving), measure_only=True)) if serving else Findings()
+        now = Findings()
+        if serving is not None:
+            task = Task(folder=serving.resolve(), size=_size(serving), limits=self._limits, measure_only=True)
+            now = self._ask(task)
         return judge(found, findings, now, at=began, allow_breaking=allow_breaking or found.allow_breaking)
-
-    def _task(self, folder: Path, size: int, **more: Any) -> Task:
-        limits = self._limits
-        return Task(
-            folder=folder.resolve(),
-            memory_bytes=limits.memory_bytes or _memory(size),
-            file_bytes=4 * size + 64 * 2**20,
-            cpu_s=limits.cpu_s,
-            wall_s=limits.wall_s,
-            max_batch_rows=limits.max_batch_rows,
-            extension_ops=limits.extension_ops,
-            **more,
-        )
 
     def _ask(self, task: Task) -> Findings:
         """Send one task and return its findings; a process that fails is replaced next time."""
@@ -205,7 +179,7 @@ def judge(found: Manifest, findings: Findings, now: Findings, *, at: float, allo
 def verdict(state_dir: Path, content: str) -> Report | None:
     """Return the kept verdict on a version's content with this onnxruntime; None where there is none to trust."""
     try:
-        kept = Report.model_validate_json(_place(state_dir, content).read_bytes())
+        kept = Report.model_validate_json(place(state_dir, content).read_bytes())
     except (OSError, ValueError):
         return None
     fits = kept.content == content and kept.runtime == runtime()
@@ -226,21 +200,11 @@ def keep(state_dir: Path, made: Report) -> None:
     """Keep a verdict where `verdict` finds it, unless it depends on what this server allows. Raises OSError."""
     if made.content and not made.extensions:
         subfolder(state_dir, "reports")
-        write_whole(_place(state_dir, made.content), made.text())
+        write_whole(place(state_dir, made.content), made.text())
 
 
-def sweep(state_dir: Path, contents: Collection[str]) -> None:
-    """Remove the verdicts on contents that are not on disk any more.
-
-    One that is younger than an hour stays: its version may be about to be published.
-    """
-    with contextlib.suppress(OSError):
-        for file in (state_dir / "reports").iterdir():
-            if file.stem not in contents and time.time() - file.lstat().st_mtime > _YOUNG_S:
-                file.unlink(missing_ok=True)
-
-
-def _place(state_dir: Path, content: str) -> Path:
+def place(state_dir: Path, content: str) -> Path:
+    """Return the file of the verdict on a version's content."""
     return state_dir / "reports" / f"{content}.json"
 
 
@@ -260,15 +224,6 @@ def _size(folder: Path) -> int:
         return (manifest.read(folder) or manifest.of(folder, Hashes())).size
     except ModelInvalid:
         return 0
-
-
-def _memory(size: int) -> int:
-    free = next(
-        int(line.split()[1]) * 1024
-        for line in Path("/proc/meminfo").read_text().splitlines()
-        if line.startswith("MemAvailable")
-    )
-    return min(2 * 2**30 + 6 * size, free * 3 // 4)
 
 
 def _shown(text: str) -> str:

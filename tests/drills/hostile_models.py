@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from serving.gate.gate import Gate, Limits
+from serving.gate.findings import Limits
+from serving.gate.gate import Gate
 from serving.repository.manifest import MODEL_FILE
 from tests.conftest import MODELS
 from tests.drills.drill import Report, drill

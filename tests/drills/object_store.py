@@ -20,7 +20,8 @@ from serving.deploy.mirror import located
 from serving.deploy.publish import publish
 from serving.deploy.staging import embed_entry
 from serving.errors import ServingError
-from serving.gate.gate import Gate, Limits
+from serving.gate.findings import Limits
+from serving.gate.gate import Gate
 from serving.repository import transitions
 from serving.repository.traffic_store import TrafficStore
 from tests.drills.drill import Report, drill

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from serving.command_line import app
 from serving.engine import runtime
 from serving.gate import checks
-from serving.gate.findings import Task
+from serving.gate.findings import Limits, Task
 from serving.http_api.app import create_app
 from serving.settings import Settings
 
@@ -112,8 +112,8 @@ def test_the_gate_says_what_to_install(tmp_path: Path, monkeypatch: pytest.Monke
     """Without the package a model is refused with the command that brings it; nothing of it is loaded."""
     folder = embedding(tmp_path / "version" / "model.onnx").parent
     monkeypatch.setattr(checks, "extensions_library", lambda: None)
-    task = Task(folder=folder, extension_ops=True, memory_bytes=2**30, file_bytes=2**20, cpu_s=60, wall_s=60)
-    found = checks.Examination(task, lambda name: None, lambda findings: None).run()
+    task = Task(folder=folder, size=2**20, limits=Limits(extension_ops=True))
+    found = checks.Examination(task, lambda said: None).run()
     (reason,) = found.reasons
     assert "BertTokenizer" in reason
     assert "pip install onnxruntime-extensions" in reason

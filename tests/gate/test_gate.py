@@ -14,8 +14,8 @@ from onnx import TensorProto, helper
 from rich.console import Console
 
 from serving.gate import gate
-from serving.gate.findings import Findings
-from serving.gate.gate import Gate, Limits, judge, read
+from serving.gate.findings import Findings, Limits
+from serving.gate.gate import Gate, judge, read
 from serving.gate.report_table import table
 from serving.linux.limits import raise_open_files
 from serving.repository import manifest

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from serving.engine.batching import RULES, Independence
 from serving.engine.session import OnnxSession
-from serving.gate import client, prepared
+from serving.gate import client, gate, prepared
+from serving.gate.findings import PREPARED
 from serving.gate.gate import Gate
+from serving.gate.report import Check, Report
 from serving.repository import manifest
 from serving.repository.manifest import Hashes, Manifest
-from serving.repository.repository import Repository
+from serving.repository.repository import ModelVersion, Repository
 from serving.repository.traffic import Traffic
 from tests.conftest import MODELS
 
@@ -58,7 +61,7 @@ def copied(made: tuple[Path, Path, Manifest], tmp_path: Path) -> tuple[Path, Pat
         source = prepared.locate(state, declared.content)
         assert source is not None
         for path in source.parent.iterdir():
-            if path.name != "index.json":
+            if path.name != "manifest.json":
                 shutil.copy(path, into)
     return folder, fresh, declared
 
@@ -87,7 +90,7 @@ def spoil(path: Path) -> None:
         lambda folder: spoil(folder / "weights.bin"),
         lambda folder: (folder / "weights.bin").unlink(),
         lambda folder: os.truncate(folder / "weights.bin", 1000),
-        lambda folder: (folder / "index.json").write_text("{"),
+        lambda folder: (folder / "manifest.json").write_text("{"),
         lambda folder: (folder / "model.onnx").rename(folder / "other"),
         lambda folder: (
             (folder / "weights.bin").rename(folder / "w"),
@@ -97,15 +100,33 @@ def spoil(path: Path) -> None:
     ids=["changed", "gone", "short", "index", "renamed", "link"],
 )
 def test_one_that_was_touched_is_not_used(copied: tuple[Path, Path, Manifest], harm: Callable[[Path], object]) -> None:
-    """Any change to its files since they were hashed makes it none, and the next start removes it."""
+    """Any change to its files since they were hashed makes it none, and removes it."""
     _, state, declared = copied
     path = prepared.locate(state, declared.content)
     assert path is not None
-    assert prepared.verify(state, declared.content)
     harm(path.parent)
     assert prepared.locate(state, declared.content) is None
-    assert not prepared.verify(state, declared.content)
     assert not path.parent.exists()
+
+
+def test_one_that_is_lost_is_written_anew(copied: tuple[Path, Path, Manifest]) -> None:
+    """A server that finds the verdict on a version, and not the prepared form that it tells of, examines it again."""
+    folder, state, declared = copied
+    report = Report(
+        ok=True,
+        content=declared.content,
+        runtime=gate.runtime(),
+        time=0.0,
+        checks=(Check(name=PREPARED, outcome="passed"),),
+        independence=Independence(proved=True, rules=RULES),
+    )
+    gate.keep(state, report)
+    asked = client.GateClient(Repository(folder, lambda name: Traffic()), state_dir=state)
+    version = ModelVersion("dense", "1", folder / "model.onnx", declared.content)
+    assert asked.known(version, None) == report
+    (place,) = (state / "cache").iterdir()
+    shutil.rmtree(place)
+    assert asked.known(version, None) is None
 
 
 def test_it_belongs_to_this_processor_and_runtime(
@@ -154,13 +175,13 @@ def test_forms_of_what_is_gone_are_swept(copied: tuple[Path, Path, Manifest]) ->
     _, state, declared = copied
     path = prepared.locate(state, declared.content)
     assert path is not None
-    prepared.sweep(state, [])
+    client.sweep(state / "cache", [])
     assert path.exists()
     old = time.time() - 7200
     os.utime(path.parent, (old, old))
-    prepared.sweep(state, [declared.content])
+    client.sweep(state / "cache", [path.parent.name])
     assert path.exists()
-    prepared.sweep(state, [])
+    client.sweep(state / "cache", [])
     assert not path.exists()
 
 
@@ -179,8 +200,8 @@ def test_a_server_sweeps_when_its_gate_has_nothing_to_do(
     repository = Repository(tmp_path / "models", lambda name: Traffic())
     (found,) = repository.scan().found
     monkeypatch.setattr(client, "IDLE_S", 0.1)
-    gate = client.GateClient(repository, state_dir=tmp_path / "state")
-    report = gate.examine(found, None)
+    asked = client.GateClient(repository, state_dir=tmp_path / "state")
+    report = asked.examine(found, None)
     assert report.ok
     kept = verdict.with_name(f"{report.content}.json")
     os.utime(kept, (1, 1))
