@@ -106,7 +106,6 @@ class AnalysisRunner:
         self._store = store
         self._totals = totals
         self._running: dict[str, _Running] = {}
-        self._begun: dict[str, tuple[int, Analysis, Beginning]] = {}
         self._deaths: SimpleQueue[tuple[str, str]] = SimpleQueue()
         self._died_over: defaultdict[str, list[Subject]] = defaultdict(list)
         """By model, what servers tried that died, until it is known whether that is what is tried here."""
@@ -200,7 +199,11 @@ class AnalysisRunner:
             found[name, analysis.version],
             found[name, analysis.against] if analysis.against is not None else NOTHING,
         )
-        began = self._beginning(name, plan.traffic.generation, analysis)
+        generation = plan.traffic.generation
+        if running is not None and (running.generation, running.analysis) == (generation, analysis):
+            began = running.began
+        else:
+            began = beginning(self._history(name), generation, analysis)
         # What was stable before a promotion need not be loaded, and its figures are those of before.
         against = contents.get(analysis.against or "", "") if analysis.role != "stable" else ""
         subject = Subject(began.last, contents[analysis.version], against)
@@ -208,7 +211,7 @@ class AnalysisRunner:
         if running is None or running.subject != subject:
             self._running[name] = running = _Running(
                 analysis,
-                plan.traffic.generation,
+                generation,
                 subject,
                 began,
                 # What is promoted has no other beside it: it is compared with all that the one before did.
@@ -216,7 +219,7 @@ class AnalysisRunner:
                 usual=_usual(totals[1]) if analysis.role == "stable" else None,
             )
             log.info("%s: version %s is tried, and what is seen counts from now on", name, analysis.version)
-        running.generation = plan.traffic.generation
+        running.generation, running.began = generation, began
         self._count(running, totals, now)
         for over in self._died_over.pop(name, ()):
             # It may have died right after the analysis began again, and have known nothing of it yet.
@@ -258,15 +261,11 @@ class AnalysisRunner:
         running.files = files
         return True
 
-    def _beginning(self, name: str, generation: int, analysis: Analysis) -> Beginning:
-        kept = self._begun.get(name)
-        if kept is None or kept[:2] != (generation, analysis):
-            try:
-                history = self._store.history(name, 1000)
-            except ServingError:
-                history = []
-            kept = self._begun[name] = generation, analysis, beginning(history, generation, analysis)
-        return kept[2]
+    def _history(self, name: str) -> list[dict[str, Any]]:
+        try:
+            return self._store.history(name, 1000)
+        except ServingError:
+            return []
 
     def _note(self, name: str, running: _Running, why: str) -> bool:
         """Begin an analysis again, as a new generation that changes nothing else."""

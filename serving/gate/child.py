@@ -90,9 +90,10 @@ def _confine(task: Task, parent: int, keep: int) -> None:
     for number in (0, 1, 2):
         os.dup2(null, number)
     os.closerange(3, keep)
-    os.closerange(keep + 1, 256)
+    os.closerange(keep + 1, 256)  # there are few: none of the server's own were passed on
     os.environ.clear()
     memory_bytes = task.limits.memory_bytes or min(2 * 2**30 + 6 * task.size, _free_memory() * 3 // 4)
+    # Last, for what comes before needs what these forbid, and nothing of the model may run before them.
     confine(memory_bytes, file_bytes=4 * task.size + 64 * 2**20, cpu_s=task.limits.cpu_s)
     no_network()
 

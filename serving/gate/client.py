@@ -33,7 +33,7 @@ class GateClient:
         self._gate: Gate | None = None
         self._idle: threading.Timer | None = None
 
-    def known(self, found: ModelVersion, serving: ModelVersion | None) -> Report | None:
+    def known(self, found: ModelVersion) -> Report | None:
         """Return the report that was kept for this content and onnxruntime; None where it must be examined.
 
         That is so too where it has lost its prepared form.
@@ -46,7 +46,7 @@ class GateClient:
 
     def examine(self, found: ModelVersion, serving: ModelVersion | None) -> Report:
         """Examine a version beside the one that serves, and keep the verdict and the prepared form."""
-        if (kept := self.known(found, serving)) is not None:  # others had the same content, and their turn before
+        if (kept := self.known(found)) is not None:  # others had the same content, and their turn before
             return kept
         state = self._state()
         try:

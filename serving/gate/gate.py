@@ -83,7 +83,6 @@ class Gate:
         folder: Path,
         *,
         serving: Path | None = None,
-        allow_breaking: bool = False,
         prepare_in: Path | None = None,
     ) -> Report:
         """Examine the version in a folder; `serving` is the folder of the one that callers use now.
@@ -104,7 +103,7 @@ class Gate:
         if serving is not None:
             task = Task(folder=serving.resolve(), size=_size(serving), limits=self._limits, measure_only=True)
             now = self._ask(task)
-        return judge(found, findings, now, at=began, allow_breaking=allow_breaking or found.allow_breaking)
+        return judge(found, findings, now, at=began)
 
     def _ask(self, task: Task) -> Findings:
         """Send one task and return its findings; a process that fails is replaced next time."""
@@ -149,14 +148,14 @@ def unreadable(reason: str) -> Report:
     return Report(ok=False, content="", runtime=runtime(), time=time.time(), reasons=(reason,), checks=(check,))
 
 
-def judge(found: Manifest, findings: Findings, now: Findings, *, at: float, allow_breaking: bool) -> Report:
+def judge(found: Manifest, findings: Findings, now: Findings, *, at: float) -> Report:
     """Make the verdict on a version from what was found of it and of the version that serves now."""
     checks, reasons = [*findings.checks], [*findings.reasons]
     broken: list[str] = []
     if findings.signature is not None and now.signature is not None:
         broken = [_shown(reason) for reason in breaking(now.signature, findings.signature)]
         detail = "; ".join(broken)
-        refused = bool(broken) and not allow_breaking
+        refused = bool(broken) and not found.allow_breaking
         checks.append(Check(name="signature", outcome="refused" if refused else "passed", detail=detail))
         if refused:
             reasons.append(f"breaking for callers of the version that serves: {detail}")
@@ -197,8 +196,11 @@ def report(state_dir: Path, folder: Path) -> Report | None:
 
 
 def keep(state_dir: Path, made: Report) -> None:
-    """Keep a verdict where `verdict` finds it, unless it depends on what this server allows. Raises OSError."""
-    if made.content and not made.extensions:
+    """Keep a verdict where `verdict` finds it. Raises OSError.
+
+    Not one that depends on more than the content: on what this server allows, or on the version that served then.
+    """
+    if made.content and not made.extensions and (made.ok or not made.breaking):
         subfolder(state_dir, "reports")
         write_whole(place(state_dir, made.content), made.text())
 

@@ -27,7 +27,7 @@ Figure: TypeAlias = tuple[str, str, str, str, float]
 class Gate(Protocol):
     """The gate: says whether a version may be loaded at all."""
 
-    def known(self, found: ModelVersion, serving: ModelVersion | None) -> Report | None:
+    def known(self, found: ModelVersion) -> Report | None:
         """Return a report that needs no work; None where the version must be examined."""
 
     def examine(self, found: ModelVersion, serving: ModelVersion | None) -> Report:
@@ -145,7 +145,7 @@ class GateResults:
         reports = self._reports[item.name]
         report = reports.get(item)
         if report is None and item not in self._examined:
-            report = self._gate.known(item, serving)
+            report = self._gate.known(item)
             if report is not None:
                 reports[item] = report
             else:

@@ -220,7 +220,7 @@ def test_an_answer_from_inside_is_not_believed_blindly() -> None:
         "{",
         '{"reasons": ["\\u001b[31m red"]}',
     ):
-        report = judge(found, read(said.encode()), Findings(), at=0.0, allow_breaking=False)
+        report = judge(found, read(said.encode()), Findings(), at=0.0)
         assert not report.ok
         assert "\x1b" not in report.reasons[0]
 
@@ -238,4 +238,13 @@ def test_verdicts_are_kept_by_content_and_runtime(
     (tmp_path / "reports" / f"{'0' * 64}.json").write_text(json.dumps(document))
     assert gate.verdict(tmp_path, "0" * 64) is None
     monkeypatch.setattr(gate, "runtime", lambda: "0.0")
+    assert gate.verdict(tmp_path, report.content) is None
+
+
+def test_what_breaks_callers_is_refused_only_beside_the_version_that_they_use(tmp_path: Path, examiner: Gate) -> None:
+    """A refusal of that kind is not kept: another version may serve by then, or none."""
+    report = examiner.examine(IRIS / "1", serving=MODELS / "diabetes" / "1")
+    assert report.breaking
+    assert not report.ok
+    gate.keep(tmp_path, report)
     assert gate.verdict(tmp_path, report.content) is None

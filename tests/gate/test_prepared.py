@@ -123,10 +123,10 @@ def test_one_that_is_lost_is_written_anew(copied: tuple[Path, Path, Manifest]) -
     gate.keep(state, report)
     asked = client.GateClient(Repository(folder, lambda name: Traffic()), state_dir=state)
     version = ModelVersion("dense", "1", folder / "model.onnx", declared.content)
-    assert asked.known(version, None) == report
+    assert asked.known(version) == report
     (place,) = (state / "cache").iterdir()
     shutil.rmtree(place)
-    assert asked.known(version, None) is None
+    assert asked.known(version) is None
 
 
 def test_it_belongs_to_this_processor_and_runtime(

@@ -95,7 +95,7 @@ def test_rollback_passes_over_what_is_damaged(
         file.unlink()
     else:
         found = manifest.of(folder, manifest.Hashes())
-        gate.keep(state_folder(tmp_path), gate.judge(found, gate.read(b"{}"), Findings(), at=0, allow_breaking=False))
+        gate.keep(state_folder(tmp_path), gate.judge(found, gate.read(b"{}"), Findings(), at=0))
         file_one = tmp_path / "iris" / "1" / "model.onnx"
         shutil.copy(MODELS / "iris" / "2" / "model.onnx", file_one)
         (tmp_path / "iris" / "1" / "manifest.json").unlink()
