@@ -17,20 +17,13 @@ from serving.protocols.predict_v1_validation import meant
 from serving.protocols.strict_json import pointer
 from serving.tensors import FLOATS, HALVES, INTEGERS, NUMPY, Array, Tensors, limits
 
+_DUE = {"BYTES": "strings", "BOOL": "booleans"}
 _PROBLEM = "the columns do not fit the model's signature"
 
 
 def arrow_type(feature: Feature) -> Any:
     """Return the type that a feature's text is read as; doubles for all floats, as JSON has them."""
-    if feature.datatype in FLOATS:
-        kind = pa.float64()
-    elif feature.datatype == "BYTES":
-        kind = pa.string()
-    else:
-        kind = pa.from_numpy_dtype(NUMPY[feature.datatype])
-    for _ in feature.shape:
-        kind = pa.list_(kind)
-    return kind
+    return column_type("FP64" if feature.datatype in FLOATS else feature.datatype, len(feature.shape))
 
 
 class ColumnBinder:
@@ -72,13 +65,7 @@ class ColumnBinder:
         for feature in self.features:
             kind = schema.field(feature.name).type
             if not _takes(feature, kind):
-                due = (
-                    "strings"
-                    if feature.datatype == "BYTES"
-                    else "booleans"
-                    if feature.datatype == "BOOL"
-                    else "numbers"
-                )
+                due = _DUE.get(feature.datatype, "numbers")
                 lists = "lists of " * len(feature.shape)
                 details.append(
                     Detail(pointer(feature.name), f"is a column of {str(kind)[:100]}, and should be of {lists}{due}")

@@ -38,14 +38,17 @@ Answer: TypeAlias = Callable[[Tensors, Lines], Iterator[Answered]]
 """Answers rows, in order; called from several threads."""
 
 
-def locally(run: Callable[[Tensors], Tensors], described: Described, form: AnswerForm) -> Answer:
-    """Answer by a session in this process; rows that may see each other run one by one."""
+def locally(run: Callable[[Tensors], Tensors], described: Described, rows: Callable[[Tensors], Any]) -> Answer:
+    """Answer by a session in this process; rows that may see each other run one by one.
+
+    rows: makes of the outputs of good rows what is answered for them.
+    """
     alone = described.signature.batch == "one" or not described.together
 
     def answer(inputs: Tensors, lines: Lines) -> Iterator[Answered]:
         try:
             if len(lines) == 1 or not alone:
-                yield form.rows(run(inputs)), lines
+                yield rows(run(inputs)), lines
                 return
         except InferenceFailed as error:
             if len(lines) == 1:
@@ -100,7 +103,7 @@ def loaded(path: Path, name: str, kind: Format, *, together: bool) -> AnsweringM
     form = answer_form(kind, described)
     stamp = path.stat()
     identity = f"{path.absolute()} {stamp.st_size} {stamp.st_mtime_ns}"
-    return AnsweringModel(described, locally(session.run, described, form), kind, form, identity, path)
+    return AnsweringModel(described, locally(session.run, described, form.rows), kind, form, identity, path)
 
 
 class TooManyBad(Exception):
@@ -176,22 +179,20 @@ class Scoring:
                 self._save(out, errors)
             self._finish()
 
-    def _opened(self, stack: ExitStack) -> tuple[BinaryIO, BinaryIO | None]:
+    def _opened(self, stack: ExitStack) -> tuple[BinaryIO, BinaryIO]:
         out: BinaryIO = self.sink
         if self.out is not None:
             out = stack.enter_context(_cut(_beside(self.out, "part"), self.progress.written))
-        errors = None
-        if self.errors is not None:
-            errors = stack.enter_context(_cut(_beside(self.errors, "part"), self.progress.told))
-        return out, errors
+        told = self.progress.told
+        errors = Path(os.devnull).open("wb") if self.errors is None else _cut(_beside(self.errors, "part"), told)
+        return out, stack.enter_context(errors)
 
-    def _take(self, done: Scored, out: BinaryIO, errors: BinaryIO | None) -> None:
+    def _take(self, done: Scored, out: BinaryIO, errors: BinaryIO) -> None:
         progress, self._whole = self.progress, done.total
         name = os.fsencode(self.files[done.file][0] or "-").decode(errors="replace")
         told = b"".join([dumps({"file": name, **bad._asdict()}) + b"\n" for bad in done.bad])
         out.write(done.data)
-        if errors is not None:
-            errors.write(told)
+        errors.write(told)
         # At once: whatever interrupts this, what is noted goes together.
         self.progress = Progress(
             task=progress.task,
@@ -211,10 +212,9 @@ class Scoring:
         if self.max_bad is not None and self.progress.bad > self.max_bad:
             raise TooManyBad(f"more than {self.max_bad} rows are bad, and {self.out or 'the rest'} is not written")
 
-    def _save(self, out: BinaryIO, errors: BinaryIO | None) -> None:
+    def _save(self, out: BinaryIO, errors: BinaryIO) -> None:
         out.flush()
-        if errors is not None:
-            errors.flush()
+        errors.flush()
         if self.out is not None and self.resumable and self.progress.at != BEGIN:
             write_whole(_beside(self.out, "progress"), self.progress.model_dump_json().encode())
         self._saved = time.monotonic()

@@ -13,6 +13,7 @@ import random
 import socket
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 
 from serving.engine.model import Model
 from serving.engine.signature import Signature
-from serving.tensors import HALVES, Array, Overriding, Tensors
+from serving.tensors import Array, Overriding, Tensors
 
 log = logging.getLogger("serving.capture")
 
@@ -110,7 +111,7 @@ class Capture:
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
-        self._taken: list[tuple[Tap, _Answered]] = []
+        self._taken: deque[tuple[Tap, _Answered]] = deque()
         self._came = self._went = 0  # bytes; each is counted by one thread only
         self._written_to = 0
         self.behind = self.unwritable = 0
@@ -153,7 +154,8 @@ class Capture:
             self._flush()
 
     def _flush(self) -> None:
-        taken, self._taken = self._taken, []
+        # Not by putting another list in its place: the event loop may be about to append to the one that it has got.
+        taken = [self._taken.popleft() for _ in range(len(self._taken))]
         behind, lost = self.behind, 0
         by_tap: dict[Tap, list[_Answered]] = {}
         for tap, answered in taken:
@@ -226,11 +228,9 @@ def column(arrays: list[Array], datatype: str) -> Any:
     """Make a column of arrays [rows, ...], one below the other; of lists where a row has dimensions, whatever sizes."""
     import pyarrow as pa  # noqa: PLC0415  an extra
 
-    flat = np.concatenate([array.reshape(-1) for array in arrays])
-    if datatype in HALVES:
-        flat = flat.astype(np.float32)
-    made = pa.array(flat, pa.string() if datatype == "BYTES" else pa.from_numpy_dtype(flat.dtype))
-    for level in range(arrays[0].ndim - 1, 0, -1):
-        lengths = [np.full(int(np.prod(array.shape[:level])), array.shape[level]) for array in arrays]
-        made = pa.ListArray.from_arrays(np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int32), made)
-    return made
+    from serving.bulk import columns  # noqa: PLC0415
+
+    kind = columns.column_type(datatype, arrays[0].ndim - 1)
+    if len({array.shape[1:] for array in arrays}) == 1:
+        arrays = [np.concatenate(arrays)]  # one by one they would take the interpreter much longer
+    return pa.concat_arrays([columns.column(array, kind) for array in arrays])

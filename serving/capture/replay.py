@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import heapq
+import io
 import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pyarrow import parquet
 
+from serving.bulk.arrow import ArrowReader
+from serving.bulk.batch import BadRow, Piece, Position
+from serving.bulk.columns import arrow_type
+from serving.bulk.scoring import Answered, locally
 from serving.capture.capture import METADATA_KEY
 from serving.engine.limits import Limits
 from serving.engine.model import load
-from serving.engine.rows import Rows
-from serving.engine.signature import Feature
-from serving.errors import InferenceFailed, InvalidRequest, ModelNotFound
-from serving.tensors import INTEGERS
+from serving.engine.signature import Described
+from serving.errors import InvalidRequest, ModelNotFound
 
 _CHUNK = 512
+"""Rows that are answered at a time."""
 _DISTINCT = 10
 """Numbers that differ more often than this are put in quarters."""
 
@@ -72,76 +77,46 @@ class Version:
         if not (folder / "model.onnx").is_file():
             raise ModelNotFound(f"there is no version {folder.name} of {folder.parent.name} in the models folder")
         self.name = folder.name
-        self._session = load(folder / "model.onnx", limits=Limits(threads=threads, warm_rows=1))
-        self.signature = self._session.signature
-        self._rows = Rows(self.signature, folder.parent.name)
-        self._check = self._rows.one("named", fail_fast=True)
+        session = load(folder / "model.onnx", limits=Limits(threads=threads, warm_rows=1))
+        self.signature = session.signature
+        described = Described(folder.parent.name, folder.name, session.signature)
+        self._reader = ArrowReader(described, io.BytesIO())  # of tables that it is given
+        self._answer = locally(session.run, described, rows=lambda outputs: outputs)
 
-    def score(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Answers, dict[int, str]]:
-        """Answer rows by feature name; and those that it refuses, by number, with the reason."""
+    def score(self, table: Any) -> tuple[Answers, dict[int, str]]:
+        """Answer the rows of a RecordBatch of features; and say of those that it refuses, by number, why.
+
+        Raises SignatureMismatch where a column is of another type than its feature.
+        """
+        self._reader.columns.check_types(table.schema)
         refused: dict[int, str] = {}
         outputs: dict[str, list[Any]] = {spec.name: [] for spec in self.signature.outputs}
-        together = _CHUNK if self.signature.batch == "dynamic" else 1
-        good: list[tuple[int, list[Any]]] = []
-        for number, row in enumerate(rows):
-            try:
-                good.append((number, self._cells(row)))
-            except ValidationError as error:
-                found = error.errors(include_url=False)[0]
-                refused[number] = f"{found['loc'][0]}: {found['msg']}"
-        made: dict[int, tuple[Any, ...]] = {}
-        for start in range(0, len(good), together):
-            self._run(good[start : start + together], made, refused)
-        width = {name: next((values[i] for values in made.values()), None) for i, name in enumerate(outputs)}
-        for number in range(len(rows)):
-            values = made.get(number, tuple(_like(width[name]) for name in outputs))
-            for name, value in zip(outputs, values, strict=True):
-                outputs[name].append(value)
-        signature = self.signature
-        facts = {"label": signature.label, "scores": signature.scores, "classes": signature.classes}
-        return answers(outputs, facts), refused
+        places: list[int] = []
+        for each in self._found(table):
+            if isinstance(each, BadRow):
+                refused[each.line - 1] = f"{each.path[1:] or 'the row'}: {each.message}"
+                continue
+            arrays, lines = each
+            for values, array in zip(outputs.values(), arrays, strict=True):
+                values.extend([array.tolist()] if self.signature.batch == "none" else array.tolist())
+            places += (lines - 1).tolist()
+        made = answers(outputs, self.signature.model_dump(include={"label", "scores", "classes"}))
+        labels, scores = made.labels, made.scores
+        if labels is not None:
+            known = dict(zip(places, labels, strict=True))
+            labels = [known.get(row) for row in range(len(table))]
+        if scores is not None:
+            scores = np.full((len(table), len(made.columns)), np.nan)
+            scores[places] = made.scores
+        return Answers(labels, scores, made.columns), refused
 
-    def _run(
-        self, rows: list[tuple[int, list[Any]]], made: dict[int, tuple[Any, ...]], refused: dict[int, str]
-    ) -> None:
-        try:
-            outputs = self._session.run(self._rows.arrays([cells for _, cells in rows]))
-        except (InferenceFailed, ValueError) as error:
-            if len(rows) == 1:
-                refused[rows[0][0]] = str(error)
-            for row in rows if len(rows) > 1 else ():
-                self._run([row], made, refused)
-            return
-        whole = self.signature.batch == "none"
-        columns = [[output.tolist()] if whole else output.tolist() for output in outputs]
-        for (number, _), values in zip(rows, zip(*columns, strict=True), strict=True):
-            made[number] = values
-
-    def _cells(self, row: Mapping[str, Any]) -> list[Any]:
-        """Return a row's cells in feature order. Raises ValidationError where a client could not send it."""
-        cells = {feature.name: _sent(row[feature.name], feature) for feature in self.signature.features}
-        infinite = {
-            f.name: 0.0
-            for f in self.signature.features
-            if f.allow_non_finite and isinstance(cells[f.name], float) and not math.isfinite(cells[f.name])
-        }  # a tensor may hold these, and JSON has no word for them
-        self._check.validate_python(cells | infinite)
-        return list(cells.values())
-
-
-def _sent(value: Any, feature: Feature) -> Any:
-    """Return what a client would have to send for a captured value: None where it is missing."""
-    if isinstance(value, list):
-        return [_sent(each, feature) for each in value]
-    if feature.nullable and (value == "" or (isinstance(value, float) and math.isnan(value))):
-        return None
-    whole = feature.datatype in INTEGERS and isinstance(value, float) and value.is_integer()
-    return int(value) if whole else value
-
-
-def _like(value: Any) -> Any:
-    """Return what stands for an answer that there is none of, in the shape of others; it equals none."""
-    return [_like(each) for each in value] if isinstance(value, list) else math.nan
+    def _found(self, table: Any) -> Iterator[Answered]:
+        for start in range(0, len(table), _CHUNK):
+            end = min(start + _CHUNK, len(table))
+            for batch in self._reader.read(Piece(table[start:end], start + 1, Position(end, end + 1))):
+                yield from batch.bad
+                if batch.inputs is not None:
+                    yield from self._answer(batch.inputs, batch.lines)
 
 
 @dataclass
@@ -162,7 +137,7 @@ class Replayed:
     versions: Counter[str] = field(default_factory=Counter)
     filled: dict[str, Any] = field(default_factory=dict)
     segments: dict[str, list[Any]] = field(default_factory=dict)
-    worst: list[tuple[float, int, dict[str, Any]]] = field(default_factory=list)
+    worst: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
 
     def report(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
@@ -175,7 +150,7 @@ class Replayed:
             **self._figures(every),
             "shift": {name: (self.scored[name] - self.given[name]) / max(1, answered) for name in self.given},
             "segments": {name: self._by(values) for name, values in self.segments.items()},
-            "worst": [row for _, _, row in sorted(self.worst, key=lambda each: (-each[0], each[1]))],
+            "worst": [row for _, row in self.worst],
             "filled": self.filled,
         }
 
@@ -216,30 +191,25 @@ def replay(
     version's example, and then both versions are asked again, so that they are asked the same.
     Raises InvalidRequest, ModelNotFound, ModelInvalid.
     """
-    candidate = Version(models / name / version, threads)
-    before: dict[str, Version] = {}
+    loaded = cache(lambda known: Version(models / name / known, threads))
+    candidate = loaded(version)
     result = Replayed(segments={segment: [] for segment in segments})
-    for table, facts in _tables(folder / name):
-        rows = _rows(table, candidate, facts, result.filled)
+    for captured, facts in _tables(folder / name):
+        rows = _rows(captured, candidate, facts, result.filled)
         new, refused = candidate.score(rows)
+        table = captured.to_pydict()
         given = answers({n[8:]: table[n] for n in table if n.startswith("outputs.")}, facts)
         if any(feature in facts["redacted"] for feature in result.filled):
-            if facts["version"] not in before:
-                before[facts["version"]] = Version(models / name / facts["version"], threads)
-            old = before[facts["version"]]
-            given, _ = old.score(_rows(table, old, facts, {}, like=rows))
+            old = loaded(facts["version"])
+            given, _ = old.score(_rows(captured, old, facts, {}, like=rows))
         _compare(result, given, new, refused, table, facts, rows, worst)
     if not result.agreeing:
         raise InvalidRequest(f"{folder}: nothing of {name} was captured there")
     return result
 
 
-def _tables(folder: Path) -> Iterator[tuple[dict[str, list[Any]], dict[str, Any]]]:
-    """Give each file's columns and what is said of it. Raises InvalidRequest."""
-    try:
-        parquet = import_module("pyarrow.parquet")
-    except ImportError:
-        raise InvalidRequest('this needs pyarrow: pip install "serving[bulk]"') from None
+def _tables(folder: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Give each file as a table, and what is said of it. Raises InvalidRequest."""
     for path in sorted(folder.glob("*/[!.]*.parquet")):
         try:
             table = parquet.read_table(path)
@@ -248,37 +218,32 @@ def _tables(folder: Path) -> Iterator[tuple[dict[str, list[Any]], dict[str, Any]
         facts = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"null"))
         if facts is None:
             raise InvalidRequest(f"{path} is no file of captured requests")
-        yield table.to_pydict(), facts
+        yield table, facts
 
 
-def _rows(
-    table: Mapping[str, list[Any]],
-    version: Version,
-    facts: Mapping[str, Any],
-    filled: dict[str, Any],
-    *,
-    like: Sequence[Mapping[str, Any]] = (),
-) -> list[dict[str, Any]]:
-    """Return captured rows by the features of a version; `filled` is told what stood for those that are not there.
+def _rows(table: Any, version: Version, facts: Mapping[str, Any], filled: dict[str, Any], *, like: Any = None) -> Any:
+    """Return captured rows as a RecordBatch of a version's features; `filled` is told what stood for some.
 
     like: rows that have been filled already, and have the word. Raises InvalidRequest where nothing can stand for one.
     """
-    count = len(table["row"])
-    columns: dict[str, Sequence[Any]] = {}
+    columns: dict[str, Any] = {}
     example = version.signature.example or {}
     for feature in version.signature.features:
-        if (captured := table.get(f"features.{feature.name}")) is not None:
-            columns[feature.name] = captured
-        elif like and feature.name in like[0]:
-            columns[feature.name] = [row[feature.name] for row in like]
-        elif feature.name in facts["redacted"] and feature.name in example:
-            filled[feature.name] = example[feature.name]
-            columns[feature.name] = [example[feature.name]] * count
+        name, kind = feature.name, arrow_type(feature)
+        if f"features.{name}" in table.column_names:
+            columns[name] = table[f"features.{name}"].combine_chunks()
+            if feature.nullable and columns[name].type == pa.string():  # an empty one stands for what was missing
+                columns[name] = pc.if_else(pc.equal(columns[name], ""), pa.scalar(None, pa.string()), columns[name])
+        elif like is not None and name in like.schema.names:
+            columns[name] = like[name]
+        elif name in facts["redacted"] and name in example:
+            filled[name] = example[name]
+            columns[name] = pa.array([example[name]] * len(table), kind)
         elif feature.nullable:
-            columns[feature.name] = [None] * count
+            columns[name] = pa.nulls(len(table), kind)
         else:
-            raise InvalidRequest(f"version {version.name} wants {feature.name}, which was not captured")
-    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+            raise InvalidRequest(f"version {version.name} wants {name}, which was not captured")
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def _compare(  # noqa: PLR0917
@@ -288,19 +253,19 @@ def _compare(  # noqa: PLR0917
     refused: Mapping[int, str],
     table: Mapping[str, list[Any]],
     facts: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
+    rows: Any,
     worst: int,
 ) -> None:
     count = len(rows)
-    agreeing = [False] * count
+    answered = np.array([i not in refused for i in range(count)])
+    agreeing = np.zeros(count, bool)
     if given.labels is not None and new.labels is not None:
-        agreeing = [a == b for a, b in zip(given.labels, new.labels, strict=True)]
+        agreeing = np.array([a == b for a, b in zip(given.labels, new.labels, strict=True)]) & answered
     else:
         result.labelled = False
     differences = np.full(count, np.nan)
     common = [name for name in given.columns if name in new.columns]
     if common and given.scores is not None and new.scores is not None:
-        answered = np.array([i not in refused for i in range(count)])
         old = given.scores[:, [given.columns.index(name) for name in common]]
         now = new.scores[:, [new.columns.index(name) for name in common]]
         differences[answered] = np.abs(now - old)[answered].max(axis=1)
@@ -314,23 +279,21 @@ def _compare(  # noqa: PLR0917
         if column is None:
             raise InvalidRequest(f"--segment {segment}: is no feature that was captured, nor principal or version")
         values.extend(column)
-    for i in range(count):
-        badness = math.inf if i in refused else (2.0 if result.labelled and not agreeing[i] else 0.0)
-        badness += 0.0 if math.isnan(differences[i]) else differences[i]
-        place = len(result.agreeing) + i
-        if badness and (len(result.worst) < worst or badness > result.worst[0][0]):
-            told = {
-                "request_id": table["request_id"][i],
-                "row": table["row"][i],
-                "version": facts["version"],
-                "features": rows[i],
-                "given": given.of(i),
-                "scored": {"refused": refused[i]} if i in refused else new.of(i),
-                "difference": None if math.isnan(differences[i]) else float(differences[i]),
-            }
-            put = heapq.heappush if len(result.worst) < worst else heapq.heappushpop
-            put(result.worst, (badness, -place, told))
-    result.agreeing += agreeing
+    badness = np.where(answered, np.nan_to_num(differences) + 2.0 * (result.labelled & ~agreeing), math.inf)
+    for i in np.argsort(-badness, kind="stable")[:worst].tolist():
+        told = {
+            "request_id": table["request_id"][i],
+            "row": table["row"][i],
+            "version": facts["version"],
+            "features": rows[i : i + 1].to_pylist()[0],
+            "given": given.of(i),
+            "scored": {"refused": refused[i]} if i in refused else new.of(i),
+            "difference": None if math.isnan(differences[i]) else float(differences[i]),
+        }
+        if badness[i]:
+            result.worst.append((badness[i], told))
+    result.worst = sorted(result.worst, key=lambda each: -each[0])[:worst]
+    result.agreeing += agreeing.tolist()
     result.differences += differences.tolist()
     result.refused += len(refused)
     result.reasons.update(refused.values())

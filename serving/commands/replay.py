@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from serving.bulk.formats import check_installed
 from serving.commands.options import AsJson, Models, up_to_date
 from serving.commands.output import explained, show, tell
 from serving.linux.limits import cores
@@ -32,7 +33,8 @@ def replay(  # noqa: PLR0917  typer makes options of parameters
 ) -> None:
     """Score captured requests again, by any version in the models folder, and show how its answers differ."""
     with explained(undone=2):  # 1 is said of a version that was compared, and is not as good
-        from serving.capture import replay as again  # noqa: PLC0415  loads onnxruntime
+        check_installed()
+        from serving.capture import replay as again  # noqa: PLC0415  loads onnxruntime and pyarrow
 
         models, _ = up_to_date(models, None, name)
         found = again.replay(

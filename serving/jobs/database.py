@@ -16,7 +16,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from asyncpg import InterfaceError, PostgresError, connect
-from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy import Connection, Executable, event, make_url, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
@@ -30,6 +30,13 @@ CONNECTIONS = 5
 MIGRATIONS = Path(__file__).parent / "migrations"
 _COMMAND_S = 60.0
 _UNKNOWN = "does not answer"
+_REASONS = {
+    ("locked",): "is locked by somebody else",
+    ("full", "no space"): "has no space left",
+    ("readonly", "read-only"): "can't be written to",
+    ("malformed", "not a database"): "is damaged",
+}
+"""What is the matter, by words of a driver."""
 T = TypeVar("T")
 _LOCK = 0x73_65_72_76_69_6E_67  # of PostgreSQL's advisory locks
 
@@ -120,6 +127,15 @@ class Database:
         task.add_done_callback(self._at_work.discard)
         return await asyncio.shield(task)
 
+    async def execute(self, statement: Executable) -> list[Any]:
+        """Run one statement by itself; return the first column of what it selects. Raises DatabaseAway."""
+
+        async def change(session: AsyncSession) -> list[Any]:
+            result = await session.execute(statement)
+            return list(result.scalars()) if statement.is_select else []
+
+        return await self.run(change)
+
     def _lock(self, connection: Connection) -> None:
         if not self._sqlite:  # where every transaction is alone
             connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _LOCK})
@@ -206,15 +222,7 @@ def _translated() -> Iterator[None]:
 def _why(error: BaseException) -> str:
     """Say what is the matter, without what a driver says of hosts and files."""
     said = str(error).lower()
-    if "locked" in said:
-        return "is locked by somebody else"
-    if "full" in said or "no space" in said:
-        return "has no space left"
-    if "readonly" in said or "read-only" in said:
-        return "can't be written to"
-    if "malformed" in said or "not a database" in said:
-        return "is damaged"
-    return _UNKNOWN
+    return next((why for words, why in _REASONS.items() if any(word in said for word in words)), _UNKNOWN)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, model_validator
@@ -20,12 +20,10 @@ TYPES: dict[str, Format] = {
 """Media types of what may be sent."""
 
 
-class _Frozen(Documented):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Asked(_Frozen):
+class Asked(Documented):
     """What is to be predicted with, and written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Annotated[str, Field(min_length=1, max_length=256, description="Name of the model.")]
     version: Annotated[
@@ -77,8 +75,6 @@ class JobRequest(Asked):
 class JobDocument(Documented):
     """A job as it is now."""
 
-    model_config = ConfigDict(from_attributes=True)
-
     id: str
     state: State
     error: str
@@ -110,8 +106,3 @@ class JobList(Documented):
     jobs: list[JobDocument]
     total: int
     """How many there are, whatever was skipped."""
-
-
-def moment(seconds: float | None) -> datetime | None:
-    """Return a time of the database as a person reads it."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -175,9 +175,7 @@ def translated(what: str = "the input") -> Iterator[None]:
         raise Forbidden(f"{what}: the credentials of this server may not do this in the store") from error
     except (BaseError, OSError) as error:
         said = str(error).lower()
-        reason = next(
-            (text for text in ("no space left", "quota exceeded", "read-only file system") if text in said), ""
-        )
+        reason = next((text for text in _FULL if text in said), "")
         raise NotReady(f"{what}: {reason or 'the store does not answer as it should'}") from error
 
 

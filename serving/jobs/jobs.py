@@ -8,6 +8,7 @@ import json
 import logging
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import KW_ONLY, dataclass, field
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -17,7 +18,7 @@ from serving.deploy.fleet import Fleet
 from serving.errors import Conflict, Forbidden, JobNotFound, QueueFull, ServingError, shown
 from serving.jobs import leases, retention
 from serving.jobs.database import Database
-from serving.jobs.documents import Asked, Format, JobDocument, JobList, JobRequest, moment
+from serving.jobs.documents import Asked, Format, JobDocument, JobList, JobRequest
 from serving.jobs.inputs import Locations
 from serving.jobs.results import Results
 from serving.jobs.tables import ACTIVE, SPLIT, Job, Piece, now
@@ -31,28 +32,21 @@ MOST_ACTIVE = 1000
 """Jobs of one key that may be queued or running at a time."""
 
 
+@dataclass
 class Jobs:
     """The jobs of a models folder, as their owners see them.
 
     locations: where inputs may be. max_upload_bytes: of a file. `asked` is set where there is a new job.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        results: Results,
-        locations: Locations,
-        fleet: Fleet,
-        *,
-        max_upload_bytes: int,
-    ) -> None:
-        self.database = database
-        self.results = results
-        self.locations = locations
-        self.max_upload_bytes = max_upload_bytes
-        self.asked = asyncio.Event()
-        self._uploads = asyncio.Semaphore(UPLOADS)
-        self._fleet = fleet
+    database: Database
+    results: Results
+    locations: Locations
+    fleet: Fleet
+    _: KW_ONLY
+    max_upload_bytes: int
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    _uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(UPLOADS))
 
     async def create(
         self, caller: Principal, asked: JobRequest, key: str | None, trace: str | None = None
@@ -62,19 +56,16 @@ class Jobs:
         key: the same key gives the same job. trace: see `traceparent`. Raises ModelNotFound, NotReady, Forbidden,
         InvalidRequest, QueueFull, and Conflict where the key came with another request.
         """
-        if asked.rows is not None:
-            rows = asked.rows
+        assert asked.format is not None  # noqa: S101  it was validated
+        job = self._job(caller, asked, asked.format, key, trace)
+        if asked.url is None:
+            rows = asked.rows or ()
             lines = await asyncio.to_thread(lambda: b"".join([strict_json.dumps(row) + b"\n" for row in rows]))
 
             async def content() -> AsyncIterator[bytes]:
                 yield lines
 
-            return await self._receive(
-                caller, Asked(**asked.model_dump(include=set(Asked.model_fields))), "ndjson", content(), key, trace
-            )
-        assert asked.url is not None  # noqa: S101  one of the two is there
-        assert asked.format is not None  # noqa: S101
-        job = self._job(caller, asked, asked.format, key, trace)
+            return await self._receive(job, asked, content())
         found = await asyncio.to_thread(self.locations.open, asked.url)
         job.url, job.identity, job.size = asked.url, found.identity, found.size
         found.close()
@@ -94,18 +85,9 @@ class Jobs:
         if self._uploads.locked():
             raise QueueFull(f"{UPLOADS} files are being sent to this worker: come back in a minute", 60)
         async with self._uploads:
-            return await self._receive(caller, asked, kind, content, key, trace)
+            return await self._receive(self._job(caller, asked, kind, key, trace), asked, content)
 
-    async def _receive(  # noqa: PLR0917
-        self,
-        caller: Principal,
-        asked: Asked,
-        kind: Format,
-        content: AsyncIterator[bytes],
-        key: str | None,
-        trace: str | None,
-    ) -> tuple[JobDocument, bool]:
-        job = self._job(caller, asked, kind, key, trace)
+    async def _receive(self, job: Job, asked: Asked, content: AsyncIterator[bytes]) -> tuple[JobDocument, bool]:
         seen = hashlib.sha256()
 
         async def hashed() -> AsyncIterator[bytes]:
@@ -131,8 +113,8 @@ class Jobs:
         except ServingError as error:  # what is left is swept
             log.warning("an input that is not needed could not be removed: %s", error.message)
 
-    def _job(self, caller: Principal, asked: Asked, kind: Format, key: str | None, trace: str | None = None) -> Job:
-        model = self._fleet.get(asked.model, asked.version, asked.label)
+    def _job(self, caller: Principal, asked: Asked, kind: Format, key: str | None, trace: str | None) -> Job:
+        model = self.fleet.get(asked.model, asked.version, asked.label)
         callers = model.limits.callers
         if callers is not None and caller.name not in callers:
             raise Forbidden("this model's settings name others who may: ask who runs it")
@@ -195,7 +177,8 @@ class Jobs:
 
 def _fingerprint(asked: Asked, sha256: str) -> str:
     """Return what tells a request from another one: what is asked for, and the SHA-256 of what was sent."""
-    return hashlib.sha256(json.dumps([asked.model_dump(), sha256], sort_keys=True).encode()).hexdigest()
+    facts = [asked.model_dump(exclude={"rows"}), sha256]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 async def _own(session: AsyncSession, caller: Principal, job_id: str) -> Job:
@@ -225,22 +208,12 @@ def _described(job: Job, time: float) -> JobDocument:
     rows = job.rows_good + job.rows_bad
     progress = 1.0 if job.state == "succeeded" else min(1.0, job.done / job.size) if job.size else 0.0
     left = elapsed * (1 / progress - 1) if progress and job.state in ACTIVE else None
-    return JobDocument(
-        id=job.id,
-        state=job.state,
-        error=job.error,
-        model=job.model,
-        version=job.version,
-        url=job.url,
-        input=job.input_format,
-        output=job.output_format,
-        rows_good=job.rows_good,
-        rows_bad=job.rows_bad,
-        progress=round(progress, 4),
-        rows_per_s=round(rows / elapsed, 1) if rows and elapsed > 0 else None,
-        seconds_left=round(left, 1) if left is not None else None,
-        result_bytes=job.result_bytes if job.state == "succeeded" else None,
-        created_at=moment(job.created_at),
-        started_at=moment(job.started_at),
-        finished_at=moment(job.finished_at),
-    )
+    facts = {column.key: getattr(job, column.key) for column in Job.__table__.columns} | {
+        "input": job.input_format,
+        "output": job.output_format,
+        "progress": round(progress, 4),
+        "rows_per_s": round(rows / elapsed, 1) if rows and elapsed > 0 else None,
+        "seconds_left": round(left, 1) if left is not None else None,
+        "result_bytes": job.result_bytes if job.state == "succeeded" else None,
+    }
+    return JobDocument.model_validate(facts)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
-from functools import partial
 
-from sqlalchemy import Executable, Select, and_, delete, func, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import and_, delete, func, or_, select, update
 
 from serving.jobs.database import Database
 from serving.jobs.results import Results
@@ -22,17 +20,16 @@ _MOST_ASKED = 1000
 async def remove(database: Database, results: Results, job_id: str) -> None:
     """Remove a job and its files; files first, so that what a crash leaves is still known. Raises NotReady."""
     await results.remove(job_id)
-    await database.run(partial(_change, statement=delete(Job).where(Job.id == job_id)))
+    await database.execute(delete(Job).where(Job.id == job_id))
 
 
 async def tidy(database: Database, results: Results) -> None:
     """Remove inputs that were sent, and parts, of jobs that have ended. Raises NotReady."""
     ended = select(Job.id).where(Job.state.in_(ENDED), ~Job.tidied).limit(_AT_A_TIME)
-    for job_id in await database.run(partial(_ids, of=ended)):
+    for job_id in await database.execute(ended):
         for name in ("input", "parts"):
             await results.remove(f"{job_id}/{name}")
-        tidied = update(Job).where(Job.id == job_id).values(tidied=True)
-        await database.run(partial(_change, statement=tidied))
+        await database.execute(update(Job).where(Job.id == job_id).values(tidied=True))
 
 
 async def expire(database: Database, results: Results, *, keep_s: float, keep_bytes: int) -> None:
@@ -46,7 +43,7 @@ async def expire(database: Database, results: Results, *, keep_s: float, keep_by
     ended = select(Job.id, Job.finished_at, so_far, place).where(Job.state.in_(ENDED)).subquery()
     large = and_(ended.c.so_far > keep_bytes, ended.c.place > 1)
     old = select(ended.c.id).where(or_(ended.c.finished_at < now() - keep_s, large)).limit(_AT_A_TIME)
-    for job_id in await database.run(partial(_ids, of=old)):
+    for job_id in await database.execute(old):
         log.info("job %s is removed: it is old, or results are too many", job_id)
         await remove(database, results, job_id)
 
@@ -55,14 +52,6 @@ async def sweep(database: Database, results: Results) -> None:
     """Remove files of which there is no job: who wrote them was taken for dead, or died. Raises NotReady."""
     old = sorted(await results.old())
     some = random.sample(old, min(len(old), _MOST_ASKED))
-    known = await database.run(partial(_ids, of=select(Job.id).where(Job.id.in_(some))))
+    known = await database.execute(select(Job.id).where(Job.id.in_(some)))
     for job_id in set(some) - set(known):
         await results.remove(job_id)
-
-
-async def _ids(session: AsyncSession, of: Select[str]) -> list[str]:
-    return list(await session.scalars(of))
-
-
-async def _change(session: AsyncSession, statement: Executable) -> None:
-    await session.execute(statement)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 import time
+from dataclasses import KW_ONLY, InitVar, dataclass
 from functools import partial
 
 from sqlalchemy import func, select
@@ -33,47 +34,38 @@ _BY_STATE = select(Job.state, func.count().label("number")).group_by(Job.state)
 FAULT = "the server failed on a part of it; its log has the reason"
 
 
+@dataclass
 class Runner:
     """Claims pieces one after the other, and has `pieces` do them.
 
     asked: is set when this process got a new job. running, lease_s: see `leases`. keep_s, keep_bytes: see `retention`.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        results: Results,
-        pieces: Pieces,
-        *,
-        asked: asyncio.Event,
-        metrics: Metrics | None,
-        running: int,
-        keep_s: float,
-        keep_bytes: int,
-        lease_s: float = LEASE_S,
-        tracing: Tracing | None = None,
-    ) -> None:
-        self._tracing = tracing
-        self._database = database
-        self._results = results
-        self.pieces = pieces
-        self._asked = asked
+    database: Database
+    results: Results
+    pieces: Pieces
+    _: KW_ONLY
+    asked: asyncio.Event
+    metrics: InitVar[Metrics | None]
+    running: int
+    keep_s: float
+    keep_bytes: int
+    lease_s: float = LEASE_S
+    tracing: Tracing | None = None
+
+    def __post_init__(self, metrics: Metrics | None) -> None:
         self._states = dict.fromkeys(STATES, 0)
         self._oldest_s = 0.0
+        self._swept = time.monotonic()
+        self._ended = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
         if metrics is not None:
             for state in STATES:
                 metrics.follow("serving_jobs", partial(self._states.__getitem__, state), state)
             for outcome in ("good", "bad"):
-                metrics.follow("serving_job_rows", partial(pieces.rows.__getitem__, outcome), outcome)
+                metrics.follow("serving_job_rows", partial(self.pieces.rows.__getitem__, outcome), outcome)
             metrics.follow("serving_jobs_oldest_seconds", lambda: self._oldest_s)
-            metrics.follow("serving_jobs_database_up", lambda: float(database.up or False))
-        self._running = running
-        self._keep_s = keep_s
-        self._keep_bytes = keep_bytes
-        self._lease_s = lease_s
-        self._swept = time.monotonic()
-        self._ended = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+            metrics.follow("serving_jobs_database_up", lambda: float(self.database.up or False))
 
     async def __aenter__(self) -> None:
         """Begin to work in the background."""
@@ -84,16 +76,16 @@ class Runner:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._database.close()
+        await self.database.close()
 
     async def _claim(self) -> None:
-        claim = partial(leases.claim, running=self._running, lease_s=self._lease_s)
+        claim = partial(leases.claim, running=self.running, lease_s=self.lease_s)
         failures = 0
         while True:
-            self._asked.clear()
+            self.asked.clear()
             claimed, wait = None, _POLL_S
             try:
-                claimed = await self._database.run(claim, alone=True)
+                claimed = await self.database.run(claim, alone=True)
                 failures = 0
             except NotReady as error:
                 failures += 1
@@ -107,7 +99,7 @@ class Runner:
                 continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
-                    await self._asked.wait()
+                    await self.asked.wait()
 
     async def _do(self, claimed: Claim) -> None:
         """Have a piece done, as long as it is this worker's, and say what became of it."""
@@ -123,15 +115,15 @@ class Runner:
         except LeaseLost:
             log.info("a piece of job %s is no longer this worker's", claimed.job.id)
         except asyncio.CancelledError:
-            with contextlib.suppress(NotReady, LeaseLost, TimeoutError):
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(2):
                     await self._note(claimed, None)
             raise
         except ServingError as error:
-            await self._settle(claimed, error)
+            await self._note(claimed, error)
         except Exception:
             log.exception("a piece of job %s could not be done", claimed.job.id)
-            await self._settle(claimed, NotReady(FAULT))
+            await self._note(claimed, NotReady(FAULT))
         finally:
             self._trace(claimed, began, done=done)
             self._ended.set()
@@ -142,9 +134,9 @@ class Runner:
     def _trace(self, claimed: Claim, began: float, *, done: bool) -> None:
         """Make a piece a span of the trace that its job was asked for in."""
         job, piece = claimed.job, claimed.piece
-        if self._tracing is None or job.traceparent is None:
+        if self.tracing is None or job.traceparent is None:
             return
-        context = self._tracing.sampled([(b"traceparent", job.traceparent.encode())])
+        context = self.tracing.sampled([(b"traceparent", job.traceparent.encode())])
         if context is not None:
             facts: dict[str, str | int] = {
                 "job.id": job.id,
@@ -155,45 +147,42 @@ class Runner:
             made = Described(
                 f"job {piece.kind}", {f"serving.{fact}": value for fact, value in facts.items()}, not done, "CONSUMER"
             )
-            self._tracing.record(context, lambda: made, began=began, ended=time.monotonic())
+            self.tracing.record(context, lambda: made, began=began, ended=time.monotonic())
 
     async def _hold(self, claimed: Claim) -> None:
         """Renew the lease for as long as it takes. Raises LeaseLost."""
         while True:
-            await asyncio.sleep(self._lease_s / 3)
+            await asyncio.sleep(self.lease_s / 3)
             with contextlib.suppress(NotReady):  # who commits will see whose it is
-                await self._database.run(partial(leases.renew, claimed=claimed, lease_s=self._lease_s))
+                await self.database.run(partial(leases.renew, claimed=claimed, lease_s=self.lease_s))
 
-    async def _settle(self, claimed: Claim, error: ServingError) -> None:
+    async def _note(self, claimed: Claim, error: ServingError | None) -> None:
+        """Give a piece back, or fail its job."""
+        change = partial(leases.give_back, claimed=claimed)
+        if isinstance(error, _PASSING):
+            log.warning("job %s waits: %s", claimed.job.id, error.message)
+            change = partial(leases.give_back, claimed=claimed, why=error.message)
+        elif error is not None:
+            more = [f"{detail.path}: {detail.message}" for detail in error.details[1:]]
+            why = "; ".join([error.message, *more])
+            log.warning("job %s failed: %s", claimed.job.id, why)
+            change = partial(leases.fail, claimed=claimed, why=why)
         try:
-            await self._note(claimed, error)
+            await self.database.run(change)
         except LeaseLost:
             pass
         except NotReady as away:  # the lease ends by itself
             log.warning("jobs wait: %s", away.message)
 
-    async def _note(self, claimed: Claim, error: ServingError | None) -> None:
-        """Give a piece back, or fail its job."""
-        if error is None:
-            await self._database.run(partial(leases.give_back, claimed=claimed))
-        elif isinstance(error, _PASSING):
-            log.warning("job %s waits: %s", claimed.job.id, error.message)
-            await self._database.run(partial(leases.give_back, claimed=claimed, why=error.message))
-        else:
-            more = [f"{detail.path}: {detail.message}" for detail in error.details[1:]]
-            why = "; ".join([error.message, *more])
-            log.warning("job %s failed: %s", claimed.job.id, why)
-            await self._database.run(partial(leases.fail, claimed=claimed, why=why))
-
     async def _keep_house(self) -> None:
         while True:
             try:
                 await self._count()
-                await retention.tidy(self._database, self._results)
-                await retention.expire(self._database, self._results, keep_s=self._keep_s, keep_bytes=self._keep_bytes)
+                await retention.tidy(self.database, self.results)
+                await retention.expire(self.database, self.results, keep_s=self.keep_s, keep_bytes=self.keep_bytes)
                 if time.monotonic() - self._swept > _SWEEP_S:
                     self._swept = time.monotonic()
-                    await retention.sweep(self._database, self._results)
+                    await retention.sweep(self.database, self.results)
             except NotReady as error:
                 log.debug("jobs are not tidied: %s", error.message)
             except Exception:
@@ -210,5 +199,5 @@ class Runner:
             oldest = await session.scalar(select(now() - func.min(Job.created_at)).where(Job.state.in_(ACTIVE)))
             return states, max(0.0, oldest or 0.0)
 
-        states, self._oldest_s = await self._database.run(counted)
+        states, self._oldest_s = await self.database.run(counted)
         self._states.update({state: states.get(state, 0) for state in STATES})

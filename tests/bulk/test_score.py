@@ -259,7 +259,7 @@ def test_what_was_ended_goes_on(tmp_path: Path, given: Any, wanted: Any) -> None
         scoring = Scoring(
             files,
             AnsweringModel(
-                described("iris"), locally(session("iris").run, described("iris"), form), wanted, form, "iris 1"
+                described("iris"), locally(session("iris").run, described("iris"), form.rows), wanted, form, "iris 1"
             ),
             out,
             io.BytesIO(),

@@ -73,6 +73,7 @@ def test_a_version_agrees_with_itself(place: Path) -> None:
     assert (result.exit_code, found["rows"], found["agreement"], found["refused"]) == (0, 200, 1.0, 0)
     assert found["difference"]["max"] < 1e-6
     assert found["worst"] == [] or found["worst"][0]["difference"] < 1e-6
+    assert json.loads(run(place, "--version", "2", "--json", "--worst", "0").stdout)["worst"] == []
 
 
 def test_another_version_is_compared_with_what_was_answered(place: Path) -> None:
