@@ -183,9 +183,9 @@ class Scoring:
         out: BinaryIO = self.sink
         if self.out is not None:
             out = stack.enter_context(_cut(_beside(self.out, "part"), self.progress.written))
-        told = self.progress.told
-        errors = Path(os.devnull).open("wb") if self.errors is None else _cut(_beside(self.errors, "part"), told)
-        return out, stack.enter_context(errors)
+        if self.errors is None:
+            return out, stack.enter_context(Path(os.devnull).open("wb"))
+        return out, stack.enter_context(_cut(_beside(self.errors, "part"), self.progress.told))
 
     def _take(self, done: Scored, out: BinaryIO, errors: BinaryIO) -> None:
         progress, self._whole = self.progress, done.total
