@@ -64,8 +64,7 @@ def bind_unix(path: Path) -> socket.socket:
             os.umask(before)
     except OSError as error:
         sock.close()
-        reason = os.strerror(error.errno).lower() if error.errno else str(error)
-        raise CannotStart(f"can't listen on {path}: {reason}; choose another with --uds") from None
+        raise CannotStart(f"can't listen on {path}: {_reason(error)}; choose another with --uds") from None
     sock.listen(2048)
     sock.set_inheritable(True)
     return sock
@@ -101,8 +100,11 @@ def _bind(sock: socket.socket, host: str, port: int, option: str) -> None:
         sock.bind((host, port))
     except OSError as error:
         sock.close()
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise CannotStart(f"can't listen on {host}:{port}: {reason.lower()}; choose another with {option}") from None
+        raise CannotStart(f"can't listen on {host}:{port}: {_reason(error)}; choose another with {option}") from None
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
 
 
 def check_folders(models: Path) -> None:
@@ -111,15 +113,16 @@ def check_folders(models: Path) -> None:
         with os.scandir(models):
             pass
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise CannotStart(f"the models folder {models} can't be read: {reason}; name another with --models") from None
+        raise CannotStart(
+            f"the models folder {models} can't be read: {_reason(error)}; name another with --models"
+        ) from None
     try:
         with tempfile.TemporaryFile():
             pass
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
         raise CannotStart(
-            f"no temporary file can be written: {reason}; mount a writable folder at /tmp, or name one in TMPDIR"
+            f"no temporary file can be written: {_reason(error)}; mount a writable folder at /tmp, or name one in "
+            "TMPDIR"
         ) from None
 
 
@@ -166,8 +169,7 @@ def serve(settings: Settings, reread: Callable[[], Settings]) -> int:
         try:
             state_folder(settings.models, settings.state_dir)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise CannotStart(f"jobs need a state folder: {reason}; name one with --state-dir") from None
+            raise CannotStart(f"jobs need a state folder: {_reason(error)}; name one with --state-dir") from None
     with contextlib.ExitStack() as ending:
         asked = platforms.platform(settings.platform, os.environ)
         by_request = asked is not None and asked.many

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import multiprocessing.connection
@@ -132,31 +133,34 @@ class Supervisor:
         """Start a worker; where the system gives no process, try again later."""
         # The lowest number that no worker has: a replacement goes on from the counters of a dead one.
         slot = next(slot for slot in itertools.count() if all(worker.slot != slot for worker in self._workers))
-        try:
-            heartbeat, counts = Heartbeat(), Counts.shared()
-            ours, theirs = channel.pair()
-            assignment = Assignment(
-                settings=self._settings,
-                sock=self._sock,
-                grpc=self._grpc,
-                slot=slot,
-                metrics_dir=self._metrics_dir,
-                parent=os.getpid(),
-                heartbeat=heartbeat,
-                counts=counts,
-                buckets=self._buckets,
-                link=theirs,
-                announces=slot == 0 and not self._served,
-            )
-            process = self._context.Process(target=work, args=(assignment,), name=f"worker-{slot}")
-            process.start()
-            theirs.close()  # the worker's end must close with the worker
-            link = self._deployment.attach(ours)
-        except OSError as error:
-            log.error("worker %d can't be started: %s", slot, error.strerror)
-            self._due.append(time.monotonic() + RETRY_S)
-        else:
-            self._workers.append(Worker(slot, process, heartbeat, link, counts, self._settings))
+        with contextlib.ExitStack() as made:
+            try:
+                heartbeat = made.enter_context(contextlib.closing(Heartbeat()))
+                counts = made.enter_context(contextlib.closing(Counts.shared()))
+                ours, theirs = map(made.enter_context, channel.pair())
+                assignment = Assignment(
+                    settings=self._settings,
+                    sock=self._sock,
+                    grpc=self._grpc,
+                    slot=slot,
+                    metrics_dir=self._metrics_dir,
+                    parent=os.getpid(),
+                    heartbeat=heartbeat,
+                    counts=counts,
+                    buckets=self._buckets,
+                    link=theirs,
+                    announces=slot == 0 and not self._served,
+                )
+                process = self._context.Process(target=work, args=(assignment,), name=f"worker-{slot}")
+                process.start()
+            except OSError as error:
+                log.error("worker %d can't be started: %s", slot, error.strerror)
+                self._due.append(time.monotonic() + RETRY_S)
+                return
+            made.pop_all()
+        theirs.close()  # the worker's end must close with the worker
+        link = self._deployment.coordinator.attach(ours)
+        self._workers.append(Worker(slot, process, heartbeat, link, counts, self._settings))
 
     def _retire(self, worker: Worker, grace: float) -> None:
         """Tell a worker to end, and kill it once the grace time is over."""
@@ -275,7 +279,7 @@ class Supervisor:
             seconds = min(worker.link.behind(now), now - self._awake_since)
             worker.heartbeat.lag = round(seconds, 1) if seconds > 1 else 0.0
             lags["serving_worker_lag_seconds", (str(worker.slot),)] = worker.heartbeat.lag
-            unfinished = self._deployment.coordinator.unfinished.get(worker.link, 0)
+            unfinished = self._deployment.coordinator.unfinished[worker.link]
             lags["serving_worker_changes_pending", (str(worker.slot),)] = unfinished
         for model, (generation, refused) in self._deployment.coordinator.asked.items():
             lags["serving_model_asked_generation", (model,)] = generation
@@ -343,6 +347,7 @@ class Supervisor:
 
     def _drain(self) -> int:
         """Let every worker finish what it accepted; return 0 where all did. A second signal cuts it short."""
+        # Ours too: as long as any process has it open, the system takes connections that nobody will answer.
         self._sock.close()
         for worker in [worker for worker in self._workers if worker.heartbeat.phase is Phase.STARTING]:
             # It holds the socket open, and would take what connects meanwhile with it.

@@ -116,6 +116,28 @@ def test_reload_takes_new_settings_without_a_failed_request(folder: Path) -> Non
         assert "host can only change with a restart" in server.output()
 
 
+def test_a_reload_waits_where_the_system_gives_no_process(folder: Path) -> None:
+    """The worker that serves stays until there is another, and what is tried again and again leaves nothing behind."""
+    full = folder.with_name(f"{folder.name}-full")
+    with faulty({"no_process": str(full)}, models=folder) as server:
+        before = workers(server)
+        full.touch()
+
+        def refused(times: int) -> int:
+            """Return how many files the parent has open when so many workers could not be started."""
+            assert until(lambda: server.output().count("can't be started") >= times) < 30
+            return len(os.listdir(f"/proc/{server.process.pid}/fd"))
+
+        server.process.send_signal(signal.SIGHUP)
+        open_files = refused(1)
+        assert refused(6) < open_files + 5
+        assert workers(server) == before
+        assert predict(server.url) == 200
+        full.unlink()
+        assert until(lambda: "every worker is new" in server.output(), 60) < 60
+        assert not workers(server) & before
+
+
 def test_sigterm_during_a_reload_answers_what_the_leaving_worker_accepted(folder: Path) -> None:
     """A worker that a reload has told to drain is not hurried by the end of the server."""
     with faulty({"slow": 5.0}, models=folder) as server:

@@ -118,6 +118,7 @@ class Channel(asyncio.Protocol):
                 self._sent_at.popleft()
                 self._send_what_waits()
             else:
+                # Before anything is done: it says that this end listens, and loading a model may take minutes.
                 self.last_message_at = time.monotonic()
                 self._write(_ACKNOWLEDGED)
                 self._on_message(orjson.loads(text))

@@ -36,6 +36,9 @@ log = logging.getLogger("serving.coordinator")
 SCAN_S = 2.0
 """Seconds between scans of the folder when no event came: for file systems that raise none."""
 
+GONE_S = 2.0
+"""Seconds for which a model's folder must be missing before it stops being served: a copy may replace it."""
+
 
 class Coordinator:
     """Owns the truth of what is served. Public methods may be called on any thread.
@@ -237,7 +240,7 @@ class Coordinator:
             if worker in there:
                 there.remove(worker)
         for state in self._models.values():
-            if state.change is not None:
+            if state.change is not None:  # or it would wait for this answer for ever
                 state.change.waiting.discard(worker)
                 if worker in state.change.queued:
                     state.change.queued.remove(worker)
@@ -274,7 +277,8 @@ class Coordinator:
         elif state.served is None:
             del self._models[name]
             return
-        elif state.may_come_back():
+        elif state.missing_since is None or time.monotonic() - state.missing_since < GONE_S:
+            state.missing_since = state.missing_since or time.monotonic()
             return
         if self._results.forget_changed(name, list(found)):
             state.refusal = None
@@ -293,12 +297,11 @@ class Coordinator:
     def _begin(self, state: ModelState, plan: Plan) -> None:
         before = state.served.batching if state.served is not None else {}
         new = {version: batching for version, batching in plan.batching.items() if before.get(version) != batching}
-        # Settings may ask for a session of its own too.
-        loads = bool(new) or state.served is None or not set(plan.versions) <= set(state.served.versions)
         for version, batching in new.items():
             if not batching.together:
                 log.info("%s %s: requests run alone: %s", plan.name, version, batching.reason)
-        at_once = self._loads_at_once if loads else len(self._workers)
+        # New settings may need a session of their own, which is loaded as a new version is.
+        at_once = self._loads_at_once if new else len(self._workers)
         state.change = Change(plan, list(self._workers), at_once)
         self._advance(state)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
 from collections.abc import Iterable
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from serving.deploy.analysis_runner import AnalysisRunner, Totalled
-from serving.deploy.channel import Channel
 from serving.deploy.coordinator import Coordinator
 from serving.deploy.deployment_log import DeploymentLog
 from serving.deploy.mirror import Mirror
@@ -123,10 +121,6 @@ class Deployment:
             lines = self._analyses.lines
             models = {name: {**one, "trial": lines.get(name, [])} for name, one in self._summary["models"].items()}
             self._file.write({**self._summary, "models": models, "tried": self._analyses.tried})
-
-    def attach(self, sock: socket.socket) -> Channel:
-        """Take a worker, by our end of its channel."""
-        return self.coordinator.attach(sock)
 
     def stop(self) -> None:
         """Leave the workers as they are."""

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from serving.deploy.canary_selection import CanarySelection
 from serving.deploy.memory_reclaim import MemoryReclaim
@@ -20,7 +19,7 @@ from serving.deploy.shadow import Shadow
 from serving.deploy.traffic_changes import Changes
 from serving.deploy.unservable_reason import content_of
 from serving.deploy.worker_agent import FleetStatus, PlanFailed, WorkerAgent
-from serving.engine.batcher import Observer, Unobserved
+from serving.engine.batcher import Unobserved
 from serving.engine.batching import Batching
 from serving.engine.limits import Limits
 from serving.engine.model import Model, load
@@ -71,28 +70,23 @@ class Served:
 class Fleet:
     """All live models of one worker, kept as the coordinator at the other end of `link` says.
 
-    root: the models folder. state_dir: see `state_folder`.
-
+    store: of the models folder. heartbeat: where to note which model runs. monitoring: is shown what they are asked.
     `prepare` are called with each new model, on a thread, before it can get requests; `changed` on the event loop,
-    right after `models` was replaced. heartbeat: where to note which model runs. monitoring: is shown what they
-    are asked.
+    right after `models` was replaced.
     """
 
     def __init__(
         self,
-        root: Path,
         link: socket.socket,
         *,
         store: TrafficStore,
-        state_dir: Path | None = None,
         limits: Limits,
         metrics: Metrics | None,
-        heartbeat: Heartbeat | None = None,
-        monitoring: Monitoring | None = None,
+        heartbeat: Heartbeat | None,
+        monitoring: Monitoring,
     ) -> None:
-        self._root = root
-        self._state_dir = state_dir
-        self.limits = limits
+        self._store = store
+        self._limits = limits
         self._heartbeat = heartbeat
         self._monitoring = monitoring
         self._metrics = metrics
@@ -170,31 +164,27 @@ class Fleet:
     async def _made(self, item: ModelVersion, batching: Batching, there: Model | None) -> Model:
         """Make a version that can serve; `there` is the same one as it serves now, whose session does."""
         loop = asyncio.get_running_loop()
-        seconds = None
-        if there is not None and there.limits.same_session(self.limits.of(batching.own)):
+        limits = self._limits.of(batching.own)
+        began, seconds = time.monotonic(), None
+        if there is not None and there.limits.same_session(limits):
             session = there.session
         else:
-            began = time.monotonic()
-            session = await loop.run_in_executor(self._loader, self._read, item, batching)
+            session = await loop.run_in_executor(self._loader, self._read, item, limits)
             seconds = time.monotonic() - began
         metrics = self._metrics.model(item.name, item.version) if self._metrics is not None else None
-        observer: Observer = metrics or Unobserved()
-        tracker = recorder = None
-        if self._monitoring is not None:
-            limits = self.limits.of(batching.own)
-            its = item.name, item.version, item.sha256, veiled(session.signature, limits.sensitive)
-            follow = partial(self._monitoring.drift.follow, *its, limits.drift, limits.sensitive)
-            tracker = await loop.run_in_executor(self._loader, follow)
-            recorder = self._monitoring.feedback.follow(*its, limits.feedback)
+        its = item.name, item.version, item.sha256, veiled(session.signature, limits.sensitive)
+        follow = partial(self._monitoring.drift.follow, *its, limits.drift, limits.sensitive)
+        tracker = await loop.run_in_executor(self._loader, follow)
+        recorder = self._monitoring.feedback.follow(*its, limits.feedback)
         model = Model(
             item.name,
             item.version,
             session,
             sha256=item.sha256,
-            limits=self.limits,
+            limits=self._limits,
             batching=batching,
             loop=loop,
-            observer=observer,
+            observer=metrics or Unobserved(),
             heartbeat=self._heartbeat,
             seen_by=tracker,
             recorder=recorder,
@@ -208,17 +198,16 @@ class Fleet:
             await loop.run_in_executor(self._loader, hook, model)
         return model
 
-    def _read(self, item: ModelVersion, batching: Batching) -> OnnxSession:
+    def _read(self, item: ModelVersion, limits: Limits) -> OnnxSession:
         """Load a file, and note that: a file that kills whoever loads it is found out so."""
         record = self._heartbeat.open(item.name, item.version) if self._heartbeat is not None else unrecorded()
         record.since[0] = -time.monotonic()
         prepared = None
         try:
             with contextlib.suppress(OSError):
-                prepared = locate(state_folder(self._root, self._state_dir), item.content)
+                prepared = locate(state_folder(self._store.root, self._store.state_dir), item.content)
             if prepared is None and content_of(item.path.parent) != item.content:
                 raise ModelInvalid("its files are not those that were examined")
-            limits = self.limits.of(batching.own)
             return load(item.path, limits=limits, prepared=prepared, quiet=self.started)
         finally:
             record.close()
@@ -245,6 +234,7 @@ class Fleet:
             self.unloaded[plan.name] = plan.unloaded
         if shadow is not None and (plan.name not in models or models[plan.name].shadow is not shadow):
             shadow.close()
+        # In one assignment: a request sees all of the old or all of the new, and keeps the model that it got alive.
         self.models = dict(sorted(models.items()))
         self.swaps += 1
         for hook in self.changed:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from serving.deploy.channel import Channel
 from serving.deploy.plan import Plan
 from serving.repository.repository import ModelVersion, Problem
-
-GONE_S = 2.0
-"""Seconds for which a model's folder must be missing before it stops being served: a copy may replace it."""
 
 
 @dataclass(slots=True)
@@ -55,6 +51,7 @@ class ModelState:
     pending: bool = False
     """Whether the gate has yet to examine some of it."""
     missing_since: float | None = None
+    """Monotonic seconds of the first scan that did not find its folder."""
     diverged: bool = False
     """Whether a worker that came could not load what the others serve."""
 
@@ -65,13 +62,6 @@ class ModelState:
             return None
         stable = self.served.roles.stable
         return next((item for item in self.served.versions if item.version == stable), None)
-
-    def may_come_back(self) -> bool:
-        """Tell whether a model that is missing from the folder is to be kept a little longer."""
-        now = time.monotonic()
-        if self.missing_since is None:
-            self.missing_since = now
-        return now - self.missing_since < GONE_S
 
     def standing(self) -> dict[str, Any]:
         """Return the fields of `worker_agent.Standing`."""

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -44,13 +44,9 @@ REST, LONG_REST, MOST_REST_S = 9, 199, 30.0
 that meet a long copy are late whatever its priority: so they are fewer than one in a hundred."""
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Two answers to the same rows. agreeing: None where there is no label; differences: one a row, or none."""
-
-    rows: int
-    agreeing: int | None
-    differences: list[float]
+Comparison: TypeAlias = tuple[int, int | None, list[float]]
+"""Rows that two versions answered; how many got the same label, None where there are no labels; how far the scores of
+each are apart, if at all."""
 
 
 class Shadow:
@@ -142,7 +138,7 @@ class Shadow:
                 log.exception("a shadow's answer could not be compared")
             self._tell(self._metrics.broke)
             return
-        self._tell(lambda: self._metrics.compared(found.rows, found.agreeing, found.differences, seconds))
+        self._tell(lambda: self._metrics.compared(*found, seconds))
 
     def _tell(self, count: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody counts any more
@@ -192,7 +188,7 @@ def comparer(live: Signature, shadow: Signature) -> Callable[[Tensors, Tensors],
             mine, its = one[labels[0]].ravel(), other[labels[1]].ravel()
             agreeing = int(np.count_nonzero(mine == its)) if mine.shape == its.shape else 0
         differences = _differences(one[scores[0]], other[scores[1]], rows) if scores is not None else []
-        return Comparison(rows, agreeing, differences)
+        return rows, agreeing, differences
 
     return compare
 

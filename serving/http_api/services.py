@@ -173,17 +173,15 @@ def make_services(
             state_dir=settings.state_dir,
             extension_ops=settings.extension_ops,
         )
-        deployment.attach(ours)
+        deployment.coordinator.attach(ours)
     monitoring = Monitoring(
         documents or SharedDocuments(None, 0),
         lambda: state_folder(settings.models, settings.state_dir),
         settings.models,
     )
     fleet = Fleet(
-        settings.models,
         link,
         store=TrafficStore(settings.models, settings.state_dir),
-        state_dir=settings.state_dir,
         limits=_limits(settings, threads, memory_bytes),
         metrics=metrics,
         heartbeat=heartbeat,

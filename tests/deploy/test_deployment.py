@@ -15,7 +15,7 @@ import httpx2 as httpx
 import pytest
 
 from serving.access.key_store import KeyStore
-from serving.deploy.model_state import GONE_S
+from serving.deploy.coordinator import GONE_S
 from tests.conftest import MODELS, Server, running
 
 Wait = Callable[[Callable[[], bool]], None]

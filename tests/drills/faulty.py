@@ -10,6 +10,7 @@ module anew):
   "shadow": seconds   each copy for a shadow takes so much longer, and fails
   "leak": bytes       each batch leaves so much behind: a control that the memory drill has to fail
   "wait": path        all workers but the first do not begin until there is a file of this name
+  "no_process": path  while there is a file of this name the system gives no process; it is asked often
   "crash_at_start"    every worker dies before it is ready
   "switch": seconds   threads take turns so often, where one does not give its turn up
   "clock": seconds    the wall clock jumps by so much a second after the start
@@ -25,6 +26,7 @@ module anew):
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -123,6 +125,22 @@ def _wait_to_start(go: Path) -> None:
         serve(given, *rest, **named)
 
     worker._serve = late
+
+
+def _no_process(there: Path) -> None:
+    from multiprocessing.context import SpawnProcess
+
+    from serving import supervisor
+
+    start = SpawnProcess.start
+
+    def refused(self: SpawnProcess) -> None:
+        if self.name.startswith("worker-") and there.exists():
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        start(self)
+
+    _replace(SpawnProcess, "start", refused)
+    supervisor.RETRY_S = 0.2
 
 
 def _off(name: str) -> None:
@@ -280,6 +298,8 @@ if FAULTS:
         _replace(servers, "_boot", lambda: FAULTS["boot"])
     if "wait" in FAULTS:
         _wait_to_start(Path(FAULTS["wait"]))
+    if "no_process" in FAULTS:
+        _no_process(Path(FAULTS["no_process"]))
     if "switch" in FAULTS:
         sys.setswitchinterval(FAULTS["switch"])
     if FAULTS.get("crash_at_start"):
