@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
 from serving.deploy.analysis import analysis_of
 from serving.deploy.commands import ORDERS, Order
@@ -23,20 +23,19 @@ from serving.errors import InvalidRequest, ModelNotFound, shown
 from serving.gate import gate
 from serving.gate.report import Report
 from serving.gate.settings_check import with_settings
+from serving.http_api.json_body import read_json, takes
 from serving.http_api.metadata import json_answer
 from serving.http_api.openapi.deploy_documents import ChangedMeanwhile, TrafficChanged, TrafficHistory, TrafficState
 from serving.http_api.openapi.documents import Error
 from serving.http_api.own_route import OwnRoute
 from serving.http_api.parameters import NoParameters, Parameters
-from serving.http_api.route import read_body
 from serving.http_api.security import Deployer, requires
 from serving.http_api.services import LiveFleet, LiveServices
 from serving.metrics.metrics import Metrics
 from serving.repository.state_directory import state_folder
-from serving.repository.traffic import Traffic, sentence
+from serving.repository.traffic import Traffic
 
 PREFIX = "/v1/repository/models/{model}"
-_MOST_BYTES = 64 * 1024
 _TAG = re.compile(r'\s*(?:W/)?"?(\d{1,18})"?\s*')
 
 
@@ -96,13 +95,7 @@ def _endpoint(kind: type[Order]) -> Callable[..., Awaitable[Response]]:
         if_match: str | None = Header(None, description='The generation that you have seen: the ETag, such as "7".'),
     ) -> Response:
         generation = _generation(if_match)
-        # Not as a parameter: FastAPI would read a body of any size before it asks who sends it.
-        body = bytes(await read_body(request.scope["headers"], request.receive, _MOST_BYTES))
-        try:
-            order = kind.model_validate_json(body if body.strip() else b"{}")
-        except ValidationError as error:
-            found = dict.fromkeys(sentence(e) for e in error.errors(include_url=False))
-            raise InvalidRequest("; ".join(found)[:1000]) from None
+        order = await read_json(request, kind)
         fleet.changes.check()
         step = await asyncio.to_thread(order.step, fleet.changes.store, model)
         after, unknown = await fleet.changes.make(
@@ -127,23 +120,6 @@ def _endpoint(kind: type[Order]) -> Callable[..., Awaitable[Response]]:
         return answer
 
     return change
-
-
-def body_schema(kind: type[BaseModel]) -> dict[str, Any]:
-    """Return the JSON schema of a body, whole: OpenAPI has no place for definitions inside of one."""
-    whole = kind.model_json_schema()
-    definitions = whole.pop("$defs", {})
-
-    def inlined(part: Any) -> Any:
-        if isinstance(part, dict):
-            if "$ref" in part:
-                return inlined(
-                    {**definitions[part["$ref"].rsplit("/", 1)[1]], **{k: v for k, v in part.items() if k != "$ref"}}
-                )
-            return {key: inlined(value) for key, value in part.items()}
-        return [inlined(value) for value in part] if isinstance(part, list) else part
-
-    return dict(inlined(whole))
 
 
 def _generation(if_match: str | None) -> int | None:
@@ -204,7 +180,7 @@ for _order in ORDERS:
         summary=_does.rstrip("."),
         description=f"{_does} Answers when every worker of every server serves it. With `If-Match`, only if nobody "
         "has changed the model since that generation.",
-        openapi_extra={"requestBody": {"content": {"application/json": {"schema": body_schema(_order)}}}},
+        openapi_extra=takes(_order),
         response_model=TrafficChanged,
         responses={
             202: {

@@ -44,9 +44,6 @@ STATUS: dict[type[ServingError], int] = {
 # The Open Inference Protocol and MLflow know no 422: a request that does not fit the model is a bad request.
 OPEN_INFERENCE = STATUS | {SignatureMismatch: 400, InferenceFailed: 400}
 
-METHOD_TEXT = "this path does not take this method: see Allow"
-"""What a 405 says."""
-
 
 def status_of(error: ServingError, protocol: str = "v1") -> int:
     """Return the HTTP status for an error."""

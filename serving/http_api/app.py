@@ -36,15 +36,12 @@ router = APIRouter()
 """Everything that is served over HTTP but the documentation; what it serves with is its application's."""
 for _part in (
     route.router,
-    metadata.health_router,
     triton.router,  # before: its /v2/models/stats is no model called stats
-    feedback.router,  # before: its /v1/models/x:feedback is no model called x:feedback
     metadata.router,
-    triton.changes_router,
+    feedback.router,
     admin.router,
     repository_api.router,
     jobs_api.router,
-    metadata.metrics_router,
 ):
     router.include_router(_part)
 

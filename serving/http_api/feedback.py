@@ -5,22 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
-from pydantic import ConfigDict, Field, ValidationError
-from starlette.exceptions import HTTPException
+from fastapi import APIRouter, Depends, Request
+from pydantic import ConfigDict, Field
 
 from serving.documented import Documented
-from serving.errors import Detail, InvalidRequest, SignatureMismatch
-from serving.http_api.admin import body_schema
-from serving.http_api.metadata import json_answer
+from serving.errors import InvalidRequest, SignatureMismatch
+from serving.http_api.json_body import read_json, takes
 from serving.http_api.openapi.documents import Error
 from serving.http_api.own_route import OwnRoute
-from serving.http_api.route import read_body
 from serving.http_api.security import requires
 from serving.http_api.services import LiveServices, Services
 from serving.monitoring.feedback import LONGEST_KEY, LONGEST_LABEL, MOST_OUTCOMES, Quality
 from serving.prediction.authorization import authorize
-from serving.protocols.strict_json import pointer
 
 router = APIRouter(route_class=OwnRoute, dependencies=[Depends(requires("predict"))], tags=["models"])
 _MOST_BYTES = 1024 * 1024
@@ -66,43 +62,24 @@ def _permit(model: str, request: Request, services: Services) -> None:
 @router.post(
     "/v1/models/{model}:feedback",
     summary="Tell what turned out to be true",
-    response_model=Accepted,
     responses={422: {"model": Error, "description": "An outcome is none that the model could give"}},
-    openapi_extra={"requestBody": {"content": {"application/json": {"schema": body_schema(Outcomes)}}}},
+    openapi_extra=takes(Outcomes),
 )
-async def give_feedback(model: str, request: Request, services: LiveServices) -> Response:
+async def give_feedback(model: str, request: Request, services: LiveServices) -> Accepted:
     """Take true outcomes of earlier predictions, whichever worker or version made them.
 
     For models whose model.toml has [feedback].
     """
     _permit(model, request, services)
-    body = bytes(await read_body(request.scope["headers"], request.receive, _MOST_BYTES))
-    try:
-        told = Outcomes.model_validate_json(body)
-    except ValidationError as error:
-        found = [Detail(pointer(*e["loc"]), e["msg"]) for e in error.errors(include_url=False)[:20]]
-        if any(e["type"] == "json_invalid" for e in error.errors(include_url=False)):
-            raise InvalidRequest(f"the body is not JSON: {found[0].message}") from None
-        raise SignatureMismatch("the feedback has not the form that is wanted", found) from None
+    told = await read_json(request, Outcomes, most=_MOST_BYTES, wrong=SignatureMismatch)
     rows = [(one.id, one.outcomes, f"/feedback/{i}/outcomes") for i, one in enumerate(told.feedback)]
     if sum(len(outcomes) for _, outcomes, _ in rows) > MOST_OUTCOMES:
         raise InvalidRequest(f"/feedback: has more than {MOST_OUTCOMES} outcomes: send them in parts")
-    return json_answer({"accepted": await asyncio.to_thread(services.monitoring.feedback.take, model, rows)})
+    return Accepted(accepted=await asyncio.to_thread(services.monitoring.feedback.take, model, rows))
 
 
-@router.api_route(
-    "/v1/models/{model}:feedback",
-    methods=["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"],
-    include_in_schema=False,
-)
-async def other_methods(model: str) -> Response:
-    """Refuse them, which else were for a model of this whole name."""
-    raise HTTPException(405, headers={"allow": "POST"})
-
-
-@router.get("/v1/models/{model}/feedback", summary="How good a model is, by what was true", response_model=Quality)
-async def live_quality(model: str, request: Request, services: LiveServices) -> Response:
+@router.get("/v1/models/{model}/feedback", summary="How good a model is, by what was true")
+async def live_quality(model: str, request: Request, services: LiveServices) -> Quality:
     """Say of each loaded version how good its last predictions were, as far as their outcomes are known."""
     _permit(model, request, services)
-    found = await asyncio.to_thread(services.monitoring.feedback.report, model)
-    return json_answer(found.model_dump())
+    return await asyncio.to_thread(services.monitoring.feedback.report, model)

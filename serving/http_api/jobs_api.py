@@ -13,17 +13,17 @@ from pydantic import Field, ValidationError
 
 from serving.access.principal import Principal
 from serving.errors import Conflict, InvalidRequest, JobNotFound, PayloadTooLarge, UnsupportedMediaType
+from serving.http_api.json_body import refusal
 from serving.http_api.openapi.documents import Error
 from serving.http_api.own_route import OwnRoute
 from serving.http_api.parameters import NoParameters, Parameters
 from serving.http_api.route import read_body
 from serving.http_api.security import requires
 from serving.http_api.services import LiveServices
-from serving.http_api.upload import ClientLeft, received
+from serving.http_api.upload import received
 from serving.jobs.documents import TYPES, Asked, JobDocument, JobList, JobRequest, State
 from serving.prediction.tracing import traceparent
 from serving.protocols import strict_json
-from serving.repository.traffic import sentence
 
 if TYPE_CHECKING:  # what needs the extra is imported where there are jobs
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -107,22 +107,22 @@ _BODY = {
     summary="Ask for a job",
     status_code=201,
     openapi_extra=_BODY,
-    response_model=JobDocument,
     responses={
         200: {"model": JobDocument, "description": "It was asked for before, with the same Idempotency-Key"},
         409: {"model": Error, "description": "Another job was asked for with the same Idempotency-Key"},
         429: {"model": Error, "description": "Too many of your jobs are queued or running"},
     },
 )
-async def create_job(
+async def create_job(  # noqa: PLR0917  FastAPI passes them by name
     request: Request,
+    response: Response,
     jobs: LiveJobs,
     caller: User,
     asked: Annotated[_Upload, Query()],
     idempotency_key: Annotated[
         str | None, Header(min_length=1, max_length=255, description="Makes repeating safe.")
     ] = None,
-) -> Response:
+) -> JobDocument:
     """Predict many rows in the background: those of a JSON body, of a file that is the body, or at a URL.
 
     With a file as the body (`text/csv`, `application/x-ndjson`, `application/vnd.apache.parquet`) the query says what
@@ -130,54 +130,51 @@ async def create_job(
     """
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     trace = traceparent(request.scope["headers"])
-    try:
-        if kind in _JSON:
-            try:
-                body = await read_body(request.scope["headers"], request.receive, _MOST_JSON_BYTES)
-            except PayloadTooLarge as error:
-                raise PayloadTooLarge(f"{error.message}: send the rows as a file, such as text/csv") from None
-            wanted = await asyncio.to_thread(read_request, bytes(body))
-            made, new = await jobs.create(caller, wanted, idempotency_key, trace)
-        elif kind in TYPES:
-            if not asked.model:
-                raise InvalidRequest("model: is missing in the query, as in /v1/jobs?model=iris&output=csv")
-            plain = Asked(**asked.model_dump())
-            async with aclosing(
-                received(request, "the file", jobs.max_upload_bytes, "--jobs-max-upload-bytes")
-            ) as content:
-                made, new = await jobs.receive(caller, plain, TYPES[kind], content, idempotency_key, trace)
-        else:
-            raise UnsupportedMediaType(
-                f"Content-Type: should be application/json or, for a file that is the body itself, {', '.join(TYPES)}"
-            )
-    except ClientLeft:
-        return Response(status_code=499)  # nobody reads it
-    answer = _answer(made, 201 if new else 200)
-    answer.headers["location"] = f"jobs/{made.id}"
-    return answer
+    made: JobDocument
+    if kind in _JSON:
+        try:
+            body = await read_body(request.scope["headers"], request.receive, _MOST_JSON_BYTES)
+        except PayloadTooLarge as error:
+            raise PayloadTooLarge(f"{error.message}: send the rows as a file, such as text/csv") from None
+        wanted = await asyncio.to_thread(read_request, bytes(body))
+        made, new = await jobs.create(caller, wanted, idempotency_key, trace)
+    elif kind in TYPES:
+        if not asked.model:
+            raise InvalidRequest("model: is missing in the query, as in /v1/jobs?model=iris&output=csv")
+        plain = Asked(**asked.model_dump())
+        async with aclosing(received(request, "the file", jobs.max_upload_bytes, "--jobs-max-upload-bytes")) as content:
+            made, new = await jobs.receive(caller, plain, TYPES[kind], content, idempotency_key, trace)
+    else:
+        raise UnsupportedMediaType(
+            f"Content-Type: should be application/json or, for a file that is the body itself, {', '.join(TYPES)}"
+        )
+    response.status_code = 201 if new else 200
+    response.headers["location"] = f"jobs/{made.id}"
+    return made
 
 
-@router.get("", summary="Your jobs, the latest first", response_model=JobList)
-async def list_jobs(jobs: LiveJobs, caller: User, session: Session, asked: Annotated[_Listed, Query()]) -> Response:
+@router.get("", summary="Your jobs, the latest first")
+async def list_jobs(jobs: LiveJobs, caller: User, session: Session, asked: Annotated[_Listed, Query()]) -> JobList:
     """Answer with `limit` jobs, and how many there are."""
-    return _answer(await jobs.listed(session, caller, asked.state, asked.skip, asked.limit))
+    found: JobList = await jobs.listed(session, caller, asked.state, asked.skip, asked.limit)
+    return found
 
 
-@router.get("/{job}", summary="How a job goes", response_model=JobDocument)
-async def get_job(job: Found) -> Response:
+@router.get("/{job}", summary="How a job goes")
+async def get_job(job: Found) -> JobDocument:
     """Answer with its state, rows done and bad, rate, and time left."""
-    return _answer(job)
+    return job
 
 
 @router.post(
     "/{job}/cancel",
     summary="Stop a job",
-    response_model=JobDocument,
     responses={409: {"model": Error, "description": "It has ended otherwise"}},
 )
-async def cancel_job(job: str, jobs: LiveJobs, caller: User, session: Session, _: NoParameters) -> Response:
+async def cancel_job(job: str, jobs: LiveJobs, caller: User, session: Session, _: NoParameters) -> JobDocument:
     """Stop it for good; a job that is cancelled stays so, and one that has ended otherwise is a conflict."""
-    return _answer(await jobs.cancel(session, caller, job))
+    cancelled: JobDocument = await jobs.cancel(session, caller, job)
+    return cancelled
 
 
 @router.delete("/{job}", summary="Remove a job and its result", status_code=204)
@@ -219,14 +216,9 @@ async def _file(jobs: Jobs, job: JobDocument, name: str, media: str) -> Response
     return StreamingResponse(jobs.results.read(path), media_type=media, headers=headers)
 
 
-def _answer(made: JobDocument | JobList, status: int = 200) -> Response:
-    return Response(made.model_dump_json(), status, media_type="application/json")
-
-
 def read_request(body: bytes) -> JobRequest:
     """Read what is asked for in JSON. Raises InvalidRequest, which names what is wrong."""
     try:
         return JobRequest.model_validate(strict_json.loads(body))
     except ValidationError as error:
-        found = dict.fromkeys(sentence(e) for e in error.errors(include_url=False))
-        raise InvalidRequest("; ".join(found)[:1000]) from None
+        raise refusal(error) from None

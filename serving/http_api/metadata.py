@@ -9,21 +9,25 @@ from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from serving.deploy import description
-from serving.deploy.fleet import Fleet
-from serving.engine.model import Model
 from serving.errors import NotReady
+from serving.http_api import asked_model
+from serving.http_api.asked_model import AskedModel, AskedNames
 from serving.http_api.compression import compressed
 from serving.http_api.openapi import documents, readable
 from serving.http_api.own_route import OwnRoute
 from serving.http_api.security import may, requires
-from serving.http_api.services import LiveFleet, LiveServices, Services
+from serving.http_api.services import LiveFleet, LiveServices
 from serving.monitoring.report import Drift
 from serving.protocols.headers import header, weights
 from serving.protocols.strict_json import dumps
 
-router = APIRouter(route_class=OwnRoute, dependencies=[Depends(requires("predict"))])
-health_router = APIRouter(route_class=OwnRoute)
-metrics_router = APIRouter(route_class=OwnRoute, dependencies=[Depends(requires("metrics"))])
+INFERENCE_TAG = "open inference protocol"
+
+router = APIRouter(route_class=OwnRoute)
+_model, _version, _label = asked_model.routers("/v1/models", "models")
+_tensor_model, _tensor_version, _ = asked_model.routers("/v2/models", INFERENCE_TAG)
+_health = APIRouter(route_class=OwnRoute, prefix="/v2/health", tags=[INFERENCE_TAG])
+_READERS = [Depends(requires("predict"))]
 
 
 def json_answer(value: Any, status: int = 200) -> Response:
@@ -35,185 +39,106 @@ def json_answer(value: Any, status: int = 200) -> Response:
     "/v1/models",
     tags=["models"],
     summary="Every model and version, and what is not served and why",
-    response_model=documents.ModelList,
+    dependencies=_READERS,
 )
-async def list_models(fleet: LiveFleet) -> Response:
+async def list_models(fleet: LiveFleet) -> documents.ModelList:
     """List the models by name, as KServe V1 does, with versions, labels and the problems of the folder."""
+    served = [
+        documents.ServedModel(
+            name=served.name,
+            default_version=served.default.version,
+            versions=list(served.versions),
+            labels={label: model.version for label, model in served.labels.items()},
+        )
+        for served in fleet.models.values()
+    ]
+    problems = [documents.Problem(name=p.name, version=p.version, reason=p.reason) for p in fleet.problems]
+    return documents.ModelList(models=sorted(fleet.models), details=served, problems=problems)
+
+
+@_model.get("", summary="One model: versions, state, features", response_model=documents.ModelDescription)
+@_version.get("", name="describe_version", summary="One version of a model", response_model=documents.ModelDescription)
+@_label.get(
+    "", name="describe_label", summary="The version that has a label", response_model=documents.ModelDescription
+)
+async def describe_model(request: Request, model: AskedModel, fleet: LiveFleet) -> Response:
+    """Answer as KServe V1 (`name`, `ready`) and TF Serving (`model_version_status`) do, and with the signature."""
+    only = request.path_params.keys() & {"version", "label"}
+    versions = [model.version] if only else fleet.models[model.name].versions
+    signature = model.signature
+    kept = {
+        "task",
+        "description",
+        "inputs",
+        "outputs",
+        "layout",
+        "batch",
+        "label",
+        "scores",
+        "classes",
+        "metrics",
+        "parity",
+    }
     return json_answer(
         {
-            "models": sorted(fleet.models),
-            "details": [
-                {
-                    "name": served.name,
-                    "default_version": served.default.version,
-                    "versions": list(served.versions),
-                    "labels": {label: model.version for label, model in served.labels.items()},
-                }
-                for served in fleet.models.values()
+            "name": model.name,
+            "ready": True,
+            "version": model.version,
+            "sha256": model.sha256,
+            "model_version_status": [
+                {"version": version, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+                for version in versions
             ],
-            "problems": [{"name": p.name, "version": p.version, "reason": p.reason} for p in fleet.problems],
+            **signature.model_dump(include=kept),
+            "features": [readable.described(feature) for feature in signature.features],
+            "example": readable.example(signature),
         }
     )
 
 
-@router.get(
-    "/v1/models/{model}",
-    tags=["models"],
-    summary="One model: versions, state, features",
-    response_model=documents.ModelDescription,
-)
-async def describe_model(model: str, fleet: LiveFleet) -> Response:
-    """Answer as KServe V1 (`name`, `ready`) and TF Serving (`model_version_status`) do, and with the signature."""
-    live = fleet.get(model)
-    versions = fleet.models[model].versions.values()
-    return json_answer(_described(live, [_status(version) for version in versions]))
-
-
-@router.get(
-    "/v1/models/{model}/versions/{version}",
-    tags=["models"],
-    summary="One version of a model",
-    response_model=documents.ModelDescription,
-)
-async def describe_version(model: str, version: str, fleet: LiveFleet) -> Response:
-    """Answer for one version as for the model."""
-    live = fleet.get(model, version)
-    return json_answer(_described(live, [_status(live)]))
-
-
-@router.get(
-    "/v1/models/{model}/metadata",
-    tags=["models"],
-    summary="A model's signature, as TensorFlow Serving says it",
-    response_model=documents.TensorFlowMetadata,
-)
-async def model_signature(model: str, fleet: LiveFleet) -> Response:
+@_model.get("/metadata", summary="A model's signature, as TensorFlow Serving says it")
+@_version.get("/metadata", name="version_signature", summary="A version's signature")
+@_label.get("/metadata", name="label_signature", summary="The signature of the version that has a label")
+async def model_signature(model: AskedModel) -> documents.TensorFlowMetadata:
     """Describe what `:predict` takes and gives, in the words of TensorFlow Serving."""
-    return json_answer(description.signature_def(fleet.get(model)))
+    return documents.TensorFlowMetadata(**description.signature_def(model))
 
 
-@router.get(
-    "/v1/models/{model}/versions/{version}/metadata",
-    tags=["models"],
-    summary="A version's signature",
-    response_model=documents.TensorFlowMetadata,
+@_model.get("/drift", summary="Whether the rows that a model gets are as those it was made for")
+@_version.get(
+    "/drift", name="version_drift", summary="Whether the rows that a version gets are as those it was made for"
 )
-async def version_signature(model: str, version: str, fleet: LiveFleet) -> Response:
-    """Describe one version as the model."""
-    return json_answer(description.signature_def(fleet.get(model, version)))
-
-
-@router.get(
-    "/v1/models/{model}/labels/{label}",
-    tags=["models"],
-    summary="The version that has a label",
-    response_model=documents.ModelDescription,
-)
-async def describe_label(model: str, label: str, fleet: LiveFleet) -> Response:
-    """Answer for the version that has a label as for the model."""
-    live = fleet.get(model, label=label)
-    return json_answer(_described(live, [_status(live)]))
-
-
-@router.get(
-    "/v1/models/{model}/labels/{label}/metadata",
-    tags=["models"],
-    summary="The signature of the version that has a label",
-    response_model=documents.TensorFlowMetadata,
-)
-async def label_signature(model: str, label: str, fleet: LiveFleet) -> Response:
-    """Describe the version that has a label as the model."""
-    return json_answer(description.signature_def(fleet.get(model, label=label)))
-
-
-@router.get(
-    "/v1/models/{model}/drift",
-    tags=["models"],
-    summary="Whether the rows that a model gets are as those it was made for",
-    response_model=Drift,
-)
-async def model_drift(model: str, services: LiveServices) -> Response:
+async def model_drift(model: AskedModel, services: LiveServices) -> Drift:
     """Compare the last window of rows with the reference: histograms, PSI, Jensen-Shannon distance, p-value."""
-    return await _drift(services, services.fleet.get(model))
-
-
-@router.get(
-    "/v1/models/{model}/versions/{version}/drift",
-    tags=["models"],
-    summary="Whether the rows that a version gets are as those it was made for",
-    response_model=Drift,
-)
-async def version_drift(model: str, version: str, services: LiveServices) -> Response:
-    """Answer for one version as for the model."""
-    return await _drift(services, services.fleet.get(model, version))
-
-
-async def _drift(services: Services, model: Model) -> Response:
-    found = await asyncio.to_thread(services.monitoring.drift.report, model.name, model.version, model.limits.drift)
-    return json_answer(found.model_dump())
-
-
-def _status(model: Model) -> dict[str, Any]:
-    return {
-        "version": model.version,
-        "state": "AVAILABLE",
-        "status": {"error_code": "OK", "error_message": ""},
-    }
-
-
-def _described(model: Model, statuses: list[dict[str, Any]]) -> dict[str, Any]:
-    signature = model.signature
-    return {
-        "name": model.name,
-        "ready": True,
-        "version": model.version,
-        "sha256": model.sha256,
-        "model_version_status": statuses,
-        "task": signature.task,
-        "description": signature.description,
-        "inputs": [spec.model_dump() for spec in signature.inputs],
-        "outputs": [spec.model_dump() for spec in signature.outputs],
-        "layout": signature.layout,
-        "batch": signature.batch,
-        "label": signature.label,
-        "scores": signature.scores,
-        "features": [readable.described(feature) for feature in signature.features],
-        "classes": signature.classes,
-        "metrics": signature.metrics,
-        "parity": signature.parity.model_dump() if signature.parity else None,
-        "example": readable.example(signature),
-    }
+    return await asyncio.to_thread(services.monitoring.drift.report, model.name, model.version, model.limits.drift)
 
 
 @router.get(
     "/v2",
-    tags=["open inference protocol"],
+    tags=[INFERENCE_TAG],
     summary="The server's name, version and extensions",
-    response_model=documents.ServerMetadata,
+    dependencies=_READERS,
 )
-async def server_metadata() -> Response:
+async def server_metadata() -> documents.ServerMetadata:
     """Describe the server (Open Inference Protocol)."""
-    return json_answer(description.server())
+    return documents.ServerMetadata(**description.server())
 
 
-@health_router.head("/v2/health/live", include_in_schema=False)
-@health_router.get(
-    "/v2/health/live", tags=["open inference protocol"], summary="The process answers", response_model=documents.Live
-)
-async def live() -> Response:
+@_health.head("/live", include_in_schema=False)
+@_health.get("/live", summary="The process answers")
+async def live() -> documents.Live:
     """Answer 200 as long as the event loop turns."""
-    return json_answer({"live": True})
+    return documents.Live(live=True)
 
 
-@health_router.head("/v2/health/ready", include_in_schema=False)
-@health_router.get(
-    "/v2/health/ready",
-    tags=["open inference protocol"],
+@_health.head("/ready", include_in_schema=False)
+@_health.get(
+    "/ready",
     summary="This worker should get requests",
-    response_model=documents.Ready,
+    response_model_exclude_unset=True,
     responses={503: {"model": documents.Ready, "description": "It should not"}},
 )
-async def ready(request: Request, fleet: LiveFleet) -> Response:
+async def ready(request: Request, response: Response, fleet: LiveFleet) -> documents.Ready:
     """Answer 200 once models are loaded and until draining.
 
     Who may predict also learns what could not be loaded, and the generation of each model's traffic state: the one that
@@ -222,71 +147,39 @@ async def ready(request: Request, fleet: LiveFleet) -> Response:
     how many seconds it has heard nothing of its parent: 0 but for a parent that hangs; and `folder_gone`, why the
     models folder can't be followed now, which is empty where it can.
     """
-    told: dict[str, Any] = {"ready": fleet.ready}
+    told: dict[str, Any] = {}
     if may(request, "predict"):
         told["not_served"] = [f"{p.name} {p.version}".strip() for p in fleet.problems if p.name]
         told["folder_gone"] = fleet.folder_gone
         told["generations"] = fleet.generations()
         told["lag_s"] = fleet.lag
         told["coordinator_silent_s"] = fleet.coordinator_silent_s
-    return json_answer(told, 200 if fleet.ready else 503)
+    response.status_code = 200 if fleet.ready else 503
+    return documents.Ready(ready=fleet.ready, **told)
 
 
-@router.get(
-    "/v2/models/{model}",
-    tags=["open inference protocol"],
-    summary="A model's tensors",
-    response_model=documents.ModelMetadata,
-)
-async def model_metadata(model: str, fleet: LiveFleet) -> Response:
+@_tensor_model.get("", summary="A model's tensors")
+@_tensor_version.get("", name="version_metadata", summary="A version's tensors")
+async def model_metadata(asked: AskedNames, fleet: LiveFleet) -> documents.ModelMetadata:
     """Describe inputs and outputs (Open Inference Protocol)."""
-    return json_answer(description.metadata(fleet, model))
+    return documents.ModelMetadata(**description.metadata(fleet, *asked))
 
 
-@router.get(
-    "/v2/models/{model}/versions/{version}",
-    tags=["open inference protocol"],
-    summary="A version's tensors",
-    response_model=documents.ModelMetadata,
-)
-async def version_metadata(model: str, version: str, fleet: LiveFleet) -> Response:
-    """Describe one version's inputs and outputs."""
-    return json_answer(description.metadata(fleet, model, version))
-
-
-@router.get(
-    "/v2/models/{model}/ready",
-    tags=["open inference protocol"],
-    summary="A model can answer",
-    response_model=documents.ModelReady,
-)
-async def model_ready(model: str, fleet: LiveFleet) -> Response:
+@_tensor_model.get("/ready", summary="A model can answer")
+@_tensor_version.get("/ready", name="version_ready", summary="A version can answer")
+async def model_ready(model: AskedModel, fleet: LiveFleet) -> documents.ModelReady:
     """Answer 200 where the model can predict, 503 with the reason where it can't, 404 where there is none."""
-    return _ready(fleet, fleet.get(model))
-
-
-@router.get(
-    "/v2/models/{model}/versions/{version}/ready",
-    tags=["open inference protocol"],
-    summary="A version can answer",
-    response_model=documents.ModelReady,
-)
-async def version_ready(model: str, version: str, fleet: LiveFleet) -> Response:
-    """Answer for one version as for the model."""
-    return _ready(fleet, fleet.get(model, version))
-
-
-def _ready(fleet: Fleet, model: Model) -> Response:
     if fleet.draining:
         raise NotReady("the server is draining")
-    return json_answer({"name": model.name, "version": model.version, "ready": True})
+    return documents.ModelReady(name=model.name, version=model.version, ready=True)
 
 
-@metrics_router.get(
+@router.get(
     "/metrics",
     tags=["operations"],
     summary="Prometheus metrics, summed over all workers",
     response_class=PlainTextResponse,
+    dependencies=[Depends(requires("metrics"))],
 )
 async def metrics(request: Request, services: LiveServices) -> Response:
     """Expose the metrics in Prometheus's text format, or in OpenMetrics with exemplars where Accept names it first."""
@@ -298,3 +191,7 @@ async def metrics(request: Request, services: LiveServices) -> Response:
     openmetrics = wanted > 0 and wanted >= liked.get(b"text/plain", 0.0)
     # On a thread: with hundreds of models it takes as long as hundreds of predictions.
     return await compressed(request, *await asyncio.to_thread(registry.render, openmetrics=openmetrics))
+
+
+for _part in (_health, _model, _version, _label, _tensor_model, _tensor_version):
+    router.include_router(_part)

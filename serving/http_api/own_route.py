@@ -16,11 +16,14 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError, shown
-from serving.http_api.answer import METHOD_TEXT, error_body, error_headers, status_of
+from serving.http_api.answer import error_body, error_headers, status_of
 from serving.http_api.parameters import taken
+from serving.http_api.upload import ClientLeft
 from serving.protocols import strict_json
 from serving.repository.traffic import sentence
 
+_NAMES = ("model", "version", "label")
+"""Parameters of paths."""
 _methods: defaultdict[str, set[str]] = defaultdict(set)
 """What is taken at each path: each method has a route of its own."""
 
@@ -33,14 +36,24 @@ class OwnRoute(APIRoute):
         _methods[self.path] |= self.methods or set()
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match whole paths: Starlette's pattern lets a line end follow, which a proxy takes for another path."""
-        return (Match.NONE, {}) if scope["path"].endswith("\n") else super().matches(scope)
+        """Match whole paths: Starlette's pattern lets a line end follow, which a proxy takes for another path.
+
+        What is called a name ends before a colon: else `iris:predict` were a model too, for other methods than POST.
+        """
+        match, found = super().matches(scope)
+        named = found.get("path_params", {})
+        if scope["path"].endswith("\n") or any(":" in named.get(name, "") for name in _NAMES):
+            return Match.NONE, {}
+        return match, found
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request for this path; one with another method is told all that the path takes."""
-        if scope["method"] not in (self.methods or ()):
-            raise HTTPException(405, headers={"allow": ", ".join(sorted(_methods[self.path]))})
-        await super().handle(scope, receive, send)
+        if scope["method"] in (self.methods or ()):
+            await super().handle(scope, receive, send)
+            return
+        allow = ", ".join(sorted(_methods[self.path]))
+        refusal = InvalidRequest("this path does not take this method: see Allow")
+        await _answer(refusal, 405, {"allow": allow})(scope, receive, send)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap the handler, with all that it depends on."""
@@ -53,6 +66,8 @@ class OwnRoute(APIRoute):
                 return await error_response(request, error)
             except RequestValidationError as error:
                 return _answer(_invalid(request, error), 400)
+            except ClientLeft:
+                return Response(status_code=499)  # nobody reads it
 
         return answer
 
@@ -71,11 +86,7 @@ async def http_error(request: Request, error: Exception) -> Response:
     route = request.scope.get("route")
     if route is not None and not isinstance(route, OwnRoute):
         return await http_exception_handler(request, error)
-    texts = {
-        404: "there is nothing at this path: see /docs",
-        405: METHOD_TEXT,
-    }
-    text = texts.get(error.status_code, str(error.detail))
+    text = "there is nothing at this path: see /docs" if error.status_code == 404 else str(error.detail)
     return _answer(InvalidRequest(text), error.status_code, dict(error.headers or {}))
 
 

@@ -12,14 +12,15 @@ from importlib.metadata import version
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from serving.access.principal import ANYONE, Principal
 from serving.deploy import adopted
 from serving.errors import Conflict, InvalidRequest, ModelInvalid, ModelNotFound, NotReady, shown
+from serving.http_api.json_body import read_json
 from serving.http_api.metadata import json_answer
 from serving.http_api.own_route import OwnRoute
-from serving.http_api.route import PredictionResponse, read_body
+from serving.http_api.route import PredictionResponse
 from serving.http_api.security import requires
 from serving.http_api.services import LiveFleet, LiveServices, Services, services_of
 from serving.platforms import Platform
@@ -27,9 +28,6 @@ from serving.prediction.authorization import authorize
 from serving.protocols import mlflow
 from serving.repository import transitions
 from serving.repository.repository import NAME
-from serving.repository.traffic import sentence
-
-_MOST_BYTES = 64 * 1024
 
 
 def router(platform: Platform) -> APIRouter:
@@ -108,13 +106,7 @@ _models = APIRouter(route_class=OwnRoute)
 @_models.post("/models")
 async def load_model(request: Request, services: LiveServices, caller: _Loader) -> Response:
     """Load a model from its folder: 409 where it is loaded, 507 where memory or disk does not suffice."""
-    # Not as a parameter: FastAPI would read a body of any size before it asks who sends it.
-    body = bytes(await read_body(request.scope["headers"], request.receive, _MOST_BYTES))
-    try:
-        asked = _Asked.model_validate_json(body)
-    except ValidationError as error:
-        found = dict.fromkeys(sentence(e) for e in error.errors(include_url=False))
-        raise InvalidRequest("; ".join(found)[:1000]) from None
+    asked = await read_json(request, _Asked)
     name, fleet = asked.model_name, services.fleet
     async with _alone(services):
         if name in fleet.models:

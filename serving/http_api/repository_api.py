@@ -29,7 +29,7 @@ from serving.http_api.own_route import OwnRoute
 from serving.http_api.parameters import Parameters
 from serving.http_api.security import Deployer
 from serving.http_api.services import LiveFleet, LiveServices, Services
-from serving.http_api.upload import ClientLeft, received
+from serving.http_api.upload import received
 from serving.repository.manifest import MODEL_FILE, Entry
 from serving.repository.repository import VERSION
 from serving.repository.state_directory import staging_folder, state_folder
@@ -125,8 +125,6 @@ async def publish_version(  # noqa: PLR0917  FastAPI passes them by name
     except GateRefused as refused:
         log.warning("%s by %s is not published: %s", model, shown(caller.name), refused.message)
         return json_answer({"error": refused.message, "report": refused.report.model_dump(mode="json")}, 422)
-    except ClientLeft:
-        return Response(status_code=499)  # nobody reads it
     services.fleet.agent.rescan()
     report = await asyncio.to_thread(with_settings, published.report, services.models / model)
     return _answer(model, published, report)

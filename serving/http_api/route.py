@@ -12,8 +12,8 @@ from serving.bodies.buffer import OWN_PAGES_FROM, BodyBuffer
 from serving.bodies.byte_budget import ByteBudget
 from serving.bodies.inflation import Inflation, inflaters
 from serving.bulk.formats import bulk_format
-from serving.errors import InvalidRequest, PayloadTooLarge, ServingError, UnsupportedMediaType
-from serving.http_api.answer import METHOD_TEXT, error_body, error_headers, status_of
+from serving.errors import PayloadTooLarge, ServingError, UnsupportedMediaType
+from serving.http_api.answer import error_body, error_headers, status_of
 from serving.http_api.bulk_route import answer_stream
 from serving.http_api.own_route import OwnRoute
 from serving.http_api.prediction_paths import ROUTES
@@ -51,15 +51,6 @@ class PredictionResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Errors are answered here, so that no framework text reaches a client."""
-        await self._answer(scope, receive, send)
-        if self.background is not None:
-            await self.background()
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] != "POST":  # else another route would take the path for the name of a model
-            error = InvalidRequest(METHOD_TEXT)
-            await respond(send, 405, [(b"allow", b"POST")], error_body(error))
-            return
         services = self._services
         try:
             authorize(services.access, scope["headers"], "predict")  # before a stranger learns which models there are
@@ -67,10 +58,11 @@ class PredictionResponse(Response):
             given = scope["path_params"] if self._only is None else {"model": self._only()}
             endpoint = services.endpoints.find(self._protocol, given["model"], given.get("version"), given.get("label"))
         except ServingError as error:
-            protocol = self._protocol
-            await respond(send, status_of(error, protocol), error_headers(error), error_body(error, protocol))
-            return
-        await answer(endpoint, scope, receive, send, services.bodies)
+            await _refuse(send, error, self._protocol)
+        else:
+            await answer(endpoint, scope, receive, send, services.bodies)
+        if self.background is not None:
+            await self.background()
 
 
 def _endpoint(protocol: str) -> Callable[[Request], Awaitable[Response]]:
@@ -85,55 +77,42 @@ for (_protocol, _kind), _template in ROUTES.items():
     router.add_api_route(
         _template,
         _endpoint(_protocol),
-        methods=["POST", "GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"],
+        methods=["POST"],
         name=f"{_protocol}_{_kind}_prediction",
         include_in_schema=False,
     )
 
 
 async def answer(endpoint: Endpoint, scope: Scope, receive: Receive, send: Send, bodies: ByteBudget) -> None:
-    """Read a body under the limit and answer the prediction that it options for; or a stream of rows."""
-    kind = bulk_format(header(scope["headers"], b"content-type") or b"") if endpoint.protocol == "v1" else None
-    if kind is not None:
-        try:
-            await answer_stream(endpoint, kind, scope, receive, send, bodies)
-        except ServingError as error:
-            await respond(
-                send, status_of(error, endpoint.protocol), error_headers(error), error_body(error, endpoint.protocol)
-            )
-        return
+    """Read a body under the limit and answer the prediction that it asks for; or a stream of rows."""
+    headers = scope["headers"]
+    kind = bulk_format(header(headers, b"content-type") or b"") if endpoint.protocol == "v1" else None
     lease = Reservation(bodies)
     try:
-        await _answer(endpoint, scope, receive, send, lease)
-    finally:
-        lease.end()
-
-
-async def _answer(endpoint: Endpoint, scope: Scope, receive: Receive, send: Send, lease: Reservation) -> None:
-    headers = scope["headers"]
-    try:
+        if kind is not None:
+            await answer_stream(endpoint, kind, scope, receive, send, bodies)
+            return
         if endpoint.access is not None:
             # Before a stranger's body takes memory.
             authorize(endpoint.access, headers, "predict", endpoint.model.limits.callers)
         options = request_options(headers)
-        if endpoint.codec.raw_tensors and header(headers, LENGTH) is not None:
-            body = await read_body(headers, receive, endpoint.max_body_bytes, lease)
-        else:
-            body = await _read_json(headers, receive, endpoint.max_text_bytes, lease)
+        body = await _read(endpoint, headers, receive, lease)
     except ServingError as error:
-        await respond(
-            send, status_of(error, endpoint.protocol), error_headers(error), error_body(error, endpoint.protocol)
-        )
+        await _refuse(send, error, endpoint.protocol)
     except ClientLeft:
         return
     else:
         await predict(endpoint, scope, body, options, receive, send)
+    finally:
+        lease.end()
 
 
-async def _read_json(headers: Headers, receive: Receive, limit: int, lease: Reservation) -> Buffer:
-    """Read a body that is all JSON."""
+async def _read(endpoint: Endpoint, headers: Headers, receive: Receive, lease: Reservation) -> Buffer:
+    """Read a body under the limit of its kind."""
+    if endpoint.codec.raw_tensors and header(headers, LENGTH) is not None:
+        return await read_body(headers, receive, endpoint.max_body_bytes, lease)
     try:
-        return await read_body(headers, receive, limit, lease)
+        return await read_body(headers, receive, endpoint.max_text_bytes, lease)
     except PayloadTooLarge as error:
         raise PayloadTooLarge(f"{error.message}; {USE_BINARY}") from None
 
@@ -223,6 +202,10 @@ async def _left(receive: Receive) -> None:
     """Return once the client has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def _refuse(send: Send, error: ServingError, protocol: str) -> None:
+    await respond(send, status_of(error, protocol), error_headers(error), error_body(error, protocol))
 
 
 async def respond(send: Send, status: int, extra: HeaderList, body: bytes | Blobs, kind: bytes = JSON) -> None:

@@ -7,23 +7,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, StrictBool, field_validator
 
 from serving.deploy import description
-from serving.errors import InvalidRequest, ModelNotFound
-from serving.http_api.metadata import json_answer
+from serving.errors import ModelNotFound
+from serving.http_api import asked_model
+from serving.http_api.asked_model import AskedNames
+from serving.http_api.json_body import read_json, takes
+from serving.http_api.metadata import INFERENCE_TAG
 from serving.http_api.openapi import documents
 from serving.http_api.own_route import OwnRoute
-from serving.http_api.route import read_body
 from serving.http_api.security import Deployer, requires
 from serving.http_api.services import LiveFleet, LiveServices
-from serving.protocols import strict_json
 from serving.repository import transitions
 
-router = APIRouter(route_class=OwnRoute, tags=["open inference protocol"], dependencies=[Depends(requires("predict"))])
-changes_router = APIRouter(route_class=OwnRoute, tags=["open inference protocol"])
+router = APIRouter(route_class=OwnRoute)
+_repository = APIRouter(route_class=OwnRoute, prefix="/v2/repository", tags=[INFERENCE_TAG])
+_READERS = [Depends(requires("predict"))]
+_model, _version, _ = asked_model.routers("/v2/models", INFERENCE_TAG)
 
-_MOST_BYTES = 64 * 1024
 _SHARED_MEMORY = "shared memory that clients choose is not offered: send tensors in the request"
 _TRACE = "tracing is not set by requests"
 _NOT_OFFERED = {
@@ -35,118 +38,79 @@ _NOT_OFFERED = {
 }
 
 
-def _takes(properties: dict[str, Any]) -> dict[str, Any]:
-    """Describe a body that may be left out, for the OpenAPI document."""
-    return {"requestBody": {"content": {"application/json": {"schema": {"type": "object", "properties": properties}}}}}
+class IndexRequest(BaseModel):
+    """Which versions are wanted."""
+
+    ready: StrictBool = False
 
 
-@router.get("/v2/models/stats", summary="What every model did", response_model=documents.Statistics)
-async def all_statistics(services: LiveServices) -> Response:
+class ChangeRequest(BaseModel):
+    """How to load or to unload: there is no choice."""
+
+    parameters: dict[str, Any] = {}
+
+    @field_validator("parameters")
+    @classmethod
+    def _harmless(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if given.keys() - {"unload_dependents"}:
+            raise ValueError("files and configurations are not taken from requests: leave them out")
+        return given
+
+
+@router.get("/v2/models/stats", tags=[INFERENCE_TAG], summary="What every model did", dependencies=_READERS)
+async def all_statistics(services: LiveServices) -> documents.Statistics:
     """Count and time predictions of every version, over all workers, since the server started."""
-    return json_answer({"model_stats": await description.statistics(services.fleet, services.metrics)})
+    return documents.Statistics(model_stats=await description.statistics(services.fleet, services.metrics))
 
 
-@router.get("/v2/models/{model}/stats", summary="What a model did", response_model=documents.Statistics)
-async def model_statistics(model: str, services: LiveServices) -> Response:
-    """Count and time the predictions of each version of a model."""
-    return json_answer({"model_stats": await description.statistics(services.fleet, services.metrics, model)})
+@_model.get("/stats", summary="What a model did")
+@_version.get("/stats", name="version_statistics", summary="What a version did")
+async def model_statistics(asked: AskedNames, services: LiveServices) -> documents.Statistics:
+    """Count and time the predictions of each version of a model, or of the one that is named."""
+    return documents.Statistics(model_stats=await description.statistics(services.fleet, services.metrics, *asked))
 
 
-@router.get(
-    "/v2/models/{model}/versions/{version}/stats", summary="What a version did", response_model=documents.Statistics
-)
-async def version_statistics(model: str, version: str, services: LiveServices) -> Response:
-    """Count and time the predictions of one version."""
-    return json_answer({"model_stats": await description.statistics(services.fleet, services.metrics, model, version)})
-
-
-@router.get("/v2/models/{model}/config", summary="How a model is run", response_model=documents.ModelConfig)
-async def model_config(model: str, fleet: LiveFleet) -> Response:
+@_model.get("/config", summary="How a model is run", response_model_exclude_unset=True)
+@_version.get("/config", name="version_config", summary="How a version is run", response_model_exclude_unset=True)
+async def model_config(asked: AskedNames, fleet: LiveFleet) -> documents.ModelConfig:
     """Describe how a model is run, in the words of Triton's model configuration."""
-    return json_answer(description.config(fleet, model))
+    return documents.ModelConfig(**description.config(fleet, *asked))
 
 
-@router.get(
-    "/v2/models/{model}/versions/{version}/config", summary="How a version is run", response_model=documents.ModelConfig
-)
-async def version_config(model: str, version: str, fleet: LiveFleet) -> Response:
-    """Describe how one version is run."""
-    return json_answer(description.config(fleet, model, version))
-
-
-@router.post(
-    "/v2/repository/index",
+@_repository.post(
+    "/index",
     summary="Every version in the repository and its state",
-    response_model=documents.RepositoryIndex,
-    openapi_extra=_takes({"ready": {"type": "boolean", "default": False}}),
+    dependencies=_READERS,
+    openapi_extra=takes(IndexRequest),
 )
-async def repository_index(request: Request, fleet: LiveFleet) -> Response:
+async def repository_index(request: Request, fleet: LiveFleet) -> documents.RepositoryIndex:
     """List versions; `{"ready": true}` leaves out those that can't answer. The body may be empty."""
-    document = await _document(request)
-    ready = document.get("ready", False)
-    if not isinstance(ready, bool):
-        raise InvalidRequest(f"/ready: is {strict_json.kind(ready)}: send true or false")
-    return json_answer(description.index(fleet, ready=ready))
+    asked = await read_json(request, IndexRequest)
+    return documents.RepositoryIndex(description.index(fleet, ready=asked.ready))
 
 
-@changes_router.post(
-    "/v2/repository/models/{model}/load",
-    summary="Load a model, or load it anew",
-    response_model=documents.Done,
-    openapi_extra=_takes({"parameters": {"type": "object", "additionalProperties": False}}),
-)
-async def load_model(request: Request, model: str, fleet: LiveFleet, caller: Deployer) -> Response:
+@_repository.post("/models/{model}/load", summary="Load a model, or load it anew", openapi_extra=takes(ChangeRequest))
+async def load_model(request: Request, model: str, fleet: LiveFleet, caller: Deployer) -> documents.Done:
     """Load the versions of a model that the folder holds."""
-    await _no_parameters(request, ())
+    await read_json(request, ChangeRequest)
     await fleet.changes.make(model, transitions.load, who=caller.name, what="load")
-    return json_answer({})
+    return documents.Done()
 
 
-@changes_router.post(
-    "/v2/repository/models/{model}/unload",
-    summary="Stop serving a model",
-    response_model=documents.Done,
-    openapi_extra=_takes(
-        {
-            "parameters": {
-                "type": "object",
-                "properties": {"unload_dependents": {"type": "boolean"}},
-                "additionalProperties": False,
-            }
-        }
-    ),
-)
-async def unload_model(request: Request, model: str, fleet: LiveFleet, caller: Deployer) -> Response:
+@_repository.post("/models/{model}/unload", summary="Stop serving a model", openapi_extra=takes(ChangeRequest))
+async def unload_model(request: Request, model: str, fleet: LiveFleet, caller: Deployer) -> documents.Done:
     """Stop serving a model after its last request; its files stay."""
-    await _no_parameters(request, ("unload_dependents",))
+    await read_json(request, ChangeRequest)
     await fleet.changes.make(model, transitions.unload, who=caller.name, what="unload")
-    return json_answer({})
+    return documents.Done()
 
 
-def _refuse(path: str, reason: str) -> None:
-    @router.api_route(path, methods=["GET", "POST"], include_in_schema=False)
-    async def refuse() -> Response:
-        raise ModelNotFound(reason)
+async def _refuse(request: Request) -> None:
+    raise ModelNotFound(_NOT_OFFERED[request.scope["route"].path])
 
 
 # Each has let requests write files or memory in other servers.
-for _path, _reason in _NOT_OFFERED.items():
-    _refuse(_path, _reason)
-
-
-async def _no_parameters(request: Request, harmless: tuple[str, ...]) -> None:
-    document = await _document(request)
-    parameters = document.get("parameters", {})
-    if not isinstance(parameters, dict):
-        raise InvalidRequest(f"/parameters: is {strict_json.kind(parameters)}: send an object")
-    for name in parameters:
-        if name not in harmless:
-            raise InvalidRequest("/parameters: files and configurations are not taken from requests: leave them out")
-
-
-async def _document(request: Request) -> dict[str, Any]:
-    body = bytes(await read_body(request.scope["headers"], request.receive, _MOST_BYTES))
-    document = strict_json.loads(body) if body.strip() else {}
-    if not isinstance(document, dict):
-        raise InvalidRequest(f"the body is {strict_json.kind(document)}: send an object or nothing")
-    return document
+for _path in _NOT_OFFERED:
+    router.add_api_route(_path, _refuse, methods=["GET", "POST"], include_in_schema=False, dependencies=_READERS)
+for _part in (_repository, _model, _version):
+    router.include_router(_part)
