@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 from fastapi import FastAPI, Request
-from starlette.responses import Response
+from fastapi.openapi.docs import get_redoc_html
+from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from serving.http_api.compression import compressed
@@ -19,64 +21,16 @@ _OFFLINE = {"content-security-policy": "default-src 'self' 'unsafe-inline' data:
 
 # Made here and not by FastAPI, for the key: the document names the models only to who may predict, so that the page
 # fetches it again once it has been given one.
-_PAGE = b"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>serving</title>
-<link rel="stylesheet" href="docs/assets/swagger-ui.css">
-<link rel="icon" href="docs/assets/favicon.png">
-</head>
-<body>
-<div id="swagger-ui"></div>
-<script src="docs/assets/swagger-ui-bundle.js"></script>
-<script>
-let key = null;
-const anew = (change) => (original, system) => (given) => {
-  const done = original(given);
-  key = change(given);
-  system.specActions.download();
-  return done;
-};
-SwaggerUIBundle({
-  url: "openapi.json",
-  dom_id: "#swagger-ui",
-  presets: [SwaggerUIBundle.presets.apis],
-  layout: "BaseLayout",
-  deepLinking: true,
-  tryItOutEnabled: true,
-  defaultModelsExpandDepth: -1,
-  requestInterceptor: (request) => {
-    if (request.loadSpec && key) request.headers.Authorization = "Bearer " + key;
-    return request;
-  },
-  plugins: [{statePlugins: {auth: {wrapActions: {
-    authorize: anew((given) => given.bearer ? given.bearer.value : null),
-    logout: anew(() => null),
-  }}}}],
-});
-</script>
-</body>
-</html>
-"""
+_PAGE = Path(__file__).with_name("docs.html").read_text()
 
 # To be read; it asks without a key, and shows what anyone may know of.
-_READING_PAGE = b"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>serving</title>
-<link rel="icon" href="docs/assets/favicon.png">
-<style>body { margin: 0; }</style>
-</head>
-<body>
-<div id="redoc"></div>
-<script src="docs/assets/redoc.standalone.js"></script>
-<script>Redoc.init("openapi.json", {disableSearch: false, hideLogo: true}, document.getElementById("redoc"));</script>
-</body>
-</html>
-"""
+_READING_PAGE = get_redoc_html(
+    openapi_url="openapi.json",
+    title="serving",
+    redoc_js_url="docs/assets/redoc.standalone.js",
+    redoc_favicon_url="docs/assets/favicon.png",
+    with_google_fonts=False,
+).body
 
 
 def add(app: FastAPI) -> None:
@@ -100,8 +54,8 @@ def add(app: FastAPI) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def page() -> Response:
-        return Response(_PAGE, headers=_OFFLINE, media_type="text/html; charset=utf-8")
+        return HTMLResponse(_PAGE, headers=_OFFLINE)
 
     @app.get("/redoc", include_in_schema=False)
     async def reading_page() -> Response:
-        return Response(_READING_PAGE, headers=_OFFLINE, media_type="text/html; charset=utf-8")
+        return HTMLResponse(_READING_PAGE, headers=_OFFLINE)

@@ -12,11 +12,12 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
+from pydantic.json_schema import models_json_schema
 
 from serving.deploy.fleet import Served
 from serving.http_api.openapi import prediction_schemas, streams
-from serving.http_api.openapi.documents import Error
-from serving.http_api.openapi.prediction_schemas import INFER_RESPONSE, infer_operation, predict_operation
+from serving.http_api.openapi.documents import Error, InferResponse
+from serving.http_api.openapi.prediction_schemas import SCHEMAS, infer_operation, predict_operation
 from serving.http_api.own_route import OwnRoute
 from serving.http_api.services import Services
 from serving.protocols.strict_json import dumps
@@ -63,7 +64,7 @@ def document(app: FastAPI, services: Services, *, models: bool = True) -> dict[s
     made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     components = made.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    schemas["InferResponse"] = INFER_RESPONSE
+    schemas |= models_json_schema([(InferResponse, "serialization")], ref_template=SCHEMAS)[1]["$defs"]
     schemas |= streams.schemas()
     components["responses"] = {status: _failure(status) for status in FAILURES}
     components["parameters"] = _PARAMETERS
@@ -78,7 +79,7 @@ def document(app: FastAPI, services: Services, *, models: bool = True) -> dict[s
     paths: dict[str, Any] = {}
     for served in services.fleet.models.values() if models else ():
         try:
-            found = {path: {"post": operation} for path, operation in operations(served)}
+            found = {path: {"post": operation} for path, operation in operations(served).items()}
             of_versions = [prediction_schemas.schemas(model) for model in (served.default, *served.versions.values())]
             dumps([found, of_versions])
         except Exception:  # others' documentation does not go with it
@@ -97,28 +98,25 @@ def document(app: FastAPI, services: Services, *, models: bool = True) -> dict[s
     return made
 
 
-def operations(served: Served) -> list[tuple[str, dict[str, Any]]]:
+def operations(served: Served) -> dict[str, dict[str, Any]]:
     """Describe each prediction path of a model, with an example where one was answered."""
     name, default = served.name, served.default
-    made = [
-        (f"/v1/models/{name}:predict", predict_operation(default, f"Predict with {name}", f"predict_{name}")),
-        (f"/v2/models/{name}/infer", infer_operation(default, f"Infer with {name} (tensors)", f"infer_{name}")),
-    ]
-    labelled = predict_operation(default, "Predict with the version of a label", f"label_predict_{name}")
-    labelled["parameters"].insert(
-        0, {"name": "label", "in": "path", "required": True, "schema": {"enum": sorted(served.labels)}}
-    )
-    made.append((f"/v1/models/{name}/labels/{{label}}:predict", labelled))
-    for version, model in served.versions.items():
-        if len(served.versions) > 1:
-            path = f"/v1/models/{name}/versions/{version}:predict"
-            made.append(
-                (path, predict_operation(model, f"Predict with version {version}", f"version_{version}_predict_{name}"))
-            )
-            path = f"/v2/models/{name}/versions/{version}/infer"
-            summary = f"Infer with version {version} (tensors)"
-            made.append((path, infer_operation(model, summary, f"version_{version}_infer_{name}")))
-    for path, operation in made:
+    labelled = f"/v1/models/{name}/labels/{{label}}:predict"
+    made = {
+        f"/v1/models/{name}:predict": predict_operation(default, f"Predict with {name}", f"predict_{name}"),
+        f"/v2/models/{name}/infer": infer_operation(default, f"Infer with {name} (tensors)", f"infer_{name}"),
+        labelled: predict_operation(default, "Predict with the version of a label", f"label_predict_{name}"),
+    }
+    labels = {"name": "label", "in": "path", "required": True, "schema": {"enum": sorted(served.labels)}}
+    made[labelled]["parameters"].append(labels)
+    for version, model in served.versions.items() if len(served.versions) > 1 else ():
+        made[f"/v1/models/{name}/versions/{version}:predict"] = predict_operation(
+            model, f"Predict with version {version}", f"version_{version}_predict_{name}"
+        )
+        made[f"/v2/models/{name}/versions/{version}/infer"] = infer_operation(
+            model, f"Infer with version {version} (tensors)", f"version_{version}_infer_{name}"
+        )
+    for path, operation in made.items():
         operation["parameters"] += [{"$ref": f"#/components/parameters/{key}"} for key in _PARAMETERS]
         statuses = [status for status in FAILURES if status != "422" or path.startswith("/v1")]
         operation["responses"] |= {status: _reference(status) for status in statuses}

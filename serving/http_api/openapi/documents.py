@@ -5,12 +5,13 @@ They describe and do not write: answers are written from plain values, which cos
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, RootModel
 
 from serving.documented import Documented
 from serving.engine.signature import Batch, Feature, Parity, TensorSpec
+from serving.tensors import Datatype
 
 
 class Document(Documented):
@@ -349,3 +350,23 @@ class RepositoryIndex(RootModel[list[IndexEntry]]):
 
 class Done(Document):
     """Nothing more to say."""
+
+
+class OutputTensor(Document):
+    """A tensor that is answered."""
+
+    name: str
+    datatype: Datatype
+    shape: list[Annotated[int, Field(ge=0)]]
+    data: list[float | str | bool | None]
+    """In C order; null where a number is not finite."""
+
+
+class InferResponse(Document):
+    """An answer as the Open Inference Protocol has it."""
+
+    id: str = ""
+    """The request's, where it has one."""
+    model_name: str
+    model_version: str
+    outputs: list[OutputTensor]

@@ -13,35 +13,10 @@ from serving.errors import ServingError
 from serving.http_api.openapi import streams
 from serving.http_api.openapi.readable import example, readable
 from serving.http_api.security import BEARER
-from serving.tensors import FLOATS, HALVES, INTEGERS, NUMPY
+from serving.tensors import FLOATS, HALVES, INTEGERS
 
-INFER_RESPONSE = {
-    "type": "object",
-    "required": ["model_name", "model_version", "outputs"],
-    "properties": {
-        "id": {"type": "string"},
-        "model_name": {"type": "string"},
-        "model_version": {"type": "string"},
-        "outputs": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["name", "datatype", "shape", "data"],
-                "properties": {
-                    "name": {"type": "string"},
-                    "datatype": {"enum": sorted(NUMPY)},
-                    "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-                    "data": {
-                        "type": "array",
-                        "description": "in C order; null where a number is not finite",
-                        "items": {"type": ["number", "string", "boolean", "null"]},
-                    },
-                },
-            },
-        },
-    },
-}
-
+SCHEMAS = "#/components/schemas/{model}"
+"""Where a schema stands in the document."""
 _EXPLAIN = "say too what each feature contributes, for a few rows"
 _EXPLANATIONS = "where it was asked to explain: of each row, what adds up to its number, or to its class's score"
 
@@ -102,7 +77,8 @@ def _predictions(signature: Signature) -> tuple[dict[str, Any], dict[str, Any]]:
     """Describe what is answered for one row, and for columns."""
     if signature.answers_by_class:
         classes = signature.classes or ()
-        label = {"type": "boolean"} if _answers_booleans(signature) else {"enum": list(classes)}
+        booleans = any(spec.name == signature.label and spec.datatype == "BOOL" for spec in signature.outputs)
+        label = {"type": "boolean"} if booleans else {"enum": list(classes)}
         number = {"type": ["number", "null"]}
         made = [
             _object({"label": one(label), signature.scores_key: _object({str(c): one(number) for c in classes})})
@@ -133,10 +109,6 @@ def _cell(spec: TensorSpec, signature: Signature) -> dict[str, Any]:
     for _ in dims:
         made = {"type": "array", "items": made}
     return {"anyOf": [scalar, made]} if dims == (-1,) else made
-
-
-def _answers_booleans(signature: Signature) -> bool:
-    return any(spec.name == signature.label and spec.datatype == "BOOL" for spec in signature.outputs)
 
 
 def infer_operation(model: Model, summary: str, identity: str) -> dict[str, Any]:
@@ -235,7 +207,7 @@ def _name(model: Model, what: str) -> str:
 
 
 def _reference(model: Model, what: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{_name(model, what)}"}
+    return {"$ref": SCHEMAS.format(model=_name(model, what))}
 
 
 def _json(schema: Any, **more: Any) -> dict[str, Any]:
@@ -243,4 +215,4 @@ def _json(schema: Any, **more: Any) -> dict[str, Any]:
 
 
 def _schema(kind: Any) -> dict[str, Any]:
-    return TypeAdapter(kind).json_schema(ref_template="#/components/schemas/{model}")
+    return TypeAdapter(kind).json_schema(ref_template=SCHEMAS)
