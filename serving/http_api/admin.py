@@ -6,10 +6,10 @@ Sources: RFC 9110, sections 8.8.3 (ETag) and 13.1.1 (If-Match).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import re
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -34,6 +34,7 @@ from serving.http_api.services import LiveFleet, LiveServices
 from serving.metrics.metrics import Metrics
 from serving.repository.state_directory import state_folder
 from serving.repository.traffic import Traffic
+from serving.repository.traffic_store import TrafficStore
 
 PREFIX = "/v1/repository/models/{model}"
 _TAG = re.compile(r'\s*(?:W/)?"?(\d{1,18})"?\s*')
@@ -76,13 +77,10 @@ async def traffic_history(model: str, fleet: LiveFleet, _: Deployer, asked: Anno
     "/report/{version}",
     summary="What the gate found out about a version",
     dependencies=_READERS,
-    response_model=Report,
 )
-async def gate_report(model: str, version: str, services: LiveServices) -> Response:
+async def gate_report(model: str, version: str, fleet: LiveFleet) -> Report:
     """Answer with the report that is kept with a version."""
-    if version not in await asyncio.to_thread(services.fleet.changes.store.versions, model):
-        raise ModelNotFound(f"model {model!r} has no version '{shown(version)}' in the folder")
-    return json_answer(await asyncio.to_thread(_report, services.models, services.state_dir, model, version))
+    return await asyncio.to_thread(_report, fleet.changes.store, model, version)
 
 
 def _endpoint(kind: type[Order]) -> Callable[..., Awaitable[Response]]:
@@ -160,14 +158,15 @@ async def _served(fleet: Fleet, metrics: Metrics | None, name: str) -> dict[str,
     return found
 
 
-def _report(root: Path, state_dir: Path | None, model: str, version: str) -> Any:
-    try:
-        report = gate.report(state_folder(root, state_dir), root / model / version)
-    except OSError:
-        report = None
+def _report(store: TrafficStore, model: str, version: str) -> Report:
+    if version not in store.versions(model):
+        raise ModelNotFound(f"model {model!r} has no version '{shown(version)}' in the folder")
+    report = None
+    with contextlib.suppress(OSError):
+        report = gate.report(state_folder(store.root, store.state_dir), store.root / model / version)
     if report is None:
         raise ModelNotFound("there is no report for this version")
-    return with_settings(report, root / model).model_dump(mode="json")
+    return with_settings(report, store.root / model)
 
 
 for _order in ORDERS:

@@ -162,15 +162,7 @@ def _around(inner: Any, app: FastAPI, services: Services) -> Observed:
                 LENGTH.decode(),
             ],
         )
-    return Observed(
-        inner,
-        metrics=metrics,
-        paths=paths,
-        bodies=services.bodies,
-        label=names.of,
-        prefix=prefix or "",
-        log=services.log,
-    )
+    return Observed(inner, services, names=names, prefix=prefix or "", paths=paths)
 
 
 def _below(prefix: str, services: Services) -> dict[bytes, Endpoint]:

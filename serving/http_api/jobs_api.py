@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,8 +25,6 @@ from serving.prediction.tracing import traceparent
 from serving.protocols import strict_json
 
 if TYPE_CHECKING:  # what needs the extra is imported where there are jobs
-    from sqlalchemy.ext.asyncio import AsyncSession
-
     from serving.jobs.jobs import Jobs
 
 _JSON = ("application/json", "application/x-www-form-urlencoded")
@@ -47,15 +44,6 @@ LiveJobs = Annotated[Any, Depends(live_jobs)]
 _JOBS = requires("jobs")
 User = Annotated[Principal, Depends(_JOBS)]
 """The caller of a route of jobs, who sees their own."""
-
-
-async def session(jobs: LiveJobs) -> AsyncIterator[AsyncSession]:
-    """Give a session whose changes are kept before the answer is sent, or none of them."""
-    async with jobs.database.transaction() as opened:
-        yield opened
-
-
-Session = Annotated[Any, Depends(session, scope="function")]
 
 
 async def found_job(job: str, jobs: LiveJobs, caller: User) -> JobDocument:
@@ -141,9 +129,8 @@ async def create_job(  # noqa: PLR0917  FastAPI passes them by name
     elif kind in TYPES:
         if not asked.model:
             raise InvalidRequest("model: is missing in the query, as in /v1/jobs?model=iris&output=csv")
-        plain = Asked(**asked.model_dump())
         async with aclosing(received(request, "the file", jobs.max_upload_bytes, "--jobs-max-upload-bytes")) as content:
-            made, new = await jobs.receive(caller, plain, TYPES[kind], content, idempotency_key, trace)
+            made, new = await jobs.receive(caller, asked, TYPES[kind], content, idempotency_key, trace)
     else:
         raise UnsupportedMediaType(
             f"Content-Type: should be application/json or, for a file that is the body itself, {', '.join(TYPES)}"
@@ -154,10 +141,11 @@ async def create_job(  # noqa: PLR0917  FastAPI passes them by name
 
 
 @router.get("", summary="Your jobs, the latest first")
-async def list_jobs(jobs: LiveJobs, caller: User, session: Session, asked: Annotated[_Listed, Query()]) -> JobList:
+async def list_jobs(jobs: LiveJobs, caller: User, asked: Annotated[_Listed, Query()]) -> JobList:
     """Answer with `limit` jobs, and how many there are."""
-    found: JobList = await jobs.listed(session, caller, asked.state, asked.skip, asked.limit)
-    return found
+    async with jobs.database.transaction() as session:
+        found: JobList = await jobs.listed(session, caller, asked.state, asked.skip, asked.limit)
+        return found
 
 
 @router.get("/{job}", summary="How a job goes")
@@ -171,10 +159,11 @@ async def get_job(job: Found) -> JobDocument:
     summary="Stop a job",
     responses={409: {"model": Error, "description": "It has ended otherwise"}},
 )
-async def cancel_job(job: str, jobs: LiveJobs, caller: User, session: Session, _: NoParameters) -> JobDocument:
+async def cancel_job(job: str, jobs: LiveJobs, caller: User, _: NoParameters) -> JobDocument:
     """Stop it for good; a job that is cancelled stays so, and one that has ended otherwise is a conflict."""
-    cancelled: JobDocument = await jobs.cancel(session, caller, job)
-    return cancelled
+    async with jobs.database.transaction() as session:
+        cancelled: JobDocument = await jobs.cancel(session, caller, job)
+        return cancelled
 
 
 @router.delete("/{job}", summary="Remove a job and its result", status_code=204)

@@ -7,18 +7,18 @@ routes costs more than a small prediction.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.bodies.byte_budget import ByteBudget
 from serving.errors import shown
 from serving.http_api.route import IDENTITY, PREDICTION, answer
+from serving.http_api.route_names import RouteNames
 from serving.http_api.security import CALLER
-from serving.metrics.metrics import Metrics
+from serving.http_api.services import Services
 from serving.prediction.endpoint import Endpoint
 from serving.prediction.request_id import request_id
-from serving.prediction.request_log import Ended, RequestLog
+from serving.prediction.request_log import Ended
 from serving.protocols.headers import header
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
@@ -27,31 +27,26 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"
 class Observed:
     """Pure ASGI; wraps `app`.
 
-    paths: endpoints by raw path, below `prefix`, for requests that need nothing of the app. label: names a request's
-    route, once it has one.
+    names: of the app's routes. paths: endpoints by raw path, below `prefix`, for requests that need nothing of the app.
     """
 
     def __init__(
         self,
         app: ASGIApp,
+        services: Services,
         *,
-        metrics: Metrics | None,
-        paths: dict[bytes, Endpoint],
-        bodies: ByteBudget,
-        label: Callable[[Scope], str],
+        names: RouteNames,
         prefix: str,
-        log: RequestLog | None,
+        paths: dict[bytes, Endpoint],
     ) -> None:
-        self._log = log
-        self._label = label
-        self._prefix = prefix
-        self._bodies = bodies
         self._app = app
-        self._metrics = metrics
+        self._bodies, self._log, self._metrics = services.bodies, services.log, services.metrics
+        self._names = names
+        self._prefix = prefix
         self._paths = paths
         self._scopes: dict[int, tuple[Scope, Endpoint | None]] = {}  # of requests in progress
-        if metrics is not None:
-            metrics.in_progress = self._in_progress
+        if self._metrics is not None:
+            self._metrics.in_progress = self._in_progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection scope."""
@@ -107,5 +102,5 @@ class Observed:
         return (self._labels(scope, endpoint) for scope, endpoint in self._scopes.copy().values())
 
     def _labels(self, scope: Scope, endpoint: Endpoint | None) -> tuple[str, str]:
-        route = self._prefix + endpoint.route if endpoint is not None else self._label(scope)
+        route = self._prefix + endpoint.route if endpoint is not None else self._names.of(scope)
         return route, scope["method"] if scope["method"] in _METHODS else "other"

@@ -95,7 +95,7 @@ async def _who_may_load(request: Request) -> Principal:
 async def _alone(services: Services) -> AsyncIterator[None]:
     """Wait until nobody else loads or unloads, in whatever worker: what one has taken, another would drop."""
     async with services.one_gate:
-        with await asyncio.to_thread(adopted.lock, services.models):
+        with await asyncio.to_thread(adopted.lock, services.fleet.changes.store.root):
             yield
 
 
@@ -112,13 +112,13 @@ async def load_model(request: Request, services: LiveServices, caller: _Loader) 
         if name in fleet.models:
             raise Conflict(f"model {name!r} is loaded already")
         try:
-            await asyncio.to_thread(adopted.take, services.models, name, asked.url)
+            await asyncio.to_thread(adopted.take, services.fleet.changes.store.root, name, asked.url)
             await fleet.changes.make(name, transitions.load, who=caller.name, what="load")
             if name not in fleet.models:
                 raise ModelInvalid("; ".join(p.reason for p in fleet.problems if p.name == name) or "it is not loaded")
         except (ModelInvalid, NotReady, OSError) as error:
             reason = error.strerror or "" if isinstance(error, OSError) else error.message
-            await asyncio.to_thread(adopted.drop, services.models, name)
+            await asyncio.to_thread(adopted.drop, services.fleet.changes.store.root, name)
             if isinstance(error, OSError) or "memory" in reason:
                 return json_answer({"error": f"model {name!r} can't be loaded: {reason.lower()}"}, 507)
             raise InvalidRequest(f"model {name!r} can't be loaded: {reason}") from None
@@ -131,7 +131,7 @@ async def unload_model(model: str, services: LiveServices, caller: _Loader) -> R
     async with _alone(services):
         _loaded(services, model)
         await services.fleet.changes.make(model, transitions.unload, who=caller.name, what="unload")
-        await asyncio.to_thread(adopted.drop, services.models, model)
+        await asyncio.to_thread(adopted.drop, services.fleet.changes.store.root, model)
     return json_answer({})
 
 
@@ -155,4 +155,4 @@ def _loaded(services: Services, name: str) -> str:
 
 
 def _said(services: Services, name: str) -> dict[str, str]:
-    return {"modelName": name, "modelUrl": adopted.taken_from(services.models, name)}
+    return {"modelName": name, "modelUrl": adopted.taken_from(services.fleet.changes.store.root, name)}

@@ -105,6 +105,7 @@ async def publish_version(  # noqa: PLR0917  FastAPI passes them by name
     number = None if version == "next" else version
     if number is not None and not VERSION.fullmatch(number):
         raise InvalidRequest("the version is a whole number from 1, or next")
+    store = services.fleet.changes.store
     services.fleet.changes.check()
     if services.uploads.locked():
         raise NotReady("too many models are being published: try again in a minute")
@@ -112,21 +113,21 @@ async def publish_version(  # noqa: PLR0917  FastAPI passes them by name
         async with services.uploads, _received(request, services) as upload, services.one_gate:
             published = await asyncio.to_thread(
                 publish.publish,
-                services.models,
+                store.root,
                 model,
                 upload,
                 version=number,
                 note=asked.note,
                 who=caller.name,
                 allow_breaking=asked.allow_breaking,
-                state_dir=services.state_dir,
+                state_dir=store.state_dir,
                 extension_ops=services.extension_ops,
             )
     except GateRefused as refused:
         log.warning("%s by %s is not published: %s", model, shown(caller.name), refused.message)
         return json_answer({"error": refused.message, "report": refused.report.model_dump(mode="json")}, 422)
     services.fleet.agent.rescan()
-    report = await asyncio.to_thread(with_settings, published.report, services.models / model)
+    report = await asyncio.to_thread(with_settings, published.report, store.root / model)
     return _answer(model, published, report)
 
 
@@ -171,9 +172,9 @@ async def _received(request: Request, services: Services) -> AsyncIterator[_Uplo
     if request.headers.get("content-type", "").startswith("multipart/"):
         raise UnsupportedMediaType("send the ONNX file itself as the body, not a form: curl -T model.onnx")
     content = received(request, "the ONNX file", services.max_model_bytes, "--max-model-bytes")
-    folder = None
+    folder, store = None, services.fleet.changes.store
     try:
-        folder = await asyncio.to_thread(lambda: staging_folder(state_folder(services.models, services.state_dir)))
+        folder = await asyncio.to_thread(lambda: staging_folder(state_folder(store.root, store.state_dir)))
         with await asyncio.to_thread(Writing, folder / MODEL_FILE) as writing:
             async with aclosing(content):
                 async for part in content:

@@ -9,7 +9,6 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Annotated, Protocol
 
@@ -73,14 +72,12 @@ class Companion(Protocol):
 class Services:
     """All that one application serves with.
 
-    models, state_dir, max_model_bytes, extension_ops, strict, cors_origins, fast_path: as in the settings. endpoints:
+    max_model_bytes, extension_ops, strict, cors_origins, fast_path: as in the settings. endpoints:
     by the bare path of a prediction; in_process: for this process's own code. bodies: bytes that are held. log: of
     requests. shared: of all connections. deployment: where this application coordinates itself. runner: does pieces of
     jobs. platform: whose paths are answered too; platform_model: as in the settings.
     """
 
-    models: Path
-    state_dir: Path | None
     max_model_bytes: int
     extension_ops: bool
     strict: bool
@@ -230,8 +227,6 @@ def make_services(
         _jobs(settings, fleet, in_process, metrics, tracing) if settings.jobs_database_url is not None else (None, None)
     )
     return Services(
-        models=settings.models,
-        state_dir=settings.state_dir,
         max_model_bytes=settings.max_model_bytes,
         extension_ops=settings.extension_ops,
         strict=settings.strict,

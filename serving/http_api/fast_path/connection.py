@@ -25,7 +25,7 @@ from serving.http_api.fast_path.parsed_head import rooted
 from serving.http_api.fast_path.reaper import ConnectionReaper
 from serving.linux.tcp import close_or_reset, half_close, reset
 from serving.prediction.request_id import request_id
-from serving.protocols.headers import Headers, header
+from serving.protocols.headers import header
 
 LINGER_S = 2.0
 """Seconds in which a client that was refused may still send, so that it reads the refusal and not a reset."""
@@ -375,7 +375,12 @@ class Connection(HttpToolsProtocol):
         """Write the answer to what can't be read, and nothing behind it."""
         status, _, text = fault
         self._refusal = None
-        self.write_refusal(status, text, self.headers if self._midway else ())
+        body = error_body(InvalidRequest(text))
+        lines = [b"%b: %b\r\n" % pair for pair in self.server_state.default_headers]
+        identity = request_id(header(self.headers if self._midway else (), b"x-request-id"))
+        lines.append(b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body))
+        lines.append(b"x-request-id: %b\r\nconnection: close\r\n\r\n" % identity)
+        self.transport.write(b"".join([STATUS_LINE[status], *lines, body]))
         self.break_off()
 
     def break_off(self) -> None:
@@ -388,12 +393,3 @@ class Connection(HttpToolsProtocol):
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-
-    def write_refusal(self, status: int, text: str, headers: Headers) -> None:
-        """Write a whole answer that closes the connection."""
-        body = error_body(InvalidRequest(text))
-        lines = [b"%b: %b\r\n" % pair for pair in self.server_state.default_headers]
-        identity = request_id(header(headers, b"x-request-id"))
-        lines.append(b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body))
-        lines.append(b"x-request-id: %b\r\nconnection: close\r\n\r\n" % identity)
-        self.transport.write(b"".join([STATUS_LINE[status], *lines, body]))

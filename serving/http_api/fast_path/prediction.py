@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from serving.errors import ServingError
 from serving.http_api.answer import error_body, error_headers, status_of
@@ -15,21 +15,8 @@ from serving.protocols.codec import Blobs
 from serving.protocols.headers import JSON, HeaderList
 from serving.protocols.http_codec import Encoded
 
-
-class PlainConnection(Protocol):
-    """The connection of a plain request."""
-
-    def write_answer(self, identity: bytes, status: int, headers: HeaderList, body: bytes | Blobs, kind: bytes) -> None:
-        """Write the answer to the request in progress, and let what waits behind it begin."""
-
-    def end_answer(self, rest: bytes) -> None:
-        """Go on behind an answer that a thread wrote, but for its `rest`."""
-
-    def lend(self) -> SocketLoan | None:
-        """Return the right to write to the socket; None where it may not be lent now."""
-
-    def heads(self) -> dict[tuple[int, bytes], bytes]:
-        """Return the heads of answers: see `FastPathState.heads`."""
+if TYPE_CHECKING:
+    from serving.http_api.fast_path.protocol import FastPath
 
 
 class FastPathPrediction(DirectPrediction):
@@ -37,7 +24,7 @@ class FastPathPrediction(DirectPrediction):
 
     __slots__ = ("_heads", "connection", "identity", "route")
 
-    def __init__(self, connection: PlainConnection, identity: bytes, route: RouteMetrics | None) -> None:
+    def __init__(self, connection: FastPath, identity: bytes, route: RouteMetrics | None) -> None:
         self.connection = connection
         self.identity = identity
         self.route = route

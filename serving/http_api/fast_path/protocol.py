@@ -221,9 +221,8 @@ class FastPath(Connection):
             self._body = b""
             self._release()
 
-    def write_answer(  # noqa: D102
-        self, identity: bytes, status: int, headers: HeaderList, body: bytes | Blobs, kind: bytes
-    ) -> None:
+    def write_answer(self, identity: bytes, status: int, headers: HeaderList, body: bytes | Blobs, kind: bytes) -> None:
+        """Write the answer to the request in progress, and let what waits behind it begin."""
         self._prediction = None
         if self._held:
             self._release()
@@ -261,10 +260,12 @@ class FastPath(Connection):
             return None
         return SocketLoan(self._descriptor)
 
-    def heads(self) -> dict[tuple[int, bytes], bytes]:  # noqa: D102
+    def heads(self) -> dict[tuple[int, bytes], bytes]:
+        """Return the heads of answers: see `FastPathState.heads`."""
         return self.shared.heads(self.server_state.default_headers)
 
-    def end_answer(self, rest: bytes) -> None:  # noqa: D102
+    def end_answer(self, rest: bytes) -> None:
+        """Go on behind an answer that a thread wrote, but for its `rest`."""
         self._prediction = None
         if self._held:
             self._release()
