@@ -63,10 +63,16 @@ _MLFLOW_CODES = {
 }
 
 
-def error_body(error: ServingError, protocol: str = "v1") -> bytes:
-    """Write `{"error": ..., "details": [{"path", "message"}]}`; details, and `current` after a lost race.
+def refusal(error: ServingError, protocol: str) -> tuple[int, HeaderList, bytes]:
+    """Return status, headers and body of an answer that says no."""
+    return status_of(error, protocol), error_headers(error), error_body(error, protocol)
 
-    MLflow has `error_code` and `message` in place of `error`.
+
+def error_body(error: ServingError, protocol: str = "v1") -> bytes:
+    """Write `{"error": ..., "details": [{"path", "message"}]}`; details, if there are any.
+
+    After a lost race it has `current` too, and from the gate `report`. MLflow has `error_code` and `message` in place
+    of `error`.
     """
     body: dict[str, object] = {"error": error.message}
     if protocol == "mlflow":
@@ -74,6 +80,8 @@ def error_body(error: ServingError, protocol: str = "v1") -> bytes:
         body = {"error_code": code, "message": error.message}
     if isinstance(error, GenerationConflict):
         body["current"] = error.current
+    if isinstance(error, GateRefused):
+        body["report"] = error.report.model_dump(mode="json")
     if error.details:
         body["details"] = [{"path": d.path, "message": d.message} for d in error.details]
     return dumps(body)

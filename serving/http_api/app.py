@@ -142,15 +142,14 @@ def _around(inner: Any, app: FastAPI, services: Services) -> Observed:
     names = RouteNames(app)
     prefix = names.plain_prefix()
     paths: dict[bytes, Endpoint] = {}
-    shared, metrics = services.shared, services.metrics
+    endpoints, shared, metrics = services.endpoints, services.shared, services.metrics
     if prefix is not None:
-        paths = _below(prefix, services)
+        endpoints.below(prefix)
+        paths = endpoints.paths
         if services.fast_path:
             shared.paths = paths
         if metrics is not None:
-            shared.routes = {
-                template: metrics.route(prefix + template, "POST") for template in services.endpoints.routes.values()
-            }
+            shared.routes = {template: metrics.route(template, "POST") for template in endpoints.routes.values()}
     if services.cors_origins:
         inner = CORSMiddleware(
             inner,
@@ -162,25 +161,7 @@ def _around(inner: Any, app: FastAPI, services: Services) -> Observed:
                 LENGTH.decode(),
             ],
         )
-    return Observed(inner, services, names=names, prefix=prefix or "", paths=paths)
-
-
-def _below(prefix: str, services: Services) -> dict[bytes, Endpoint]:
-    """Give the endpoints by whole path, which follow the models as these come and go."""
-    bare = services.endpoints.paths
-    if not prefix:
-        return bare
-    whole: dict[bytes, Endpoint] = {}
-    start = prefix.encode()
-
-    def follow() -> None:
-        fresh = {start + path: endpoint for path, endpoint in bare.items()}
-        whole.update(fresh)
-        for gone in whole.keys() - fresh.keys():
-            del whole[gone]
-
-    services.fleet.changed.append(follow)
-    return whole
+    return Observed(inner, services, names=names, paths=paths)
 
 
 def _build_routes(app: FastAPI) -> None:

@@ -58,14 +58,14 @@ async def answer_stream(  # noqa: PLR0917  an ASGI call and what was read of it
     try:
         bodies.hold(HELD_BYTES)
         try:
-            await _Stream(prediction, kind, scope, receive, send).answer()
+            await StreamedAnswer(prediction, kind, scope, receive, send).answer()
         finally:
             bodies.held -= HELD_BYTES
     finally:
         _places.release()
 
 
-class _Stream:
+class StreamedAnswer:
     """One stream in progress: while a batch is answered, the next one is read and the one before it is sent."""
 
     def __init__(self, prediction: BulkPrediction, kind: Format, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +83,7 @@ class _Stream:
         self._kind = kind
         self._on_left: Callable[[], object] = bool
         if self._connection is not None:
-            self._connection.stream = self._refuse
+            self._connection.stream = self
 
     async def answer(self) -> None:
         """Answer all of it. Raises a ServingError where nothing is sent yet."""
@@ -127,7 +127,12 @@ class _Stream:
             opening.add_done_callback(_close_unwanted)
             raise
 
-    def _refuse(self) -> None:
+    @property
+    def hungry(self) -> bool:
+        """Whether it is the client that everybody waits for."""
+        return self._client_awaited and self._rows_awaited
+
+    def refuse(self) -> None:
         """Answer no more: whoever waits for its rows would wait longer than this server has."""
         self._refused = True
         self._on_left()
@@ -165,22 +170,18 @@ class _Stream:
 
     async def _awaited(self, reading: asyncio.Future[Batch | None]) -> Batch | None:
         self._rows_awaited = True
-        self._tell_hunger()
         try:
             return await reading
         finally:
             self._rows_awaited = False
-            self._tell_hunger()
 
     async def _feed(self, rows: RowStream) -> None:
         """Hand on what the client sends, as fast as it is read; then wait for the client to leave."""
         more = True
         while True:
             self._client_awaited = more
-            self._tell_hunger()
             message = await self._receive()
             self._client_awaited = False
-            self._tell_hunger()
             if message["type"] == "http.disconnect":
                 self._gone = True
                 self._on_left()
@@ -191,11 +192,6 @@ class _Stream:
                 more = message.get("more_body", False)
                 if not more:
                     rows.body.shutdown(socket.SHUT_WR)
-
-    def _tell_hunger(self) -> None:
-        """Tell whether it is the client that everybody waits for."""
-        if self._connection is not None:
-            self._connection.hungry = self._client_awaited and self._rows_awaited
 
     def _aside(self, work: Callable[..., T], *given: Any) -> asyncio.Future[T]:
         """Have something waited for off the event loop."""

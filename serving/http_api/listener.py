@@ -154,7 +154,7 @@ class Listener(uvicorn.Server):
                 companion.cut_short()
             for connection in list(state.connections):
                 if isinstance(connection, Connection) and connection.stream is not None:
-                    connection.stream()
+                    connection.stream.refuse()
             self.force_exit = False
             await self._while(busy, LAST_WORDS_S)
             for connection in list(state.connections):

@@ -27,22 +27,13 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"
 class Observed:
     """Pure ASGI; wraps `app`.
 
-    names: of the app's routes. paths: endpoints by raw path, below `prefix`, for requests that need nothing of the app.
+    names: of the app's routes. paths: endpoints by raw path, for requests that need nothing of the app.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        services: Services,
-        *,
-        names: RouteNames,
-        prefix: str,
-        paths: dict[bytes, Endpoint],
-    ) -> None:
+    def __init__(self, app: ASGIApp, services: Services, *, names: RouteNames, paths: dict[bytes, Endpoint]) -> None:
         self._app = app
         self._bodies, self._log, self._metrics = services.bodies, services.log, services.metrics
         self._names = names
-        self._prefix = prefix
         self._paths = paths
         self._scopes: dict[int, tuple[Scope, Endpoint | None]] = {}  # of requests in progress
         if self._metrics is not None:
@@ -102,5 +93,5 @@ class Observed:
         return (self._labels(scope, endpoint) for scope, endpoint in self._scopes.copy().values())
 
     def _labels(self, scope: Scope, endpoint: Endpoint | None) -> tuple[str, str]:
-        route = self._prefix + endpoint.route if endpoint is not None else self._names.of(scope)
+        route = endpoint.route if endpoint is not None else self._names.of(scope)
         return route, scope["method"] if scope["method"] in _METHODS else "other"

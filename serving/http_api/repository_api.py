@@ -17,12 +17,10 @@ from pydantic import Field
 
 from serving.deploy import publish
 from serving.deploy.delete import delete
-from serving.deploy.publish import Published
 from serving.deploy.staging import Writing
 from serving.errors import InvalidRequest, NotReady, UnsupportedMediaType, shown
-from serving.gate.report import GateRefused, Report
+from serving.gate.report import GateRefused
 from serving.gate.settings_check import with_settings
-from serving.http_api.metadata import json_answer
 from serving.http_api.openapi.deploy_documents import Deletion, Publication, PublicationRefused
 from serving.http_api.openapi.documents import Error
 from serving.http_api.own_route import OwnRoute
@@ -79,7 +77,6 @@ router = APIRouter(route_class=OwnRoute, tags=["deploy"])
     summary="Publish a version: the ONNX file is the body",
     status_code=201,
     openapi_extra=_BODY,
-    response_model=Publication,
     responses={
         200: {"model": Publication, "description": "The same bytes were published before"},
         409: {"model": Error, "description": "The version is there with other bytes"},
@@ -89,12 +86,13 @@ router = APIRouter(route_class=OwnRoute, tags=["deploy"])
 )
 async def publish_version(  # noqa: PLR0917  FastAPI passes them by name
     request: Request,
+    response: Response,
     services: LiveServices,
     model: str,
     version: str,
     caller: Deployer,
     asked: Annotated[_Asked, Query()],
-) -> Response:
+) -> Publication:
     """Take `version` or, for `next`, the number after the highest.
 
     It moves no traffic; `answers` is the version that callers get who name none. 201 with the gate's report; 200
@@ -125,42 +123,30 @@ async def publish_version(  # noqa: PLR0917  FastAPI passes them by name
             )
     except GateRefused as refused:
         log.warning("%s by %s is not published: %s", model, shown(caller.name), refused.message)
-        return json_answer({"error": refused.message, "report": refused.report.model_dump(mode="json")}, 422)
+        raise
     services.fleet.agent.rescan()
     report = await asyncio.to_thread(with_settings, published.report, store.root / model)
-    return _answer(model, published, report)
+    response.status_code = 201 if published.new else 200
+    # From where it was sent to, so that it holds behind a proxy with a path of its own.
+    response.headers["location"] = f"../../../../models/{model}/versions/{published.version}"
+    return Publication(
+        name=model, version=published.version, new=published.new, answers=published.answers, report=report
+    )
 
 
 @router.delete(
     "/v1/repository/models/{model}/versions/{version}",
     summary="Remove a version that has no role",
-    response_model=Deletion,
     responses={409: {"model": Error, "description": "It is stable, canary, shadow, labelled or kept by name"}},
 )
 async def delete_version(
     fleet: LiveFleet, model: str, version: str, caller: Deployer, asked: Annotated[_Why, Query()]
-) -> Response:
+) -> Deletion:
     """Servers that have it loaded let it go; the history has who and why."""
     fleet.changes.check()
     after = await asyncio.to_thread(delete, fleet.changes.store, model, version, who=caller.name, why=asked.why)
     fleet.agent.rescan()
-    return json_answer({"name": model, "version": version, "generation": after.generation})
-
-
-def _answer(name: str, published: Published, report: Report) -> Response:
-    answer = json_answer(
-        {
-            "name": name,
-            "version": published.version,
-            "new": published.new,
-            "answers": published.answers,
-            "report": report.model_dump(mode="json"),
-        },
-        201 if published.new else 200,
-    )
-    # From where it was sent to, so that it holds behind a proxy with a path of its own.
-    answer.headers["location"] = f"../../../../models/{name}/versions/{published.version}"
-    return answer
+    return Deletion(name=model, version=version, generation=after.generation)
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from serving.bodies.byte_budget import ByteBudget
 from serving.bodies.inflation import Inflation, inflaters
 from serving.bulk.formats import bulk_format
 from serving.errors import PayloadTooLarge, ServingError, UnsupportedMediaType
-from serving.http_api.answer import error_body, error_headers, status_of
+from serving.http_api.answer import refusal
 from serving.http_api.bulk_route import answer_stream
 from serving.http_api.own_route import OwnRoute
 from serving.http_api.prediction_paths import ROUTES
@@ -58,7 +58,7 @@ class PredictionResponse(Response):
             given = scope["path_params"] if self._only is None else {"model": self._only()}
             endpoint = services.endpoints.find(self._protocol, given["model"], given.get("version"), given.get("label"))
         except ServingError as error:
-            await _refuse(send, error, self._protocol)
+            await respond(send, *refusal(error, self._protocol))
         else:
             await answer(endpoint, scope, receive, send, services.bodies)
         if self.background is not None:
@@ -98,7 +98,7 @@ async def answer(endpoint: Endpoint, scope: Scope, receive: Receive, send: Send,
         options = request_options(headers)
         body = await _read(endpoint, headers, receive, lease)
     except ServingError as error:
-        await _refuse(send, error, endpoint.protocol)
+        await respond(send, *refusal(error, endpoint.protocol))
     except ClientLeft:
         return
     else:
@@ -162,10 +162,7 @@ class AsgiPrediction(Prediction):
 
     def refuse(self, error: ServingError) -> None:  # noqa: D102
         if not self.finished.done():
-            protocol = self.endpoint.protocol
-            self.finished.set_result(
-                (status_of(error, protocol), error_headers(error), error_body(error, protocol), JSON)
-            )
+            self.finished.set_result((*refusal(error, self.endpoint.protocol), JSON))
 
 
 async def predict(  # noqa: PLR0917  an ASGI call and what was read of it
@@ -202,10 +199,6 @@ async def _left(receive: Receive) -> None:
     """Return once the client has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _refuse(send: Send, error: ServingError, protocol: str) -> None:
-    await respond(send, status_of(error, protocol), error_headers(error), error_body(error, protocol))
 
 
 async def respond(send: Send, status: int, extra: HeaderList, body: bytes | Blobs, kind: bytes = JSON) -> None:

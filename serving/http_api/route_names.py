@@ -43,7 +43,7 @@ class RouteNames:
             if not (isinstance(original, OwnRoute) and original.path == first):
                 continue
             prefix = (context.path or "").removesuffix(first)
-            if context.dependencies or getattr(context, "max_body_size", None) is not None:
+            if "{" in prefix or context.dependencies or getattr(context, "max_body_size", None) is not None:
                 continue
             before = (each for each in self._contexts[:number] if not isinstance(each.original_route, OwnRoute))
             if not any(_may_take(each, prefix) for each in before):

@@ -42,7 +42,7 @@ class EndpointTable:
         log: RequestLog | None = None,
         timing: bool = False,
     ) -> None:
-        self.routes = routes
+        self.routes = self._bare = routes
         self._codecs = codecs
         self._metrics = metrics
         self._access = access
@@ -55,6 +55,10 @@ class EndpointTable:
         self.paths: dict[bytes, Endpoint] = {}
         self._bound: dict[str, tuple[Served, dict[bytes, Endpoint]]] = {}
         """What was made of each model, by name."""
+
+    def below(self, prefix: str) -> None:
+        """Have all paths begin with this; called before the fleet starts."""
+        self.routes = {named: prefix + path for named, path in self._bare.items()}
 
     def follow(self, fleet: Fleet) -> None:
         """Have an endpoint for each way to ask each live model, whatever is loaded; called before the fleet starts."""

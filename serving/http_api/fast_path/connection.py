@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -20,7 +19,7 @@ from serving.bodies.byte_budget import ByteBudget
 from serving.bulk.formats import bulk_format
 from serving.errors import InvalidRequest
 from serving.http_api.answer import error_body
-from serving.http_api.bulk_route import CONNECTION
+from serving.http_api.bulk_route import CONNECTION, StreamedAnswer
 from serving.http_api.fast_path.parsed_head import rooted
 from serving.http_api.fast_path.reaper import ConnectionReaper
 from serving.linux.tcp import close_or_reset, half_close, reset
@@ -73,8 +72,7 @@ class Connection(HttpToolsProtocol):
         self._unread = 0  # bytes written that the client has not taken
         self._waiting = 0  # bytes of answers that are counted
         self._spare = False
-        self.stream: Callable[[], object] | None = None  # how to refuse what is answered while it is read
-        self.hungry = False  # more of the body is waited for
+        self.stream: StreamedAnswer | None = None  # which is made while the body is read
         self._seen = 0  # bytes of its body when `since` was set
         self._over = False  # refused: what still comes is thrown away until then
         self._fault = MALFORMED
@@ -296,7 +294,7 @@ class Connection(HttpToolsProtocol):
             if seconds > patience.head_s:
                 self.refuse(SLOW_HEAD)
         elif self.stream is not None:
-            if not self.hungry or self._received - self._seen >= patience.min_rate * seconds:
+            if not self.stream.hungry or self._received - self._seen >= patience.min_rate * seconds:
                 self.since, self._seen = self.shared.now, self._received
             elif seconds > patience.body_s:
                 self._abort("slow_body")

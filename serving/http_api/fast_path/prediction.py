@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from serving.errors import ServingError
-from serving.http_api.answer import error_body, error_headers, status_of
+from serving.http_api.answer import refusal
 from serving.metrics.recorders import RouteMetrics
 from serving.prediction.direct import DirectPrediction
 from serving.prediction.request_log import Ended, server_timing
@@ -46,11 +46,9 @@ class FastPathPrediction(DirectPrediction):
         self.connection.write_answer(self.identity, 200, headers, body, kind)
 
     def refuse(self, error: ServingError) -> None:  # noqa: D102
-        status = status_of(error, self.endpoint.protocol)
+        status, headers, body = refusal(error, self.endpoint.protocol)
         self.count(status)
-        self.connection.write_answer(
-            self.identity, status, error_headers(error), error_body(error, self.endpoint.protocol), JSON
-        )
+        self.connection.write_answer(self.identity, status, headers, body, JSON)
 
     def _told(self, body: bytes | Blobs, headers: HeaderList) -> HeaderList:
         """Note the size of an answer for the log, and return its headers."""
@@ -58,10 +56,10 @@ class FastPathPrediction(DirectPrediction):
         return [*headers, server_timing(self)] if self.endpoint.timing else headers
 
     def ended(self, error: ServingError | None, *, gone: bool) -> Ended:  # noqa: D102
-        route = self.route.labels[0] if self.route is not None else self.endpoint.route  # below a prefix the former
+        route = self.endpoint.route
         if error is not None:
-            protocol = self.endpoint.protocol
-            return Ended(self.identity, route, status_of(error, protocol), len(error_body(error, protocol)))
+            status, _, body = refusal(error, self.endpoint.protocol)
+            return Ended(self.identity, route, status, len(body))
         return Ended(self.identity, route, 499 if gone else 200, 0 if gone else self.size)
 
     def count(self, status: int) -> None:

@@ -39,13 +39,12 @@ def predict_operation(model: Model, summary: str, identity: str) -> dict[str, An
 
 def _rows(model: Model) -> dict[str, Any]:
     rows = Rows(model.signature, model.name)
-    forms = [_schema(rows.named), {"type": "array", "description": "values in feature order", "items": {}}]
-    if rows.single is not None:
-        forms[1] = _schema(rows.single)
+    by_position = _array({}) | {"description": "values in feature order"}
+    forms = [_schema(rows.named), by_position if rows.single is None else _schema(rows.single)]
     return {
         "type": "object",
         "properties": {
-            "instances": {"type": "array", "minItems": 1, "items": {"anyOf": forms}},
+            "instances": _array({"anyOf": forms}) | {"minItems": 1},
             "inputs": {
                 "description": "columns by feature name, instead of instances",
                 **_schema(rows.columns),
@@ -61,7 +60,7 @@ def _answers(signature: Signature) -> dict[str, Any]:
     who = {"model_name": {"type": "string"}, "model_version": {"type": "string"}}
     row, columns = _predictions(signature)
     made = {
-        "predictions": _object({**who, "predictions": {"type": "array", "items": row}}),
+        "predictions": _object({**who, "predictions": _array(row)}),
         "columns": _object({**who, "outputs": columns}),
     }
     if signature.background:
@@ -69,7 +68,7 @@ def _answers(signature: Signature) -> dict[str, Any]:
         contributions = _object({feature.name: number for feature in signature.features})
         told = _object({"base": number, "contributions": contributions})
         for answer in made.values():
-            answer["properties"]["explanations"] = {"type": "array", "items": told, "description": _EXPLANATIONS}
+            answer["properties"]["explanations"] = _array(told) | {"description": _EXPLANATIONS}
     return made
 
 
@@ -82,11 +81,11 @@ def _predictions(signature: Signature) -> tuple[dict[str, Any], dict[str, Any]]:
         number = {"type": ["number", "null"]}
         made = [
             _object({"label": one(label), signature.scores_key: _object({str(c): one(number) for c in classes})})
-            for one in (lambda cell: cell, lambda cell: {"type": "array", "items": cell})
+            for one in (lambda cell: cell, _array)
         ]
         return made[0], made[1]
     cells = {spec.name: _cell(spec, signature) for spec in signature.outputs}
-    many = {name: {"type": "array", "items": cell} for name, cell in cells.items()}
+    many = {name: _array(cell) for name, cell in cells.items()}
     if len(cells) == 1:
         return next(iter(cells.values())), next(iter(many.values()))
     return _object(cells), _object(many)
@@ -94,6 +93,10 @@ def _predictions(signature: Signature) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _array(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
 
 
 def _cell(spec: TensorSpec, signature: Signature) -> dict[str, Any]:
@@ -107,7 +110,7 @@ def _cell(spec: TensorSpec, signature: Signature) -> dict[str, Any]:
         return made
     scalar = made
     for _ in dims:
-        made = {"type": "array", "items": made}
+        made = _array(made)
     return {"anyOf": [scalar, made]} if dims == (-1,) else made
 
 
@@ -136,30 +139,18 @@ def infer_operation(model: Model, summary: str, identity: str) -> dict[str, Any]
 
 def _tensors(model: Model) -> dict[str, Any]:
     signature = model.signature
-    tensor = {
-        "type": "object",
-        "required": ["name", "datatype", "shape", "data"],
-        "properties": {
+    tensor = _object(
+        {
             "name": {"enum": [spec.name for spec in signature.inputs]},
             "datatype": {"enum": sorted({spec.datatype for spec in signature.inputs})},
-            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-            "data": {"type": "array", "items": {}},
-        },
-    }
-    output = {
-        "type": "object",
-        "required": ["name"],
-        "properties": {"name": {"enum": [spec.name for spec in signature.outputs]}},
-    }
-    return {
-        "type": "object",
-        "required": ["inputs"],
-        "properties": {
-            "id": {"type": "string"},
-            "inputs": {"type": "array", "items": tensor},
-            "outputs": {"type": "array", "items": output, "description": "all where it is left out"},
-        },
-    }
+            "shape": _array({"type": "integer", "minimum": 0}),
+            "data": _array({}),
+        }
+    )
+    outputs = _array(_object({"name": {"enum": [spec.name for spec in signature.outputs]}}))
+    asked = _object({"inputs": _array(tensor)})
+    asked["properties"] |= {"id": {"type": "string"}, "outputs": outputs | {"description": "all where it is left out"}}
+    return asked
 
 
 def example_row(model: Model) -> dict[str, Any] | None:
