@@ -29,6 +29,7 @@ from benchmarks.grpc_load import load as python_load
 from serving.grpc_api.prediction import CODECS, ROUTES, Predictor, StreamPrediction
 from serving.grpc_api.server import GrpcServer
 from serving.http_api.app import create_app
+from serving.http_api.services import Services
 from serving.prediction.endpoints import EndpointTable
 from serving.protocols.messages import SERVICE
 from serving.settings import Settings
@@ -108,16 +109,15 @@ class Grpclib(_Predicting):
         await self._server.wait_closed()
 
 
-def _ours(*given: Any) -> GrpcServer:
-    fleet, metrics, access, bodies, pool, _, port = given
-    shared = {"access": access, "bodies": bodies, "pool": pool, "address": f"127.0.0.1:{port}"}
-    return GrpcServer(fleet, metrics, **shared, grace=1, max_bytes=1 << 24)
+def _ours(its: Services, port: int) -> GrpcServer:
+    shared = {"access": its.access, "bodies": its.bodies, "pool": its.pool, "address": f"127.0.0.1:{port}"}
+    return GrpcServer(its.fleet, its.metrics, **shared, grace=1, max_bytes=1 << 24)
 
 
 SERVERS: dict[str, Any] = {
     "serving": _ours,
-    "grpc.aio": lambda fleet, metrics, access, bodies, pool, log, port: GrpcAio(fleet, metrics, pool, port),
-    "grpclib on h2": lambda fleet, metrics, access, bodies, pool, log, port: Grpclib(fleet, metrics, pool, port),
+    "grpc.aio": lambda its, port: GrpcAio(its.fleet, its.metrics, its.pool, port),
+    "grpclib on h2": lambda its, port: Grpclib(its.fleet, its.metrics, its.pool, port),
 }
 
 
@@ -164,7 +164,7 @@ def main(name: str, models: str, port: int, grpc_port: int) -> None:
     """Serve."""
     app = create_app(
         Settings(models=Path(models)),
-        companion=lambda *shared: SERVERS[name](*shared, grpc_port),
+        companion=lambda services: SERVERS[name](services, grpc_port),
     )
     uvicorn.run(app, port=port, loop="uvloop", log_level="error", access_log=False)
 

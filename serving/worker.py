@@ -31,13 +31,8 @@ from serving.signals import DRAIN, UNREADY
 from serving.tls import server_context
 
 if TYPE_CHECKING:  # the parent imports this module, and must not load onnxruntime
-    from serving.access.access import Access
-    from serving.bodies.byte_budget import ByteBudget
-    from serving.bodies.codec_pool import CodecPool
     from serving.deploy.fleet import Fleet
-    from serving.http_api.services import Companion
-    from serving.metrics.metrics import Metrics
-    from serving.prediction.request_log import RequestLog
+    from serving.http_api.services import Companion, Services
 
 log = logging.getLogger("serving.worker")
 
@@ -184,9 +179,7 @@ def address(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def grpc_beside(
-    settings: Settings, where: str
-) -> Callable[[Fleet, Metrics | None, Access, ByteBudget, CodecPool, RequestLog | None], Companion]:
+def grpc_beside(settings: Settings, where: str) -> Callable[[Services], Companion]:
     """Return what makes the gRPC server of an application, for an address host:port."""
     from serving.grpc_api.connection_reaper import Timeouts  # noqa: PLC0415  only where gRPC is wanted
     from serving.grpc_api.server import GrpcServer  # noqa: PLC0415
@@ -200,18 +193,18 @@ def grpc_beside(
         connections=settings.max_connections,
     )
     tls = server_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca, "h2")
-    return lambda fleet, metrics, access, bodies, pool, log: GrpcServer(
-        fleet,
-        metrics,
-        access=access,
-        bodies=bodies,
-        pool=pool,
+    return lambda services: GrpcServer(
+        services.fleet,
+        services.metrics,
+        access=services.access,
+        bodies=services.bodies,
+        pool=services.pool,
         address=where,
         grace=settings.drain_s,
         max_bytes=settings.max_body_bytes,
         patience=patience,
         tls=tls,
-        log=log,
+        log=services.log,
     )
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from platform import python_version
 from typing import TYPE_CHECKING, Annotated, Protocol
@@ -72,10 +72,10 @@ class Companion(Protocol):
 class Services:
     """All that one application serves with.
 
-    max_model_bytes, extension_ops, strict, cors_origins, fast_path: as in the settings. endpoints:
-    by the bare path of a prediction; in_process: for this process's own code. bodies: bytes that are held. log: of
-    requests. shared: of all connections. deployment: where this application coordinates itself. runner: does pieces of
-    jobs. platform: whose paths are answered too; platform_model: as in the settings.
+    max_model_bytes, extension_ops, strict, cors_origins, fast_path: as in the settings. endpoints: by the path of a
+    prediction; in_process: for this process's own code. bodies: bytes that are held. log: of requests. shared: of all
+    connections. deployment: where this application coordinates itself. runner: does pieces of jobs. platform: whose
+    paths are answered too; platform_model: as in the settings.
     """
 
     max_model_bytes: int
@@ -96,7 +96,7 @@ class Services:
     capture: Capture | None
     shared: FastPathState
     deployment: Deployment | None
-    companion: Companion | None
+    companion: Companion | None = None
     jobs: Jobs | None = None
     runner: Runner | None = None
     platform: Platform | None = None
@@ -131,8 +131,7 @@ def make_services(
     metrics: Metrics | None = None,
     threads: int = 1,
     memory_bytes: int | None = None,
-    companion: Callable[[Fleet, Metrics | None, Access, ByteBudget, CodecPool, RequestLog | None], Companion]
-    | None = None,
+    companion: Callable[[Services], Companion] | None = None,
     link: socket.socket | None = None,
     heartbeat: Heartbeat | None = None,
     buckets: Buckets | None = None,
@@ -226,7 +225,7 @@ def make_services(
     jobs, runner = (
         _jobs(settings, fleet, in_process, metrics, tracing) if settings.jobs_database_url is not None else (None, None)
     )
-    return Services(
+    services = Services(
         max_model_bytes=settings.max_model_bytes,
         extension_ops=settings.extension_ops,
         strict=settings.strict,
@@ -245,12 +244,12 @@ def make_services(
         capture=capture,
         shared=shared,
         deployment=deployment,
-        companion=companion(fleet, metrics, access, bodies, pool, requests) if companion is not None else None,
         jobs=jobs,
         runner=runner,
         platform=platform,
         platform_model=settings.platform_model,
     )
+    return services if companion is None else replace(services, companion=companion(services))
 
 
 def _jobs(

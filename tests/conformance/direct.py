@@ -15,7 +15,8 @@ from serving.engine.session import OnnxSession
 from serving.engine.signature import Described, TensorSpec
 from serving.errors import ServingError
 from serving.http_api.openapi.document import operations
-from serving.http_api.openapi.prediction_schemas import INFER_RESPONSE, schemas
+from serving.http_api.openapi.documents import InferResponse
+from serving.http_api.openapi.prediction_schemas import schemas
 from serving.protocols import open_inference, predict_v1
 from serving.protocols.codec import Mixed
 from serving.protocols.http_codec import HttpCodec
@@ -66,7 +67,7 @@ class Direct:
         """What checks a 200 of each protocol against what the OpenAPI document says of it."""
         described = schemas(self)  # type: ignore[arg-type]
         v1 = {"anyOf": [described["m_1_predictions"], described["m_1_columns"]]}
-        made = {"v1": v1, "v2": INFER_RESPONSE}
+        made = {"v1": v1, "v2": InferResponse.model_json_schema()}
         return {protocol: jsonschema_rs.Draft202012Validator(schema) for protocol, schema in made.items()}
 
     def get(self, path: str) -> Answer:
