@@ -181,17 +181,8 @@ def address(sock: socket.socket) -> str:
 
 def grpc_beside(settings: Settings, where: str) -> Callable[[Services], Companion]:
     """Return what makes the gRPC server of an application, for an address host:port."""
-    from serving.grpc_api.connection_reaper import Timeouts  # noqa: PLC0415  only where gRPC is wanted
-    from serving.grpc_api.server import GrpcServer  # noqa: PLC0415
+    from serving.grpc_api.server import GrpcServer  # noqa: PLC0415  only where gRPC is wanted
 
-    patience = Timeouts(
-        head_s=settings.head_s,
-        body_s=settings.body_s,
-        write_s=settings.write_s,
-        idle_s=settings.keep_alive_s,
-        min_rate=settings.min_bytes_per_s,
-        connections=settings.max_connections,
-    )
     tls = server_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca, "h2")
     return lambda services: GrpcServer(
         services.fleet,
@@ -202,7 +193,7 @@ def grpc_beside(settings: Settings, where: str) -> Callable[[Services], Companio
         address=where,
         grace=settings.drain_s,
         max_bytes=settings.max_body_bytes,
-        patience=patience,
+        patience=services.shared.patience,
         tls=tls,
         log=services.log,
     )

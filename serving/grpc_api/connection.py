@@ -10,6 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from serving.grpc_api.call import Call
+from serving.grpc_api.connection_reaper import IDLE_FRAMES
 from serving.grpc_api.head import TOO_LARGE, Head
 from serving.http2.connection import Connection as Http2
 from serving.http2.events import DataReceived, RequestReceived, StreamReset
@@ -52,7 +53,7 @@ class Connection(asyncio.Protocol):
         self.server = server
         self.guard = server.guard
         self.calls: dict[int, Call] = {}
-        limits = Limits(idle_frames=self.guard.patience.frames, ping_reason="too_many_pings")
+        limits = Limits(idle_frames=IDLE_FRAMES, ping_reason="too_many_pings")
         self.http2 = Http2(server.head, limits)
         self.since = self.guard.now
         self._soon = asyncio.get_running_loop().call_soon

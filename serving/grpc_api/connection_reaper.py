@@ -1,4 +1,4 @@
-"""What all gRPC connections of one worker share: how long clients are waited for, and who is cut."""
+"""What all gRPC connections of one worker share, and who of them is cut."""
 
 from __future__ import annotations
 
@@ -7,26 +7,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from serving.timeouts import Timeouts
 
-@dataclass(slots=True, frozen=True)
-class Timeouts:
-    """How long a connection is waited for, in seconds, and how much it may take.
-
-    head_s: from connecting to the first settings, from the first byte of a frame or a block of headers to its last; a
-    message's rate counts after it. body_s: all of a message. write_s: a client that takes nothing of its answer.
-    idle_s: without a call. min_rate: bytes a second, of a message and of an answer. connections: of one worker.
-    frames: that bring nothing (pings, settings, resets, empty data) before the connection is cut, and frames_s of them
-    each second from then on.
-    """
-
-    head_s: float = 5.0
-    body_s: float = 120.0
-    write_s: float = 30.0
-    idle_s: float = 75.0
-    min_rate: int = 500
-    connections: int = 4096
-    frames: int = 1000
-    frames_s: int = 250
+IDLE_FRAMES, FORGIVEN_S = 1000, 250
+"""Frames that bring nothing (pings, settings, resets, empty data) before a connection is cut, and how many of them are
+forgiven each second."""
 
 
 @dataclass(slots=True)
@@ -45,7 +30,7 @@ class ConnectionReaper:
     def sweep(self) -> None:
         """Cut what takes too long, and forgive what was long ago."""
         before, self.now = self.now, time.monotonic()
-        forgiven = int(self.patience.frames_s * (self.now - before))
+        forgiven = int(FORGIVEN_S * (self.now - before))
         for connection in list(self.connections):
             connection.enforce_timeouts(self.now)
             connection.http2.idle.forgive(forgiven)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from serving.bodies.buffer import BodyBuffer
 from serving.bodies.inflation import Inflation, inflaters
 from serving.errors import InvalidRequest, PayloadTooLarge
-from serving.grpc_api.connection_reaper import Timeouts
 from serving.grpc_api.status import Aborted, Status
 from serving.tensor_bytes import Buffer
+from serving.timeouts import Timeouts
 
 if TYPE_CHECKING:
     from serving.grpc_api.call import Call

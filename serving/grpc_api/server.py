@@ -14,7 +14,7 @@ from serving.bodies.codec_pool import CodecPool
 from serving.deploy.fleet import Fleet
 from serving.grpc_api.call import Call
 from serving.grpc_api.connection import LINGER_S, Connection
-from serving.grpc_api.connection_reaper import ConnectionReaper, Timeouts
+from serving.grpc_api.connection_reaper import ConnectionReaper
 from serving.grpc_api.head import Head, Method, head_of
 from serving.grpc_api.health import Health
 from serving.grpc_api.prediction import CODECS, ROUTES
@@ -27,6 +27,7 @@ from serving.metrics.metrics import Metrics
 from serving.prediction.endpoints import EndpointTable
 from serving.prediction.request_log import RequestLog
 from serving.protocols.messages import HEALTH, REFLECTION, REFLECTION_ALPHA, SERVICE, message, reader
+from serving.timeouts import Timeouts
 from serving.tls import server_options
 
 _SWEEP_S = 0.25

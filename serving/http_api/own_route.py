@@ -103,12 +103,9 @@ def _answer(error: ServingError, status: int, headers: dict[str, str] | None = N
 def _invalid(request: Request, error: RequestValidationError) -> InvalidRequest:
     details = []
     for found in error.errors()[:DETAILS_SHOWN]:
-        place: tuple[str | int, ...] = found["loc"] if found["type"] != "json_invalid" else ()
-        below = 1 if place[:1] == ("body",) else 0
-        text = sentence(found, below=below)
-        if found["type"] == "extra_forbidden" and place[0] == "query":
-            text = (
-                f"{shown(str(place[1]))}: there is no such parameter; parameters: {', '.join(taken(request)) or 'none'}"
-            )
-        details.append(Detail(strict_json.pointer(*place[below:]), text))
+        text = sentence(found)
+        if found["type"] == "extra_forbidden":
+            name, known = shown(str(found["loc"][1])), ", ".join(taken(request)) or "none"
+            text = f"{name}: there is no such parameter; parameters: {known}"
+        details.append(Detail(strict_json.pointer(*found["loc"]), text))
     return InvalidRequest(f"the request is not valid: {details[0].message}; see /docs", details)

@@ -27,7 +27,6 @@ from serving.deploy.fleet import Fleet
 from serving.deploy.mirror import mirrored
 from serving.engine.limits import Drift, Limits
 from serving.heartbeat import Heartbeat
-from serving.http_api.fast_path.reaper import Timeouts
 from serving.http_api.fast_path.state import FastPathState
 from serving.http_api.prediction_paths import prediction_paths
 from serving.http_api.public_url import Prefix
@@ -42,6 +41,7 @@ from serving.prediction.tracing import Tracing
 from serving.repository.state_directory import state_folder, subfolder
 from serving.repository.traffic_store import TrafficStore
 from serving.settings import Settings
+from serving.timeouts import Timeouts
 
 if TYPE_CHECKING:  # what needs an extra is imported where it is wanted
     from serving.jobs.jobs import Jobs

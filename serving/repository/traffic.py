@@ -198,9 +198,9 @@ def parse(text: bytes | str) -> Traffic:
         raise InvalidRequest(f"traffic.json: {'; '.join(found)}"[:1000]) from None
 
 
-def sentence(error: ErrorDetails, *, below: int = 0) -> str:
-    """Say what is wrong with a field, by its name; `below` leaves out so many of the first parts of its place."""
-    place = ".".join(str(part) for part in error["loc"][below:])
+def sentence(error: ErrorDetails) -> str:
+    """Say what is wrong with a field, by its name."""
+    place = ".".join(str(part) for part in error["loc"])
     for field, sentence in _SENTENCES.items():
         if place == field or place.startswith(f"{field}."):
             return f"{field}: {sentence}"

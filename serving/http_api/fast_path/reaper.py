@@ -1,4 +1,4 @@
-"""What all connections of one worker share: how long clients are waited for, and who is cut."""
+"""What all connections of one worker share, and who of them is cut."""
 
 from __future__ import annotations
 
@@ -9,26 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serving.bodies.byte_budget import ByteBudget
-
-
-@dataclass(slots=True, frozen=True)
-class Timeouts:
-    """How long a connection is waited for, in seconds, and how much it may take.
-
-    head_s: from the first byte of a request, or from connecting, to the end of its head; a body's rate counts after it.
-    body_s: all of a body, unless it has more than body_bytes: that is a model on its way, and only its rate counts.
-    write_s: a client that takes nothing of its answer. idle_s: between requests. min_rate: bytes a second, of a body
-    and of an answer. head_bytes: of one head. connections: of one worker.
-    """
-
-    head_s: float = 5.0
-    body_s: float = 120.0
-    body_bytes: int = sys.maxsize
-    write_s: float = 30.0
-    idle_s: float = 75.0
-    min_rate: int = 500
-    head_bytes: int = 16 * 1024
-    connections: int = 4096
+from serving.timeouts import Timeouts
 
 
 @dataclass(slots=True)
