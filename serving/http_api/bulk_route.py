@@ -18,7 +18,6 @@ from serving.bulk.batch import NO_LINES, BadRow, Batch
 from serving.bulk.formats import MEDIA_TYPES, Format, accepted_format, check_installed
 from serving.bulk.streams import RowStream, StreamProcess
 from serving.errors import NotReady, QueueFull, ServingError, UnsupportedMediaType
-from serving.http_api.upload import ClientLeft
 from serving.prediction.bulk import BulkPrediction, Scored
 from serving.prediction.endpoint import Endpoint
 from serving.prediction.prediction import FAULT
@@ -96,7 +95,7 @@ class StreamedAnswer:
             rows = await self._opened()
             feeding = self._loop.create_task(self._feed(rows))
             await self._answer(rows)
-        except (ClientLeft, asyncio.CancelledError):
+        except asyncio.CancelledError:
             if self._refused:
                 await self._fail(NotReady("this server is going away"), rows)
                 return

@@ -52,8 +52,7 @@ async def list_models(fleet: LiveFleet) -> documents.ModelList:
         )
         for served in fleet.models.values()
     ]
-    problems = [documents.Problem(name=p.name, version=p.version, reason=p.reason) for p in fleet.problems]
-    return documents.ModelList(models=sorted(fleet.models), details=served, problems=problems)
+    return documents.ModelList(models=sorted(fleet.models), details=served, problems=list(fleet.problems))
 
 
 @_model.get("", summary="One model: versions, state, features", response_model=documents.ModelDescription)

@@ -1,6 +1,7 @@
-"""The documents that answers consist of, as the OpenAPI document describes them.
+"""The documents that answers consist of: what a route returns, and the OpenAPI document describes.
 
-They describe and do not write: answers are written from plain values, which costs less, and a test holds both together.
+Where a route says `response_model`, and for predictions, they describe only: there an answer is written from plain
+values, and a test holds both together.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pydantic import ConfigDict, Field, RootModel
 
 from serving.documented import Documented
 from serving.engine.signature import Batch, Feature, Parity, TensorSpec
+from serving.repository.repository import Problem
 from serving.tensors import Datatype
 
 
@@ -53,14 +55,6 @@ class ServedModel(Document):
     versions: list[str]
     labels: dict[str, str]
     """Versions by label."""
-
-
-class Problem(Document):
-    """What is in the folder and not served."""
-
-    name: str
-    version: str
-    reason: str
 
 
 class ModelList(Document):

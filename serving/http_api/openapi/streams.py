@@ -6,32 +6,28 @@ import csv
 import io
 from typing import Any
 
-from serving.bulk.formats import MEDIA_TYPES, Format, installed
+from serving.bulk.formats import MEDIA_TYPES, installed
 from serving.protocols.strict_json import dumps
 
-_TEXTS: dict[Format, tuple[str, str]] = {
-    "ndjson": (
-        "A line for each row: an object by feature name, or whatever else `instances` may hold",
-        'A line for each row, `{"prediction": ...}` or `{"error": {"line": ..., "path": ..., "message": ...}}`, and '
-        'at last `{"summary": {"good": ..., "bad": ...}}`',
-    ),
-    "csv": (
-        "A header with the features' names, in any order, and a line for each row",
-        "A header, and a line for each row: its answer, or `error.line`, `error.path` and `error.message`",
-    ),
-    "arrow": (
-        "An Arrow IPC stream with a column for each feature, uncompressed",
-        "An Arrow IPC stream with the columns that CSV has; the metadata of its last record batch has `good` and `bad`",
-    ),
+_TEXTS = {
+    "NdjsonRows": "A line for each row: an object by feature name, or whatever else `instances` may hold",
+    "NdjsonAnswers": 'A line for each row, `{"prediction": ...}` or `{"error": {"line": ..., "path": ..., "message": '
+    '...}}`, and at last `{"summary": {"good": ..., "bad": ...}}`',
+    "CsvRows": "A header with the features' names, in any order, and a line for each row",
+    "CsvAnswers": "A header, and a line for each row: its answer, or `error.line`, `error.path` and `error.message`",
+    "ArrowRows": "An Arrow IPC stream with a column for each feature, uncompressed",
+    "ArrowAnswers": "An Arrow IPC stream with the columns that CSV has; the metadata of its last record batch has "
+    "`good` and `bad`",
 }
 
 
 def schemas() -> dict[str, Any]:
     """Make the schemas that all models share, by name."""
+    texts = _TEXTS if installed() else {}
+    binary = {"format": "binary"}
     return {
-        _name(kind, what): {"type": "string", "description": text, **({"format": "binary"} if kind == "arrow" else {})}
-        for kind, texts in (_TEXTS if installed() else {}).items()
-        for what, text in zip(("Rows", "Answers"), texts, strict=True)
+        name: {"type": "string", "description": text, **(binary if name.startswith("Arrow") else {})}
+        for name, text in texts.items()
     }
 
 
@@ -52,15 +48,10 @@ def answers() -> dict[str, Any]:
 
 
 def _content(what: str) -> dict[str, Any]:
+    names = {media: f"{kind.capitalize()}{what}" for media, kind in MEDIA_TYPES.items() if installed()}
     return {
-        media: {"schema": {"$ref": f"#/components/schemas/{_name(kind, what)}"}}
-        for media, kind in MEDIA_TYPES.items()
-        if kind in _TEXTS and installed()
+        media: {"schema": {"$ref": f"#/components/schemas/{name}"}} for media, name in names.items() if name in _TEXTS
     }
-
-
-def _name(kind: Format, what: str) -> str:
-    return f"{kind.capitalize()}{what}"
 
 
 def _cell(value: Any) -> str:
