@@ -21,7 +21,7 @@ from serving.errors import InvalidRequest
 from serving.http_api.answer import error_body
 from serving.http_api.bulk_route import CONNECTION, StreamedAnswer
 from serving.http_api.fast_path.parsed_head import rooted
-from serving.http_api.fast_path.reaper import ConnectionReaper
+from serving.http_api.fast_path.state import FastPathState
 from serving.linux.tcp import close_or_reset, half_close, reset
 from serving.prediction.request_id import request_id
 from serving.protocols.headers import header
@@ -54,12 +54,11 @@ CROWDED = (503, "crowded", "this server has all the connections that it takes: c
 class Connection(HttpToolsProtocol):
     """One connection. `shared` is set on the subclass that is made for a worker."""
 
-    shared: ConnectionReaper
+    shared: FastPathState
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.since = 0.0  # when the head, the body or the pause began that lasts now; monotonic seconds
-        self._born = 0.0  # `since` until the first request
         self._midway = False  # the parser is inside a request
         self._in_head = False
         self._begun = 0  # requests
@@ -82,7 +81,7 @@ class Connection(HttpToolsProtocol):
         shared = self.shared
         crowded = len(shared.taken) >= shared.patience.connections and not shared.make_room()
         super().connection_made(transport)
-        self.since = self._born = shared.now - 0.001  # like no time that the clock says later
+        self.since = shared.now
         if not crowded:
             shared.taken.add(self)
             return
@@ -283,7 +282,7 @@ class Connection(HttpToolsProtocol):
         elif self._midway:
             self._look_midway(now - self.since)
         # Who connects has to send a head: the pause before the first one is as short as a head's time.
-        elif now > self.since + (patience.head_s if self.since == self._born else patience.idle_s) and self._is_idle():
+        elif now > self.since + (patience.idle_s if self._begun else patience.head_s) and self._is_idle():
             close_or_reset(transport)
 
     def _look_midway(self, seconds: float) -> None:

@@ -40,12 +40,10 @@ LINGER_S = 0.5
 
 
 class FastPath(Connection):
-    """One connection. `shared` is set on the subclass that `fast_path_for` makes.
+    """One connection and the short path on it.
 
     At most one plain request is in progress; what a client sends behind it waits in uvicorn's line, in order.
     """
-
-    shared: FastPathState
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
