@@ -78,7 +78,6 @@ def _file_of(*kinds: str) -> dict[int | str, dict[str, Any]]:
     return {200: {"content": dict.fromkeys(kinds, binary)}, 409: no_result}
 
 
-_REPEATS = "The same key gives the same job, so that a request can be repeated."
 _BODY = {
     "requestBody": {
         "required": True,
