@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar
 
 DETAILS_SHOWN = 20
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ class ModelInvalid(ServingError):
     """A model file can't be served: not ONNX, truncated, or not as its signature declares."""
 
 
-def by_kind(table: Mapping[type[ServingError], T], error: ServingError, other: T) -> T:
+def by_kind(table: Mapping[type[E], T], error: E, other: T) -> T:
     """Return what a table says of an error: of its class, or of the nearest one that it derives from."""
     return next((table[kind] for kind in type(error).__mro__ if kind in table), other)
 

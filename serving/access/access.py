@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,31 +38,22 @@ class _Verified(NamedTuple):
     until: float  # seconds since the epoch
 
 
+@dataclass(frozen=True, slots=True)
 class _State:
     """All that one reading of keys and tokens decides.
 
     It has its own cache, so that a decision under way while the keys change can't leave a revoked key in the new one.
     """
 
-    __slots__ = ("buckets", "closed", "deployable", "issuer", "keys", "token_rates", "verified")
+    keys: tuple[Key, ...]
+    issuer: Issuer | None
+    closed: frozenset[Scope]
+    verified: dict[bytes, _Verified] = field(default_factory=dict)
 
-    def __init__(
-        self,
-        keys: tuple[Key, ...],
-        issuer: Issuer | None,
-        closed: frozenset[Scope],
-        token_rates: Rates,
-        buckets: Buckets,
-    ) -> None:
-        self.token_rates = token_rates
-        self.buckets = buckets
-        self.keys = keys
-        self.issuer = issuer
-        # Revoked and expired keys count: taking the last key away must not open what it was made to close.
-        named = frozenset[Scope]().union(*(key.scopes for key in keys))
-        self.closed: frozenset[Scope] = closed | _ALWAYS | named | (SCOPES if issuer is not None else frozenset())
-        self.deployable = issuer is not None or "deploy" in named
-        self.verified: dict[bytes, _Verified] = {}
+    @property
+    def deployable(self) -> bool:
+        """Whether there is a credential that may deploy."""
+        return self.issuer is not None or any("deploy" in key.scopes for key in self.keys)
 
 
 class Access:
@@ -145,20 +136,57 @@ class Access:
         state = self._state
         if scope not in state.closed and among is None:
             return ANYONE
+        if scope == "deploy" and not state.deployable:
+            raise Forbidden(HOW)
         if isinstance(authorization, str):
             authorization = authorization.encode("utf-8", "replace")
         verified = state.verified.get(authorization) if authorization is not None else None
         if verified is None or verified.until <= time.time():
-            if scope == "deploy" and not state.deployable:
-                raise Forbidden(HOW)
-            verified = _verify(state, authorization)
+            verified = self._verify(state, authorization)
         if scope not in verified.caller.scopes and scope in state.closed:
-            if scope == "deploy" and not state.deployable:
-                raise Forbidden(HOW)
             raise Forbidden(f"this credential does not have the scope {scope}", scope=scope)
         if among is not None and verified.caller.name not in among:
             raise Forbidden("this model's settings name others who may: ask who runs it")
         return verified.caller
+
+    def _verify(self, state: _State, authorization: bytes | None) -> _Verified:
+        if authorization is None:
+            raise Unauthenticated(f"this needs a key: {_SEND}")
+        found = _CREDENTIAL.fullmatch(authorization) if len(authorization) <= _LONGEST else None
+        if found is None:
+            raise Unauthenticated(f"the Authorization header is not a bearer credential: {_SEND}")
+        verified = self._by_key(state, found[1]) or self._by_token(state, found[1])
+        if verified is None:
+            raise Unauthenticated("the key is not known: it may be mistyped, or withdrawn", invalid=True)
+        # Only what was verified is kept, so that strangers can't push others out.
+        if len(state.verified) >= _MOST_VERIFIED:
+            state.verified.clear()
+        state.verified[authorization] = verified
+        return verified
+
+    def _by_key(self, state: _State, given: bytes) -> _Verified | None:
+        hashed = digest(given)
+        matching = None
+        # Every one, in constant time: the time says nothing of how near a guess was, or which key it hit.
+        for key in state.keys:
+            if hmac.compare_digest(key.digest, hashed):
+                matching = key
+        if matching is None:
+            return None
+        now = matching.state(time.time())
+        if now != "live":
+            raise Unauthenticated(f"the key has been revoked or has expired: it is {now}", invalid=True)
+        limit = self._limit(matching.digest, matching.rates)
+        return _Verified(Principal(matching.name, matching.scopes, limit), matching.expires or float("inf"))
+
+    def _by_token(self, state: _State, given: bytes) -> _Verified | None:
+        if state.issuer is None or given.count(b".") != 2:
+            return None
+        caller, until = state.issuer.verify(given.decode())
+        return _Verified(replace(caller, limit=self._limit(caller.name.encode(), self._token_rates)), until)
+
+    def _limit(self, identity: bytes, rates: Rates) -> RateLimit | None:
+        return RateLimit(self._buckets, identity, rates) if rates != UNLIMITED else None
 
     def refresh(self) -> None:
         """Read anew what has changed on disk; to be called about once a second, off the event loop."""
@@ -180,7 +208,10 @@ class Access:
         log.info("keys and tokens are read anew: %d keys", len(self._state.keys))
 
     def _read(self, closed: frozenset[Scope]) -> _State:
-        return _State(self._read_keys(), self._read_issuer(), closed, self._token_rates, self._buckets)
+        keys, issuer = self._read_keys(), self._read_issuer()
+        # Revoked and expired keys count: taking the last key away must not open what it was made to close.
+        named = frozenset[Scope]().union(*(key.scopes for key in keys))
+        return _State(keys, issuer, closed | _ALWAYS | named | (SCOPES if issuer is not None else frozenset()))
 
     def _read_keys(self) -> tuple[Key, ...]:
         if self._entries is not None:
@@ -216,47 +247,3 @@ def _named(what: str, text: str) -> tuple[Key, ...]:
         return parse(text)
     except AccessInvalid as error:
         raise AccessInvalid(f"{what}: {error}") from None
-
-
-def _verify(state: _State, authorization: bytes | None) -> _Verified:
-    if authorization is None:
-        raise Unauthenticated(f"this needs a key: {_SEND}")
-    found = _CREDENTIAL.fullmatch(authorization) if len(authorization) <= _LONGEST else None
-    if found is None:
-        raise Unauthenticated(f"the Authorization header is not a bearer credential: {_SEND}")
-    verified = _by_key(state, found[1]) or _by_token(state, found[1])
-    if verified is None:
-        raise Unauthenticated("the key is not known: it may be mistyped, or withdrawn", invalid=True)
-    # Only what was verified is kept, so that strangers can't push others out.
-    if len(state.verified) >= _MOST_VERIFIED:
-        state.verified.clear()
-    state.verified[authorization] = verified
-    return verified
-
-
-def _by_key(state: _State, given: bytes) -> _Verified | None:
-    hashed = digest(given)
-    matching = None
-    for (
-        key
-    ) in state.keys:  # every one, in constant time: the time says nothing of how near a guess was, or which key it hit
-        if hmac.compare_digest(key.digest, hashed):
-            matching = key
-    if matching is None:
-        return None
-    now = matching.state(time.time())
-    if now != "live":
-        raise Unauthenticated(f"the key has been revoked or has expired: it is {now}", invalid=True)
-    limit = _limit(state.buckets, matching.digest, matching.rates)
-    return _Verified(Principal(matching.name, matching.scopes, limit), matching.expires or float("inf"))
-
-
-def _by_token(state: _State, given: bytes) -> _Verified | None:
-    if state.issuer is None or given.count(b".") != 2:
-        return None
-    caller, until = state.issuer.verify(given.decode())
-    return _Verified(replace(caller, limit=_limit(state.buckets, caller.name.encode(), state.token_rates)), until)
-
-
-def _limit(buckets: Buckets, identity: bytes, rates: Rates) -> RateLimit | None:
-    return RateLimit(buckets, identity, rates) if rates != UNLIMITED else None

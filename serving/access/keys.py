@@ -24,6 +24,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ANY_DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _TIMES = ("created", "expires", "revoked")
+_FACTS = (*_TIMES, *Rates._fields)
 _RATE = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
@@ -98,19 +99,15 @@ def _entry(fields: list[str], number: int) -> Key:
         raise AccessInvalid(f"line {number}: the scopes are not among {', '.join(sorted(SCOPES))}, with commas between")
     if not _DIGEST.fullmatch(hashed):
         raise AccessInvalid(f"line {number}: the third word is not a SHA-256 in 64 small hexadecimal digits")
-    times: dict[str, float] = {}
-    rates: dict[str, float] = {}
+    given: dict[str, float] = {}
     for fact in facts:
         what, _, value = fact.partition("=")
-        if what not in (*_TIMES, *Rates._fields) or what in times or what in rates:
-            follow = "=, ".join((*_TIMES, *Rates._fields))
-            raise AccessInvalid(f"line {number}: after the SHA-256 only {follow}= may follow, once each")
-        if what in _TIMES:
-            times[what] = _time(value, f"line {number}: {what}=")
-        else:
-            rates[what] = _rate(value, f"line {number}: {what}=")
-    scoped = frozenset(s for s in SCOPES if s in named)
-    return Key(name, scoped, bytes.fromhex(hashed), rates=Rates(**rates), **times)
+        if what not in _FACTS or what in given:
+            raise AccessInvalid(f"line {number}: after the SHA-256 only {'=, '.join(_FACTS)}= may follow, once each")
+        read = _time if what in _TIMES else _rate
+        given[what] = read(value, f"line {number}: {what}=")
+    rates = Rates(*(given.pop(name, None) for name in Rates._fields))
+    return Key(name, frozenset(s for s in SCOPES if s in named), bytes.fromhex(hashed), rates=rates, **given)
 
 
 def _rate(text: str, at: str) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import jwt
 
 from serving.access.principal import SCOPES, AccessInvalid, Principal
-from serving.errors import Unauthenticated
+from serving.errors import Unauthenticated, by_kind
 
 log = logging.getLogger("serving.access")
 
@@ -30,6 +30,12 @@ ALGORITHMS = {
 LEEWAY_S = 10
 """Seconds by which the issuer's clock may differ from ours."""
 _CLAIMS = ["exp", "aud", "iss", "sub"]
+_REFUSALS: dict[type[Exception], str] = {
+    jwt.ExpiredSignatureError: "the token has expired",
+    jwt.ImmatureSignatureError: "the token is not valid yet",
+    jwt.InvalidAudienceError: "the token is for another audience",
+    jwt.InvalidIssuerError: "the token is from another issuer",
+}
 
 
 class Issuer:
@@ -57,22 +63,14 @@ class Issuer:
                 options={"require": _CLAIMS, "enforce_minimum_key_length": True},
             )
             return Principal(_name(claims), frozenset(s for s in SCOPES if s in _scopes(claims))), float(claims["exp"])
-        except jwt.ExpiredSignatureError:
-            raise Unauthenticated("the token has expired", invalid=True) from None
-        except jwt.ImmatureSignatureError:
-            raise Unauthenticated("the token is not valid yet", invalid=True) from None
         except jwt.MissingRequiredClaimError as error:
-            raise Unauthenticated(
-                f"the token has no {error.claim}: exp, aud, iss and sub are required", invalid=True
-            ) from None
-        except jwt.InvalidAudienceError:
-            raise Unauthenticated("the token is for another audience", invalid=True) from None
-        except jwt.InvalidIssuerError:
-            raise Unauthenticated("the token is from another issuer", invalid=True) from None
+            text = f"the token has no {error.claim}: exp, aud, iss and sub are required"
+            raise Unauthenticated(text, invalid=True) from None
         except Exception as error:  # a token is a stranger's: whatever it breaks, it is not let in
             # Only the kind: the text may hold what the token holds.
             log.debug("a token was refused: %s", type(error).__name__)
-            raise Unauthenticated("the token is not one of a known key", invalid=True) from None
+            text = by_kind(_REFUSALS, error, "the token is not one of a known key")
+            raise Unauthenticated(text, invalid=True) from None
 
     def _key(self, header: Mapping[str, Any]) -> jwt.PyJWK:
         if "crit" in header:  # RFC 7515, 4.1.11: whoever does not know an extension that matters must refuse

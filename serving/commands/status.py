@@ -67,7 +67,7 @@ def status(
 
 def _no_models(live: list[Server], names: set[str]) -> list[str]:
     """Say what lies among the models and is none, by those names."""
-    problems = ((n, why) for one in live for (n, _), reasons in one.refused.items() for why in reasons)
+    problems = ((n, why) for one in live for n, _, why in one.problems)
     return list(dict.fromkeys(f"{n}: {why}" for n, why in problems if n not in names))
 
 
@@ -88,10 +88,9 @@ def state(root: Path, state_dir: Path | None, name: str, live: list[Server]) -> 
         traffic = own.traffic(traffic, versions) if traffic is not None else None
     except ServingError as error:
         problems.append(error.message)
-    for version, reasons in ((v, reasons) for one in live for (n, v), reasons in one.refused.items() if n == name):
-        for why in reasons:
-            if not any(why in said or said in why for said in problems):
-                problems.append(f"version {version}: {why}" if version else why)
+    for version, why in ((v, why) for one in live for n, v, why in one.problems if n == name):
+        if not any(why in said or said in why for said in problems):
+            problems.append(f"version {version}: {why}" if version else why)
     generations = [s.get("serving") for _, s in standings]
     return {
         "name": name,

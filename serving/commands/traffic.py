@@ -163,7 +163,7 @@ def carry_out(root: Path, state_dir: Path | None, name: str, order: Order, *, no
     if no_wait:
         typer.echo(f"{name}: {facts} (generation {after.generation}; not waited for)")
         return
-    waited = servers.wait(root, name, after.generation, seconds=WAIT_S, state_dir=state_dir)
+    waited = servers.Waiting(root, name, after.generation, seconds=WAIT_S, state_dir=state_dir).wait()
     problems = waited.problems
     if not problems:
         said = f"{name}: {facts} (generation {after.generation}"
@@ -185,7 +185,7 @@ def served(
 
     said: what stands all the same. Raises NotReady where one can't, or where that is not known of all.
     """
-    waited = servers.wait(root, name, generation, seconds=WAIT_S, state_dir=state_dir, version=version)
+    waited = servers.Waiting(root, name, generation, seconds=WAIT_S, state_dir=state_dir, version=version).wait()
     if waited.problems:
         raise NotReady(f"{said}; {'; '.join(waited.problems)}")
     return _known(waited, said)

@@ -252,7 +252,7 @@ class AnalysisRunner:
     def _unchanged(self, name: str, running: _Running) -> bool:
         """Tell whether the version on disk is the one that was tried: the coordinator may not have scanned it since."""
         folder = self._store.root / name / running.analysis.version
-        files = copy_stability.snapshot(folder, 0.0).files
+        files = copy_stability.snapshot(folder)
         try:
             if files != running.files and content_of(folder) != running.subject.content:
                 return False

@@ -71,7 +71,6 @@ class Metrics:
         """Connections that were ended, by reason; who ends them adds."""
         self.in_progress: Callable[[], Iterable[Labels]] = tuple
         """Says route and method of each request that ASGI answers now; asked on any thread."""
-        self._cut_before: Counter[str] = Counter()
         self._followed: dict[Key, Callable[[], float]] = {}
         self._told: dict[Key, float] = {}
         self._loop_lags: list[float] = []
@@ -221,10 +220,8 @@ class Metrics:
         for labels, route in self._routes.copy().items():
             route.in_flight_by_asgi = in_progress[labels]
             route.flush(self._store)
-        cut = self.cut.copy()
-        for reason, number in (cut - self._cut_before).items():
-            self._store.counters["serving_connections_cut", (reason,)] += number
-        self._cut_before = cut
+        for reason, number in self.cut.copy().items():
+            self._tell(("serving_connections_cut", (reason,)), number)
         self._store.observe("serving_event_loop_lag_seconds", (), taken(self._loop_lags))
         for key, read in self._followed.items():
             self._tell(key, read())

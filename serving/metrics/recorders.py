@@ -53,9 +53,9 @@ def outcome_of(error: ServingError) -> tuple[str, str]:
     return by_kind(_OUTCOMES, error, ("failed", ""))
 
 
-def taken(values: list[T], number: int | None = None) -> list[T]:
+def taken(values: list[T]) -> list[T]:
     """Take what a list has; what is appended meanwhile stays for the next time."""
-    number = len(values) if number is None else number
+    number = len(values)
     taken = values[:number]
     del values[:number]
     return taken
@@ -71,10 +71,6 @@ class ModelMetrics:
         self.labels = labels
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
         self._ok: Cells[str] = Cells(lambda protocol: cell("serving_predictions", protocol, "ok"))
-        self._other: Cells[tuple[str, str]] = Cells(lambda ended: cell("serving_predictions", *ended))
-        self._rejected: Cells[str] = Cells(lambda reason: cell("serving_rejected", reason))
-        self._invalid: Cells[str] = Cells(lambda feature: cell("serving_invalid_features", feature))
-        self._looked_up: Cells[str] = Cells(lambda outcome: cell("serving_cache_requests", outcome))
         self._seldom: Cells[tuple[str, ...]] = Cells(lambda of: cell(*of))
         self._rows = cell("serving_rows")
         self._bad_rows = cell("serving_bad_rows")
@@ -86,9 +82,8 @@ class ModelMetrics:
         self.slowest = 0.0
         """Seconds of the slowest prediction since the last flush whose trace was asked for."""
         self._traced: list[tuple[float, str]] = []
-        self._batch_rows: list[int] = []
+        self._batches: list[tuple[int, float]] = []
         self._queue: list[float] = []
-        self._inference: list[float] = []
         self._queued = 0
         self._ready = False
         self._info: Labels | None = None
@@ -127,7 +122,7 @@ class ModelMetrics:
 
     def failed(self, protocol: str, outcome: str, seconds: float) -> None:
         """Count a prediction that ended in another way."""
-        self._other[protocol, outcome][0] += 1
+        self.add("serving_predictions", 1, protocol, outcome)
         self._failing[0] += seconds
         self._seconds.append(seconds)
 
@@ -136,11 +131,11 @@ class ModelMetrics:
         outcome, reason = outcome_of(error)
         self.failed(protocol, outcome, seconds)
         if reason:
-            self._rejected[reason][0] += 1
+            self.add("serving_rejected", 1, reason)
         if isinstance(error, SignatureMismatch):
             for detail in error.details:
                 if detail.feature:
-                    self._invalid[detail.feature][0] += 1
+                    self.add("serving_invalid_features", 1, detail.feature)
 
     def bulk_rows(self, good: int, bad: int) -> None:
         """Count rows that came in bulk."""
@@ -149,17 +144,16 @@ class ModelMetrics:
 
     def bulk_ended(self, protocol: str, outcome: str) -> None:
         """Count how rows in bulk ended, all of them as one prediction, whose seconds say nothing of others."""
-        self._other[protocol, outcome][0] += 1
+        self.add("serving_predictions", 1, protocol, outcome)
 
     def cached(self, outcome: str) -> None:
         """Count what a response cache made of a request."""
-        self._looked_up[outcome][0] += 1
+        self.add("serving_cache_requests", 1, outcome)
 
     def ran(self, rows: int, queue_seconds: list[float], inference_seconds: float) -> None:
         """Count a batch that ran, and how long each of its requests had waited."""
-        self._batch_rows.append(rows)
+        self._batches.append((rows, inference_seconds))
         self._queue += queue_seconds
-        self._inference.append(inference_seconds)
 
     def add(self, name: str, number: float, *labels: str) -> None:
         """Count what seldom comes, into a counter of the version with these labels behind its own."""
@@ -185,8 +179,8 @@ class ModelMetrics:
         if self._rows[0] != self._rows_before:
             self._rows_before = self._rows[0]
             store.gauges["serving_last_prediction_timestamp_seconds", labels] = time.time()
-        seconds = taken(self._inference)
-        rows = taken(self._batch_rows, len(seconds))  # appended before it
+        batches = taken(self._batches)
+        rows, seconds = [rows for rows, _ in batches], [seconds for _, seconds in batches]
         store.ran(labels, rows, seconds)
         store.observe("serving_prediction_seconds", labels, taken(self._seconds))
         store.observe("serving_decode_seconds", labels, taken(self._decode))

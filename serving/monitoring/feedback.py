@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ class Recorder:
             mean = math.fsum(quality.error(value, outcome) for _, _, value, outcome in judged) / len(judged)
             return found.model_copy(update={"mae": mean if math.isfinite(mean) else None})
         right = np.array([label == outcome for label, _, _, outcome in judged])
-        figures: dict[str, float | None] = {"accuracy": quality.accuracy(right)}
+        figures: dict[str, float | None] = {"accuracy": float(right.mean())}
         blobs = [scores for _, scores, _, _ in judged if scores is not None]
         if len(blobs) == len(judged) and len(self.classes) > 1:
             scores = np.frombuffer(b"".join(blobs), np.float32)
@@ -218,8 +218,21 @@ class FeedbackMonitor:
                     store.forget(model, version)
 
     def _of(self, model: str) -> list[Recorder]:
+        """Return the recorders of a model's versions, in ascending order. Raises InvalidRequest where it has none."""
         found = [one for one in self._recorders.copy().values() if one.of[0] == model]
+        if not found:
+            raise InvalidRequest(f"model {model!r} keeps no predictions: its model.toml has no [feedback]")
         return sorted(found, key=lambda one: (len(one.of[1]), one.of[1]))  # numbers, as texts
+
+    @contextlib.contextmanager
+    def _asked(self, refusal: str) -> Iterator[FeedbackStore]:
+        """Have the file for a caller. Raises NotReady where it can't be had or used."""
+        try:
+            with self._lock:
+                yield self._store()
+        except (OSError, sqlite3.Error):
+            log.exception("predictions and outcomes can't be had")
+            raise NotReady(refusal) from None
 
     def tick(self, *, leads: bool) -> dict[Key, float]:
         """Write down what was answered, and join it with outcomes, where this worker does that for all.
@@ -260,35 +273,22 @@ class FeedbackMonitor:
         outcome that can't be, NotReady where they can't be kept.
         """
         known = self._of(model)
-        if not known:
-            raise InvalidRequest(f"model {model!r} keeps no predictions: its model.toml has no [feedback]")
         rows = [
             (key, row, _outcome(known, value, f"{at}/{row}"))
             for key, values, at in outcomes
             for row, value in enumerate(values)
         ]
-        try:
-            with self._lock:
-                dropped = self._store().take(model, rows, known[0].settings.keep)
-                self._counted["serving_feedback_unmatched", (model,)] += dropped
-        except (OSError, sqlite3.Error):
-            log.exception("outcomes can't be kept")
-            raise NotReady("outcomes can't be kept now: send them again later") from None
+        with self._asked("outcomes can't be kept now: send them again later") as store:
+            dropped = store.take(model, rows, known[0].settings.keep)
+            self._counted["serving_feedback_unmatched", (model,)] += dropped
         return len(rows)
 
     def report(self, model: str) -> Quality:
         """Say how good a model's versions are. Raises InvalidRequest where it keeps nothing, NotReady."""
         known = self._of(model)
-        if not known:
-            raise InvalidRequest(f"model {model!r} keeps no predictions: its model.toml has no [feedback]")
-        try:
-            with self._lock:
-                store = self._store()
-                kept, unmatched = store.waiting(model)
-                versions = [one.quality(store.judged(*one.of, one.content)) for one in known]
-        except (OSError, sqlite3.Error):
-            log.exception("outcomes can't be read")
-            raise NotReady("outcomes can't be read now: ask again later") from None
+        with self._asked("outcomes can't be read now: ask again later") as store:
+            kept, unmatched = store.waiting(model)
+            versions = [one.quality(store.judged(*one.of, one.content)) for one in known]
         return Quality(model=model, versions=versions, kept=kept, unmatched=unmatched)
 
     def close(self) -> None:

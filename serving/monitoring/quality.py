@@ -9,11 +9,6 @@ import numpy as np
 from serving.tensors import Array
 
 
-def accuracy(right: Array) -> float:
-    """Return the share of right labels, 0 to 1."""
-    return float(right.mean())
-
-
 def error(value: float | None, outcome: str) -> float:
     """Return how far a number was from the truth; infinity where one of them is none."""
     try:

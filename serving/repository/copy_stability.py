@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,16 +21,8 @@ Files: TypeAlias = tuple[tuple[str, int, int, int, int], ...]
 """Path, size, times of modification and change in ns, and inode of each."""
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A folder at one time (monotonic seconds)."""
-
-    at: float
-    files: Files
-
-
-def snapshot(folder: Path, at: float) -> Snapshot:
-    """Snapshot at a folder, temporary names left out; what vanishes meanwhile is not there."""
+def snapshot(folder: Path) -> Files:
+    """Return the files in a folder, temporary names left out; what vanishes meanwhile is not there."""
     files = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not TEMPORARY.fullmatch(name)]
@@ -44,28 +35,24 @@ def snapshot(folder: Path, at: float) -> Snapshot:
             except OSError:
                 continue
             files.append((path, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino))
-    return Snapshot(at, tuple(sorted(files)))
-
-
-def settled(first: Snapshot, now: Snapshot, settle_s: float = SETTLE_S) -> bool:
-    """Tell whether nothing has changed since `first`, for long enough."""
-    return first.files == now.files and now.at - first.at >= settle_s
+    return tuple(sorted(files))
 
 
 class CopyStability:
-    """The first snapshot of each folder that shows it as it is now."""
+    """Since when each folder is as it is now."""
 
     def __init__(self, settle_s: float = SETTLE_S) -> None:
         self._settle_s = settle_s
-        self._first: dict[Path, Snapshot] = {}
+        self._since: dict[Path, tuple[Files, float]] = {}
 
-    def settled(self, folder: Path, now: Snapshot) -> bool:
-        """Tell whether a folder has been for long enough as it is `now`."""
-        first = self._first.get(folder)
-        if first is None or first.files != now.files:
-            self._first[folder] = first = now
-        return settled(first, now, self._settle_s)
+    def settled(self, folder: Path, files: Files, at: float) -> bool:
+        """Tell whether a folder, with these files at a time (monotonic seconds), has had them for long enough."""
+        before, since = self._since.get(folder, ((), at))
+        if before != files:
+            since = at
+        self._since[folder] = files, since
+        return at - since >= self._settle_s
 
     def keep(self, folders: set[Path]) -> None:
         """Forget all other folders."""
-        self._first = {folder: first for folder, first in self._first.items() if folder in folders}
+        self._since = {folder: seen for folder, seen in self._since.items() if folder in folders}

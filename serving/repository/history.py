@@ -27,19 +27,21 @@ _BLOCK = 64 * 1024
 
 @contextmanager
 def alone(name: str, folder: Path, *, create: bool = True) -> Iterator[None]:
-    """Hold the model's lock. Raises NotReady where it can't be had, or the history is missing and not to be created."""
+    """Hold the model's lock, to write. Raises NotReady where it can't be had, or what is done with it can't be written,
+    or the history is missing and not to be created.
+    """
     until = time.monotonic() + LOCK_WAIT_S
     path = folder / HISTORY_FILE
     while True:
         with writing():
             lock = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o644)
-        try:
-            # Two could each hold a lock, where somebody has put another history in place since it was opened.
-            if try_lock(lock) and is_at(path, lock):
-                yield
-                return
-        finally:
-            os.close(lock)
+            try:
+                # Two could each hold a lock, where somebody has put another history in place since it was opened.
+                if try_lock(lock) and is_at(path, lock):
+                    yield
+                    return
+            finally:
+                os.close(lock)
         if time.monotonic() > until:
             raise NotReady(f"another change of {name} has not ended for {LOCK_WAIT_S:.0f} s: try again")
         time.sleep(0.001 + os.urandom(1)[0] / 25_600)  # 1 to 11 ms, so that those who wait do not march in step

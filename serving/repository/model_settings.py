@@ -200,33 +200,29 @@ def read(folder: Path) -> ModelSettings:
     """Read both files of a model. Raises InvalidRequest where one can't be read."""
     toml, triton = _text(folder / SETTINGS_FILE), _text(folder / CONFIG_FILE)
     document = parse(toml) if toml is not None else SettingsDocument()
-    config = triton_config.parse(triton, folder.name) if triton is not None else TritonConfig()
-    batching, limits, execution = document.batching, document.limits, document.execution
-    if wrong := fault(execution.providers or ()):
+    config = triton_config.parse(triton, folder.name) if triton is not None else TritonConfig(True, {}, None)
+    batching, predict, sensitive = document.batching, document.access.predict, document.privacy.sensitive
+    if wrong := fault(document.execution.providers or ()):
         raise InvalidRequest(f"{SETTINGS_FILE}: execution.providers: {wrong}")
     off = ""
     if batching.enabled is False:
         off = f"switched off in {SETTINGS_FILE}"
-    elif batching.enabled is None and batching.max_batch_rows is None and config.max_batch_size == 0:
+    elif batching.enabled is None and batching.max_batch_rows is None and not config.batched:
         off = f"max_batch_size is 0 in {CONFIG_FILE}"
     given = {
-        "max_batch_rows": batching.max_batch_rows or config.max_batch_size or None,
-        "max_queued_rows": limits.max_queued_rows or config.max_queued_rows,
-        "max_delay": config.delay_s if batching.max_delay_ms is None else batching.max_delay_ms / 1000,
-        "deadline_s": limits.deadline_s or config.timeout_s,
-        "instances": execution.instances or config.instances,
-        "threads": execution.threads or config.threads,
-        "memory_bytes": limits.memory_bytes,
-        "warm_rows": execution.warm_rows,
-        "providers": execution.providers,
+        "max_batch_rows": batching.max_batch_rows,
+        "max_delay": None if batching.max_delay_ms is None else batching.max_delay_ms / 1000,
+        **dict(document.limits),
+        **dict(document.execution),
         "cache": document.cache,
         "drift": document.drift,
         "feedback": document.feedback,
-        "callers": frozenset(document.access.predict) if document.access.predict is not None else None,
+        "callers": None if predict is None else frozenset(predict),
         "capture_share": document.capture.share,
-        "sensitive": frozenset(document.privacy.sensitive) if document.privacy.sensitive is not None else None,
+        "sensitive": None if sensitive is None else frozenset(sensitive),
     }
-    own = Limits.model_validate({name: value for name, value in given.items() if value is not None})
+    set_here = {name: value for name, value in given.items() if value is not None}
+    own = Limits.model_validate(config.own | set_here)
     return ModelSettings(off, batching.allow_dynamic_quantization, own, config.keep)
 
 

@@ -6,10 +6,10 @@ of itself.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -132,22 +132,18 @@ class Bucket:
 
     def list(self, folder: str | None = None) -> dict[str, Object]:
         """Return all objects, or those below a folder, by path."""
-        import obstore  # noqa: PLC0415
-
         found = {}
         with _explained():
-            for page in obstore.list(self._documents, folder, chunk_size=1000):
+            for page in self._documents.list(folder, chunk_size=1000):
                 for each in page:
                     found[each["path"]] = Object(each["size"], each["e_tag"] or str(each["last_modified"]))
         return found
 
     def read(self, path: str) -> Held | None:
         """Return a small object; None where there is none. Raises ModelInvalid where it is none that is small."""
-        import obstore  # noqa: PLC0415
-
         try:
             with _explained():
-                found = obstore.get(self._documents, path)
+                found = self._documents.get(path)
                 meta = found.meta
                 if meta["size"] > _MOST:
                     raise ModelInvalid(f"{path} in the object store has {meta['size']} bytes: {_MOST} at most")
@@ -157,22 +153,18 @@ class Bucket:
 
     def exists(self, path: str) -> bool:
         """Tell whether there is an object, by asking for it: a listing may be old."""
-        import obstore  # noqa: PLC0415
-
         try:
             with _explained():
-                obstore.head(self._documents, path)
+                self._documents.head(path)
         except FileNotFoundError:
             return False
         return True
 
     def parts(self, path: str) -> Iterator[bytes]:
         """Yield the bytes of a large object. Raises StoreFailed where it is gone."""
-        import obstore  # noqa: PLC0415
-
         try:
             with _explained():
-                for part in obstore.get(self._files, path).stream(_CHUNK):
+                for part in self._files.get(path).stream(_CHUNK):
                     yield bytes(part)
         except FileNotFoundError:
             raise StoreFailed("an object has gone from the store") from None
@@ -182,32 +174,23 @@ class Bucket:
 
         Raises Overtaken.
         """
-        import obstore  # noqa: PLC0415
-
         with _explained():
             mode: Any = "create" if over is None else {name: said for name, said in over.items() if said is not None}
-            return dict(obstore.put(self._documents, path, content, mode=mode))
+            return dict(self._documents.put(path, content, mode=mode))
 
     def upload(self, path: str, file: Path) -> None:
         """Write a large object."""
-        import obstore  # noqa: PLC0415
-
         with _explained():
-            obstore.put(self._files, path, file)
+            self._files.put(path, file)
 
     def delete(self, paths: Iterable[str]) -> None:
         """Remove objects, one after the other; those that are gone are no fault."""
-        import obstore  # noqa: PLC0415
-
         for path in paths:
-            try:
-                with _explained():
-                    obstore.delete(self._documents, path)
-            except FileNotFoundError:
-                continue
+            with contextlib.suppress(FileNotFoundError), _explained():
+                self._documents.delete(path)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _explained() -> Iterator[None]:
     from obstore.exceptions import (  # noqa: PLC0415
         AlreadyExistsError,

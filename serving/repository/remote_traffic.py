@@ -167,7 +167,7 @@ class RemoteTraffic:
 
 def _install(name: str, folder: Path, traffic: Traffic, entries: Iterable[dict[str, Any]]) -> None:
     """Write what the store says into a model's folder, unless that has seen a later answer. Raises NotReady."""
-    with history.alone(name, folder), history.writing():
+    with history.alone(name, folder):
         last = history.last(folder)
         if traffic.generation >= last.generation:
             write_whole(folder / TRAFFIC_FILE, _text(traffic))

@@ -171,11 +171,11 @@ class Repository:
 
     def _whole(self, version: Path) -> Manifest | str:
         """Return what a version folder consists of, or say why it can't be loaded now."""
-        now = copy_stability.snapshot(version, time.monotonic())
+        files = copy_stability.snapshot(version)
         seen = self._seen.get(version)
-        if seen is not None and seen[0] == now.files:
+        if seen is not None and seen[0] == files:
             return seen[1]
-        settled = self._stability.settled(version, now) or not self._started
+        settled = self._stability.settled(version, files, time.monotonic()) or not self._started
         try:
             declared = manifest.read(version)
             if declared is not None:
@@ -189,7 +189,7 @@ class Repository:
             whole: Manifest | str = declared
         except ModelInvalid as error:
             whole = error.message
-        self._seen[version] = (now.files, whole)
+        self._seen[version] = (files, whole)
         return whole
 
     def _forget(self, but: set[Path]) -> None:

@@ -14,12 +14,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
+from pydantic import BaseModel, ConfigDict
 
 from serving.linux.files import is_at, try_lock
 from serving.repository.state_directory import state_folder, state_folders, subfolder, unique_id
@@ -105,23 +106,41 @@ class ServerFile:
             self._held = None
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
-    """One running server. `models[name]` has the fields of `worker_agent.Standing`."""
+class Server(BaseModel):
+    """One running server, as its file says. `models[name]` has the fields of `worker_agent.Standing`."""
+
+    model_config = ConfigDict(frozen=True)
 
     host: str
     pid: int
+    boot: str
+    """Which run of a machine's kernel it is under."""
+    locked: bool
+    """Whether it could lock its file."""
+    beat: int
+    """Grows with each word that it says."""
+    at: float
+    """When it said this, by the monotonic clock of its machine."""
+    root: list[int]
+    """What its machine names the models folder by."""
     models: dict[str, dict[str, Any]]
-    silent_s: float
-    """Seconds since it has said something, or, of another machine, since it was first seen without saying more."""
-    gone: str = ""
-    """Why it can't follow the models folder now; empty where it can."""
-    refused: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    """Why it does not serve what is in the folder, by name and version, or without one what is asked for."""
-    scans: int = 0
+    problems: list[tuple[str, str, str]]
+    """Why it does not serve what is in the folder: name, version, or none for what is asked for, and reason."""
+    scans: int
     """How often it has looked at the folder."""
-    tried: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tried: dict[str, dict[str, Any]]
     """By model, what it judges; see `AnalysisRunner.tried`."""
+    silent_s: float = 0.0
+    """Seconds since it has said something, or, of another machine, since it was first seen without saying more."""
+    unseen: bool = False
+    """Whether it has looked at its folder and not found the change that is waited for."""
+
+    @property
+    def gone(self) -> str:
+        """Say why it can't follow the models folder now; empty where it can."""
+        if self.unseen:
+            return "its models folder does not show the change: another folder, or an old state of it"
+        return next((reason for name, _, reason in self.problems if not name), "")
 
     @property
     def unheard(self) -> str:
@@ -130,12 +149,16 @@ class Server:
             return f"has said nothing for {self.silent_s:.0f} s"
         return f"can't follow: {self.gone}" if self.gone else ""
 
+    def refused(self, name: str, version: str | None) -> list[str]:
+        """Return why it does not serve a version."""
+        return [reason for *of, reason in self.problems if of == [name, version]]
+
     def sees(self, name: str, generation: int, version: str | None) -> bool:
         """Tell whether it has found a generation of a model, and a version, in the folder: see `waits_for`."""
         standing = self.models.get(name)
         if standing is None:
             return False
-        known = version is None or version in standing.get("versions", ()) or (name, version) in self.refused
+        known = version is None or version in standing.get("versions", ()) or bool(self.refused(name, version))
         return bool(standing.get("busy", True)) or (known and (standing.get("asked") or 0) >= generation)
 
     def waits_for(self, name: str, generation: int, version: str | None = None) -> str | None:
@@ -145,7 +168,7 @@ class Server:
         """
         standing = self.models.get(name, {})
         if version is not None and version not in standing.get("versions", ()):
-            return "; ".join(self.refused.get((name, version), ())) or None
+            return "; ".join(self.refused(name, version)) or None
         serving = standing.get("serving")
         if serving is not None and serving >= generation:
             return ""
@@ -180,30 +203,21 @@ class ServerMonitor:
     def _read(self) -> Iterator[tuple[Path, Server, bool]]:
         """Yield each server of the folder, with its file, and whether it has died. One that ends removes its file."""
         now, root = time.monotonic(), _place(self._root)
-        for folder in state_folders(self._root, self._state_dir):
-            for file in sorted(folder.glob("servers/*.json")):
-                try:
-                    said = orjson.loads(file.read_bytes())
-                    beat, here = int(said["beat"]), said["boot"] == _boot()
-                    elsewhere = here and said["root"] not in (root, [])
-                    if beat != self._moved.get(file, (-1, 0.0))[0]:
-                        self._moved[file] = beat, now
-                    since = float(said["at"]) if here else self._moved[file][1]
-                    gone = next((str(reason) for name, _, reason in said["problems"] if not name), "")
-                    refused: dict[tuple[str, str], list[str]] = {}
-                    for name, version, reason in said["problems"]:
-                        refused.setdefault((str(name), str(version)), []).append(str(reason))
-                    silent_s = max(0.0, now - since)
-                    scans = int(said["scans"])
-                    models, tried = dict(said["models"]), dict(said["tried"])
-                    server = Server(str(said["host"]), int(said["pid"]), models, silent_s, gone, refused, scans, tried)
-                    alone = bool(said["locked"]) and here
-                except (OSError, ValueError, TypeError, KeyError):
-                    continue  # it has just gone, or is not one
-                # Locks of another machine may be invisible here: that nobody holds one proves nothing by itself.
-                ended = _ended(file) and (alone or server.silent_s > LEASE_S)
-                if ended or not elsewhere:  # two models folders have been given one state folder
-                    yield file, server, ended
+        files = (file for state in state_folders(self._root, self._state_dir) for file in state.glob("servers/*.json"))
+        for file in sorted(files):
+            try:
+                server = Server.model_validate_json(file.read_bytes())
+            except (OSError, ValueError):
+                continue  # it has just gone, or is not one
+            here = server.boot == _boot()
+            if server.beat != self._moved.get(file, (-1, 0.0))[0]:
+                self._moved[file] = server.beat, now
+            since = server.at if here else self._moved[file][1]
+            server = server.model_copy(update={"silent_s": max(0.0, now - since)})
+            # Locks of another machine may be invisible here: that nobody holds one proves nothing by itself.
+            ended = _ended(file) and ((server.locked and here) or server.silent_s > LEASE_S)
+            if ended or not here or server.root in (root, []):  # else two models folders have one state folder
+                yield file, server, ended
 
 
 class Waited(NamedTuple):
@@ -214,6 +228,7 @@ class Waited(NamedTuple):
     unknown: list[Server]
 
 
+@dataclass(slots=True)
 class Waiting:
     """Waits until all running servers serve a generation of a model, or one can't, or the rest is not heard of.
 
@@ -221,38 +236,40 @@ class Waiting:
     version: see `Server.waits_for`.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        name: str,
-        generation: int,
-        *,
-        seconds: float,
-        state_dir: Path | None = None,
-        version: str | None = None,
-    ) -> None:
-        self._version = version
-        self._monitor = ServerMonitor(root, state_dir)
-        self._name = name
-        self._generation = generation
-        self._seconds = seconds
+    root: Path
+    name: str
+    generation: int
+    seconds: float
+    state_dir: Path | None = None
+    version: str | None = None
+    _monitor: ServerMonitor = field(init=False)
+    _began: float = field(init=False)
+    _scans: dict[tuple[str, int], int] = field(init=False, default_factory=dict)
+    """How often each server had looked at its folder when it was first met."""
+
+    def __post_init__(self) -> None:
+        self._monitor = ServerMonitor(self.root, self.state_dir)
         self._began = time.monotonic()
-        self._scans: dict[tuple[str, int], int] = {}
-        """How often each server had looked at its folder when it was first met."""
+
+    def wait(self) -> Waited:
+        """Wait, as long as it takes."""
+        while (waited := self.poll()) is None:
+            time.sleep(POLL_S)
+        return waited
 
     def poll(self) -> Waited | None:
         """Read once; None as long as there is something to wait for."""
         servers = self._monitor.servers()
-        states = [(server, server.waits_for(self._name, self._generation, self._version)) for server in servers]
+        states = [(server, server.waits_for(self.name, self.generation, self.version)) for server in servers]
         serving = sum(state == "" for _, state in states)
         problems = list(dict.fromkeys(_said(servers, server, state) for server, state in states if state))
         late = [self._looked(server) for server, state in states if state is None]
         heard = [server for server in late if not server.unheard]
         if problems or not heard:
             return Waited(serving, problems, late)
-        if time.monotonic() < self._began + self._seconds:
+        if time.monotonic() < self._began + self.seconds:
             return None
-        said = [f"the server on {s.host} has not taken it within {self._seconds:.0f} s" for s in heard]
+        said = [f"the server on {s.host} has not taken it within {self.seconds:.0f} s" for s in heard]
         return Waited(serving, said, [])
 
     def _looked(self, server: Server) -> Server:
@@ -261,26 +278,10 @@ class Waiting:
         The look that was under way may have come too early, so two count.
         """
         scans = server.scans - self._scans.setdefault((server.host, server.pid), server.scans)
-        unseen = scans >= 2 and not server.sees(self._name, self._generation, self._version)
+        unseen = scans >= 2 and not server.sees(self.name, self.generation, self.version)
         if not unseen or time.monotonic() < self._began + UNSEEN_S:
             return server
-        return replace(server, gone="its models folder does not show the change: another folder, or an old state of it")
-
-
-def wait(
-    root: Path,
-    name: str,
-    generation: int,
-    *,
-    seconds: float,
-    state_dir: Path | None = None,
-    version: str | None = None,
-) -> Waited:
-    """Wait as `Waiting` says."""
-    waiting = Waiting(root, name, generation, seconds=seconds, state_dir=state_dir, version=version)
-    while (waited := waiting.poll()) is None:
-        time.sleep(POLL_S)
-    return waited
+        return server.model_copy(update={"unseen": True})
 
 
 def _said(servers: list[Server], server: Server, problem: str) -> str:

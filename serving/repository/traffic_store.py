@@ -99,7 +99,7 @@ class TrafficStore:
 
         if self.remote is not None:
             return self.remote.change(name, make, anyway=anyway)
-        with history.alone(name, folder), history.writing():
+        with history.alone(name, folder):
             after, entry = make(_imported(folder, anyway=anyway))
             ahead = folder / _AHEAD_FILE
             # On disk, by content and by name, before the document is: a change must not outlive who made it.
@@ -182,7 +182,7 @@ class TrafficStore:
         if _effective(_document(folder), last)[1] or (folder / _AHEAD_FILE).exists():
             # A folder that is being removed loses its document too: nothing may be created in it then.
             create = last == Traffic()
-            with contextlib.suppress(NotReady), history.alone(name, folder, create=create), history.writing():
+            with contextlib.suppress(NotReady), history.alone(name, folder, create=create):
                 return _imported(folder)
         return self.read(name)
 
@@ -190,7 +190,7 @@ class TrafficStore:
         """Return the last `limit` changes, oldest first: when, who, what, why, generation, before, after."""
         folder = self._folder(name)
         if (folder / _AHEAD_FILE).exists():
-            with contextlib.suppress(NotReady), history.alone(name, folder), history.writing():
+            with contextlib.suppress(NotReady), history.alone(name, folder):
                 _repair(folder)
         found: list[dict[str, Any]] = []
         for entry in history.backwards(folder):

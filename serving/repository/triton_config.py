@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from serving.errors import InvalidRequest
 from serving.repository.traffic import Keep, Latest
@@ -31,17 +30,12 @@ _THREADS = "intra_op_thread_count"
 _MOST_THREADS = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class TritonConfig:
-    """None: not in it."""
+class TritonConfig(NamedTuple):
+    """What it says. batched: False where requests run alone. own: what is set, by the names of `Limits`."""
 
-    max_batch_size: int | None = None
-    delay_s: float | None = None
-    max_queued_rows: int | None = None
-    timeout_s: float | None = None
-    threads: int | None = None
-    instances: int | None = None
-    keep: Keep | None = None
+    batched: bool
+    own: dict[str, Any]
+    keep: Keep | None
 
 
 def parse(text: str, name: str) -> TritonConfig:
@@ -72,16 +66,16 @@ def parse(text: str, name: str) -> TritonConfig:
             f"{CONFIG_FILE}: instance_group: asks for {instances} instances: {_MOST_INSTANCES} at most"
         )
     queue = message.dynamic_batching.default_queue_policy
-    return TritonConfig(
-        max_batch_size=size,
-        delay_s=delay_s,
+    own = {
+        "max_batch_rows": size or None,
         # Triton counts requests, each of up to max_batch_size rows.
-        max_queued_rows=queue.max_queue_size * max(1, size or 1) or None,
-        timeout_s=queue.default_timeout_microseconds / 1e6 or None if queue.timeout_action == 0 else None,
-        threads=_threads(message),
-        instances=instances or None,
-        keep=_keep(message),
-    )
+        "max_queued_rows": queue.max_queue_size * max(1, size or 1) or None,
+        "max_delay": delay_s,
+        "deadline_s": queue.default_timeout_microseconds / 1e6 or None if queue.timeout_action == 0 else None,
+        "instances": instances or None,
+        "threads": _threads(message),
+    }
+    return TritonConfig(size != 0, {name: value for name, value in own.items() if value is not None}, _keep(message))
 
 
 def _threads(message: Any) -> int | None:

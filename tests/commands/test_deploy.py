@@ -155,7 +155,8 @@ def test_a_folder_that_is_not_there_or_not_written_is_said_in_a_line(
 def test_figures_of_several_servers_say_whose_they_are(folder: Path) -> None:
     """Each server counts for itself, so two lines of one trial are told apart."""
     said = {"iris": {"trial": ["canary 2: 5 predictions"]}}
-    live = [servers.Server("one", 1, said, 0.0), servers.Server("two", 2, said, 0.0)]
+    made = servers.Server.model_construct
+    live = [made(host=host, pid=pid, models=said, problems=[]) for host, pid in (("one", 1), ("two", 2))]
     shown = state(folder, state_dir(folder), "iris", live)["trials"]
     assert shown == ["canary 2: 5 predictions (one, process 1)", "canary 2: 5 predictions (two, process 2)"]
 
@@ -163,7 +164,7 @@ def test_figures_of_several_servers_say_whose_they_are(folder: Path) -> None:
 def test_a_version_that_is_half_there_is_not_shown_as_stable(tmp_path: Path) -> None:
     """Where nobody has named a stable version, status shows the one that answers, not the highest number."""
     shutil.copytree(MODELS / "iris", tmp_path / "iris")
-    live = [servers.Server("one", 1, {"iris": {"stable": "1"}}, 0.0)]
+    live = [servers.Server.model_construct(host="one", pid=1, models={"iris": {"stable": "1"}}, problems=[])]
     assert state(tmp_path, None, "iris", live)["stable"] == "1"
     assert state(tmp_path, None, "iris", [])["stable"] == "2"
 

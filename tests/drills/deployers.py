@@ -39,7 +39,7 @@ def deployers(report: Report, *, processes: int = 32, operations: int = 100, liv
             with running("--workers", "2", models=root):
                 _judge(report, root, _run(root, processes, operations, locked=True), processes * operations)
                 final = TrafficStore(root).read("iris")
-                waited = servers.wait(root, "iris", final.generation, seconds=60)
+                waited = servers.Waiting(root, "iris", final.generation, seconds=60).wait()
                 late = len(waited.problems) + len(waited.unknown)
                 report.exactly("servers that do not serve the last winner's state", late, 0)
         else:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from serving.repository import copy_stability, manifest, onnx_file
-from serving.repository.copy_stability import Snapshot, settled
+from serving.repository.copy_stability import CopyStability, Files
 from serving.repository.repository import Contents, Repository
 from serving.repository.traffic_store import TrafficStore
 from tests.conftest import MODELS
@@ -25,18 +25,19 @@ FILE = ("model.onnx", 10, 1, 1, 1)
 @pytest.mark.parametrize(
     ("first", "now", "so"),
     [
-        (Snapshot(0.0, (FILE,)), Snapshot(1.0, (FILE,)), True),
-        (Snapshot(0.0, (FILE,)), Snapshot(0.9, (FILE,)), False),
-        (Snapshot(0.0, (FILE,)), Snapshot(9.0, (("model.onnx", 11, 1, 1, 1),)), False),
-        (Snapshot(0.0, (FILE,)), Snapshot(9.0, (("model.onnx", 10, 2, 1, 1),)), False),
-        (Snapshot(0.0, (FILE,)), Snapshot(9.0, (("model.onnx", 10, 1, 1, 2),)), False),
-        (Snapshot(0.0, ()), Snapshot(9.0, (FILE,)), False),
-        (Snapshot(0.0, (FILE,)), Snapshot(9.0, (FILE, ("w.bin", 1, 1, 1, 3))), False),
+        ((0.0, (FILE,)), (1.0, (FILE,)), True),
+        ((0.0, (FILE,)), (0.9, (FILE,)), False),
+        ((0.0, (FILE,)), (9.0, (("model.onnx", 11, 1, 1, 1),)), False),
+        ((0.0, (FILE,)), (9.0, (("model.onnx", 10, 2, 1, 1),)), False),
+        ((0.0, (FILE,)), (9.0, (("model.onnx", 10, 1, 1, 2),)), False),
+        ((0.0, ()), (9.0, (FILE,)), False),
+        ((0.0, (FILE,)), (9.0, (FILE, ("w.bin", 1, 1, 1, 3))), False),
     ],
 )
-def test_settled_is_unchanged_for_long_enough(first: Snapshot, now: Snapshot, so: bool) -> None:
+def test_settled_is_unchanged_for_long_enough(first: tuple[float, Files], now: tuple[float, Files], so: bool) -> None:
     """Size, time, inode and the set of files must be the same over the settling time."""
-    assert settled(first, now, 1.0) is so
+    stability = CopyStability(1.0)
+    assert [stability.settled(IRIS, files, at) for at, files in (first, now)] == [False, so]
 
 
 def test_temporary_names_are_not_looked_at(tmp_path: Path) -> None:
@@ -44,7 +45,7 @@ def test_temporary_names_are_not_looked_at(tmp_path: Path) -> None:
     for name in (".model.onnx.aB3xYz", "model.onnx.part", "model.onnx~", "model.onnx.tmp", ".~tmp~/model.onnx"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    assert copy_stability.snapshot(tmp_path, 0.0).files == ()
+    assert copy_stability.snapshot(tmp_path) == ()
 
 
 def test_no_prefix_of_a_file_is_whole(tmp_path: Path) -> None:

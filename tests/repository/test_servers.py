@@ -85,11 +85,11 @@ def test_a_server_that_is_silent_is_not_known(tmp_path: Path, clock: Callable[[f
     other.write(standing())
     clock(SILENT_S + 1)
     one.write(standing(asked=2, serving=2))
-    waited = servers.wait(tmp_path, "iris", 2, seconds=0)
+    waited = servers.Waiting(tmp_path, "iris", 2, seconds=0).wait()
     assert (waited.serving, waited.problems) == (1, [])
     assert ["has said nothing for" in server.unheard for server in waited.unknown] == [True]
     other.write(standing(asked=2, serving=2))
-    assert servers.wait(tmp_path, "iris", 2, seconds=0) == (2, [], [])
+    assert servers.Waiting(tmp_path, "iris", 2, seconds=0).wait() == (2, [], [])
 
 
 def test_a_server_on_another_machine_is_judged_by_what_moves(tmp_path: Path, clock: Callable[[float], None]) -> None:
