@@ -75,7 +75,7 @@ def sliced(node: Node) -> Sequence[State]:
     rows = node.rows(0)
     node.need_free_from(1)
     starts, ends = node.setting("starts", 1, []), node.setting("ends", 2, [])
-    axes = [node.from_start(axis, node.rank(0)) for axis in node.setting("axes", 3, range(len(starts)))]
+    axes = [axis % node.rank(0) for axis in node.setting("axes", 3, range(len(starts)))]
     if rows.axis in axes:
         at = axes.index(rows.axis)
         steps = node.setting("steps", 4)
@@ -121,7 +121,7 @@ def padded(node: Node) -> Sequence[State]:
     rows = node.rows(0)
     node.need_free_from(1)
     pads = node.setting("pads", 1)
-    axes = [node.from_start(axis, node.rank(0)) for axis in node.setting("axes", 3, range(node.rank(0)))]
+    axes = [axis % node.rank(0) for axis in node.setting("axes", 3, range(node.rank(0)))]
     if rows.axis in axes:
         at = axes.index(rows.axis)
         if pads[at] or pads[at + len(axes)]:
@@ -133,7 +133,7 @@ def one_hot(node: Node) -> Sequence[State]:
     """Put an axis for the classes in front of another, or at the end."""
     node.need_free_from(1)
     rows = node.rows(0)
-    return [rows.moved(node.from_start(node.attribute("axis", -1), node.rank(0) + 1) <= rows.axis)]
+    return [rows.moved(node.attribute("axis", -1) % (node.rank(0) + 1) <= rows.axis)]
 
 
 def array_features(node: Node) -> Sequence[State]:

@@ -84,11 +84,8 @@ class Node:
 
     def axis(self, default: int) -> int:
         """Return the attribute `axis`, counted from the start."""
-        return self.from_start(self.attribute("axis", default), self.rank(0))
-
-    def from_start(self, axis: int, rank: int) -> int:
-        """Make an axis that may count from the end count from the start."""
-        return axis + rank if axis < 0 else axis
+        axis: int = self.attribute("axis", default)
+        return axis % self.rank(0)
 
     def state(self, index: int) -> State | None:
         """Return the state of an input; None where it is left out."""

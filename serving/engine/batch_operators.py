@@ -76,7 +76,7 @@ def _softmax_axes(node: Node) -> Iterable[int]:
 
 
 def _cumulated_axes(node: Node) -> Iterable[int]:
-    return [node.from_start(axis, node.rank(0)) for axis in node.setting("axis", 1)]
+    return [axis % node.rank(0) for axis in node.setting("axis", 1)]
 
 
 def _batch_norm_axes(node: Node) -> Iterable[int]:
@@ -89,7 +89,7 @@ def _reduced(node: Node) -> Sequence[State]:
     given = node.setting("axes", 1) or []
     if not given and node.attribute("noop_with_empty_axes", 0):
         return [node.rows(0)]
-    return _without(node, [node.from_start(axis, node.rank(0)) for axis in given] or range(node.rank(0)))
+    return _without(node, [axis % node.rank(0) for axis in given] or range(node.rank(0)))
 
 
 def _arg(node: Node) -> Sequence[State]:

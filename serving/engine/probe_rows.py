@@ -124,19 +124,18 @@ def _real(signature: Signature) -> list[dict[str, Any]]:
 
 def _cell(feature: Feature, real: Sequence[dict[str, Any]], chance: np.random.Generator) -> Any:
     """Make one feature's value in one row: one of the real ones, or another that is like them."""
-    known = [row[feature.name] for row in real if feature.name in row]
-    if feature.categories and chance.random() < 0.7:
-        return feature.categories[int(chance.integers(len(feature.categories)))]
+    known = [row[feature.name] for row in real if row.get(feature.name) is not None]
     if feature.nullable and chance.random() < 0.1:
         return None
-    own = known[int(chance.integers(len(known)))] if known else None
-    if feature.datatype == "BYTES":
-        if feature.unknown_category == "refuse" or own is None or chance.random() < 0.3:
-            return own if own is not None else ""
-        return _text(" ".join(str(v) for v in known if v is not None).split() or _WORDS.split(), chance)
+    if feature.categories and chance.random() < 0.7:
+        return feature.categories[int(chance.integers(len(feature.categories)))]
     if feature.datatype in FLOATS and feature.minimum is not None and feature.maximum is not None:
         return float(chance.uniform(feature.minimum, feature.maximum))
-    return own if own is not None else 0
+    if feature.datatype == "BYTES" and feature.unknown_category == "accept" and chance.random() < 0.3:
+        return _text(" ".join(map(str, known)).split() or _WORDS.split(), chance)
+    if known:
+        return known[int(chance.integers(len(known)))]
+    return "" if feature.datatype == "BYTES" else 0
 
 
 def _text(words: Sequence[str], chance: np.random.Generator) -> str:

@@ -144,25 +144,11 @@ class _Flight(Request):
 def _key(request: Request) -> Key | None:
     """Return what two requests with the same answer have in common: caller, shapes and every bit; None: not known."""
     caller, inputs = request.caller, request.inputs
-    if caller is None or isinstance(inputs, Overriding):
+    if caller is None or isinstance(inputs, Overriding) or sum(map(_bytes, inputs)) > MOST_BYTES:
         return None
     parts: list[Hashable] = [caller]
-    left = MOST_BYTES
     for array in inputs:
-        content: Hashable
-        if array.dtype.hasobject:
-            if array.size > MOST_TEXTS:
-                return None
-            texts = array.ravel().tolist()
-            if not all(type(text) is str for text in texts):
-                return None
-            left -= sum(map(len, texts))
-            content = tuple(texts)
-        else:
-            left -= array.nbytes
-            content = array.tobytes() if left >= 0 else None
-        if left < 0:
-            return None
+        content = tuple(array.ravel().tolist()) if array.dtype.hasobject else array.tobytes()
         parts += (array.dtype, array.shape, content)
     return tuple(parts)
 

@@ -109,7 +109,6 @@ class OnnxSession:
         self._run = runtime.runner(self._session)
         self._input_names = [port.name for port in self._session.get_inputs()]
         self._output_names = [port.name for port in self._session.get_outputs()]
-        self._dimension_names = {port.name: _named(port.shape) for port in self._session.get_inputs()}
         self._zipped: dict[int, tuple[Any, ...]] = {}
         self.path, self.prepared = path, prepared
         self._failures = 0
@@ -188,7 +187,9 @@ class OnnxSession:
     @property
     def dimension_names(self) -> list[tuple[str | None, ...]]:
         """What the graph calls the dimensions of each input; None for those without a name."""
-        return [self._dimension_names[spec.name] for spec in self.signature.inputs]
+        dims = {port.name: port.shape for port in self._session.get_inputs()}
+        named = ((dim if isinstance(dim, str) else None for dim in dims[spec.name]) for spec in self.signature.inputs)
+        return [tuple(names) for names in named]
 
     def _complain(self, error: Exception) -> None:
         """Log a failure, once a second at most: looking for the culprit in a batch makes many."""
@@ -312,10 +313,6 @@ def sample_of(signature: Signature, rows: int) -> Tensors:
 def _blank(feature: Feature) -> Any:
     shape = [1 if dim == -1 else dim for dim in feature.shape]
     return np.full(shape, "" if feature.datatype == "BYTES" else 0, object).tolist()
-
-
-def _named(shape: list[Any]) -> tuple[str | None, ...]:
-    return tuple(dim if isinstance(dim, str) else None for dim in shape)
 
 
 def _unzip(maps: list[dict[Any, float]], keys: tuple[Any, ...]) -> Array:
