@@ -70,7 +70,7 @@ class Walk:
                 self._states[name] = self._checked(node, name, states[min(index, len(states) - 1)])
 
     def _checked(self, node: Node, name: str, state: State) -> State:
-        """Check a state against what was seen."""
+        """Check a state against what was seen: a rule that is wrong of shapes must not let rows meet."""
         if state is SIZE:
             arrays = self._values.contents(name)
             if arrays is None:

@@ -143,17 +143,14 @@ def _images(node: Node) -> Sequence[State]:
 
 
 def _recurrent(node: Node) -> Sequence[State]:
-    """RNN, GRU, LSTM: [steps, rows, features] or, with layout 1, [rows, steps, features]."""
-    across = bool(node.attribute("layout", 0))
+    """RNN, GRU, LSTM: [steps, rows, features], how many steps each row has, and states [directions, rows, hidden]."""
     node.need_free((1, 2, 3))
     node.need_free_from(7)
-    rows = node.alike((0, 5, 6), 0 if across else 1)
-    if node.state(4) is not None and node.rows(4, 0).stride != 1:
-        raise node.mixes
-    if rows.stride != 1:
-        raise node.doubt("takes merged rows")
-    last = Rows(0 if across else 1)
-    return [Rows(0 if across else 2), last, last]
+    rows = node.alike((0, 5, 6), 1)
+    lengths = node.state(4)
+    if node.attribute("layout", 0) or rows.stride != 1 or lengths not in (None, Rows(0)):
+        raise node.doubt("takes rows in another place than the second axis")
+    return [Rows(2), Rows(1), Rows(1)]
 
 
 def _einsum(node: Node) -> Sequence[State]:

@@ -129,6 +129,7 @@ class Batcher:
         rows = request.cost = max(1, request.rows) if self._counts_rows else 1  # one without rows has its turn too
         now = request.queued_at = time.monotonic()
         queued = self._queued_rows
+        # All that is asked where there is room and time; who is refused, and for whom, is worth looking at the lines.
         if queued and (
             queued + rows > self._max_queued_rows or now + queued * self._row_seconds + self._lag > request.deadline
         ):
@@ -205,7 +206,7 @@ class Batcher:
         at_work = (batch.requests for batch in self._at_work)
         for request in [request for requests in (*self._lines, *at_work) for request in requests]:
             reply(request, error)
-            request.done = True
+            request.done = True  # what its batch still brings is for nobody
         for line in self._lines:
             line.clear()
         self._at_work.clear()
@@ -284,7 +285,7 @@ class Batcher:
                 rows += request.cost
                 if not self._batched:
                     break
-            line.extendleft(reversed(others))
+            line.extendleft(reversed(others))  # of other shapes: first in line again, in their order
             if rows >= most:
                 break
         if not taken:

@@ -121,7 +121,9 @@ class Executor:
                 batch.outcomes = [InferenceFailed("the model could not run") for _ in batch.requests]
             batch.ended = time.monotonic()
             since[0] = 0.0
+            # Before anybody is answered: whoever writes an answer reads from its request how long it ran.
             _note(batch)
+            # The loop hears of the batch after the answer was written here, so that it never writes a second one.
             if len(batch.requests) == 1:
                 _answer(batch)
             try:

@@ -43,6 +43,7 @@ _GIVE_BACK.terminate = True
 _UNREACHED = 1 << 62
 """Bytes that no machine has."""
 _MAKING = threading.Lock()
+"""The arena that is registered is one for the whole process: two sessions made at once would swap their limits."""
 # Its own name and code, the file once more, and the place in its source, with the function as the compiler writes it.
 _NOISE = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:"

@@ -137,6 +137,8 @@ class OnnxSession:
         if isinstance(inputs, Overriding):
             feeds |= inputs.overrides
         me = threading.get_ident()
+        # No lock: each thread adds and takes away only itself. A run that began and ended within this one shows in the
+        # number of those that have ended, and had memory that this one missed.
         self._running.add(me)
         ended = self._ended
         try:

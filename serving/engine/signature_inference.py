@@ -212,11 +212,6 @@ def _roles(outputs: tuple[TensorSpec, ...]) -> tuple[str | None, str | None]:
     if len(outputs) != 2:
         return None, None
     label, scores = outputs
-    if (
-        label.datatype in ("INT64", "BYTES")
-        and len(label.shape) == 1
-        and scores.datatype == "FP32"
-        and len(scores.shape) == 2
-    ):
-        return label.name, scores.name
-    return None, None
+    labels = label.datatype in ("INT64", "BYTES") and len(label.shape) == 1
+    by_class = scores.datatype == "FP32" and len(scores.shape) == 2
+    return (label.name, scores.name) if labels and by_class else (None, None)

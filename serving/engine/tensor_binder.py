@@ -43,16 +43,13 @@ class TensorBinder:
         self._positions = {spec.name: i for i, spec in reversed(tuple(enumerate(self.slots)))}
         self._output_positions = {spec.name: i for i, spec in enumerate(self.outputs)}
         self._classes = {self._output_positions[signature.scores]: signature.classes} if signature.scores else {}
+        each = [(feature,) for feature in signature.features]
+        groups = [signature.features, *each] if self._columns else each
         self.finite = [
-            spec.datatype in FLOATS and not all(f.allow_non_finite for f in features)
-            for spec, features in (
-                (spec, signature.features if signature.layout == "matrix" else (signature.features[i],))
-                for i, spec in enumerate(self.inputs)
-            )
+            spec.datatype in FLOATS and not all(feature.allow_non_finite for feature in features)
+            for spec, features in zip(self.slots, groups, strict=False)
         ]
-        nullable = [f.nullable for f in signature.features]
-        self._nullable: list[Any] = [np.array(nullable), *nullable] if signature.layout == "matrix" else nullable
-        self.finite += [f.datatype in FLOATS and not f.allow_non_finite for f in self._columns]
+        self._nullable: list[Any] = [np.array([feature.nullable for feature in features]) for features in groups]
         self.finite += [False] * len(self._optional)
         self._nullable += [spec.datatype in FLOATS for spec in self._optional]
         self._all = tuple(RequestedOutput(i) for i in range(len(self.outputs)))
