@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import threading
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -17,21 +16,16 @@ from serving.gate.report import Report
 from serving.repository.repository import ModelVersion, Repository
 from serving.repository.state_directory import state_folder
 
-IDLE_S = 10.0
-"""Seconds after which the gate's process ends when nothing is examined: at a start many versions come at once."""
 _YOUNG_S = 3600
 
 
 class GateClient:
-    """Examines versions, unless the report on one is kept."""
+    """Examines versions, unless the report on one is kept. Used by one thread, but for `close`."""
 
     def __init__(self, repository: Repository, *, state_dir: Path | None = None, limits: Limits | None = None) -> None:
         self._repository = repository
         self._state_dir = state_dir
-        self._limits = limits
-        self._lock = threading.Lock()
-        self._gate: Gate | None = None
-        self._idle: threading.Timer | None = None
+        self._gate = Gate(limits)
 
     def known(self, found: ModelVersion) -> Report | None:
         """Return the report that was kept for this content and onnxruntime; None where it must be examined.
@@ -45,7 +39,10 @@ class GateClient:
         return report
 
     def examine(self, found: ModelVersion, serving: ModelVersion | None) -> Report:
-        """Examine a version beside the one that serves, and keep the verdict and the prepared form."""
+        """Examine a version beside the one that serves, and keep the verdict and the prepared form.
+
+        Raises NotReady where nobody can say: that is no verdict.
+        """
         if (kept := self.known(found)) is not None:  # others had the same content, and their turn before
             return kept
         state = self._state()
@@ -53,40 +50,25 @@ class GateClient:
             declared = self._repository.manifest(found)
         except ModelInvalid as error:
             return gate.unreadable(error.message)
-        with self._lock, contextlib.ExitStack() as stack:
-            prepare_in = stack.enter_context(prepared.written(state, declared)) if state else None
-            report = self._open().examine(
-                found.path.parent, serving=serving.path.parent if serving else None, prepare_in=prepare_in
-            )
+        with prepared.written(state, declared) if state else contextlib.nullcontext() as prepare_in:
+            beside = serving.path.parent if serving else None
+            report = self._gate.examine(found.path.parent, serving=beside, prepare_in=prepare_in)
         if state is not None:
             with contextlib.suppress(OSError):  # a verdict that is not kept is made once more
                 gate.keep(state, report)
         return report
 
     def close(self) -> None:
-        """End the gate's process."""
-        with self._lock:
-            if self._idle is not None:
-                self._idle.cancel()
-            if self._gate is not None:
-                self._gate.close()
+        """End the gate's process, whatever it examines, for good. For any thread."""
+        self._gate.close(for_good=True)
 
-    def _rest(self) -> None:
+    def rest(self) -> None:
         """End the process until it is needed, and remove prepared forms of what has gone, and verdicts on it."""
-        self.close()
+        self._gate.close()
         contents = self._repository.contents()
         if contents and (state := self._state()) is not None:  # the folder may just be unmounted
             sweep(state / "reports", {gate.place(state, content).name for content in contents})
             sweep(state / "cache", {prepared.place(state, content).name for content in contents})
-
-    def _open(self) -> Gate:
-        if self._idle is not None:
-            self._idle.cancel()
-        self._idle = threading.Timer(IDLE_S, self._rest)
-        self._idle.daemon = True
-        self._idle.start()
-        self._gate = self._gate or Gate(self._limits)
-        return self._gate
 
     def _state(self) -> Path | None:
         try:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from serving.engine.batching import RULES
 from serving.engine.providers import PACKAGES
-from serving.errors import ModelInvalid
+from serving.errors import ModelInvalid, NotReady
 from serving.gate.compatibility import breaking
 from serving.gate.findings import Findings, Limits, Task
 from serving.gate.report import Check, Report
@@ -53,11 +53,15 @@ def runtime() -> str:
 
 
 class Gate:
-    """One process that examines versions one after another; its libraries are loaded once. Used by one thread."""
+    """One process that examines versions one after another; its libraries are loaded once.
+
+    Used by one thread, but for `close`, which also ends what another thread examines.
+    """
 
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
         self._process: subprocess.Popen[bytes] | None = None
+        self._ended = False
 
     def __enter__(self) -> Self:
         return self
@@ -67,8 +71,9 @@ class Gate:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
-        """End the process and what it examines."""
+    def close(self, *, for_good: bool = False) -> None:
+        """End the process and what it examines. for_good: nothing is examined after it either."""
+        self._ended = self._ended or for_good
         process, self._process = self._process, None
         if process is not None:
             process.kill()  # its child dies with it
@@ -87,7 +92,8 @@ class Gate:
     ) -> Report:
         """Examine the version in a folder; `serving` is the folder of the one that callers use now.
 
-        prepare_in: an empty folder that gets the prepared form, where there is one. Never raises for what lies in it.
+        prepare_in: an empty folder that gets the prepared form, where there is one. Never raises for what lies in it;
+        NotReady where the gate's own process ends.
         """
         began = time.time()
         try:
@@ -106,16 +112,19 @@ class Gate:
         return judge(found, findings, now, at=began)
 
     def _ask(self, task: Task) -> Findings:
-        """Send one task and return its findings; a process that fails is replaced next time."""
+        """Send one task and return its findings. Raises NotReady; a process that fails is replaced next time."""
         wait = self._limits.wall_s + _GRACE_S
         if self._process is None:
             self._process = _start()
             wait += _START_S
+        if self._ended:  # looked at here, for `close` may have come before there was a process that it could end
+            self.close()
+            raise NotReady("the server ends, and examines nothing any more")
         asks, answers = self._process.stdin, self._process.stdout
         if asks is None or answers is None:
             raise RuntimeError("the gate's process has no pipes")
         line = b""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # the latter where another thread has closed them
             asks.write(task.model_dump_json().encode() + b"\n")
             asks.flush()
             poll = select.poll()  # select() takes no descriptor above 1023, and a busy server has those
@@ -124,7 +133,7 @@ class Gate:
                 line = answers.readline()
         if not line:
             self.close()
-            return Findings(reasons=["the gate's own process ended or did not answer; try again"])
+            raise NotReady("the gate's own process ended or did not answer: try again")
         return read(line)
 
 

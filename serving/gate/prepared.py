@@ -37,13 +37,12 @@ def locate(state_dir: Path, content: str) -> Path | None:
     One that is not as it was written is removed: the next server that starts has it written anew.
     """
     folder = place(state_dir, content)
-    try:
+    with contextlib.suppress(ModelInvalid):
         declared = manifest.read(folder)
         if declared is not None:
             manifest.check(folder, declared, Hashes())
             return folder / MODEL_FILE
-    except ModelInvalid:
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)  # most often there is none
     return None
 
 

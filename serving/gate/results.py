@@ -10,7 +10,7 @@ from itertools import chain
 from typing import NamedTuple, Protocol, TypeAlias
 
 from serving.engine.batching import Independence
-from serving.errors import ServingError
+from serving.errors import NotReady, ServingError
 from serving.gate.gate import unreadable
 from serving.gate.report import Report
 from serving.linux.thread_scheduling import lowest_priority
@@ -31,7 +31,10 @@ class Gate(Protocol):
         """Return a report that needs no work; None where the version must be examined."""
 
     def examine(self, found: ModelVersion, serving: ModelVersion | None) -> Report:
-        """Examine a version; takes seconds."""
+        """Examine a version; takes seconds. Raises NotReady where nobody can say."""
+
+    def rest(self) -> None:
+        """Take note that there is nothing to examine for now."""
 
 
 class Parted(NamedTuple):
@@ -157,6 +160,8 @@ class GateResults:
         """Run the gate, on its thread."""
         try:
             report = self._gate.examine(item, serving)
+        except NotReady as error:
+            report = unreadable(error.message)
         except Exception:
             log.exception("the gate failed on %s %s", item.name, item.version)
             report = unreadable("it could not be examined: the server's log has the reason")
@@ -166,5 +171,7 @@ class GateResults:
         def note() -> None:
             self._examined.discard(item)
             self._reports[item.name][item] = report
+            if not self._examined:
+                self._examiner.submit(self._gate.rest)
 
         self._call(note)

@@ -6,6 +6,9 @@ import contextlib
 import io
 import json
 import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,17 @@ import pytest
 from onnx import TensorProto, helper
 from rich.console import Console
 
+from serving.errors import NotReady
 from serving.gate import gate
+from serving.gate.client import GateClient
 from serving.gate.findings import Findings, Limits
 from serving.gate.gate import Gate, judge, read
 from serving.gate.report_table import table
 from serving.linux.limits import raise_open_files
 from serving.repository import manifest
 from serving.repository.manifest import Hashes
+from serving.repository.repository import Repository
+from serving.repository.traffic import Traffic
 from tests.conftest import MODELS
 from tests.drills.drill import Report
 from tests.drills.hostile_models import hostile_models
@@ -208,6 +215,26 @@ def test_what_overstays_is_ended(patched: Path) -> None:
     """A model that sleeps uses no processor time, and is ended by the clock."""
     (reason,) = act(patched, "import time\ntime.sleep(600)", Limits(wall_s=4))
     assert reason == "it did not end within 4 s at: ONNX"
+
+
+def test_a_server_that_ends_does_not_wait_for_the_gate(
+    patched: Path, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    """What is being examined is given up at once, and nothing is kept against it."""
+    begin(patched, f"open({str(tmp_path / 'begun')!r}, 'w').close()\nimport time; time.sleep(600)")
+    shutil.copytree(IRIS / "1", tmp_path / "models" / "iris" / "1")
+    repository = Repository(tmp_path / "models", lambda name: Traffic())
+    (found,) = repository.scan().found
+    asked = GateClient(repository, state_dir=tmp_path / "state")
+    with ThreadPoolExecutor(1) as aside:
+        report = aside.submit(asked.examine, found, None)
+        eventually((tmp_path / "begun").exists)
+        asked.close()
+        with pytest.raises(NotReady):
+            report.result(20)
+        with pytest.raises(NotReady, match="the server ends"):
+            aside.submit(asked.examine, found, None).result(20)
+    assert asked.known(found) is None
 
 
 def test_an_answer_from_inside_is_not_believed_blindly() -> None:

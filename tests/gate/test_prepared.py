@@ -186,7 +186,7 @@ def test_forms_of_what_is_gone_are_swept(copied: tuple[Path, Path, Manifest]) ->
 
 
 def test_a_server_sweeps_when_its_gate_has_nothing_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+    tmp_path: Path,
 ) -> None:
     """Once the gate's process rests, what is kept of versions that are not on disk any more goes, and nothing else."""
     shutil.copytree(MODELS / "iris" / "2", tmp_path / "models" / "iris" / "2")
@@ -199,13 +199,14 @@ def test_a_server_sweeps_when_its_gate_has_nothing_to_do(
     os.utime(verdict, (1, 1))
     repository = Repository(tmp_path / "models", lambda name: Traffic())
     (found,) = repository.scan().found
-    monkeypatch.setattr(client, "IDLE_S", 0.1)
     asked = client.GateClient(repository, state_dir=tmp_path / "state")
     report = asked.examine(found, None)
     assert report.ok
     kept = verdict.with_name(f"{report.content}.json")
     os.utime(kept, (1, 1))
-    eventually(lambda: not left.exists() and not verdict.exists())
+    asked.rest()
+    assert not left.exists()
+    assert not verdict.exists()
     assert kept.exists()
 
 
