@@ -7,7 +7,7 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,43 +35,36 @@ class KeyStore:
             raise AccessInvalid("a key's name is letters, digits, dot, dash, underscore; 64 at most")
         secret = generate()
         now = time.time()
-
-        def added(text: str) -> str:
-            for key in parse(text):
-                if key.name == name:
-                    raise AccessInvalid(
-                        f"there is a {key.state(now)} key {name!r}: take another name, such as {name}-2"
-                    )
-            line = Key(name, scopes, digest(secret.encode()), created=now, expires=expires, rates=rates).line()
-            return f"{text}\n{line}\n" if text and not text.endswith("\n") else f"{text}{line}\n"
-
-        self._change(added)
+        with self._changing() as (keys, lines):
+            if name in keys:
+                state = keys[name].state(now)
+                raise AccessInvalid(f"there is a {state} key {name!r}: take another name, such as {name}-2")
+            key = Key(name, scopes, digest(secret.encode()), created=now, expires=expires, rates=rates)
+            lines.append(key.line())
         return secret
 
     def revoke(self, name: str) -> None:
         """Withdraw a key. Its line stays: a scope that only it had must not become open to all."""
-
-        def revoked(text: str) -> str:
-            found = {key.name: key for key in parse(text)}
-            if name not in found:
-                raise AccessInvalid(f"there is no key {name!r}; keys: {', '.join(found) or 'none'}")
-            if found[name].revoked is not None:
+        with self._changing() as (keys, lines):
+            if name not in keys:
+                raise AccessInvalid(f"there is no key {name!r}; keys: {', '.join(keys) or 'none'}")
+            if keys[name].revoked is not None:
                 raise AccessInvalid(f"the key {name!r} is revoked already")
-            line = replace(found[name], revoked=time.time()).line()
-            return "".join(
-                f"{line}\n" if kept.split()[:1] == [name] else f"{kept}\n"
-                for kept in text.removesuffix("\n").split("\n")
-            )
-
-        self._change(revoked)
+            at = next(at for at, line in enumerate(lines) if line.split()[:1] == [name])
+            lines[at] = replace(keys[name], revoked=time.time()).line()
 
     def _text(self) -> str:
         return WatchedFile(self._path, "the keys file").read()[0] if self._path.exists() else ""
 
-    def _change(self, change: Callable[[str], str]) -> None:
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[tuple[dict[str, Key], list[str]]]:
+        """Give the keys by name, and the lines of the file, to be changed: they are written then, if nothing fails."""
         try:
             with self._alone():
-                text = change(self._text())
+                text = self._text()
+                lines = text.removesuffix("\n").split("\n") if text else []
+                yield {key.name: key for key in parse(text)}, lines
+                text = "".join(f"{line}\n" for line in lines)
                 parse(text)  # a running server would refuse a broken file, and take no other change of keys
                 self._write(text)
         except OSError as error:

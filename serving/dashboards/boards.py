@@ -66,8 +66,8 @@ def overview() -> dict[str, Any]:
         rate("HTTP, by status", "serving_http_requests_total", "status", HERE),
         quantiles("HTTP, seconds from request to answer", "serving_http_request_seconds", "route", HERE, 0.99),
         rate("gRPC, by status", "serving_grpc_calls_total", "code", HERE),
-        Panel("In flight", in_flight, width=12),
-        rate("Connections cut, by reason", "serving_connections_cut_total", "reason", HERE, "cps", width=12),
+        Panel("In flight", in_flight),
+        rate("Connections cut, by reason", "serving_connections_cut_total", "reason", HERE, "cps"),
     )
     rows = (("Now", numbers), ("Predictions", predictions), ("Requests", requests))
     return dashboard("serving-overview", "Serving: overview", (_INSTANCE,), rows)
@@ -107,13 +107,13 @@ def model() -> dict[str, Any]:
         quantiles("Seconds of a batch", "serving_inference_seconds", "version", ONE, 0.5, 0.99),
         quantiles("Seconds in the queue", "serving_queue_seconds", "version", ONE, 0.5, 0.99),
         total("Rows that wait", "serving_queued_rows", "version", ONE),
-        plot("Its threads are busy", busy, "version", SHARE, most=1),
+        plot("Its threads are busy", busy, "version", SHARE),
         rate("Response cache", "serving_cache_requests_total", "version, outcome", ONE),
     )
     invalid = rate_of("serving_invalid_features_total", "feature", ONE)
     refused = (
-        plot("Bad cells, by feature", f"topk(10, {invalid})", "feature", width=12),
-        rate("Rejected, by reason", "serving_rejected_total", "reason", ONE, width=12),
+        plot("Bad cells, by feature", f"topk(10, {invalid})", "feature"),
+        rate("Rejected, by reason", "serving_rejected_total", "reason", ONE),
     )
     rows = (("Predictions", predictions), ("Batches", batches), ("What is refused", refused))
     return dashboard("serving-model", "Serving: one model", (_MODEL, _VERSION), rows)
@@ -135,8 +135,8 @@ def deployment() -> dict[str, Any]:
     row_seconds = ratio_of("serving_inference_seconds_sum", "serving_batch_rows_sum", "version", ONE)
     state = (
         Panel("Generation", generation),
-        plot("Every worker serves it", f"min by (version) (serving_model_ready{{{ONE}}})", "version", most=1),
-        plot("Share of requests", share, "version", SHARE, most=1),
+        plot("Every worker serves it", f"min by (version) (serving_model_ready{{{ONE}}})", "version"),
+        plot("Share of requests", share, "version", SHARE),
     )
     live = (
         plot("Share that failed", f"({failed} or 0 * {asked}) / ({asked} > 0)", "version", SHARE),
@@ -146,11 +146,11 @@ def deployment() -> dict[str, Any]:
     )
     shadow = (
         rate("Copies, by what became of them", "serving_shadow_requests_total", "version, outcome", ONE),
-        gauge("Rows with the same label", "serving_shadow_agreement_ratio", "version", ONE, SHARE, most=1),
+        gauge("Rows with the same label", "serving_shadow_agreement_ratio", "version", ONE, SHARE),
         quantiles("Difference of scores", "serving_shadow_score_difference", "version", ONE, 0.5, 0.99, unit="short"),
     )
     gate = (
-        gauge("Passed", "serving_gate_passed", "version", ONE, most=1),
+        gauge("Passed", "serving_gate_passed", "version", ONE),
         gauge("Seconds of a row", "serving_gate_row_seconds", "version, of", ONE, "s"),
         gauge("Memory", "serving_gate_memory_bytes", "version, of", ONE, "bytes"),
         Panel("Seconds of the gate, and to load", seconds, "s"),
@@ -165,20 +165,20 @@ def drift() -> dict[str, Any]:
     unmatched = rate_of("serving_feedback_unmatched_total", "model", _NAME)
     distance = "serving_drift_jensen_shannon_distance"
     alarm = (
-        gauge("Alarm", "serving_drift_alarm", "version", ONE, most=1),
+        gauge("Alarm", "serving_drift_alarm", "version", ONE),
         rate("Windows compared", "serving_drift_windows_total", "version, outcome", ONE, "cps"),
         rate("Rows compared", "serving_drift_rows_total", "version", ONE, "rowsps"),
     )
     features = (
-        top("Population stability index (0.1 little, 0.25 much)", "serving_drift_psi", of, ONE, width=12),
-        top("Jensen-Shannon distance", distance, of, ONE, width=12),
+        top("Population stability index (0.1 little, 0.25 much)", "serving_drift_psi", of, ONE),
+        top("Jensen-Shannon distance", distance, of, ONE),
         shares("Missing", "serving_drift_ratio", of, f'{ONE},kind="missing"'),
         shares("Unseen categories", "serving_drift_ratio", of, f'{ONE},kind="unseen"'),
         shares("Out of range", "serving_drift_ratio", of, f'{ONE},kind="out_of_range"'),
     )
     quality = (
         *_quality(),
-        gauge("Area under the ROC curve", "serving_feedback_auc", "version", ONE, most=1),
+        gauge("Area under the ROC curve", "serving_feedback_auc", "version", ONE),
         rate("Outcomes joined", "serving_feedback_outcomes_total", "version", ONE, "cps"),
         plot("Outcomes without a prediction", f"{unmatched} or vector(0)", "model", "cps"),
     )
@@ -188,7 +188,7 @@ def drift() -> dict[str, Any]:
 
 def _quality() -> tuple[Panel, ...]:
     return (
-        gauge("Right labels among the last outcomes", "serving_feedback_accuracy_ratio", "version", ONE, SHARE, most=1),
+        gauge("Right labels among the last outcomes", "serving_feedback_accuracy_ratio", "version", ONE, SHARE),
         gauge("Brier score of the last outcomes", "serving_feedback_brier", "version", ONE),
         gauge("Mean absolute error of the last outcomes", "serving_feedback_mae", "version", ONE),
     )
@@ -213,7 +213,7 @@ def capacity() -> dict[str, Any]:
 
     full = f'{HERE},reason="queue_full"'
     models = (
-        plot("Threads are busy", "serving:model_threads:busy_ratio_rate5m", f"instance, {of}", SHARE, most=1),
+        plot("Threads are busy", "serving:model_threads:busy_ratio_rate5m", f"instance, {of}", SHARE),
         plot("Rows that a busy thread does in a second", speed, of, "rowsps"),
         total("Rows that wait", "serving_queued_rows", of, HERE),
         rate("Rejected for want of room", "serving_rejected_total", "model", full),
@@ -224,7 +224,7 @@ def capacity() -> dict[str, Any]:
         rate("Processor", "process_cpu_seconds_total", at, HERE, SHARE),
         gauge("Resident memory", "process_resident_memory_bytes", at, HERE, "bytes"),
         quantiles("Event loops late", "serving_event_loop_lag_seconds", "instance", HERE, 0.5, 0.99),
-        plot("Open files", files, at, SHARE, most=1),
+        plot("Open files", files, at, SHARE),
         plot("Uptime", uptime, at, "s"),
         Panel("Behind the coordinator", behind),
     )

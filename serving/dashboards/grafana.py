@@ -6,6 +6,7 @@ Source: Grafana's dashboard JSON model, schema version 36 (Grafana 10; later one
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -18,17 +19,14 @@ _COLUMNS = 24
 class Panel:
     """queries: what is shown, each in PromQL with its legend. unit: as Grafana names it. kind: `timeseries` or `stat`.
 
-    width: of 24 columns. stacked: the queries are parts of a whole. most: where an axis of shares ends.
+    stacked: the queries are parts of a whole.
     """
 
     title: str
     queries: tuple[tuple[str, str], ...]
     unit: str = "short"
     kind: str = "timeseries"
-    width: int = 8
     stacked: bool = False
-    most: float | None = None
-    description: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ Rows: TypeAlias = tuple[tuple[str, tuple[Panel, ...]], ...]
 
 
 def dashboard(uid: str, title: str, variables: Iterable[Variable], rows: Rows) -> dict[str, Any]:
-    """Make a dashboard; `rows` are titles with their panels, which break where the columns end."""
+    """Make a dashboard; `rows` are titles with their panels, of one kind, three to a line, or six of single numbers."""
     return {
         "uid": uid,
         "title": title,
@@ -77,21 +75,19 @@ def _laid_out(rows: Rows) -> Iterator[dict[str, Any]]:
             "gridPos": {"h": 1, "w": _COLUMNS, "x": 0, "y": y},
             "panels": [],
         }
-        y, x, height = y + 1, 0, 0
-        for panel in panels:
+        y += 1
+        most, height = (6, 4) if panels[0].kind == "stat" else (3, 8)
+        columns = math.ceil(len(panels) / math.ceil(len(panels) / most))  # so that no panel stands alone
+        for at, panel in enumerate(panels):
             number += 1
-            if x + panel.width > _COLUMNS:
-                x, y = 0, y + height
-            height = 4 if panel.kind == "stat" else 8
-            yield _panel(number, panel) | {"gridPos": {"h": height, "w": panel.width, "x": x, "y": y}}
-            x += panel.width
-        y += height
+            width = _COLUMNS // min(columns, len(panels) - at // columns * columns)
+            place = {"h": height, "w": width, "x": at % columns * width, "y": y + at // columns * height}
+            yield _panel(number, panel) | {"gridPos": place}
+        y += math.ceil(len(panels) / columns) * height
 
 
 def _panel(number: int, panel: Panel) -> dict[str, Any]:
     defaults: dict[str, Any] = {"unit": panel.unit, "min": 0}
-    if panel.most is not None:
-        defaults["max"] = panel.most
     options: dict[str, Any] = {"tooltip": {"mode": "multi", "sort": "desc"}}
     if panel.kind == "stat":
         options = {"reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False}}
@@ -103,7 +99,6 @@ def _panel(number: int, panel: Panel) -> dict[str, Any]:
         "id": number,
         "type": panel.kind,
         "title": panel.title,
-        "description": panel.description,
         "datasource": _SOURCE,
         "fieldConfig": {"defaults": defaults, "overrides": []},
         "options": options,

@@ -32,19 +32,19 @@ def quantile_of(quantile: float, metric: str, by: str, where: str) -> str:
     return f"histogram_quantile({quantile}, {rate_of(f'{metric}_bucket', f'{by}, le', where)})"
 
 
-def plot(title: str, expr: str, by: str, unit: str = "short", *, most: float | None = None, width: int = 8) -> Panel:
+def plot(title: str, expr: str, by: str, unit: str = "short") -> Panel:
     """Draw a query."""
-    return Panel(title, ((expr, legend(by)),), unit, most=most, width=width)
+    return Panel(title, ((expr, legend(by)),), unit)
 
 
-def rate(title: str, metric: str, by: str, where: str, unit: str = "reqps", *, width: int = 8) -> Panel:
+def rate(title: str, metric: str, by: str, where: str, unit: str = "reqps") -> Panel:
     """Draw how much a counter grows a second."""
-    return plot(title, rate_of(metric, by, where), by, unit, width=width)
+    return plot(title, rate_of(metric, by, where), by, unit)
 
 
-def gauge(title: str, metric: str, by: str, where: str, unit: str = "short", *, most: float | None = None) -> Panel:
+def gauge(title: str, metric: str, by: str, where: str, unit: str = "short") -> Panel:
     """Draw a gauge, of which all servers that say it say the same, or the highest counts."""
-    return plot(title, f"max by ({by}) ({metric}{{{where}}})", by, unit, most=most)
+    return plot(title, f"max by ({by}) ({metric}{{{where}}})", by, unit)
 
 
 def total(title: str, metric: str, by: str, where: str) -> Panel:
@@ -52,9 +52,9 @@ def total(title: str, metric: str, by: str, where: str) -> Panel:
     return plot(title, f"sum by ({by}) ({metric}{{{where}}})", by)
 
 
-def top(title: str, metric: str, by: str, where: str, *, width: int = 8) -> Panel:
+def top(title: str, metric: str, by: str, where: str) -> Panel:
     """Draw the ten highest of a gauge."""
-    return plot(title, f"topk(10, max by ({by}) ({metric}{{{where}}}))", by, width=width)
+    return plot(title, f"topk(10, max by ({by}) ({metric}{{{where}}}))", by)
 
 
 def shares(title: str, metric: str, by: str, where: str) -> Panel:
@@ -70,4 +70,4 @@ def quantiles(title: str, metric: str, by: str, where: str, *quantiles: float, u
 
 def now(title: str, expr: str) -> Panel:
     """Show one number."""
-    return Panel(title, ((expr, ""),), kind="stat", width=4)
+    return Panel(title, ((expr, ""),), kind="stat")

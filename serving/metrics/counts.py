@@ -58,6 +58,7 @@ class Counts:
             at = self._taken * _SIZE
             self._memory[at + 8 : at + 8 + len(text)] = text
             self._places[key] = at // 8
+            # After the name: a worker may be killed between any two of these lines.
             self._taken += 1
             self._values[0] = self._taken
         place = self._places[key]

@@ -198,6 +198,7 @@ class Metrics:
 
     def _shared(self) -> bytes:
         """Flush, and return the snapshot that is left."""
+        # One at a time: the tick and a scrape would both take what was gathered, and the later file may be the older.
         with self._lock:
             self._flush()
             snapshot = self._snapshot()

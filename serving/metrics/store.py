@@ -158,12 +158,3 @@ def read_snapshots(files: Iterable[Path]) -> Iterator[Snapshot]:
             continue
         except (OSError, ValueError):
             log.error("%s can't be read and is left out", file.name)
-
-
-def cumulative(bounds: tuple[float, ...], cells: list[float]) -> Iterator[tuple[str, float]]:
-    """Yield each upper bound as text, and the count of all up to it."""
-    total = 0.0
-    for bound, cell in zip(bounds, cells, strict=False):
-        total += cell
-        yield f"{bound:g}", total
-    yield "+Inf", total + cells[len(bounds)]

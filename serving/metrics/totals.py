@@ -6,6 +6,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from serving.linux.files import write_whole
 from serving.linux.process_usage import usage
 from serving.metrics.counts import Counts
 from serving.metrics.definitions import COUNTERS, DIFFERENCES, Key, Version
-from serving.metrics.store import Store, cumulative, read_snapshots
+from serving.metrics.store import Store, read_snapshots
 
 
 def _counted(name: str, *labels: str) -> Any:
@@ -32,7 +33,13 @@ def _summed(name: str) -> Any:
     return _field(lambda store, version: store.histograms.get((f"serving_{name}", version), [0.0])[-1])
 
 
-def _field(read: Callable[[Store, Version], float]) -> Any:
+def _differences(store: Store, version: Version) -> dict[str, float]:
+    cells = store.histograms.get(("serving_shadow_score_difference", version), [])
+    bounds = [*(f"{bound:g}" for bound in DIFFERENCES), "+Inf"]
+    return dict(zip(bounds, accumulate(cells), strict=False))  # the last cell is no count
+
+
+def _field(read: Callable[[Store, Version], Any]) -> Any:
     return field(default=0.0, metadata={"read": read})
 
 
@@ -77,7 +84,7 @@ class VersionTotals:
     differences: float = _observed("shadow_score_difference")
     """Rows whose scores were compared with the live version's."""
     difference_sum: float = _summed("shadow_score_difference")
-    differences_up_to: dict[str, float] = field(default_factory=dict)
+    differences_up_to: dict[str, float] = field(default_factory=dict, metadata={"read": _differences})
     """By upper bound, as text."""
 
     @property
@@ -93,7 +100,7 @@ class VersionTotals:
 
 def totals_of(store: Store, versions: Iterable[Version]) -> dict[Version, VersionTotals]:
     """Sum what versions, given as (name, version), did in a store."""
-    ended: dict[Version, dict[str, float]] = {version: defaultdict(float) for version in versions}
+    ended: dict[Version, dict[str, Any]] = {version: defaultdict(float) for version in versions}
     for (name, labels), value in store.counters.items():
         if name == "serving_predictions" and (labels[0], labels[1]) in ended:
             mine, outcome = ended[labels[0], labels[1]], labels[-1]
@@ -103,10 +110,8 @@ def totals_of(store: Store, versions: Iterable[Version]) -> dict[Version, Versio
     read = {each.name: each.metadata["read"] for each in fields(VersionTotals) if each.metadata}
     found = {}
     for version, outcomes in ended.items():
-        cells = store.histograms.get(("serving_shadow_score_difference", version))
-        up_to = dict(cumulative(DIFFERENCES, cells)) if cells else {}
-        values = {name: of(store, version) for name, of in read.items()}
-        found[version] = VersionTotals(**outcomes, **values, differences_up_to=up_to)
+        values: dict[str, Any] = {name: of(store, version) for name, of in read.items()}
+        found[version] = VersionTotals(**outcomes, **values)
     return found
 
 
@@ -122,7 +127,10 @@ def read_totals(directory: Path, versions: Iterable[Version]) -> dict[Version, V
 
 
 def settle(directory: Path, slot: int, counts: Counts) -> None:
-    """Close the account of a worker that ended: what it counted to the last, without its gauges, which went with it."""
+    """Close the account of a worker that ended: what it counted to the last, without its gauges, which went with it.
+
+    To be called before another worker gets the slot, which begins with what stands here.
+    """
     file = directory / f"worker-{slot}.json"
     whole = Store()
     for snapshot in read_snapshots([file]):  # or that of the worker before, which was settled, where it left none

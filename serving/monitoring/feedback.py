@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -119,18 +119,15 @@ class Recorder:
         return number
 
     def _kept(self, key: str, outputs: Tensors) -> list[Kept]:
+        answers: Iterable[tuple[str | None, bytes | None, float | None]]
         if self._label is None:
-            values = outputs[0].ravel().astype(float).tolist()
-            return [Kept(self.of[0], key, i, self.of[1], self.content, None, None, v) for i, v in enumerate(values)]
-        scores = outputs[self._scores].astype(np.float32) if self._scores is not None else None
-        return [
-            Kept(
-                *(self.of[0], key, i, self.of[1], self.content, self._named(label)),
-                scores[i].tobytes() if scores is not None else None,
-                None,
-            )
-            for i, label in enumerate(outputs[self._label].ravel().tolist())
-        ]
+            answers = ((None, None, value) for value in outputs[0].ravel().astype(float).tolist())
+        else:
+            labels = (self._named(label) for label in outputs[self._label].ravel().tolist())
+            scores = outputs[self._scores].astype(np.float32) if self._scores is not None else None
+            answers = ((label, None if scores is None else scores[i].tobytes(), None) for i, label in enumerate(labels))
+        model, version = self.of
+        return [Kept(model, key, row, version, self.content, *answer) for row, answer in enumerate(answers)]
 
     def _named(self, label: Any) -> str:
         return self.classes[label] if self._indexed and 0 <= label < len(self.classes) else _text(label)
@@ -158,16 +155,16 @@ class Recorder:
         right = np.array([label == outcome for label, _, _, outcome in judged])
         figures: dict[str, float | None] = {"accuracy": float(right.mean())}
         blobs = [scores for _, scores, _, _ in judged if scores is not None]
-        if len(blobs) == len(judged) and len(self.classes) > 1:
-            scores = np.frombuffer(b"".join(blobs), np.float32)
-            if len(scores) == len(judged) * len(self.classes):
-                known = {name: place for place, name in enumerate(self.classes)}
-                table = scores.reshape(len(judged), -1).astype(float)
-                # What was true may be a class of another version, which this one does not have.
-                places = np.array([known.get(outcome, -1) for *_, outcome in judged])
-                figures["auc"] = quality.auc(places, table)
-                if self.probabilities:
-                    figures["brier"] = quality.brier(places, table)
+        scores = np.frombuffer(b"".join(blobs), np.float32)
+        # Of two classes there may be one score, or of none.
+        if len(self.classes) > 1 and len(scores) == len(judged) * len(self.classes):
+            known = {name: place for place, name in enumerate(self.classes)}
+            table = scores.reshape(len(judged), -1).astype(float)
+            # What was true may be a class of another version, which this one does not have.
+            places = np.array([known.get(outcome, -1) for *_, outcome in judged])
+            figures["auc"] = quality.auc(places, table)
+            if self.probabilities:
+                figures["brier"] = quality.brier(places, table)
         return found.model_copy(update=figures)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from serving.errors import NotReady, ServingError
 from serving.linux.files import is_at, sync, try_lock
-from serving.repository.traffic import Traffic, parse
+from serving.repository.traffic import TRAFFIC_FILE, Traffic, parse
 
 HISTORY_FILE = "history.jsonl"
 LOCK_WAIT_S = 30.0
@@ -104,6 +104,23 @@ def entry_of(now: float, before: Traffic, after: Traffic, *, who: str, what: str
         "before": before.document(),
         "after": after.document(),
     }
+
+
+def edit(before: Traffic, after: Traffic, who: str) -> dict[str, Any]:
+    """Make the line of a document that was changed by hand."""
+    return entry_of(time.time(), before, after, who=who, what="edited", why=f"{TRAFFIC_FILE} was edited")
+
+
+def effective(document: Traffic, last: Traffic) -> tuple[Traffic, bool]:
+    """Return a document with the generation that it counts as, and whether it is an edit that nobody has noted.
+
+    last: what the history says.
+    """
+    if document.generation > last.generation:
+        return document, True
+    if document.same(last):
+        return last, False
+    return document.model_copy(update={"generation": last.generation + 1}), True
 
 
 def when(seconds: float) -> str:

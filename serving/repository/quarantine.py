@@ -6,6 +6,7 @@ of the folder know. A version is let go when its file changes, or its entry is t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections import Counter
@@ -63,7 +64,6 @@ class Quarantine:
         self._unwritten: list[Case] = []
         self._known: list[Case] = []
         self._seen: Stamp = ()
-        self._readable = True
 
     def add(self, name: str, version: str, reason: str) -> None:
         """Put a version in quarantine; where that can't be written down, until this server ends."""
@@ -86,19 +86,15 @@ class Quarantine:
         """Read the file where it is another than last time; what can't be read changes nothing."""
         if not self._root.is_dir():
             return self._known  # it may come back
-        try:
+        with contextlib.suppress(OSError):  # of the folder, of which `add` speaks
             file = state_folder(self._root, self._state_dir) / FILE
             seen = stamp(file)
             if seen != self._seen:
                 self._seen = seen
-                self._known = [Case(**case) for case in json.loads(file.read_bytes())]
-                self._readable = True
-        except FileNotFoundError:
-            self._known, self._seen = [], ()
-        except (OSError, ValueError, TypeError):
-            if self._readable:
-                log.error("%s can't be read: what it says is not followed", FILE)
-            self._readable = False
+                try:
+                    self._known = [Case(**case) for case in json.loads(file.read_bytes())] if seen else []
+                except (OSError, ValueError, TypeError):
+                    log.error("%s can't be read: what it says is not followed", FILE)
         return self._known
 
     def _state(self, name: str, version: str) -> tuple[int, int] | None:

@@ -120,21 +120,16 @@ class RemoteTraffic:
         known = any(
             entry["generation"] == document.generation and entry["after"] == document.document() for entry in entries
         )
-        if known or document.same(last):
-            return _State(kept, written, entries, last, edited=False)
-        generation = max(document.generation, last.generation + 1)
-        return _State(kept, written, entries, document.model_copy(update={"generation": generation}), edited=True)
+        traffic, edited = (last, False) if known else history.effective(document, last)
+        return _State(kept, written, entries, traffic, edited)
 
     def _write(self, name: str, state: _State, after: Traffic, entry: dict[str, Any]) -> list[dict[str, Any]]:
         """Replace both objects; return the history's new lines. Raises Overtaken, StoreFailed: nothing is changed."""
         over, lines = state.written.token if state.written is not None else None, [entry]
         if state.edited:  # which first becomes a state of the history's own, or it would be taken for a new edit again
             last = history.traffic_of(state.entries[-1]["after"]) if state.entries else Traffic()
-            note = history.entry_of(
-                time.time(), last, state.traffic, who="unknown", what="edited", why=f"{TRAFFIC_FILE} was edited"
-            )
-            lines.insert(0, note)
-            over = self.bucket.write(f"{name}/{TRAFFIC_FILE}", _text(state.traffic), over)
+            lines.insert(0, history.edit(last, state.traffic, "unknown"))
+            over = self.bucket.write(f"{name}/{TRAFFIC_FILE}", state.traffic.text(), over)
         before = state.history.content if state.history is not None else b""
         content = b"".join(line + b"\n" for line in (*before.splitlines(), *(json.dumps(e).encode() for e in lines)))
         try:
@@ -156,7 +151,7 @@ class RemoteTraffic:
         """Write what the history says now, unless a later change or an edit is to be seen there."""
         for _ in range(_TRIES):
             try:
-                self.bucket.write(f"{name}/{TRAFFIC_FILE}", _text(after), over)
+                self.bucket.write(f"{name}/{TRAFFIC_FILE}", after.text(), over)
                 return
             except Overtaken:  # by the change before, whose history was already there
                 state = self._read(name)
@@ -170,9 +165,5 @@ def _install(name: str, folder: Path, traffic: Traffic, entries: Iterable[dict[s
     with history.alone(name, folder):
         last = history.last(folder)
         if traffic.generation >= last.generation:
-            write_whole(folder / TRAFFIC_FILE, _text(traffic))
+            write_whole(folder / TRAFFIC_FILE, traffic.text())
             history.append(folder, *(entry for entry in entries if entry["generation"] > last.generation))
-
-
-def _text(traffic: Traffic) -> bytes:
-    return json.dumps(traffic.document(), indent=1).encode() + b"\n"

@@ -76,7 +76,10 @@ class ServerFile:
                 said["locked"] = False
                 with contextlib.suppress(OSError):  # its file system has no locks
                     said["locked"] = try_lock(held)
-                os.write(held, orjson.dumps({**said, "at": time.monotonic(), "root": _place(self._root), **summary}))
+                said |= {"at": time.monotonic(), "root": _place(self._root), **summary}
+                with open(held, "wb", closefd=False) as whole:  # or nothing: a full disk may take a part
+                    whole.write(orjson.dumps(said))
+                # Named once it is locked, or whoever looks takes it for that of a server that has ended.
                 fresh.replace(file)
             except BaseException:
                 os.close(held)

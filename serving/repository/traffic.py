@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import random
 import re
 from collections.abc import Collection
@@ -153,28 +154,30 @@ class Traffic(_Frozen):
                 raise ValueError("shadow.version: is canary's: a version answers or is compared, not both")
         if self.shadow is not None and self.shadow.version == self.stable:
             raise ValueError("shadow.version: is stable's: a version can't be compared with itself")
-        if self.judge is not None and self.judge.latency_ratio is not None and self._all_to_canary:
-            raise ValueError("judge.latency_ratio: a canary of 100 % leaves stable nothing to compare it with")
-        if self.judge is not None and self.judge.agreement is not None:
-            if self.canary is None and self.shadow is None:
-                raise ValueError("judge.agreement: only a canary or a shadow answers the same rows as stable")
-            if self.canary is not None and self.shadow is not None:
-                raise ValueError("judge.agreement: end the shadow first, for the canary must be compared in its place")
-        if (
-            self.judge is not None
-            and self.judge.accuracy_loss is not None
-            and (self.canary is None or self._all_to_canary)
-        ):
-            raise ValueError("judge.accuracy_loss: only a canary of less than 100 % answers callers beside stable")
         return self
 
-    @property
-    def _all_to_canary(self) -> bool:
-        return self.canary is not None and self.canary.percent == 100
+    @model_validator(mode="after")
+    def _judged(self) -> Traffic:
+        judge, all_to_canary = self.judge, self.canary is not None and self.canary.percent == 100
+        if judge is None:
+            return self
+        if judge.latency_ratio is not None and all_to_canary:
+            raise ValueError("judge.latency_ratio: a canary of 100 % leaves stable nothing to compare it with")
+        if judge.agreement is not None and self.canary is None and self.shadow is None:
+            raise ValueError("judge.agreement: only a canary or a shadow answers the same rows as stable")
+        if judge.agreement is not None and self.canary is not None and self.shadow is not None:
+            raise ValueError("judge.agreement: end the shadow first, for the canary must be compared in its place")
+        if judge.accuracy_loss is not None and (self.canary is None or all_to_canary):
+            raise ValueError("judge.accuracy_loss: only a canary of less than 100 % answers callers beside stable")
+        return self
 
     def document(self) -> dict[str, Any]:
         """Return it as JSON has it; what is not set is left out."""
         return self.model_dump(mode="json", exclude_none=True)
+
+    def text(self) -> bytes:
+        """Write it as `traffic.json` has it."""
+        return json.dumps(self.document(), indent=1).encode() + b"\n"
 
     def same(self, other: Traffic) -> bool:
         """Tell whether both say the same, whenever and as whatever generation it was said."""

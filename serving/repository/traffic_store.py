@@ -11,6 +11,7 @@ Of a folder that mirrors a repository in an object store, changes are made there
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -63,7 +64,7 @@ class TrafficStore:
         folder = self._folder(name)
         # In this order: a change that comes between is then one whose generation has grown.
         last = history.last(folder)
-        return _effective(_document(folder, last if anyway else None), last)[0]
+        return history.effective(_document(folder, last if anyway else None), last)[0]
 
     def change(
         self,
@@ -103,10 +104,10 @@ class TrafficStore:
             after, entry = make(_imported(folder, anyway=anyway))
             ahead = folder / _AHEAD_FILE
             # On disk, by content and by name, before the document is: a change must not outlive who made it.
-            _write(ahead, json.dumps(entry))
+            _write(ahead, json.dumps(entry).encode())
             sync(folder)
             fresh = folder / f".{TRAFFIC_FILE}.new"
-            _write(fresh, json.dumps(after.document(), indent=1) + "\n")
+            _write(fresh, after.text())
             fresh.replace(folder / TRAFFIC_FILE)
             try:
                 # The document before its line, or a loss of power could leave the line of a change that is not made.
@@ -179,7 +180,7 @@ class TrafficStore:
         if self.remote is not None:  # where the next change notes it
             return self.read(name)
         last = history.last(folder)
-        if _effective(_document(folder), last)[1] or (folder / _AHEAD_FILE).exists():
+        if history.effective(_document(folder), last)[1] or (folder / _AHEAD_FILE).exists():
             # A folder that is being removed loses its document too: nothing may be created in it then.
             create = last == Traffic()
             with contextlib.suppress(NotReady), history.alone(name, folder, create=create):
@@ -192,12 +193,7 @@ class TrafficStore:
         if (folder / _AHEAD_FILE).exists():
             with contextlib.suppress(NotReady), history.alone(name, folder):
                 _repair(folder)
-        found: list[dict[str, Any]] = []
-        for entry in history.backwards(folder):
-            if len(found) >= limit:
-                break
-            found.append(entry)
-        return found[::-1]
+        return list(itertools.islice(history.backwards(folder), limit))[::-1]
 
     def events(self, name: str, limit: int = 100) -> list[dict[str, Any]]:
         """Return the last `limit` changes and publications, oldest first. Of the latter those whose version is there.
@@ -226,12 +222,9 @@ def _imported(folder: Path, *, anyway: bool = False) -> Traffic:
     """Under the lock: bring the history up to the document, and return the document."""
     _repair(folder)
     last = history.last(folder)
-    traffic, edited = _effective(_document(folder, last if anyway else None), last)
+    traffic, edited = history.effective(_document(folder, last if anyway else None), last)
     if edited:
-        note = history.entry_of(
-            time.time(), last, traffic, who=_owner(folder), what="edited", why=f"{TRAFFIC_FILE} was edited"
-        )
-        history.append(folder, note)
+        history.append(folder, history.edit(last, traffic, _owner(folder)))
     return traffic
 
 
@@ -248,15 +241,6 @@ def _repair(folder: Path) -> None:
             if _document(folder) == made:
                 history.append(folder, entry)
     ahead.unlink()  # of a change that was not made, or whose line is there
-
-
-def _effective(document: Traffic, last: Traffic) -> tuple[Traffic, bool]:
-    """Return the document with the generation that it counts as, and whether it is an edit that nobody has noted."""
-    if document.generation > last.generation:
-        return document, True
-    if document.same(last):
-        return last, False
-    return document.model_copy(update={"generation": last.generation + 1}), True
 
 
 def _document(folder: Path, instead: Traffic | None = None) -> Traffic:
@@ -280,8 +264,8 @@ def _owner(folder: Path) -> str:
         return "unknown"
 
 
-def _write(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
