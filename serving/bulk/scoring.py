@@ -213,6 +213,7 @@ class Scoring:
             raise TooManyBad(f"more than {self.max_bad} rows are bad, and {self.out or 'the rest'} is not written")
 
     def _save(self, out: BinaryIO, errors: BinaryIO) -> None:
+        # Before the note: it counts bytes that must be there. A loss of power may still take some, so `resume` looks.
         out.flush()
         errors.flush()
         if self.out is not None and self.resumable and self.progress.at != BEGIN:

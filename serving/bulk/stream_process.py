@@ -43,7 +43,8 @@ def main(descriptor: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     pa.set_cpu_count(1)  # it is not asked to use more, and the stacks of many are memory that a stream may not have
-    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no child that has ended stays as a zombie
+    gc.freeze()  # what is loaded is shared with the children: no collection of theirs should touch it
     control.settimeout(IDLE_S)
     control.send(b"\0")  # it has started
     while True:
@@ -55,24 +56,23 @@ def main(descriptor: int) -> None:
             continue
         if not given:
             return
-        _children()
         if os.fork() == 0:
             try:
-                control.close()
+                control.close()  # or the worker's end would not be seen here for as long as a stream goes on
                 serve(*(socket.socket(fileno=each) for each in descriptors))
             finally:
-                os._exit(0)
+                os._exit(0)  # and not back into the loop, whatever was raised
         for each in descriptors:
-            os.close(each)
+            os.close(each)  # or the worker would wait for a stream whose child has died
 
 
 def _children() -> bool:
-    """Reap those that have ended; tell whether there are others."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-        return True
-    return False
+    """Tell whether there are any that have not ended."""
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def serve(body: socket.socket, batches: socket.socket, answered: socket.socket) -> None:

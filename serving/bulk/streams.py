@@ -110,11 +110,11 @@ class StreamProcess:
                     for side, each in zip((ours, theirs), socket.socketpair(), strict=True):
                         each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
                         side.append(each)
-                with self._lock:
+                with self._lock:  # two that start it at once would leave one that nobody ends
                     control = self._control = self._control or self._start()
                     socket.send_fds(control, [b"\0"], [each.fileno() for each in theirs])
                 for each in theirs:
-                    each.close()
+                    each.close()  # the child has its own: only with these closed is its death the end of a message
                 ours[2].settimeout(_START_S)
                 send(ours[2], (described, given, wanted))
                 receive(ours[2])  # it has begun

@@ -56,15 +56,13 @@ class Tap:
         self._capture = capture
         self._share = share
         self._hidden = hidden
-        self._signature = signature = model.signature
+        self._signature = model.signature
         facts = {
             "model": model.name,
             "version": model.version,
             "sha256": model.sha256,
-            "label": signature.label,
-            "scores": signature.scores,
-            "classes": signature.classes,
             "redacted": sorted(hidden),
+            **model.signature.model_dump(include={"label", "scores", "classes"}),
         }
         self._metadata = {METADATA_KEY: json.dumps(facts).encode()}
 

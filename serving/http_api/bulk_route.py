@@ -198,7 +198,7 @@ class StreamedAnswer:
 
     def _write(self, rows: RowStream, scored: Sequence[Scored], counts: tuple[int, int] | None = None) -> None:
         with self._writing:  # also of one that was cancelled, and goes on
-            told = [tuple(each) for each in scored]
+            told = [tuple(each) for each in scored]  # the process knows nothing of predictions
             self._made.append(rows.write(told, beside_live=self._prediction.beside_live(), counts=counts))
 
     async def _deliver(self, scored: list[Scored], rows: RowStream) -> None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, model_validator
 
+from serving.bulk.formats import MEDIA_TYPES, SUFFIXES
 from serving.documented import Documented
 
 Format: TypeAlias = Literal["csv", "ndjson", "parquet"]
 State: TypeAlias = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
-TYPES: dict[str, Format] = {
-    "text/csv": "csv",
-    "application/x-ndjson": "ndjson",
-    "application/vnd.apache.parquet": "parquet",
-}
+_KINDS: dict[str, Format] = {"csv": "csv", "ndjson": "ndjson", "parquet": "parquet"}
+TYPES: dict[str, Format] = {name: _KINDS[kind] for name, kind in MEDIA_TYPES.items() if kind in _KINDS}
 """Media types of what may be sent."""
 
 
@@ -67,9 +66,7 @@ class JobRequest(Asked):
         """The format of the input."""
         if self.rows is not None or self.input is not None:
             return self.input or "ndjson"
-        ending = (self.url or "").rpartition(".")[2].lower()
-        endings: dict[str, Format] = {"csv": "csv", "ndjson": "ndjson", "jsonl": "ndjson", "parquet": "parquet"}
-        return endings.get(ending)
+        return _KINDS.get(SUFFIXES.get(PurePosixPath(self.url or "").suffix.lower(), ""))
 
 
 class JobDocument(Documented):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from serving.errors import Conflict, Forbidden, InvalidRequest, NotReady
 from serving.repository.object_store import open_store
 
 SCHEMES = ("s3", "gs", "az")
-_URL = re.compile(r"([a-z0-9+.-]+)://(.*)", re.DOTALL | re.IGNORECASE)
 _BUFFER = 1 << 20
 _FULL = ("no space left", "quota exceeded", "read-only file system", "file too large")
 CHANGED = "the input has changed since the job was asked for: ask for a new one"
@@ -123,7 +121,9 @@ class Locations:
             if not os.path.isabs(path):
                 raise InvalidRequest("url: is no whole path: begin it with /, or with s3://, gs://, az:// or file://")
             return LocalInput(path, self._folders)
-        scheme, rest = _parts(url)
+        scheme, _, rest = url.partition("://")
+        if scheme not in SCHEMES:
+            raise InvalidRequest("url: should begin with s3://, gs://, az:// or file://, or be a whole path")
         bucket, _, key = rest.partition("/")
         if not bucket or not key or any(part in ("", ".", "..") for part in key.split("/")) or "@" in bucket:
             raise InvalidRequest(f"url: should be {scheme}://bucket/path, without empty parts, . and ..")
@@ -135,14 +135,6 @@ class Locations:
 _REFUSED = (
     "url: is not below a folder or a URL that this server may read; who runs it can allow some: see --jobs-inputs"
 )
-
-
-def _parts(url: str) -> tuple[str, str]:
-    found = _URL.fullmatch(url)
-    scheme, rest = (found[1].lower(), found[2]) if found is not None else ("", url)
-    if scheme not in SCHEMES:
-        raise InvalidRequest("url: should begin with s3://, gs://, az:// or file://, or be a whole path")
-    return scheme, rest
 
 
 def _is_url(given: str) -> bool:

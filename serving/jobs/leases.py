@@ -99,8 +99,13 @@ async def renew(session: AsyncSession, claimed: Claim, *, lease_s: float = LEASE
 
 async def commit_scored(session: AsyncSession, claimed: Claim, *, good: int, bad: int) -> None:
     """Have a piece count as done, its rows with it. Raises LeaseLost; where it is done already, nothing changes."""
-    if not await _finish(session, claimed, bad=bad):
-        return
+    try:
+        await _change(session, claimed, state=DONE, bad=bad)
+    except LeaseLost:
+        piece = await session.get(Piece, (claimed.job.id, claimed.piece.number))
+        if piece is None or (piece.state, piece.token) != (DONE, claimed.token):
+            raise
+        return  # it was committed before, and the confirmation got lost: its rows count once
     done = claimed.piece.end - claimed.piece.start
     changed = {"rows_good": Job.rows_good + good, "rows_bad": Job.rows_bad + bad, "done": Job.done + done, "error": ""}
     await session.execute(_JOBS.where(Job.id == claimed.job.id).values(**changed))
@@ -166,19 +171,8 @@ async def end(session: AsyncSession, job_id: str, state: str, error: str = "") -
 
 
 async def _change(session: AsyncSession, claimed: Claim, **values: Any) -> None:
+    # The token is the fence: without it a worker that was taken for dead would commit over the one in its place.
     mine = (Piece.job_id == claimed.job.id, Piece.number == claimed.piece.number, Piece.token == claimed.token)
     changed = _PIECES.where(*mine, Piece.state == LEASED).values(**values)
     if await session.scalar(changed.returning(Piece.number)) is None:
         raise LeaseLost
-
-
-async def _finish(session: AsyncSession, claimed: Claim, **values: Any) -> bool:
-    """Have a piece count as done; return False where it is so already: its confirmation got lost. Raises LeaseLost."""
-    try:
-        await _change(session, claimed, state=DONE, **values)
-    except LeaseLost:
-        piece = await session.get(Piece, (claimed.job.id, claimed.piece.number))
-        if piece is None or (piece.state, piece.token) != (DONE, claimed.token):
-            raise
-        return False
-    return True

@@ -123,6 +123,7 @@ class Pieces:
             content = _aside(
                 as_parquet(head, (head + self._whole(each) for each in parts), job.rows_good, job.rows_bad)
             )
+        # The result last: it is what a job that counts as succeeded has for sure.
         await self.results.put(f"{job.id}/errors.ndjson", self._joined(errors))
         path = f"{job.id}/result.{job.output_format}"
         await self.results.put(path, self._while_held(claimed, content))
@@ -212,11 +213,11 @@ def _head(job: Job) -> str:
 
 
 def _form(job: Job, described: Described) -> AnswerForm:
-    return formats.answer_form(cast(formats.Format, job.output_format), described)
+    return formats.answer_form(job.output_format, described)
 
 
 def _reader(job: Job, file: InputFile, described: Described, start: Position = BEGIN) -> Reader:
-    return formats.reader(cast(formats.Format, job.input_format), cast(BinaryIO, file), described, start)
+    return formats.reader(job.input_format, cast(BinaryIO, file), described, start)
 
 
 def _batches(claimed: Claim, source: Input, described: Described) -> Iterator[Batch]:

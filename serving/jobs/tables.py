@@ -9,6 +9,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 
+from serving.jobs.documents import Format
+
 ACTIVE = ("queued", "running")
 ENDED = ("succeeded", "failed", "cancelled")
 STATES = (*ACTIVE, *ENDED)
@@ -61,8 +63,8 @@ class Job(Base):
     """Where the input is; None: it was sent, and is kept with the results."""
     identity: Mapped[str | None] = mapped_column(Text)
     """What tells the input from what may replace it: an ETag, or size and time of a file."""
-    input_format: Mapped[str] = mapped_column(String(16))
-    output_format: Mapped[str] = mapped_column(String(16))
+    input_format: Mapped[Format] = mapped_column(String(16))
+    output_format: Mapped[Format] = mapped_column(String(16))
     traceparent: Mapped[str | None] = mapped_column(String(55))
     """What the request that asked for it is part of."""
     state: Mapped[str] = mapped_column(String(16), default="queued")
