@@ -33,13 +33,18 @@ _JSON = {"content-type": "application/json"}
 
 
 class Request(NamedTuple):
-    """One HTTP request; the deadline goes along as seconds that are left."""
+    """One HTTP request."""
 
     method: str
     path: str
-    headers: Mapping[str, str]
-    body: bytes
-    seconds: float
+    headers: Mapping[str, str] = {}
+    body: bytes = b""
+    seconds: float = 0.0
+    """Until the deadline; the server is told so."""
+
+    def within(self, seconds: float) -> Request:
+        """Give it the time that is left."""
+        return self._replace(headers={**self.headers, TIMEOUT: f"{seconds:.6f}"}, seconds=seconds)
 
 
 class Infer(NamedTuple):
@@ -48,8 +53,12 @@ class Infer(NamedTuple):
     model: str
     version: str | None
     tensors: Sequence[Tensor]
-    seconds: float
     request_id: str
+    seconds: float = 0.0
+
+    def within(self, seconds: float) -> Infer:
+        """Give it the time that is left."""
+        return self._replace(seconds=seconds)
 
 
 class Pause(NamedTuple):
@@ -94,6 +103,17 @@ Outcome: TypeAlias = str | bool | int | float
 Outcomes: TypeAlias = Mapping[str, Outcome | Sequence[Outcome]]
 """What turned out to be true, by request: of its one row, or of all its rows in order."""
 
+
+class _Call(NamedTuple):
+    """Who is to answer one prediction, what it is called, and until when (monotonic seconds)."""
+
+    model: str
+    version: str | None
+    label: str | None
+    identity: str
+    deadline: float
+
+
 T = TypeVar("T")
 Conversation: TypeAlias = Generator[Request | Infer | Pause, Any, T]
 
@@ -114,12 +134,11 @@ class Conversations:
 
     def describe(self, model: str, version: str | None = None) -> Conversation[dict[str, Any]]:
         """Ask what a model is like."""
-        return (yield from self._described(model, version, _deadline(self._timeout)))
+        return self._document(Request("GET", _path(model, version)), _deadline(self._timeout))
 
     def drift(self, model: str, version: str | None = None) -> Conversation[dict[str, Any]]:
         """Ask whether a version's rows are as those that it was made for."""
-        path = f"{_path(model, version)}/drift"
-        return (yield from self._document("GET", path, {}, b"", _deadline(self._timeout)))
+        return self._document(Request("GET", f"{_path(model, version)}/drift"), _deadline(self._timeout))
 
     def feedback(self, model: str, outcomes: Outcomes) -> Conversation[int]:
         """Tell what turned out to be true."""
@@ -127,8 +146,8 @@ class Conversations:
             {"id": identity, "outcomes": list(told) if np.ndim(told) else [told]}  # type: ignore[arg-type]
             for identity, told in outcomes.items()
         ]
-        path, body = f"{_path(model, None)}:feedback", rows_given.written({"feedback": rows})
-        document = yield from self._document("POST", path, _JSON, body, _deadline(self._timeout))
+        request = Request("POST", f"{_path(model)}:feedback", _JSON, rows_given.written({"feedback": rows}))
+        document = yield from self._document(request, _deadline(self._timeout))
         try:
             return int(document["accepted"])
         except (KeyError, TypeError, ValueError):
@@ -147,18 +166,19 @@ class Conversations:
         """Ask for a prediction. Raises ServingError."""
         if version is not None and label is not None:
             raise InvalidRequest("give a version or a label, not both")
-        identity = _identity(request_id)
         deadline = _deadline(self._timeout if timeout is None else timeout)
+        call = _Call(model, version, label, _identity(request_id), deadline)
         asked = rows_given.given(data)
-        many = asked.rows is None or cells(asked.rows) >= BINARY_CELLS
         names: Sequence[str] = ()
+        made: Sequence[Tensor] | None = None
         refused: ServingError | None = None
-        if many:
+        if asked.rows is None or cells(asked.rows) >= BINARY_CELLS:
             signature = yield from self._signature(model, version, deadline)
             names = [feature.name for feature in signature.features]
-        if many and label is None and (made := tensors.tensors_of(asked, signature)) is not None:
+            made = tensors.tensors_of(asked, signature) if label is None else None
+        if made is not None:
             try:
-                outputs = yield from self._infer(model, version, made, identity, deadline)
+                outputs = yield from self._infer(call, made)
                 answering = yield from self._signature(model, outputs.version, deadline)
             except InvalidRequest as error:
                 # Nothing has run. Of rows as JSON the server says which cells are bad; and the model may have changed.
@@ -168,64 +188,55 @@ class Conversations:
                 if version is None:
                     self._known[model, None] = answering
                 if _inputs(answering) == _inputs(signature):
-                    return self._answered(asked, model, outputs, answering)._replace(request_id=identity)
+                    return self._answered(call, asked, outputs, answering)
                 # To the version that answered the tensors may have meant something else: again, by name.
         try:
-            answer = yield from self._by_json(model, version, label, asked, names, identity, deadline)
-            return answer._replace(request_id=identity)
+            return (yield from self._by_json(call, asked, names))
         except PayloadTooLarge:
             if refused is not None:
                 raise refused from None
             raise
 
-    def _answered(self, asked: Given, model: str, outputs: Outputs, signature: Signature) -> Answer:
+    def _answered(self, call: _Call, asked: Given, outputs: Outputs, signature: Signature) -> Answer:
         """Give a version's outputs in the kind of what was asked."""
         if asked.rows is None:
             columns = tensors.answered(outputs.tensors, signature)
-            return Answer(rows_given.in_kind(asked, columns, signature.classes or ()), model, outputs.version)
-        writer = self._writers.get((model, outputs.version))
-        if writer is None:
-            writer = self._writers[model, outputs.version] = Answers(signature, model, outputs.version)
-        # The server's own writer: the same numbers, digit by digit, as the answer to rows sent as JSON.
-        text = writer.rows(tuple(outputs.tensors[spec.name] for spec in signature.outputs))
-        return Answer(orjson.loads(text)["predictions"], model, outputs.version)
+            predictions = rows_given.in_kind(asked, columns, signature.classes or ())
+        else:
+            writer = self._writers.get((call.model, outputs.version))
+            if writer is None:
+                writer = Answers(signature, call.model, outputs.version)
+                self._writers[call.model, outputs.version] = writer
+            # The server's own writer: the same numbers, digit by digit, as the answer to rows sent as JSON.
+            text = writer.rows(tuple(outputs.tensors[spec.name] for spec in signature.outputs))
+            predictions = orjson.loads(text)["predictions"]
+        return Answer(predictions, call.model, outputs.version, call.identity)
 
-    def _by_json(  # noqa: PLR0917
-        self,
-        model: str,
-        version: str | None,
-        label: str | None,
-        asked: Given,
-        names: Sequence[str],
-        identity: str,
-        deadline: float,
-    ) -> Conversation[Answer]:
-        path = _path(model, version, label)
-        body = rows_given.body(asked, names)
-        document = yield from self._document("POST", f"{path}:predict", _JSON | {_ID: identity}, body, deadline)
+    def _by_json(self, call: _Call, asked: Given, names: Sequence[str]) -> Conversation[Answer]:
+        path = f"{_path(call.model, call.version, call.label)}:predict"
+        request = Request("POST", path, {**_JSON, _ID: call.identity}, rows_given.body(asked, names))
+        document = yield from self._document(request, call.deadline)
         try:
             answered = str(document["model_version"])
             if asked.rows is not None:
-                predictions = document["predictions"]
-                return Answer(predictions[0] if asked.kind == "row" else predictions, model, answered)
-            signature = yield from self._signature(model, answered, deadline)
-            columns = tensors.read_columns(document["outputs"], signature)
-            return Answer(rows_given.in_kind(asked, columns, signature.classes or ()), model, answered)
+                predictions = document["predictions"][0] if asked.kind == "row" else document["predictions"]
+            else:
+                signature = yield from self._signature(call.model, answered, call.deadline)
+                columns = tensors.read_columns(document["outputs"], signature)
+                predictions = rows_given.in_kind(asked, columns, signature.classes or ())
         except (KeyError, TypeError, IndexError, ValueError):
             raise _strange() from None
+        return Answer(predictions, call.model, answered, call.identity)
 
-    def _infer(
-        self, model: str, version: str | None, made: Sequence[Tensor], identity: str, deadline: float
-    ) -> Conversation[Outputs]:
+    def _infer(self, call: _Call, made: Sequence[Tensor]) -> Conversation[Outputs]:
         if self._grpc:
-            outputs: Outputs = yield from self._asked(
-                lambda left: Infer(model, version, made, left, identity), deadline
-            )
+            step = Infer(call.model, call.version, made, call.identity)
+            outputs: Outputs = yield from self._asked(step, call.deadline)
             return outputs
         headers, body = open_inference.binary(made)
-        headers[_ID] = identity
-        path = f"{_path(model, version, protocol='v2')}/infer"
-        received = yield from self._asked(lambda left: _request("POST", path, headers, body, left), deadline)
+        path = f"{_path(call.model, call.version, protocol='v2')}/infer"
+        request = Request("POST", path, {**headers, _ID: call.identity}, body)
+        received = yield from self._asked(request, call.deadline)
         try:
             return open_inference.read_binary(received.headers, received.body)
         except (ValueError, KeyError, TypeError, ServingError):
@@ -235,7 +246,7 @@ class Conversations:
         """Return what a model is like; asked for once a version."""
         known = self._known.get((model, version))
         if known is None:
-            document = yield from self._described(model, version, deadline)
+            document = yield from self._document(Request("GET", _path(model, version)), deadline)
             try:
                 # A server that is newer than this client may say more.
                 known = Signature.model_validate(
@@ -250,21 +261,16 @@ class Conversations:
         for key in [key for key in self._known if key[0] == model]:
             del self._known[key]
 
-    def _described(self, model: str, version: str | None, deadline: float) -> Conversation[dict[str, Any]]:
-        return (yield from self._document("GET", _path(model, version), {}, b"", deadline))
-
-    def _document(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes, deadline: float
-    ) -> Conversation[dict[str, Any]]:
-        received = yield from self._asked(lambda left: _request(method, path, headers, body, left), deadline)
+    def _document(self, request: Request, deadline: float) -> Conversation[dict[str, Any]]:
+        received = yield from self._asked(request, deadline)
         try:
             document: dict[str, Any] = orjson.loads(received.body)
         except ValueError:
             raise _strange() from None
         return document
 
-    def _asked(self, request: Any, deadline: float) -> Conversation[Any]:
-        """Send what `request` makes of the seconds that are left, until it is answered or given up."""
+    def _asked(self, request: Request | Infer, deadline: float) -> Conversation[Any]:
+        """Send a request, each time with the seconds that are left, until it is answered or given up."""
         attempt = 0
         while True:
             attempt += 1
@@ -272,16 +278,12 @@ class Conversations:
             if left <= 0:
                 raise DeadlineExceeded("the time for this call is over")
             try:
-                return (yield request(left))
+                return (yield request.within(left))
             except Refused as refused:
                 pause = self._retries.pause(refused, attempt, deadline - time.monotonic())
                 if pause is None:
                     raise refused.error from refused.__cause__
             yield Pause(pause)
-
-
-def _request(method: str, path: str, headers: Mapping[str, str], body: bytes, left: float) -> Request:
-    return Request(method, path, {**headers, TIMEOUT: f"{left:.6f}"}, body, left)
 
 
 def _deadline(timeout: float) -> float:
@@ -290,7 +292,7 @@ def _deadline(timeout: float) -> float:
     return time.monotonic() + timeout
 
 
-def _path(model: str, version: str | None, label: str | None = None, protocol: str = "v1") -> str:
+def _path(model: str, version: str | None = None, label: str | None = None, protocol: str = "v1") -> str:
     parts = [("models", model), ("versions", version), ("labels", label)]
     return f"/{protocol}" + "".join(f"/{kind}/{_quoted(name)}" for kind, name in parts if name is not None)
 

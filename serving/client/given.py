@@ -6,7 +6,7 @@ pandas and polars are never imported here: a caller who gives a frame of one of 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -63,11 +63,12 @@ def given(data: Any) -> Given:
         if data and all(isinstance(values, np.ndarray) for values in data.values()):
             return Given("arrays", data, columns=data)
         return Given("row", data, rows=[data])
-    pandas, polars = sys.modules.get("pandas"), sys.modules.get("polars")
-    if pandas is not None and isinstance(data, pandas.DataFrame):
-        return Given("pandas", data, columns=_of_frame(data, {str(name): data[name] for name in data.columns}, _pandas))
-    if polars is not None and isinstance(data, polars.DataFrame):
-        return Given("polars", data, columns=_of_frame(data, {name: data[name] for name in data.columns}, _polars))
+    for kind, values in _FRAMES.items():
+        library = sys.modules.get(kind)
+        if library is not None and isinstance(data, library.DataFrame):
+            if not len(data):
+                raise InvalidRequest("the frame has no rows: give at least one")
+            return Given(kind, data, columns={str(name): values(data[name]) for name in data.columns})
     if isinstance(data, Sequence) and not isinstance(data, str | bytes):
         if not data:
             raise InvalidRequest("there are no rows: give at least one")
@@ -81,12 +82,6 @@ def cells(rows: Sequence[Any]) -> int:
     return len(rows) * width
 
 
-def _of_frame(frame: Any, series: dict[str, Any], values: Any) -> dict[str, Values]:
-    if not len(frame):
-        raise InvalidRequest("the frame has no rows: give at least one")
-    return {name: values(column) for name, column in series.items()}
-
-
 def _pandas(series: Any) -> Values:
     array = series.to_numpy()
     if array.dtype.kind in "biuf":
@@ -97,6 +92,9 @@ def _pandas(series: Any) -> Values:
 
 def _polars(series: Any) -> Values:
     return series.to_list() if series.null_count() or not series.dtype.is_numeric() else np.asarray(series.to_numpy())
+
+
+_FRAMES: dict[Literal["pandas", "polars"], Callable[[Any], Values]] = {"pandas": _pandas, "polars": _polars}
 
 
 def in_kind(asked: Given, columns: Columns, classes: Sequence[Any]) -> Any:

@@ -38,8 +38,8 @@ def score(  # noqa: PLR0917  typer makes options of parameters
     out: Annotated[str, typer.Option("--out", "-o", help="File of the answers; - for standard output.")] = "-",
     version: Annotated[str | None, typer.Option(help="One of its versions [default: the one that answers].")] = None,
     url: Annotated[str | None, typer.Option(help="A server that computes; the key is $SERVING_API_KEY.")] = None,
-    kind: Annotated[str | None, typer.Option("--format", help="Of the files, where their names do not say.")] = None,
-    out_kind: Annotated[str | None, typer.Option("--out-format", help="Of the answers, likewise.")] = None,
+    kind: Annotated[Format | None, typer.Option("--format", help="Of the files, where their names do not say.")] = None,
+    out_kind: Annotated[Format | None, typer.Option("--out-format", help="Of the answers, likewise.")] = None,
     errors: Annotated[Path | None, typer.Option(help="File for the bad rows, a line of JSON each.")] = None,
     max_bad: Annotated[int | None, typer.Option(min=0, help="End where more rows than this are bad.")] = None,
     engine: Annotated[
@@ -117,7 +117,7 @@ def _run(scoring: Scoring) -> None:
         raise typer.Exit(SOME_BAD)
 
 
-def _inputs(files: Sequence[str], kind: str | None) -> list[tuple[Path | None, Format]]:
+def _inputs(files: Sequence[str], kind: Format | None) -> list[tuple[Path | None, Format]]:
     """Find the files. Raises InvalidRequest."""
     found: list[tuple[Path | None, Format]] = []
     for name in files:
@@ -135,16 +135,11 @@ def _inputs(files: Sequence[str], kind: str | None) -> list[tuple[Path | None, F
     return found
 
 
-def _format(name: str, asked: str | None, option: str) -> Format:
-    if asked is not None:
-        kinds: dict[str, Format] = {each: each for each in SUFFIXES.values()}
-        if asked not in kinds:
-            raise InvalidRequest(f"{option}: should be one of {', '.join(kinds)}")
-        return kinds[asked]
+def _format(name: str, asked: Format | None, option: str) -> Format:
     suffix = Path(name).suffix.lower()
-    if suffix not in SUFFIXES:
+    if asked is None and suffix not in SUFFIXES:
         raise InvalidRequest(f"{name}: what it is can't be told from its name: give {option}")
-    return SUFFIXES[suffix]
+    return asked or SUFFIXES[suffix]
 
 
 def _here(models: Path, state_dir: Path | None, name: str, version: str | None, kind: Format) -> AnsweringModel:
