@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -156,6 +155,6 @@ def history(
         return
     rows = []
     for entry in entries:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.strptime(entry["when"][:19], "%Y-%m-%dT%H:%M:%S"))
+        when = entry["when"][:19].replace("T", " ")
         rows.append((str(entry["generation"] or ""), when, entry["who"], entry["what"], entry["why"]))
     show(("generation", "when (UTC)", "who", "what", "why"), rows)

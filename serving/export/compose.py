@@ -72,11 +72,8 @@ def _pairs(before: onnx.ModelProto, after: onnx.ModelProto, joins: Mapping[str, 
                 which = "first" if what == "output" else "second"
                 raise CannotExport(f"{what} {name!r}", f"is not in the {which} file", f"name one of {', '.join(known)}")
     if not pairs:
-        raise CannotExport(
-            "the files",
-            f"have no name in common: the first answers {', '.join(outputs)}, the second takes {', '.join(inputs)}",
-            _SAY,
-        )
+        each = f"the first answers {', '.join(outputs)}, the second takes {', '.join(inputs)}"
+        raise CannotExport("the files", f"have no name in common: {each}", _SAY)
     return pairs
 
 

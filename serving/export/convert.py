@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pandas as pd
+from skl2onnx import to_onnx as convert
+from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, StringTensorType
 
 from serving.engine.signature import Feature
 from serving.export.adapt import adapted, options_of
@@ -116,9 +118,6 @@ def _name(proto: onnx.ModelProto, original: Original, layout: Layout, *, boolean
 
 
 def _sklearn(model: Any, features: Sequence[Feature], layout: Layout, codes: Codes, *, double: bool) -> onnx.ModelProto:
-    from skl2onnx import to_onnx as convert  # noqa: PLC0415  slow to import, and not wanted for a path
-    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, StringTensorType  # noqa: PLC0415
-
     number = DoubleTensorType if double else FloatTensorType
     texts = [feature.datatype == "BYTES" and feature.name not in codes for feature in features]
     apart = layout == "columns" and (

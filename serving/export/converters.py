@@ -10,6 +10,18 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
+from skl2onnx import _supported_operators, update_registered_converter
+from skl2onnx.algebra import onnx_ops as ops
+from skl2onnx.common import _registration
+from skl2onnx.common._topology import Variable
+from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+from skl2onnx.common.shape_calculator import (
+    calculate_linear_classifier_output_shapes,
+    calculate_linear_regressor_output_shapes,
+)
+from skl2onnx.operator_converters import calibrated_classifier_cv
+from skl2onnx.operator_converters.linear_classifier import convert_sklearn_linear_classifier
+from sklearn.svm import LinearSVC
 
 Convert: TypeAlias = Callable[[Any, Any, Any], None]
 
@@ -21,15 +33,6 @@ def register() -> None:
     And that scikit-learn's own trees see float32, whatever is computed before them; that counts of words are damped as
     scikit-learn does it; and that isotonic calibration draws lines between its points.
     """
-    from skl2onnx import update_registered_converter  # noqa: PLC0415
-    from skl2onnx.common import _registration  # noqa: PLC0415
-    from skl2onnx.common.shape_calculator import (  # noqa: PLC0415
-        calculate_linear_classifier_output_shapes,
-        calculate_linear_regressor_output_shapes,
-    )
-    from skl2onnx.operator_converters import calibrated_classifier_cv  # noqa: PLC0415
-    from skl2onnx.operator_converters.linear_classifier import convert_sklearn_linear_classifier  # noqa: PLC0415
-    from sklearn.svm import LinearSVC  # noqa: PLC0415
 
     def mend(alias: str, mended: Callable[[Convert], Convert]) -> None:
         known = _registration._converter_pool[alias]
@@ -78,9 +81,6 @@ def register() -> None:
 
 def answers_raw(model: Any) -> bool:
     """Tell whether the converter of a classifier can be asked for what its decision function says."""
-    from skl2onnx import _supported_operators  # noqa: PLC0415
-    from skl2onnx.common import _registration  # noqa: PLC0415
-
     alias = _supported_operators.sklearn_operator_name_map.get(type(model))
     return alias is not None and "raw_scores" in (_registration._converter_pool[alias]._options or {})
 
@@ -93,9 +93,6 @@ def _exactly(convert: Convert) -> Convert:
     """
 
     def converted(scope: Any, operator: Any, container: Any) -> None:
-        from skl2onnx.algebra import onnx_ops as ops  # noqa: PLC0415
-        from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType  # noqa: PLC0415
-
         raw = container.get_options(operator.raw_operator, {"raw_scores": False}, fail=False)
         floored = _Floored(container, _trees(operator.raw_operator), raw=bool(raw and raw.get("raw_scores")))
         version = container.target_opset
@@ -132,9 +129,6 @@ def _sublinear(convert: Convert) -> Convert:
     """Make the converter of TfidfTransformer damp counts as scikit-learn does: 1 + log(count), and 0 stays 0."""
 
     def converted(scope: Any, operator: Any, container: Any) -> None:
-        from skl2onnx.algebra import onnx_ops as ops  # noqa: PLC0415
-        from skl2onnx.common.data_types import DoubleTensorType  # noqa: PLC0415
-
         model = operator.raw_operator
         if model.sublinear_tf:
             (given,), version = operator.inputs, container.target_opset
@@ -155,9 +149,6 @@ def _isotonic(  # noqa: PLR0917  as the library calls it
     scope: Any, container: Any, model: Any, scores: str, k: int, dtype: Any, _: int
 ) -> str:
     """Draw lines between the points of an isotonic regression, in float64; the library's own takes the nearest."""
-    from skl2onnx.algebra import onnx_ops as ops  # noqa: PLC0415
-    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType  # noqa: PLC0415
-
     points = model.calibrators[k]
     x, y = (np.asarray(v, dtype=np.float64) for v in (points.X_thresholds_, points.y_thresholds_))
     steps = np.diff(x)
@@ -176,8 +167,6 @@ def _isotonic(  # noqa: PLR0917  as the library calls it
 
 def _variable(scope: Any, kind: Any, name: str | None = None) -> Any:
     """Make a variable of a type of skl2onnx's; name: of a tensor that is there."""
-    from skl2onnx.common._topology import Variable  # noqa: PLC0415
-
     name = name or scope.get_unique_variable_name("mended")
     return Variable(name, name, scope.name, kind)
 

@@ -179,9 +179,7 @@ def _of_path(path: Path, asked: Asked, output: str | None) -> Trial:
     matrix = len(inputs) == 1 and columns > 1
     if not matrix and columns != len(inputs) and not asked.image:
         names = ", ".join(spec.name for spec in inputs)
-        raise CannotExport(
-            path.name, f"takes the inputs {names}", f"give a table of {len(inputs)} columns, in this order"
-        )
+        raise CannotExport(path.name, f"takes the inputs {names}", f"give {len(inputs)} columns, in this order")
     asked = replace(asked, double=inputs[0].datatype == "FP64")
     return Trial(proto, session, asked, "matrix" if matrix else "columns", keys)
 
@@ -222,15 +220,12 @@ def _class_names(original: Original, classes: Sequence[str] | None) -> Sequence[
     names = [str(name) for name in classes]
     if own is not None and names != [str(value) for value in own]:
         if len(names) != len(own):
-            raise CannotExport(
-                "classes", f"has {len(names)} names, and the model {len(own)} classes", "name each class"
-            )
+            raise CannotExport("classes", f"names {len(names)}, and the model has {len(own)}", "name each class")
         if not original.boolean and (own.dtype.kind not in "iuf" or own.tolist() != list(range(len(own)))):
-            raise CannotExport(
-                "classes",
-                f"renames the classes {own.tolist()[:10]}",
-                "leave it out, or fit on 0, 1, 2 and so on: only such labels are positions in a list of names",
+            why = (
+                f"renames the classes {own.tolist()[:10]}, and only 0, 1, 2 and so on are positions in a list of names"
             )
+            raise CannotExport("classes", why, "leave it out, or fit on such labels")
     return names
 
 

@@ -134,9 +134,8 @@ def add_label(proto: onnx.ModelProto, classes: int) -> None:
     graph = proto.graph
     found = [[d.dim_value for d in port.type.tensor_type.shape.dim] for port in graph.output]
     if len(found) != 1 or len(found[0]) != 2 or found[0][1] != classes:
-        raise CannotExport(
-            "classes", f"has {classes} names, and the file does not answer with one score for each", "leave it out"
-        )
+        why = f"has {classes} names, and the file does not answer with one score for each"
+        raise CannotExport("classes", why, "leave it out")
     graph.node.append(helper.make_node("ArgMax", [graph.output[0].name], ["label"], axis=1, keepdims=0))
     _answer(graph, [helper.make_tensor_value_info("label", TensorProto.INT64, ["batch"]), *graph.output])
 

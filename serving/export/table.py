@@ -69,9 +69,7 @@ def _served(column: pd.Series[Any], what: str) -> None:
     place = f"column {str(column.name)!r} of {what}"
     if pd.api.types.is_datetime64_any_dtype(values) or pd.api.types.is_timedelta64_dtype(values):
         raise CannotExport(
-            place,
-            "holds times, which no ONNX input carries",
-            "make numbers of it before the model, for instance days since a date, and fit on these",
+            place, "holds times, which no ONNX input carries", "fit on numbers, such as days since a date"
         )
     if pd.api.types.is_complex_dtype(values):
         raise CannotExport(place, "holds complex numbers", "split it into two columns of real numbers")
@@ -80,9 +78,7 @@ def _served(column: pd.Series[Any], what: str) -> None:
             v for v in column.dropna().head(1000) if not isinstance(v, str | bool | np.bool_ | int | float | np.number)
         ]
         if odd:
-            raise CannotExport(
-                place, f"holds {type(odd[0]).__name__}", "make strings or numbers of it before the model"
-            )
+            raise CannotExport(place, f"holds {type(odd[0]).__name__}", "fit on strings or numbers made of it")
 
 
 def is_number(column: pd.Series[Any]) -> bool:

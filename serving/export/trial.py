@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import pandas as pd
 
-from serving.export import convert
 from serving.export.asked import Asked, Layout
 from serving.export.edges import Edge, edge_rows, typed
 from serving.export.features import features_of, feeds_of
@@ -64,6 +63,8 @@ def proven(model: Any, asked: Asked, say: Say) -> tuple[Trial, Compared]:
 
 def _attempt(model: Any, asked: Asked, say: Say = lambda text: None) -> tuple[Trial, Compared]:
     """Convert and compare once. Raises CannotExport or Gap."""
+    from serving.export import convert  # noqa: PLC0415  skl2onnx is slow to import, and not wanted for a file
+
     original = Original(model)
     features = features_of(asked)
     expected = _said(original, asked.held_out)
