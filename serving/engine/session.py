@@ -287,15 +287,13 @@ class OnnxSession:
 
     def _check_outputs(self, outputs: Tensors, rows: int) -> None:
         for spec, array in zip(self.signature.outputs, outputs, strict=True):
-            actual = DATATYPE_OF.get(array.dtype)
-            if actual != spec.datatype:
-                raise ModelInvalid(f"output {spec.name} is {actual}, and its signature declares {spec.datatype}")
-            fits = len(spec.shape) == array.ndim and all(
-                d in (-1, a) for d, a in zip(spec.shape, array.shape, strict=True)
-            )
-            if not fits:
-                declared, got = list(spec.shape), list(array.shape)
-                raise ModelInvalid(f"output {spec.name} has shape {got}, and its signature declares {declared}")
+            datatype = DATATYPE_OF.get(array.dtype)
+            alike = len(spec.shape) == array.ndim and datatype == spec.datatype
+            if not alike or any(d not in (-1, a) for d, a in zip(spec.shape, array.shape, strict=True)):
+                declared = f"{spec.datatype} {list(spec.shape)}"
+                raise ModelInvalid(
+                    f"output {spec.name} is {datatype} {list(array.shape)}, and its signature declares {declared}"
+                )
             if self.signature.batch == "dynamic" and (array.ndim == 0 or array.shape[0] != rows):
                 raise ModelInvalid(f"output {spec.name} has {list(array.shape)} for {rows} rows: not one a row")
 
