@@ -13,7 +13,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +40,29 @@ _WINDOWS = "windows"
 _REFERENCES = TypeAdapter(tuple[Reference, ...])
 
 
-@dataclass(slots=True, eq=False)
-class _Followed:
-    """One live version in this worker."""
+class _Followed(Tracker):
+    """One live version in this worker: its rows, and what they are counted against."""
 
-    name: str
-    version: str
-    sha256: str
-    signature: Signature
-    settings: Settings
-    columns: list[Column]
-    tracker: weakref.ReferenceType[Tracker]
-    tallies: list[Tally] = field(default_factory=list)
-    key: str = ""
-    """Of its counts: by what they are counted against, too."""
-    learned: list[list[Array]] = field(default_factory=list)
-    learned_rows: int = 0
+    def __init__(  # noqa: PLR0917
+        self, name: str, version: str, sha256: str, signature: Signature, settings: Settings, columns: list[Column]
+    ) -> None:
+        super().__init__(columns)
+        self.of = (name, version)
+        self.sha256 = sha256
+        self.signature = signature
+        self.settings = settings
+        self.tallies: list[Tally] = []
+        self.key = ""
+        """Of its counts: by what they are counted against, too."""
+        self.learned: list[list[Array]] = []
+        self.learned_rows = 0
+
+    def compare_with(self, references: tuple[Reference, ...]) -> None:
+        """Count rows against references from now on."""
+        by_name = {reference.name: reference for reference in references}
+        self.tallies = [Tally(column, by_name[column.name]) for column in self.columns if column.name in by_name]
+        content = orjson.dumps([tally.reference.model_dump() for tally in self.tallies])
+        self.key = f"{'/'.join(self.of)}/{hashlib.sha256(content).hexdigest()[:16]}"
 
 
 class DriftMonitor:
@@ -70,7 +76,7 @@ class DriftMonitor:
         self._shared = shared
         self._state = state
         self._lock = threading.Lock()
-        self._followed: dict[Version, _Followed] = {}
+        self._followed: weakref.WeakValueDictionary[Version, _Followed] = weakref.WeakValueDictionary()
         inherited = shared.read(shared.mine)
         self._counts: dict[str, Array] = {key: np.array(counts, np.int64) for key, counts in inherited.items()}
         self.gauges: dict[Key, float] = {}
@@ -100,13 +106,12 @@ class DriftMonitor:
             columns = [column for column in columns if column.name in known]
         if not columns or not settings.enabled:
             return None
-        tracker = Tracker(columns)
-        followed = _Followed(name, version, sha256, signature, settings, columns, weakref.ref(tracker))
+        followed = _Followed(name, version, sha256, signature, settings, columns)
         if not settings.learn_rows:
-            _compare_with(followed, signature.reference)
+            followed.compare_with(signature.reference)
         with self._lock:
-            self._followed[name, version] = followed
-        return tracker
+            self._followed[followed.of] = followed
+        return followed
 
     def tick(self, *, leads: bool) -> dict[Key, float]:
         """Count what was taken since the last time; who leads also closes the windows that are full.
@@ -115,38 +120,37 @@ class DriftMonitor:
         """
         counted: dict[Key, float] = {}
         with self._lock:
-            live = [(one, tracker) for one in self._followed.values() if (tracker := one.tracker()) is not None]
-            self._followed = {(one.name, one.version): one for one, _ in live}
-            for one, tracker in live:
+            live = list(self._followed.copy().values())
+            for one in live:
                 if one.settings.learn_rows and not one.tallies:
                     try:
-                        self._learn(one, tracker)
+                        self._learn(one)
                     except OSError as error:
-                        log.error("%s %s: its reference can't be kept: %s", one.name, one.version, error.strerror)
+                        log.error("%s %s: its reference can't be kept: %s", *one.of, error.strerror)
                     continue
-                rows, columns = tracker.drain()
+                rows, columns = one.drain()
                 if not rows:
                     continue
-                counted["serving_drift_rows", (one.name, one.version)] = rows
+                counted["serving_drift_rows", one.of] = rows
                 seen = np.concatenate([tally.of(c) for tally, c in zip(one.tallies, columns, strict=True)])
                 self._counts[one.key] = seen + self._counts.get(one.key, 0)
-            keys = {one.key for one, _ in live}
+            keys = {one.key for one in live}
             self._counts = {key: counts for key, counts in self._counts.items() if key in keys}
             if counted:
                 self._shared.write(self._shared.mine, self._counts)
             if leads:
-                counted |= self._close_windows([one for one, _ in live if one.tallies])
+                counted |= self._close_windows([one for one in live if one.tallies])
             else:
                 self.gauges = {}
         return counted
 
-    def _learn(self, one: _Followed, tracker: Tracker) -> None:
+    def _learn(self, one: _Followed) -> None:
         """Gather rows for a reference, until there are enough of them here, or another worker has had them."""
         path = self._learned(one)
         try:
             references = _REFERENCES.validate_json(path.read_bytes())
         except (OSError, ValueError):
-            rows, columns = tracker.drain()
+            rows, columns = one.drain()
             if rows:
                 one.learned.append(columns)
                 one.learned_rows += rows
@@ -159,17 +163,16 @@ class DriftMonitor:
             one.learned.clear()
             one.learned_rows = 0
             write_whole(path, _REFERENCES.dump_json(references))
-            log.info("%s %s: the reference is learned", one.name, one.version)
+            log.info("%s %s: the reference is learned", *one.of)
             return  # the next tick reads what stands there: two workers may have written one
         one.learned.clear()
-        _compare_with(one, references)
-        known = {tally.column.name for tally in one.tallies}
-        tracker.follow([column for column in one.columns if column.name in known])
+        one.compare_with(references)
+        one.follow([tally.column for tally in one.tallies])
 
     def _learned(self, one: _Followed) -> Path:
         folder = self._state() / "drift"
         folder.mkdir(exist_ok=True)
-        return folder / f"{one.name}@{one.version}@{one.sha256}-{one.settings.learn_rows}.json"
+        return folder / f"{'@'.join(one.of)}@{one.sha256}-{one.settings.learn_rows}.json"
 
     def keep_only(self, known: set[Version]) -> None:
         """Remove the references that were learned for other versions. Raises OSError."""
@@ -199,7 +202,7 @@ class DriftMonitor:
             if rows >= one.settings.window_rows:
                 last = {"counts": total - np.array(its["start"]), "opened": its["opened"], "ended": now}
                 shifted = _window(one, last).drifted
-                closed["serving_drift_windows", (one.name, one.version, "drifted" if shifted else "quiet")] = 1
+                closed["serving_drift_windows", (*one.of, "drifted" if shifted else "quiet")] = 1
                 its = {
                     "start": total,
                     "opened": now,
@@ -244,13 +247,6 @@ class DriftMonitor:
             )
 
 
-def _compare_with(one: _Followed, references: tuple[Reference, ...]) -> None:
-    by_name = {reference.name: reference for reference in references}
-    one.tallies = [Tally(column, by_name[column.name]) for column in one.columns if column.name in by_name]
-    content = orjson.dumps([tally.reference.model_dump() for tally in one.tallies])
-    one.key = f"{one.name}/{one.version}/{hashlib.sha256(content).hexdigest()[:16]}"
-
-
 def _total(documents: list[Any], one: _Followed) -> Array:
     """Add up what workers have counted of a version."""
     size = sum(tally.size for tally in one.tallies)
@@ -283,7 +279,7 @@ def _gauges(seen: list[tuple[_Followed, Window]]) -> dict[Key, float]:
     gauges: dict[Key, float] = {}
     most = MOST_SERIES // max(1, len(seen))
     for one, its in seen:
-        labels = one.name, one.version
+        labels = one.of
         gauges["serving_drift_alarm", labels] = float(its.drifted)
         gauges["serving_drift_window_timestamp_seconds", labels] = its.ended or 0.0
         # What has drifted is there in any case, as far as there is room.

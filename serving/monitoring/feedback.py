@@ -214,9 +214,13 @@ class FeedbackMonitor:
                 for model, version in store.kept() - known:
                     store.forget(model, version)
 
+    def _live(self) -> list[Recorder]:
+        """Return the recorders of live versions. In one step, since versions are loaded and go on other threads."""
+        return [one for reference in self._recorders.valuerefs() if (one := reference()) is not None]
+
     def _of(self, model: str) -> list[Recorder]:
         """Return the recorders of a model's versions, in ascending order. Raises InvalidRequest where it has none."""
-        found = [one for one in self._recorders.copy().values() if one.of[0] == model]
+        found = [one for one in self._live() if one.of[0] == model]
         if not found:
             raise InvalidRequest(f"model {model!r} keeps no predictions: its model.toml has no [feedback]")
         return sorted(found, key=lambda one: (len(one.of[1]), one.of[1]))  # numbers, as texts
@@ -236,7 +240,7 @@ class FeedbackMonitor:
 
         Returns by how much the counters of predictions and outcomes have grown.
         """
-        live = list(self._recorders.copy().values())
+        live = self._live()
         if not live:
             return {}
         with self._lock:
@@ -292,7 +296,7 @@ class FeedbackMonitor:
         """Write down what was answered."""
         with self._lock:
             try:
-                kept = [row for one in self._recorders.copy().values() for row in one.drain()]
+                kept = [row for one in self._live() for row in one.drain()]
                 if kept:
                     self._store().keep(kept, {})
             except (OSError, sqlite3.Error):

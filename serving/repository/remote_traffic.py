@@ -44,6 +44,8 @@ class _State:
     history: Held | None
     written: Held | None
     entries: tuple[dict[str, Any], ...]
+    last: Traffic
+    """What the history says."""
     traffic: Traffic
     edited: bool
     """Whether traffic.json says something that the history does not know."""
@@ -121,14 +123,13 @@ class RemoteTraffic:
             entry["generation"] == document.generation and entry["after"] == document.document() for entry in entries
         )
         traffic, edited = (last, False) if known else history.effective(document, last)
-        return _State(kept, written, entries, traffic, edited)
+        return _State(kept, written, entries, last, traffic, edited)
 
     def _write(self, name: str, state: _State, after: Traffic, entry: dict[str, Any]) -> list[dict[str, Any]]:
         """Replace both objects; return the history's new lines. Raises Overtaken, StoreFailed: nothing is changed."""
         over, lines = state.written.token if state.written is not None else None, [entry]
         if state.edited:  # which first becomes a state of the history's own, or it would be taken for a new edit again
-            last = history.traffic_of(state.entries[-1]["after"]) if state.entries else Traffic()
-            lines.insert(0, history.edit(last, state.traffic, "unknown"))
+            lines.insert(0, history.edit(state.last, state.traffic, "unknown"))
             over = self.bucket.write(f"{name}/{TRAFFIC_FILE}", state.traffic.text(), over)
         before = state.history.content if state.history is not None else b""
         content = b"".join(line + b"\n" for line in (*before.splitlines(), *(json.dumps(e).encode() for e in lines)))

@@ -55,9 +55,9 @@ def canary(
                 raise InvalidRequest("there is no canary to end")
             return _changed(traffic, canary=None, judge=None)
         stable = _beside(version, traffic, available, "canary")
-        if traffic.shadow is not None and traffic.shadow.version == version:
-            return _changed(traffic, stable=stable, canary=_canary(version, percent, sticky), shadow=None, judge=judge)
-        return _changed(traffic, stable=stable, canary=_canary(version, percent, sticky), judge=judge)
+        rest = None if traffic.shadow is not None and traffic.shadow.version == version else traffic.shadow
+        candidate = {"version": version, "percent": percent, "sticky": sticky}
+        return _changed(traffic, stable=stable, canary=candidate, shadow=rest, judge=judge)
 
     return change
 
@@ -154,10 +154,6 @@ def keep(policy: Keep, *, available: Collection[str]) -> Transition:
 def restore(to: Traffic) -> Transition:
     """Go back to an earlier document, as a new generation."""
     return lambda traffic: to.model_copy(update={"generation": traffic.generation, "since": traffic.since})
-
-
-def _canary(version: str, percent: float, sticky: Sticky | None) -> dict[str, Any]:
-    return {"version": version, "percent": percent, "sticky": sticky}
 
 
 def _changed(traffic: Traffic, **fields: Any) -> Traffic:
