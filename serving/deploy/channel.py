@@ -99,7 +99,8 @@ class Channel(asyncio.Protocol):
 
     def _write(self, text: bytes) -> None:
         assert self._transport is not None, "connect first"  # noqa: S101
-        self._transport.write(_LENGTH.pack(len(text)) + text)
+        if not self._transport.is_closing():  # else uvloop raises RuntimeError
+            self._transport.write(_LENGTH.pack(len(text)) + text)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Be told by the loop that something can be sent."""

@@ -382,7 +382,11 @@ class Coordinator:
                 worker.send({"kind": "prepare", "plan": change.plan.dump()})
 
     def summary(self) -> dict[str, Any]:
-        """Return the state of each model, what the gate found, and what is not served."""
+        """Return the state of each model, what the gate found, what is not served, and how often this failed itself.
+
+        passed: name, version, and whether the gate let it pass. figures: see `gate.results.Figure`. problems: name,
+        version and reason; without a name, of the folder.
+        """
         problems = (*self._general, *(p for state in self._models.values() for p in state.problems))
         return {
             "models": {name: state.standing() for name, state in self._models.items()},

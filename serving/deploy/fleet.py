@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from serving.deploy.canary_selection import CanarySelection
 from serving.deploy.memory_reclaim import MemoryReclaim
@@ -18,7 +19,7 @@ from serving.deploy.plan import Plan
 from serving.deploy.shadow import Shadow
 from serving.deploy.traffic_changes import Changes
 from serving.deploy.unservable_reason import content_of
-from serving.deploy.worker_agent import FleetStatus, PlanFailed, WorkerAgent
+from serving.deploy.worker_agent import PlanFailed, WorkerAgent
 from serving.engine.batcher import Unobserved
 from serving.engine.batching import Batching
 from serving.engine.limits import Limits
@@ -244,16 +245,16 @@ class Fleet:
                 self._metrics.model(item.name, item.version).ready(item in found)
             self._metrics.serving(plan.name, plan.traffic.generation)
 
-    def _on_status(self, status: FleetStatus) -> None:
-        self.problems = status.problems
-        self.folder_gone = next((problem.reason for problem in status.problems if not problem.name), "")
+    def _on_status(self, status: dict[str, Any]) -> None:
+        self.problems = tuple(Problem(*given) for given in status["problems"])
+        self.folder_gone = next((problem.reason for problem in self.problems if not problem.name), "")
         if self._metrics is not None:
             self._metrics.status(
-                asked={name: (its.asked, bool(its.error)) for name, its in status.standings.items()},
+                asked={name: (its.asked, bool(its.error)) for name, its in self.agent.standings.items()},
                 folder_gone=bool(self.folder_gone),
-                passed=status.passed,
-                figures=status.figures,
-                errors=status.errors,
+                passed=status["passed"],
+                figures=status["figures"],
+                errors=status["errors"],
             )
 
     def refuse(self) -> None:

@@ -12,7 +12,6 @@ from serving.deploy.channel import Channel
 from serving.deploy.plan import Plan
 from serving.engine.model import Model
 from serving.errors import InvalidRequest, NotReady
-from serving.gate.results import Figure
 from serving.repository.repository import ModelVersion, Problem
 
 Load = Callable[[Plan], Awaitable[dict[ModelVersion, Model]]]
@@ -35,20 +34,6 @@ class Standing(NamedTuple):
     """Why requests of a version that is served do not run together, by version; those that do are not in it."""
 
 
-class FleetStatus(NamedTuple):
-    """What the coordinator says of all models: what is not served and why, the state of each, and what the gate found.
-
-    passed: name, version, and whether the gate let it pass. figures: see `gate.results.Figure`. errors: of the
-    coordinator.
-    """
-
-    problems: tuple[Problem, ...]
-    standings: dict[str, Standing]
-    passed: list[tuple[str, str, bool]]
-    figures: list[Figure]
-    errors: int
-
-
 class PlanFailed(Exception):
     """A plan can't be served: `version` can't be loaded; where that is empty, the plan does not fit those that can."""
 
@@ -62,11 +47,11 @@ class WorkerAgent:
     """Speaks with the coordinator over one end of a channel.
 
     load: loads and warms what a plan asks for and is not there yet; raises PlanFailed. swap: puts a plan's versions in
-    their place, at once. on_status: takes what is so of all models, whenever that changes.
+    their place, at once. on_status: takes `Coordinator.summary()` whenever that changes.
     """
 
     def __init__(
-        self, sock: socket.socket, *, load: Load, swap: Swap, on_status: Callable[[FleetStatus], None]
+        self, sock: socket.socket, *, load: Load, swap: Swap, on_status: Callable[[dict[str, Any]], None]
     ) -> None:
         self._channel = Channel(sock, self._on_message)
         self._load = load
@@ -126,10 +111,7 @@ class WorkerAgent:
             self._begin(self._prepare(Plan.read(message["plan"])))
         elif kind == "status":
             self.standings = {name: Standing(**standing) for name, standing in message["models"].items()}
-            problems = tuple(Problem(*given) for given in message["problems"])
-            self._on_status(
-                FleetStatus(problems, self.standings, message["passed"], message["figures"], message["errors"])
-            )
+            self._on_status(message)
             self._moved.set()
         elif kind in ("commit", "abort"):
             self._end(message["name"], message["revision"], commit=kind == "commit")

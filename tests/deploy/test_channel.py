@@ -126,6 +126,15 @@ def test_the_end_of_a_worker_is_noticed(eventually: Wait) -> None:
         one.do(one.channel.send, {"kind": "ping"})
 
 
+def test_what_is_told_to_a_parent_that_ended_is_dropped(eventually: Wait) -> None:
+    """A worker goes on where its coordinator has gone: what it is asked to pass on is no error."""
+    ours, theirs = pair()
+    with worker(theirs) as one:
+        ours.close()
+        eventually(lambda: one.channel.ended_at is not None)
+        one.do(one.channel.send, {"kind": "scan"})
+
+
 def test_a_worker_that_can_not_be_told_counts_as_silent(eventually: Wait, caplog: pytest.LogCaptureFixture) -> None:
     """Where a message can't be taken the log says why, and the worker's silence has it replaced."""
     ours, theirs = pair()
