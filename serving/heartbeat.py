@@ -66,6 +66,7 @@ class Record:
 
     def close(self) -> None:
         """Free the record, once the thread runs nothing any more."""
+        # First: it must not count, with another's start, between the moment it is free and its next text.
         self.since[0] = 0.0
         if self._close is not None:
             self._close()

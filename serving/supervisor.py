@@ -109,6 +109,7 @@ class Supervisor:
             return self._drain()
         finally:
             edits_end.set()
+            # Last of all: while workers drain, the coordinator's silence would be taken for a fault.
             self._deployment.stop()
             shutil.rmtree(self._metrics_dir, ignore_errors=True)
 
@@ -172,6 +173,7 @@ class Supervisor:
         """Forget the workers that have ended, one by one, with their exit codes."""
         for worker in [worker for worker in self._workers if not worker.process.is_alive()]:
             self._workers.remove(worker)
+            # Before its number is taken again: the next worker of it counts on from what is written here.
             settle(self._metrics_dir, worker.slot, worker.counts)
             yield worker, worker.process.exitcode
 
@@ -260,12 +262,7 @@ class Supervisor:
         self._apply_quarantine()  # the file changes by hand, and other servers of the folder write to it
         self._measure_lag(now)
         for worker in [worker for worker in self._staying if worker.is_ready]:
-            why, ran = worker.hangs(
-                now,
-                awake_since=self._awake_since,
-                hang_s=self._settings.hang_s,
-                deadline_s=self._settings.deadline_s,
-            )
+            why, ran = worker.hangs(now, awake_since=self._awake_since)
             if why:
                 log.error("worker %d %s; it is replaced", worker.slot, why)
                 self._retire(worker, HUNG_GRACE_S)
@@ -354,6 +351,7 @@ class Supervisor:
             worker.process.kill()
             worker.process.join()
             self._workers.remove(worker)
+        # Later than the workers' own end of the time, in which they refuse what is left: killed, they would reset it.
         until = time.monotonic() + self._settings.drain_s + 2
         for worker in self._workers:
             if worker.kill_at is None:  # one that a reload has told already would take it for haste

@@ -27,6 +27,7 @@ class Worker:
     link: Channel
     counts: Counts
     settings: Settings
+    """What it was started with."""
     ready_at: float | None = None
     kill_at: float | None = None
     """When it gets SIGKILL; set once it was told to end."""
@@ -55,17 +56,18 @@ class Worker:
         self.heartbeat.close()
         self.counts.close()
 
-    def hangs(self, now: float, *, awake_since: float, hang_s: float, deadline_s: float) -> tuple[str, list[Running]]:
+    def hangs(self, now: float, *, awake_since: float) -> tuple[str, list[Running]]:
         """Say why it has to be replaced, and what it was running; '' where it does not.
 
         awake_since: since when this process has run itself: before, nobody's silence says anything.
         """
+        hang_s = self.settings.hang_s
         silent = now - max(self.heartbeat.last_sign, awake_since)
         deaf = min(self.link.behind(now), now - awake_since)
         ran = [run for run in self.heartbeat.running() if now - max(run.since, awake_since) > hang_s]
         if silent > hang_s:
             return f"gave no sign of life for {silent:.0f} s", ran
-        stuck = [run for run in ran if not run.loading and now - run.since > hang_s + deadline_s]
+        stuck = [run for run in ran if not run.loading and now - run.since > hang_s + self.settings.deadline_s]
         if deaf > hang_s:
             return f"is deaf: it has acknowledged nothing that it was told for {deaf:.0f} s", stuck
         return (f"is stuck in {listed(stuck)}" if stuck else ""), stuck

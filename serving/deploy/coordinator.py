@@ -291,6 +291,7 @@ class Coordinator:
         state.asked, state.pending = asked.generation, results.pending
         state.error, state.problems = decision.error, decision.problems
         if decision.target is not None:
+            # Each try has a number of its own: what a worker says late of one that was given up counts for no other.
             self._revision += 1
             self._begin(state, replace(decision.target, revision=self._revision))
 

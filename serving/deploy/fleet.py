@@ -267,6 +267,7 @@ class Fleet:
         """Finish what was accepted and stop the models' threads."""
         if self._tick is not None:
             self._tick.cancel()
+        # Before the models: a commit that still came would put others in their place, which nobody ends.
         self.agent.close()
         self._loader.shutdown(wait=False, cancel_futures=True)
         for served in self.models.values():

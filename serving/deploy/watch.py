@@ -34,6 +34,7 @@ def watch(root: Path, moved: Callable[[], None], stop: threading.Event) -> None:
                 ):
                     if changes:
                         moved()
+                    # Once a second even if nothing moves: events go on to tell of the folder that was there before.
                     if _identity(root) != watched:
                         moved()
                         break

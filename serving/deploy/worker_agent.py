@@ -144,7 +144,7 @@ class WorkerAgent:
     def _end(self, name: str, revision: int, *, commit: bool) -> None:
         wanted, models = self._prepared.pop(name, (None, {}))
         if wanted is None or wanted.revision != revision:
-            return
+            return  # it could not be prepared here, or is a word about an older plan
         if commit:
             self._swap(wanted, models)
             self._answer(wanted)
