@@ -84,10 +84,10 @@ class NdjsonReader(TextReader):
         return Splitter(self._source.read, self._start).blocks()
 
     def _feeds(self, data: bytes, rows: int) -> Tensors | None:
-        """Read lines as one request of V1, if each of them must be a whole row then.
+        """Read lines as one request of V1; None unless each line must be one row of it.
 
-        It is where all begin with a bracket and end with one that nothing inside of a row can be taken for: no row has
-        objects inside, of arrays there are as many as lines, and no text has the newlines, which stay.
+        Each begins with a bracket and ends with one: as no row has an object inside, or there are as many arrays as
+        lines, the one closes the other. The newlines stay between rows, so that none can be part of a text.
         """
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")

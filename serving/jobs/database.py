@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError, SQL
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from serving.errors import NotReady
+from serving.jobs.tables import Base
 
 log = logging.getLogger("serving.jobs")
 
@@ -195,7 +196,11 @@ class Database:
         found = MigrationContext.configure(connection).get_current_revision()
         if found == scripts.get_current_head():
             return
-        if found is not None and found not in {script.revision for script in scripts.walk_revisions()}:
+        if found is None:  # all of it is new: made as it is now. A change of a table needs a migration for older ones
+            Base.metadata.create_all(connection)
+            command.stamp(config, "head")
+            return
+        if found not in {script.revision for script in scripts.walk_revisions()}:
             raise DatabaseAway(
                 f"the database of jobs has the schema of a newer release ({found}): update this server too"
             )
