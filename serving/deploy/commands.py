@@ -49,18 +49,7 @@ class Order(Documented):
         """Return the step for a model; looks at the folder for what is there. Raises what makes no sense."""
 
 
-class _Plain(Order):
-    """A change whose reason in the history is the one that was given."""
-
-    def step(self, store: TrafficStore, name: str) -> Step:
-        return Step(self.transition(store, name), self.why)
-
-    @abstractmethod
-    def transition(self, store: TrafficStore, name: str) -> Transition:
-        """Return what the step does to the document."""
-
-
-class Promote(_Plain):
+class Promote(Order):
     """Make a version stable: it answers all requests that name no version."""
 
     verb = "promote"
@@ -72,11 +61,11 @@ class Promote(_Plain):
     def what(self) -> str:  # noqa: D102
         return f"promote {self.version}{_judged(self.judge)}"
 
-    def transition(self, store: TrafficStore, name: str) -> Transition:  # noqa: D102
-        return transitions.promote(self.version, available=store.versions(name), judge=self.judge)
+    def step(self, store: TrafficStore, name: str) -> Step:  # noqa: D102
+        return Step(transitions.promote(self.version, available=store.versions(name), judge=self.judge), self.why)
 
 
-class StartCanary(_Plain):
+class StartCanary(Order):
     """Give a version a share of the requests that name no version, or end that."""
 
     verb = "canary"
@@ -99,13 +88,13 @@ class StartCanary(_Plain):
             by = f", by {kind} {name}"
         return f"canary {self.version} at {self.percent:g} %{by}{_judged(self.judge)}"
 
-    def transition(self, store: TrafficStore, name: str) -> Transition:  # noqa: D102
-        return transitions.canary(
-            self.version, self.percent, self.sticky, available=store.versions(name), judge=self.judge
-        )
+    def step(self, store: TrafficStore, name: str) -> Step:  # noqa: D102
+        available = store.versions(name)
+        canary = transitions.canary(self.version, self.percent, self.sticky, available=available, judge=self.judge)
+        return Step(canary, self.why)
 
 
-class StartShadow(_Plain):
+class StartShadow(Order):
     """Give a version copies of live requests and compare its answers, or end that."""
 
     verb = "shadow"
@@ -122,11 +111,13 @@ class StartShadow(_Plain):
             return "end the shadow"
         return f"shadow {self.version} at {self.percent:g} %{_judged(self.judge)}"
 
-    def transition(self, store: TrafficStore, name: str) -> Transition:  # noqa: D102
-        return transitions.shadow(self.version, self.percent, available=store.versions(name), judge=self.judge)
+    def step(self, store: TrafficStore, name: str) -> Step:  # noqa: D102
+        return Step(
+            transitions.shadow(self.version, self.percent, available=store.versions(name), judge=self.judge), self.why
+        )
 
 
-class SetLabel(_Plain):
+class SetLabel(Order):
     """Point a label at a version, or remove it."""
 
     verb = "label"
@@ -139,8 +130,8 @@ class SetLabel(_Plain):
     def what(self) -> str:  # noqa: D102
         return f"remove label {self.label}" if self.version is None else f"label {self.version} as {self.label}"
 
-    def transition(self, store: TrafficStore, name: str) -> Transition:  # noqa: D102
-        return transitions.label(self.label, self.version, available=store.versions(name))
+    def step(self, store: TrafficStore, name: str) -> Step:  # noqa: D102
+        return Step(transitions.label(self.label, self.version, available=store.versions(name)), self.why)
 
 
 class Rollback(Order):
@@ -177,25 +168,25 @@ class Rollback(Order):
                 return Step(transition, "; ".join(filter(None, (self.why, *notes))), tuple(notes))
 
 
-class Unload(_Plain):
+class Unload(Order):
     """Serve nothing of a model, and hold no memory for it."""
 
     verb = "unload"
 
-    def transition(self, store: TrafficStore, name: str) -> Transition:  # noqa: D102
-        return transitions.unload
+    def step(self, store: TrafficStore, name: str) -> Step:  # noqa: D102
+        return Step(transitions.unload, self.why)
 
 
-class Load(_Plain):
+class Load(Order):
     """Serve an unloaded model again."""
 
     verb = "load"
 
-    def transition(self, store: TrafficStore, name: str) -> Transition:  # noqa: D102
-        return transitions.load
+    def step(self, store: TrafficStore, name: str) -> Step:  # noqa: D102
+        return Step(transitions.load, self.why)
 
 
-class KeepLoaded(_Plain):
+class KeepLoaded(Order):
     """Choose which versions stay loaded besides those with a role."""
 
     verb = "keep"
@@ -208,8 +199,8 @@ class KeepLoaded(_Plain):
             return f"keep the latest {self.keep.latest}"
         return f"keep {self.keep if isinstance(self.keep, str) else ', '.join(self.keep)}"
 
-    def transition(self, store: TrafficStore, name: str) -> Transition:  # noqa: D102
-        return transitions.keep(self.keep, available=store.versions(name))
+    def step(self, store: TrafficStore, name: str) -> Step:  # noqa: D102
+        return Step(transitions.keep(self.keep, available=store.versions(name)), self.why)
 
 
 ORDERS: tuple[type[Order], ...] = (

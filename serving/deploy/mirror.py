@@ -122,7 +122,6 @@ class Mirror:
         self._tags: dict[Key, object] = {}
         """Of documents as they were taken last, by model and file."""
         self._listed: dict[Key, Files] = {}
-        self._replaced: dict[Key, bool] = {}
         self._running: set[Key] = set()
         self._done: SimpleQueue[tuple[Key, Files, str]] = SimpleQueue()
         self._failed: dict[Key, _Failed] = {}
@@ -218,9 +217,9 @@ class Mirror:
         folder = self._root / name / version
         if folder.is_dir():
             self._failed.pop(key, None)
-            if key not in self._replaced or self._listed.get(key) != files:
-                self._replaced[key] = _differs(folder, files)
-            return "its objects are others by now: a version never changes, publish the next one" * self._replaced[key]
+            if _differs(folder, files):
+                return "its objects are others by now: a version never changes, publish the next one"
+            return ""
         failed = self._failed.get(key)
         if failed is not None and failed.files == files and now < failed.due:
             return failed.reason
@@ -321,14 +320,17 @@ class Mirror:
                         )
                         continue
                     log.warning("%s %s has gone from the store", name, version)
-                    away = self._root / name / f"{AWAY}{secrets.token_hex(8)}"
-                    (self._root / name / version).rename(away)
-                    shutil.rmtree(away, ignore_errors=True)
+                    _remove(self._root / name / version)
                 if name not in models and not self._store.versions(name):
-                    away = self._root / f"{AWAY}{secrets.token_hex(8)}"
-                    (self._root / name).rename(away)
-                    shutil.rmtree(away, ignore_errors=True)
+                    _remove(self._root / name)
         return problems
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that others may be reading: all of it is gone from under its name at once."""
+    away = folder.with_name(f"{AWAY}{secrets.token_hex(8)}")
+    folder.rename(away)
+    shutil.rmtree(away, ignore_errors=True)
 
 
 def _differs(folder: Path, files: Files) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from serving.errors import ModelInvalid
 from serving.gate import gate, prepared
-from serving.gate.findings import PREPARED, Limits
+from serving.gate.findings import Limits
 from serving.gate.gate import Gate
 from serving.gate.report import Report
 from serving.repository.repository import ModelVersion, Repository
@@ -34,7 +34,7 @@ class GateClient:
         """
         state = self._state()
         report = None if state is None else gate.verdict(state, found.content)
-        if state is None or report is None or (_prepared(report) and not prepared.place(state, found.content).exists()):
+        if state is None or report is None or (report.prepared and not prepared.place(state, found.content).exists()):
             return None
         return report
 
@@ -83,7 +83,3 @@ def sweep(folder: Path, names: Collection[str]) -> None:
         for kept in folder.iterdir():
             if kept.name not in names and time.time() - kept.lstat().st_mtime > _YOUNG_S:
                 shutil.rmtree(kept, ignore_errors=True) if kept.is_dir() else kept.unlink(missing_ok=True)
-
-
-def _prepared(report: Report) -> bool:
-    return any(check.name == PREPARED and check.outcome == "passed" for check in report.checks)

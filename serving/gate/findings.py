@@ -11,7 +11,6 @@ from serving.engine.batching import Independence
 from serving.engine.signature import Signature
 from serving.gate.report import Check, Figures
 
-PREPARED = "prepared form"
 ROWS = "independent rows"
 """The check that refuses nothing: in doubt, requests run alone."""
 
@@ -49,8 +48,6 @@ class Findings(BaseModel):
     reasons: list[str] = []
     signature: Signature | None = None
     figures: Figures | None = None
-    prepared: bool = False
-    """Whether the prepared form was seen to give the model's answers."""
     independence: Independence | None = None
     extensions: list[str] = []
     """Its operators of onnxruntime-extensions."""

@@ -102,14 +102,15 @@ class Gate:
             return unreadable(error.message)
         task = Task(folder=folder.resolve(), size=found.size, limits=self._limits, prepare_in=prepare_in)
         findings = self._ask(task)
-        if prepare_in is not None and not findings.prepared:
-            # What lies there would be kept, and serve: not where its answers were not seen to be the model's.
-            (prepare_in / MODEL_FILE).unlink(missing_ok=True)
         now = Findings()
         if serving is not None:
             task = Task(folder=serving.resolve(), size=_size(serving), limits=self._limits, measure_only=True)
             now = self._ask(task)
-        return judge(found, findings, now, at=began)
+        report = judge(found, findings, now, at=began)
+        if prepare_in is not None and not report.prepared:
+            # What lies there would be kept, and serve: not where its answers were not seen to be the model's.
+            (prepare_in / MODEL_FILE).unlink(missing_ok=True)
+        return report
 
     def _ask(self, task: Task) -> Findings:
         """Send one task and return its findings. Raises NotReady; a process that fails is replaced next time."""

@@ -10,6 +10,7 @@ from serving.engine.batching import Independence
 from serving.errors import ServingError
 
 REPORT_FILE = "gate.json"
+PREPARED = "prepared form"
 
 Outcome: TypeAlias = Literal["passed", "warned", "refused", "skipped"]
 
@@ -68,6 +69,11 @@ class Report(_Frozen):
     def reason(self) -> str:
         """All reasons in a line."""
         return "; ".join(self.reasons)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether a prepared form was written, and seen to give the model's answers."""
+        return any(check.name == PREPARED and check.outcome == "passed" for check in self.checks)
 
     def text(self) -> bytes:
         """Write it as JSON."""

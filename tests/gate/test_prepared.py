@@ -15,9 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from serving.engine.batching import RULES, Independence
 from serving.engine.session import OnnxSession
 from serving.gate import client, gate, prepared
-from serving.gate.findings import PREPARED
 from serving.gate.gate import Gate
-from serving.gate.report import Check, Report
+from serving.gate.report import PREPARED, Check, Report
 from serving.repository import manifest
 from serving.repository.manifest import Hashes, Manifest
 from serving.repository.repository import ModelVersion, Repository
