@@ -41,7 +41,8 @@ def predict(  # noqa: PLR0917  typer makes options of parameters
     api_key: ApiKey = None,
 ) -> None:
     """Predict, and print a prediction a row: JSON, or a table on a terminal."""
-    with explained(), client_of(url, api_key, timeout) as client, _read(client, name, version, rows, data) as given:
+    with explained(), client_of(url, api_key, timeout) as client:
+        given = _read(client, name, version, rows or [], data)
         shown = _lines if as_json or not sys.stdout.isatty() else _table
         shown(_answered(client, name, given, version=version, label=label))
 
@@ -57,29 +58,26 @@ def client_of(url: str, api_key: str | None, timeout: float) -> Iterator[Client]
         yield client
 
 
-@contextmanager
-def _read(
-    client: Client, name: str, version: str | None, rows: list[str] | None, data: Path | None
-) -> Iterator[Iterable[Any]]:
+def _read(client: Client, name: str, version: str | None, rows: list[str], data: Path | None) -> Iterator[Any]:
     """Give the rows, which are read as they are asked for. Raises InvalidRequest."""
     if bool(rows) == (data is not None):
         raise InvalidRequest("""give rows, such as '{"sepal_length": 5.1, ...}', or --data FILE""")
     if data is None:
-        yield itertools.chain.from_iterable(_rows(text, f"row {n}") for n, text in enumerate(rows or (), 1))
-        return
-    if str(data) == "-":
-        yield _json_lines(sys.stdin)
+        for number, text in enumerate(rows, 1):
+            yield from _rows(text, f"row {number}")
         return
     try:
-        file = data.open(encoding="utf-8-sig", newline="")
+        file = sys.stdin if str(data) == "-" else data.open(encoding="utf-8-sig", newline="")
     except OSError as error:
         raise InvalidRequest(f"{data} can't be read: {(error.strerror or '').lower()}") from None
     with file:
         if data.suffix.lower() == ".csv":
             kinds = {f["name"]: f["datatype"] for f in client.describe(name, version)["features"]}
-            yield _csv_rows(file, kinds)
-        else:
-            yield _json_lines(file)
+            yield from _csv_rows(file, kinds)
+            return
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield from _rows(line, f"line {number}")
 
 
 def _rows(text: str, place: str) -> list[Any]:
@@ -90,12 +88,6 @@ def _rows(text: str, place: str) -> list[Any]:
         raise InvalidRequest(f"{place}: {error.message}") from None
     many = isinstance(document, list) and document and isinstance(document[0], dict | list)
     return document if many else [document]
-
-
-def _json_lines(file: IO[str]) -> Iterator[Any]:
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            yield from _rows(line, f"line {number}")
 
 
 def _csv_rows(file: IO[str], kinds: dict[str, str]) -> Iterator[dict[str, Any]]:

@@ -34,6 +34,7 @@ def register() -> None:
     scikit-learn does it; and that isotonic calibration draws lines between its points.
     """
 
+    # Its pool is the one place where a converter of its own can be wrapped; to register it anew would lose its options.
     def mend(alias: str, mended: Callable[[Convert], Convert]) -> None:
         known = _registration._converter_pool[alias]
         _registration._converter_pool[alias] = _registration.RegisteredConverter(mended(known._fct), known._options)

@@ -29,6 +29,7 @@ def rename(proto: onnx.ModelProto, names: dict[str, str]) -> None:
     graph = proto.graph
     taken = {name for node in graph.node for name in (*node.input, *node.output)} - names.keys()
     taken |= {tensor.name for tensor in graph.initializer} - names.keys()
+    # Where the graph has a tensor of a new name already, that one makes room: two of one name would be one.
     inner = {name: f"{name}_inner" for name in taken & set(names.values())}
     names = {**inner, **names}
     for port in (*graph.input, *graph.output, *graph.value_info):

@@ -125,6 +125,7 @@ def refused(model: Any, error: Exception) -> CannotExport:
 
 def _at(error: Exception) -> Any:
     """Find the estimator that a converter was at: its functions call it by the name `operator` or `model`."""
+    # Most errors of converters name no step: only the frames that they came through know which it was.
     found = None
     trace = error.__traceback__
     while trace is not None:
