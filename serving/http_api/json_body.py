@@ -42,8 +42,9 @@ def refusal(error: ValidationError, wrong: type[ServingError] = InvalidRequest) 
     found = error.errors(include_url=False)
     if found[0]["type"] == "json_invalid":
         return InvalidRequest(f"the body {sentence(found[0])}")
-    said = "; ".join(dict.fromkeys(sentence(one) for one in found))
-    return wrong(said[:1000], [Detail(pointer(*one["loc"]), one["msg"]) for one in found[:DETAILS_SHOWN]])
+    details = [Detail(pointer(*one["loc"]), sentence(one)) for one in found]
+    said = "; ".join(dict.fromkeys(detail.message for detail in details))
+    return wrong(said[:1000], details[:DETAILS_SHOWN])
 
 
 def takes(kind: type[BaseModel]) -> dict[str, Any]:

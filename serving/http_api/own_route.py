@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.errors import DETAILS_SHOWN, Detail, InvalidRequest, ServingError, shown
 from serving.http_api.answer import error_body, error_headers, status_of
+from serving.http_api.openapi.documents import Error
 from serving.http_api.parameters import taken
 from serving.http_api.upload import ClientLeft
 from serving.protocols import strict_json
@@ -31,8 +32,9 @@ _methods: defaultdict[str, set[str]] = defaultdict(set)
 class OwnRoute(APIRoute):
     """A route that answers errors as every route of this server does."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, responses: dict[int | str, dict[str, Any]] | None = None, **kwargs: Any) -> None:
+        refused = {"model": Error, "description": "It is refused"}  # else FastAPI describes an error of its own
+        super().__init__(*args, responses={"4XX": refused, **(responses or {})}, **kwargs)
         _methods[self.path] |= self.methods or set()
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from fastapi import APIRouter, Request, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.bodies.buffer import OWN_PAGES_FROM, BodyBuffer
+from serving.bodies.buffer import BodyBuffer
 from serving.bodies.byte_budget import ByteBudget
 from serving.bodies.inflation import Inflation, inflaters
 from serving.bulk.formats import bulk_format
@@ -251,7 +251,7 @@ async def read_body(headers: Headers, receive: Receive, limit: int, lease: Reser
 
 async def _gather(message: Message, receive: Receive, most: int, lease: Reservation | None) -> Buffer:
     """Read a body of `most` bytes at the most."""
-    gathered: bytearray | BodyBuffer = BodyBuffer(most) if most >= OWN_PAGES_FROM else bytearray()
+    gathered = BodyBuffer(most)
     while True:
         if message["type"] == "http.disconnect":
             raise ClientLeft
@@ -259,12 +259,9 @@ async def _gather(message: Message, receive: Receive, most: int, lease: Reservat
         size = len(gathered) + len(piece)
         if size > most:
             raise PayloadTooLarge(f"the body has over {most} bytes, which is the limit")
-        if isinstance(gathered, BodyBuffer):
-            gathered.add(piece)
-        else:
-            gathered += piece
+        gathered.add(piece)
         if lease is not None:
             lease.grow_to(size)
         if not message.get("more_body"):
-            return gathered if isinstance(gathered, bytearray) else gathered.received()
+            return gathered.received()
         message = await receive()

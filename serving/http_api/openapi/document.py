@@ -1,7 +1,7 @@
 """The OpenAPI document: FastAPI's own of the routes, and of every live model its prediction paths.
 
-It says what is really sent. FastAPI would have every route answer 422 with a form of its own: what is refused is
-refused with `Error`, and which statuses a route has follows from what it takes.
+It says what is really sent: what is refused is refused with `Error`, and which statuses a route has follows from what
+it takes.
 """
 
 from __future__ import annotations
@@ -73,9 +73,6 @@ def document(app: FastAPI, services: Services, *, models: bool = True) -> dict[s
         for method, operation in methods.items():
             if path in own:
                 _tell_failures(path, method, operation)
-    if "HTTPValidationError" not in str(made["paths"]):
-        for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
     paths: dict[str, Any] = {}
     for served in services.fleet.models.values() if models else ():
         try:
@@ -140,8 +137,7 @@ def _reference(status: str) -> dict[str, str]:
 def _tell_failures(path: str, method: str, operation: dict[str, Any]) -> None:
     """Name the statuses of errors that a route has: by its key, its model and its body."""
     responses = operation["responses"]
-    if "HTTPValidationError" in str(responses.get("422")):
-        del responses["422"]
+    del responses["4XX"]
     statuses: list[str] = []
     if operation.get("security"):
         statuses += ["400", "401", "403"]
