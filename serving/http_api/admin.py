@@ -36,7 +36,6 @@ from serving.repository.state_directory import state_folder
 from serving.repository.traffic import Traffic
 from serving.repository.traffic_store import TrafficStore
 
-PREFIX = "/v1/repository/models/{model}"
 _TAG = re.compile(r'\s*(?:W/)?"?(\d{1,18})"?\s*')
 
 
@@ -46,7 +45,7 @@ class _Asked(Parameters):
     limit: Annotated[int, Field(ge=1, le=10_000, description="The last so many changes.")] = 100
 
 
-router = APIRouter(route_class=OwnRoute, prefix=PREFIX, tags=["deploy"])
+router = APIRouter(route_class=OwnRoute, prefix="/v1/repository/models/{model}", tags=["deploy"])
 _READERS = [Depends(requires("predict"))]
 
 

@@ -80,6 +80,8 @@ class StreamedAnswer:
         self._client_awaited = self._rows_awaited = False
         self._out = accepted_format(header(scope["headers"], b"accept"), kind)
         self._kind = kind
+        # Cancels the answer, for `_feed` and `refuse`. Nothing (`bool`) before it begins and once its end is being
+        # written: a cancellation there would leave the client without the end that tells a whole answer.
         self._on_left: Callable[[], object] = bool
         if self._connection is not None:
             self._connection.stream = self
@@ -162,7 +164,7 @@ class StreamedAnswer:
             raise
         finally:
             reading.cancel()
-        await sending
+        await sending  # one at a time: answers go out in the order of their rows
         self._on_left = bool
         await self._aside(self._write, rows, [], (self._prediction.good, self._prediction.bad))
         await self._sent(more=False)
