@@ -73,7 +73,7 @@ class _Proof:
         if self._model.functions:
             self._model = inliner.inline_local_functions(self._model)
         self._tolerance = _COARSE if _rounds(self._model) else _EXACT
-        self._made = MadeUpRows(session.signature, session.dimension_names, self._takes)
+        self._made = MadeUpRows(session)
 
     def run(self) -> Independence:
         if not self._made.inner:
@@ -90,13 +90,6 @@ class _Proof:
         self._try(quick=quick, quantised=bool(quantised))
         return Independence(proved=not quantised, quantised=bool(quantised), reason=quantised)
 
-    def _takes(self, inputs: Tensors) -> bool:
-        try:
-            self._session.run(inputs)
-        except InferenceFailed:
-            return False
-        return True
-
     def _refuse_unequal(self) -> None:
         """Try inputs with different numbers of rows, where their graph names these differently: a batch has one."""
         names = [of[0] if of else None for of in self._session.dimension_names]
@@ -105,7 +98,7 @@ class _Proof:
             if name is None or name == names[0] or _NAMED_BY_TOOLS.match(name):
                 continue
             for one, other in ((few, many), (many, few)):
-                if self._takes((*one[:index], other[index], *one[index + 1 :])):
+                if self._made.takes((*one[:index], other[index], *one[index + 1 :])):
                     spec = self._session.signature.inputs[index]
                     raise Doubt(f"input {spec.name[:60]!r} may have another number of rows than the first")
 
@@ -116,7 +109,7 @@ class _Proof:
             for inner in self._made.refused:
                 if time.monotonic() > until:  # it computes long before it refuses: windows of few rows were tried
                     return
-                if self._takes(self._made.make(rows, seed=0, inner=inner)):
+                if self._made.takes(self._made.make(rows, seed=0, inner=inner)):
                     raise Doubt(f"it takes {rows} rows of a shape together of which it takes none alone")
 
     def _walk(self) -> str:

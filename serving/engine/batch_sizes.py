@@ -13,7 +13,6 @@ import numpy as np
 from onnx import TensorProto
 
 from serving.engine.batch_node import FREE, Node
-from serving.tensors import Array
 
 _WHOLE = (TensorProto.INT32, TensorProto.INT64)
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
@@ -47,12 +46,11 @@ def _part(node: Node) -> bool:
 
 
 def _product(node: Node) -> bool:
-    """Multiply dimensions of which one counts rows."""
-    if any(state is not FREE for state in node.inputs[1:]):
+    """Multiply a list, of fixed length, of dimensions of which one counts rows."""
+    if not (_part(node) and _whole(node)):
         return False
-    arrays = node.arrays(0)
-    same_shape = len({array.shape for array in arrays}) == 1
-    return same_shape and _whole(node) and sum(len(set(values)) > 1 for values in _elements(arrays)) <= 1
+    each = zip(*(array.ravel().tolist() for array in node.arrays(0)), strict=True)
+    return sum(len(set(values)) > 1 for values in each) <= 1
 
 
 def _never_equal(node: Node) -> bool:
@@ -66,10 +64,6 @@ def _never_equal(node: Node) -> bool:
     first, second = (array.astype(np.int64) for array in sizes[:2])
     each = (second - first) // (node.numbers[1] - node.numbers[0])
     return bool((each >= 0).all() and (first - each * node.numbers[0] >= 0).all() and (second < _MOST).all())
-
-
-def _elements(arrays: list[Array]) -> list[tuple[int, ...]]:
-    return list(zip(*(array.ravel().tolist() for array in arrays), strict=True))
 
 
 _MOVED = "Concat ConstantOfShape Expand Flatten Identity Reshape Shape Squeeze Tile Transpose Unsqueeze Where"

@@ -6,13 +6,15 @@ its integers are ids in a table of thirty thousand words or flags is found by tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from serving.engine.rows import Rows
+from serving.engine.session import OnnxSession
 from serving.engine.signature import Feature, Signature, TensorSpec
+from serving.errors import InferenceFailed
 from serving.tensors import FLOATS, NUMPY, Array, Tensors, count, limits
 
 _SIZES = (7, 16, 64, 1, 4, 224)
@@ -27,49 +29,56 @@ these would other into has more her two like him see time could no make than fir
 did down only way find use may water long little very after words called just where most know 12 3.5 2024-01-31
 A-113 red blue yes no NA"""
 
-Try = Callable[[Tensors], bool]
-
 
 class MadeUpRows:
-    """Makes rows for one signature. `attempt` tells whether the graph takes inputs; it is asked a few times.
+    """Makes rows for one session, which it runs a few times to learn what that takes.
 
-    names: of the dimensions of each input; None where one has none. Those with equal names have equal sizes.
+    Dimensions of equal names have equal sizes.
     """
 
-    def __init__(self, signature: Signature, names: Sequence[Sequence[Any]], attempt: Try) -> None:
-        self._signature = signature
-        self._names = names
+    def __init__(self, session: OnnxSession) -> None:
+        self._session = session
+        self._signature = signature = session.signature
+        self._names = session.dimension_names
         self._real = _real(signature)
         self.inner: tuple[int, ...] = _SIZES[:1]
         """Sizes of free inner dimensions that the graph takes, two at most; empty where it takes no rows made up."""
         self.refused: tuple[int, ...] = ()
         """Sizes of free inner dimensions of which the graph takes no single row."""
         self._tops = [1] * len(signature.inputs)
-        self._settle(attempt)
+        self._settle()
 
-    def _settle(self, attempt: Try) -> None:
+    def takes(self, inputs: Tensors) -> bool:
+        """Tell whether the graph takes inputs."""
+        try:
+            self._session.run(inputs)
+        except InferenceFailed:
+            return False
+        return True
+
+    def _settle(self) -> None:
         rows = 1 if self._signature.batch == "dynamic" else 0  # how many dimensions in front are not for `inner`
         free = any(-1 in spec.shape[rows:] for spec in self._signature.inputs)
         sizes = [size for size in (_SIZES if free else _SIZES[:1]) if self._elements(size) <= _MOST_ELEMENTS]
-        found = [size for size in sizes if attempt(self.make(2, seed=0, inner=size))]
+        found = [size for size in sizes if self.takes(self.make(2, seed=0, inner=size))]
         self.inner = tuple(found[:2])
-        self.refused = tuple(size for size in sizes if not attempt(self.make(1, seed=0, inner=size)))
+        self.refused = tuple(size for size in sizes if not self.takes(self.make(1, seed=0, inner=size)))
         if not found:
             return
         for index, spec in enumerate(self._signature.inputs):
             if spec.datatype not in {*FLOATS, "BOOL", "BYTES"}:
-                self._raise(index, spec, attempt)
+                self._raise(index, spec)
 
     def _elements(self, inner: int) -> int:
         """Return how many elements the largest input has for two rows."""
         return max(count(self._shape(i, spec, 2, inner)) for i, spec in enumerate(self._signature.inputs))
 
-    def _raise(self, index: int, spec: TensorSpec, attempt: Try) -> None:
+    def _raise(self, index: int, spec: TensorSpec) -> None:
         for top in _TOPS:
             self._tops[index] = min(top, limits(spec.datatype)[1])
             made = self.make(2, seed=0, inner=self.inner[0])
             made[index].ravel()[0] = self._tops[index]
-            if attempt(made):
+            if self.takes(made):
                 return
         self._tops[index] = 1
 

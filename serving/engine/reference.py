@@ -60,12 +60,10 @@ def _outputs(signature: Signature) -> Iterator[Column]:
         width = spec.shape[1] if len(spec.shape) == 2 else 1
         if len(spec.shape) not in (1, 2) or width < 1:
             continue
-        if spec.name == signature.label or spec.datatype in ("BYTES", "BOOL"):
-            if width == 1:
-                yield Column(f"output {spec.name}", "output", position, None, categorical=True)
-        elif width == 1:
-            yield Column(f"output {spec.name}", "output", position, None, categorical=False)
-        else:
+        categorical = spec.name == signature.label or spec.datatype in ("BYTES", "BOOL")
+        if width == 1:
+            yield Column(f"output {spec.name}", "output", position, None, categorical=categorical)
+        elif not categorical:
             names = signature.classes if spec.name == signature.scores else None
             # Of two scores one says it all.
             for index in range(1 if names and width == 2 else 0, min(width, MOST_COLUMNS)):

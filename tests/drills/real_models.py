@@ -16,7 +16,6 @@ import onnxruntime as ort
 
 from serving.engine.probe_rows import MadeUpRows
 from serving.engine.session import OnnxSession
-from serving.errors import InferenceFailed
 from tests.conftest import Server
 from tests.drills.drill import Report, drill
 
@@ -107,14 +106,7 @@ def asked(server: Server, path: Path, name: str, clients: int, requests: int) ->
 
 
 def _inner(session: OnnxSession) -> tuple[int, MadeUpRows]:
-    def takes(inputs: Any) -> bool:
-        try:
-            session.run(inputs)
-        except InferenceFailed:
-            return False
-        return True
-
-    made = MadeUpRows(session.signature, session.dimension_names, takes)
+    made = MadeUpRows(session)
     return made.inner[-1], made
 
 
