@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
+import sys
+import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +93,35 @@ def test_versions_may_have_other_classes(tmp_path: Path) -> None:
     for ask in (lambda: monitor.take("m", told), lambda: monitor.report("m")):
         with pytest.raises(serving.NotReady):
             ask()
+
+
+def test_versions_come_while_others_are_asked_for(tmp_path: Path) -> None:
+    """A version that is loaded just now disturbs nobody who asks how others do."""
+    monitor, stop = FeedbackMonitor(lambda: tmp_path), threading.Event()
+    spec = TensorSpec(name="x", datatype="FP32", shape=(-1, 1))
+    features = (Feature(name="x", datatype="FP32"),)
+    signature = Signature(inputs=(spec,), features=features, outputs=(spec,), layout="matrix")
+
+    def load() -> None:
+        for number in itertools.count():
+            kept.append(monitor.follow("m", str(number), "ab", signature, Feedback()))
+            if stop.is_set():
+                return
+
+    kept: deque[Any] = deque(maxlen=100)
+    loading = threading.Thread(target=load)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        loading.start()
+        for _ in range(2000):
+            with pytest.raises(serving.InvalidRequest, match="keeps no predictions"):
+                monitor.report("other")
+        assert loading.is_alive()
+    finally:
+        stop.set()
+        sys.setswitchinterval(before)
+        loading.join()
 
 
 def test_what_is_kept_is_bounded(tmp_path: Path) -> None:

@@ -78,6 +78,21 @@ def test_a_server_that_was_killed_leaves_nothing(tmp_path: Path) -> None:
     assert ServerMonitor(tmp_path).sweep() == []
 
 
+def test_a_disk_that_takes_a_part(tmp_path: Path) -> None:
+    """What a server says of itself is there whole or not at all: what it said before stands, and it is known."""
+    script = (
+        "import resource, signal; from pathlib import Path\n"
+        "from serving.repository.servers import ServerFile, ServerMonitor\n"
+        f"file, said = ServerFile(Path({str(tmp_path)!r}), None), {standing()!r}\n"
+        "file.write(said)\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "file.write({**said, 'problems': [['iris', '2', 'x' * 8192]]})\n"
+        f"print(len(ServerMonitor(Path({str(tmp_path)!r})).servers()))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout == "1\n"
+
+
 def test_a_server_that_is_silent_is_not_known(tmp_path: Path, clock: Callable[[float], None]) -> None:
     """One that lives and says nothing is neither waited for for ever nor counted out: it is named."""
     one, other = ServerFile(tmp_path, None), ServerFile(tmp_path, None)
