@@ -124,15 +124,8 @@ class TrafficStore:
         """
         for entry in history.backwards(self._folder(name)):
             if entry["generation"] == after.generation:
-                what = f"reverted: {entry['what']}"
-                return self.change(
-                    name,
-                    restore(history.traffic_of(entry["before"])),
-                    who=who,
-                    what=what,
-                    why=why,
-                    if_generation=after.generation,
-                )
+                back, what = restore(history.traffic_of(entry["before"])), f"reverted: {entry['what']}"
+                return self.change(name, back, who=who, what=what, why=why, if_generation=after.generation)
         raise NotReady(f"generation {after.generation} of {name} is not in its history")
 
     def versions(self, name: str) -> list[str]:
