@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import pickle
 import socket
 import subprocess
 import sys
 import time
-import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from serving.bodies.exchange import receive, send
 from serving.engine.request import Request
@@ -27,9 +28,8 @@ from serving.linux.sandbox import bare_environment
 
 log = logging.getLogger("serving.bodies")
 
-_MOST_CODECS = 64
-"""Codecs that the process keeps: it is sent them with the first task of each."""
 _START_S = 60.0
+_GOING = "this server is going away"
 _FAULT = "the server failed on this request; its log has the reason"
 TURN_BYTES = 256 * 1024
 """Bytes that are worked on in one turn of the event loop; the rest of what came at once waits for the next ones."""
@@ -116,7 +116,7 @@ class CodecPool:
         loop = asyncio.get_running_loop()
         job = Job(request.sender, codec, work, given, done)
         if self._closing:
-            loop.call_soon(self._turn_away, job)
+            loop.call_soon(self._answer, job, NotReady(_GOING))
             return job
         if deadline is not None:
             if self._bodies >= self._most_waiting:
@@ -139,6 +139,9 @@ class CodecPool:
     def cancel(self, job: Job) -> None:
         """Drop a job whose caller has left, and what it holds; nothing is told."""
         job.done = None
+        self._drop(job)
+
+    def _drop(self, job: Job) -> None:
         if job.timer is not None:
             job.timer.cancel()
         queue = self._queues.get(job.sender)
@@ -149,10 +152,18 @@ class CodecPool:
                 del self._queues[job.sender]
 
     def _expire(self, job: Job) -> None:
-        done = job.done
-        self.cancel(job)
+        self._drop(job)
+        self._answer(job, DeadlineExceeded("the deadline passed while the body waited to be read"))
+
+    @staticmethod
+    def _answer(job: Job, found: Any) -> None:
+        """Tell what came of a job, once."""
+        # Whoever waits for the model next needs the body no longer; and the caller and its job would hold each other.
+        done, job.done, job.given = job.done, None, ()
+        if job.timer is not None:
+            job.timer.cancel()
         if done is not None:
-            done(DeadlineExceeded("the deadline passed while the body waited to be read"))
+            done(found)
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         """Give the process the next job: that of the sender who has waited longest for a turn."""
@@ -172,14 +183,10 @@ class CodecPool:
         doing.add_done_callback(lambda done: self._finished(job, done, loop))
 
     def _finished(self, job: Job, doing: asyncio.Future[Any], loop: asyncio.AbstractEventLoop) -> None:
-        if job.timer is not None:
-            job.timer.cancel()
-        # Whoever waits for the model next needs the body no longer; and the caller and its job would hold each other.
-        done, job.done, job.given = job.done, None, ()
         self.busy_s += time.monotonic() - self._began
         self._next(loop)
-        if done is not None and not doing.cancelled():
-            done(doing.result())
+        if not doing.cancelled():
+            self._answer(job, doing.result())
 
     def _retire(self) -> None:
         self._idle = None
@@ -197,14 +204,7 @@ class CodecPool:
         self._bodies = 0
         loop = asyncio.get_running_loop()
         for job in waiting:
-            loop.call_soon(self._turn_away, job)
-
-    def _turn_away(self, job: Job) -> None:
-        done, job.done, job.given = job.done, None, ()
-        if job.timer is not None:
-            job.timer.cancel()
-        if done is not None:
-            done(NotReady("this server is going away"))
+            loop.call_soon(self._answer, job, NotReady(_GOING))
 
     async def close(self) -> None:
         """End the process, whatever it does."""
@@ -217,7 +217,7 @@ class CodecPool:
     def _do(self, job: Job) -> Any:
         for _ in range(2):
             if self._closing:
-                return NotReady("this server is going away")
+                return NotReady(_GOING)
             try:
                 process = self._process or self._start()
                 result, fault = process.ask(job, self._task_s)
@@ -254,11 +254,14 @@ class CodecPool:
             process.end()
 
 
+_pickled: WeakKeyDictionary[Any, bytes] = WeakKeyDictionary()
+"""Codecs as the process is sent them, with each task: it keeps what it made of those that come again."""
+
+
 class _Process:
-    """A codec process, and which codecs it has."""
+    """A codec process."""
 
     def __init__(self, memory_bytes: int) -> None:
-        self._known: OrderedDict[int, weakref.ref[Any]] = OrderedDict()
         self._sock, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  nothing in it comes from outside
@@ -279,22 +282,10 @@ class _Process:
     def ask(self, job: Job, seconds: float) -> Any:
         """Have a job done. Raises TimeoutError, OSError or EOFError."""
         self._sock.settimeout(seconds)
-        send(self._sock, (*self._introduced(job.codec), job.work, job.given))
+        if job.codec not in _pickled:
+            _pickled[job.codec] = pickle.dumps(job.codec, 5)
+        send(self._sock, (_pickled[job.codec], job.work, job.given))
         return receive(self._sock)
-
-    def _introduced(self, codec: Any) -> tuple[list[int], int, Any]:
-        """Return which codecs the process forgets, as their versions have gone, the number of one, and it if new."""
-        forget = [key for key, known in self._known.items() if known() is None]
-        for key in forget:
-            del self._known[key]
-        key = id(codec)
-        if key in self._known:
-            self._known.move_to_end(key)
-            return forget, key, None
-        if len(self._known) >= _MOST_CODECS:
-            forget.append(self._known.popitem(last=False)[0])
-        self._known[key] = weakref.ref(codec)
-        return forget, key, codec
 
     def kill(self) -> None:
         """End what it does; for any thread."""

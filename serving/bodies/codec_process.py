@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import pickle
 import signal
 import socket
 import sys
 import traceback
+from functools import lru_cache
 from typing import Any
 
 from serving.bodies.exchange import receive, send
@@ -20,32 +22,29 @@ from serving.linux.limits import confine
 
 _NICE = 5
 """Below the worker, which answers small requests meanwhile; not last, or nothing long would be read under load."""
+_codec = lru_cache(64)(pickle.loads)
+"""Makes a codec of what the worker sends: what it decides beforehand takes longer than most bodies."""
 
 
 def main(descriptor: int, memory_bytes: int) -> None:
     """Do what is asked for until the worker closes the socket: it has ended, or needs this process no longer."""
     sock = socket.socket(fileno=descriptor)
     _confine(memory_bytes)
-    codecs: dict[int, Any] = {}
     with contextlib.suppress(OSError, EOFError):
         # A body may become millions of lists, none of them in a cycle: looking for cycles takes longer than reading it.
         gc.disable()
         gc.freeze()
         send(sock, None)  # it has started
         while True:
-            _answer(sock, codecs)
+            _answer(sock)
 
 
-def _answer(sock: socket.socket, codecs: dict[int, Any]) -> None:
-    """Take one task: which codecs to forget, which one to use (sent along the first time), what to do, with what."""
-    forget, key, codec, work, given = receive(sock)
-    for known in forget:
-        del codecs[known]
-    if codec is not None:
-        codecs[key] = codec
+def _answer(sock: socket.socket) -> None:
+    """Take one task: the codec, what to do, with what."""
+    codec, work, given = receive(sock)
     result: tuple[Any, str | None]
     try:
-        result = (work(codecs[key], *given), None)
+        result = (work(_codec(codec), *given), None)
     except ServingError as error:
         result = (error.bare(), None)
     except MemoryError:

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from serving.engine.request import priority_of
 from serving.engine.signature import Described
 from serving.engine.tensor_binder import RequestedOutput, TensorBinder
 from serving.errors import InvalidRequest
 from serving.protocols.codec import CONTRIBUTIONS, Decoded
 from serving.protocols.messages import message
+from serving.protocols.request_parameters import classes_of, options_of, refuse_shared
 from serving.tensor_bytes import Buffer, read, strings, text, write
 from serving.tensors import HALVES, INTEGERS, NUMPY, Array, Tensors, count, limits
 
@@ -52,13 +52,13 @@ class Codec:
     def decode(self, request: Any, raws: Sequence[Buffer] = ()) -> Decoded:
         """Read a request; `raws` are the raw contents that were taken out of it. Raises as `TensorBinder` does."""
         raws = raws or list(request.raw_input_contents)
-        timeout, priority, explain = _options(request.parameters)
+        _, timeout, priority, explain = options_of(_plain(request.parameters))
         arrays: list[Array | None] = [None] * len(self._binder.slots)
         if raws and len(raws) != len(request.inputs):
             raise InvalidRequest(f"raw_input_contents: has {len(raws)} tensors, and inputs has {len(request.inputs)}")
         for index, tensor in enumerate(request.inputs):
             at = f"/inputs/{index}"
-            _refuse_shared(tensor.parameters, at)
+            refuse_shared(tensor.parameters, at)
             position = self._binder.input(tensor.name, tensor.datatype, at)
             if arrays[position] is not None:
                 raise InvalidRequest(f"{at}/name: input {tensor.name!r} occurs twice")
@@ -81,8 +81,8 @@ class Codec:
         asked = []
         # One more than the model has is one too many already, whatever it is.
         for index, output in enumerate(outputs[: len(self._binder.outputs) + 1]):
-            _refuse_shared(output.parameters, f"/outputs/{index}")
-            asked.append((output.name, True, _whole(output.parameters, "classification", f"/outputs/{index}")))
+            refuse_shared(output.parameters, f"/outputs/{index}")
+            asked.append((output.name, True, classes_of(_plain(output.parameters), f"/outputs/{index}")))
         return self._binder.requested(asked)
 
     def encode(self, outputs: Tensors, context: Context) -> Any:
@@ -142,34 +142,7 @@ def _typed(contents: Any, datatype: str, shape: tuple[int, ...], at: str) -> Arr
     return array.reshape(shape)
 
 
-def _value(parameters: Any, name: str) -> Any:
-    """Return a parameter's value whatever its kind, or None."""
-    if name not in parameters:
-        return None
-    kind = parameters[name].WhichOneof("parameter_choice")
-    return getattr(parameters[name], kind) if kind else None
-
-
-def _whole(parameters: Any, name: str, at: str) -> int:
-    value = _value(parameters, name)
-    if value is None:
-        return 0
-    if type(value) is not int or value < 0:
-        raise InvalidRequest(f"{at}/parameters/{name}: should be a whole number, 0 or more")
-    return value
-
-
-def _options(parameters: Any) -> tuple[float | None, int, bool]:
-    if _value(parameters, "sequence_id") not in (None, 0, ""):
-        raise InvalidRequest("/parameters/sequence_id: is not offered, models keep no state: leave it out")
-    timeout = _whole(parameters, "timeout", "")
-    priority = priority_of(_whole(parameters, "priority", ""), "/parameters/priority")
-    explain = _value(parameters, "explain")
-    if explain is not None and not isinstance(explain, bool):
-        raise InvalidRequest("/parameters/explain: should be true or false")
-    return timeout / 1e6 if timeout else None, priority, bool(explain)
-
-
-def _refuse_shared(parameters: Any, at: str) -> None:
-    if "shared_memory_region" in parameters:
-        raise InvalidRequest(f"{at}/parameters/shared_memory_region: shared memory is not offered: send the data")
+def _plain(parameters: Any) -> dict[str, Any]:
+    """Return parameters as they are in JSON."""
+    kinds = ((name, value, value.WhichOneof("parameter_choice")) for name, value in parameters.items())
+    return {name: getattr(value, kind) for name, value, kind in kinds if kind}

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from serving.engine.request import priority_of
 from serving.engine.tensor_binder import RequestedOutput, TensorBinder
 from serving.errors import InvalidRequest
 from serving.protocols import strict_json
 from serving.protocols.codec import Decoded
+from serving.protocols.request_parameters import classes_of, flag, options_of, refuse_shared
 from serving.protocols.tensor_json import array_of
 from serving.tensor_bytes import Buffer, read
 from serving.tensors import NUMPY, Array, count
@@ -24,7 +24,6 @@ _MOST_PLANS = 256
 _LONGEST_PLAN = 1024
 _LARGEST_LONE = 4096
 _LONE = frozenset(NUMPY) - {"BYTES", "BOOL", "FP16", "BF16"}
-_SHARED = "shared_memory_region"
 
 
 class Context(NamedTuple):
@@ -113,7 +112,7 @@ class Reader:
         identity = document.get("id")
         if identity is not None and not isinstance(identity, str):
             raise InvalidRequest(f'"id" is {strict_json.kind(identity)}: send a string')
-        binary, timeout, priority, explain = _options(_parameters(document, ""))
+        binary, timeout, priority, explain = options_of(_parameters(document, ""))
         given = document.get("inputs")
         if not isinstance(given, list):
             raise InvalidRequest('"inputs" is missing or no array: send one object for each input tensor')
@@ -199,12 +198,9 @@ def _asked(outputs: list[Any], *, binary: bool) -> Iterator[tuple[Any, bool, int
         if not isinstance(output, dict):
             raise InvalidRequest(f"{at}: is {strict_json.kind(output)}: send an object with a name")
         parameters = _parameters(output, at)
-        _refuse_shared(parameters, at)
-        as_bytes = _flag(parameters, "binary_data", f"{at}/parameters", default=binary)
-        classes = parameters.get("classification", 0)
-        if type(classes) is not int:
-            raise InvalidRequest(f"{at}/parameters/classification: should be a whole number, 1 or more")
-        yield output.get("name"), as_bytes, classes
+        refuse_shared(parameters, at)
+        as_bytes = flag(parameters, "binary_data", f"{at}/parameters", default=binary)
+        yield output.get("name"), as_bytes, classes_of(parameters, at)
 
 
 def _parameters(owner: dict[str, Any], at: str) -> dict[str, Any]:
@@ -214,33 +210,10 @@ def _parameters(owner: dict[str, Any], at: str) -> dict[str, Any]:
     return parameters
 
 
-def _options(parameters: dict[str, Any]) -> tuple[bool, float | None, int | None, bool]:
-    """Read the request's own parameters: whether outputs are raw unless they say, timeout in seconds, priority, and
-    whether it is to be explained.
-    """
-    timeout = parameters.get("timeout", 0)
-    if type(timeout) is not int or timeout < 0:
-        raise InvalidRequest("/parameters/timeout: should be a whole number of microseconds")
-    if parameters.get("sequence_id", 0) not in (0, ""):
-        raise InvalidRequest("/parameters/sequence_id: is not offered, models keep no state: leave it out")
-    priority = parameters.get("priority", 0)
-    place = priority_of(priority if type(priority) is int else -1, "/parameters/priority")
-    binary = _flag(parameters, "binary_data_output", "/parameters", default=False)
-    explain = _flag(parameters, "explain", "/parameters", default=False)
-    return binary, timeout / 1e6 if timeout else None, place if priority else None, explain
-
-
-def _flag(parameters: dict[str, Any], name: str, at: str, *, default: bool) -> bool:
-    value = parameters.get(name, default)
-    if not isinstance(value, bool):
-        raise InvalidRequest(f"{at}/{name}: should be true or false, and is {strict_json.kind(value)}")
-    return value
-
-
 def _blob_size(tensor: dict[str, Any], at: str) -> int | None:
     """Return how many raw bytes an input says that it has, or None where its data is JSON."""
     parameters = _parameters(tensor, at)
-    _refuse_shared(parameters, at)
+    refuse_shared(parameters, at)
     size = parameters.get("binary_data_size")
     if size is None:
         return None
@@ -249,8 +222,3 @@ def _blob_size(tensor: dict[str, Any], at: str) -> int | None:
     if "data" in tensor:
         raise InvalidRequest(f"{at}: has both data and binary_data_size: send one of them")
     return size
-
-
-def _refuse_shared(parameters: dict[str, Any], at: str) -> None:
-    if _SHARED in parameters:
-        raise InvalidRequest(f"{at}/parameters/{_SHARED}: shared memory is not offered: send the data itself")

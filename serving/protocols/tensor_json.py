@@ -23,22 +23,22 @@ def array_of(data: Any, datatype: str, shape: tuple[int, ...], at: str, *, missi
     if not isinstance(data, list):
         raise InvalidRequest(f"{at}: is {kind(data)}: send an array")
     if datatype in HALVES:
-        raise no_json_form(datatype, at)
+        raise InvalidRequest(f"{at}: {datatype} has no JSON form in the protocol: send it as binary data")
     nested = bool(data) and bool(shape) and isinstance(data[0], list)
     flat = _flatten(data, shape, at) if nested else data
     if len(flat) != count(shape):
-        raise wrong_count(at, len(flat), shape)
-    accepted = ACCEPTED[datatype]
+        raise InvalidRequest(f"{at}: has {len(flat)} elements, and shape {list(shape)} holds {count(shape)}")
+    accepted = _ACCEPTED[datatype]
     if missing and None in flat:
         flat = [_MISSING[datatype] if value is None else value for value in flat]
     for index, value in enumerate(flat):
         if type(value) not in accepted:
-            raise wrong_kind(at, index, value, datatype)
+            raise InvalidRequest(f"{at}: element {index} is {kind(value)}, and {datatype} takes {_TAKES[datatype]}")
     if datatype in INTEGERS and flat:
         least, greatest = limits(datatype)
         if min(flat) < least or max(flat) > greatest:
             index = next(i for i, v in enumerate(flat) if not least <= v <= greatest)
-            raise out_of_range(at, index, datatype)
+            raise InvalidRequest(f"{at}: element {index} does not fit {datatype} ({least} to {greatest})")
     try:
         with np.errstate(over="ignore"):  # the caller refuses what overflowed, by name
             array: Array = np.array(flat, dtype=NUMPY[datatype])
@@ -49,7 +49,7 @@ def array_of(data: Any, datatype: str, shape: tuple[int, ...], at: str, *, missi
     return array.reshape(shape)
 
 
-ACCEPTED: dict[str, frozenset[type]] = {
+_ACCEPTED: dict[str, frozenset[type]] = {
     **{name: frozenset({int}) for name in INTEGERS},
     **{name: frozenset({int, float}) for name in FLOATS},
     "BOOL": frozenset({bool}),
@@ -68,44 +68,13 @@ def _flatten(data: list[Any], shape: tuple[int, ...], at: str) -> list[Any]:
     """Flatten nested lists level by level; every list of a level must be as long as the shape says."""
     level = data
     if len(level) != shape[0]:
-        raise wrong_rows(at, len(level), shape)
+        raise InvalidRequest(f"{at}: has {len(level)} rows, and shape {list(shape)} says {shape[0]}")
     for dim in shape[1:]:
         flat: list[Any] = []
         for index, item in enumerate(level):
             if not isinstance(item, list) or len(item) != dim:
-                raise ragged(at, index, item, shape, dim)
+                got = f"{len(item)} values" if isinstance(item, list) else kind(item)
+                raise InvalidRequest(f"{at}: part {index} has {got}, and shape {list(shape)} says {dim}: ragged?")
             flat += item
         level = flat
     return level
-
-
-def no_json_form(datatype: str, at: str) -> InvalidRequest:
-    """Say that a datatype is sent as raw bytes only."""
-    return InvalidRequest(f"{at}: {datatype} has no JSON form in the protocol: send it as binary data")
-
-
-def wrong_count(at: str, elements: int, shape: tuple[int, ...]) -> InvalidRequest:
-    """Say how many elements there are, and how many a shape holds."""
-    return InvalidRequest(f"{at}: has {elements} elements, and shape {list(shape)} holds {count(shape)}")
-
-
-def wrong_kind(at: str, index: int, value: Any, datatype: str) -> InvalidRequest:
-    """Say what an element is, and what a datatype takes."""
-    return InvalidRequest(f"{at}: element {index} is {kind(value)}, and {datatype} takes {_TAKES[datatype]}")
-
-
-def out_of_range(at: str, index: int, datatype: str) -> InvalidRequest:
-    """Say that an element does not fit an integer datatype."""
-    least, greatest = limits(datatype)
-    return InvalidRequest(f"{at}: element {index} does not fit {datatype} ({least} to {greatest})")
-
-
-def wrong_rows(at: str, rows: int, shape: tuple[int, ...]) -> InvalidRequest:
-    """Say how many rows nested data has, and how many its shape says."""
-    return InvalidRequest(f"{at}: has {rows} rows, and shape {list(shape)} says {shape[0]}")
-
-
-def ragged(at: str, index: int, item: Any, shape: tuple[int, ...], dim: int) -> InvalidRequest:
-    """Say which part of nested data is not an array of `dim` values."""
-    got = f"{len(item)} values" if isinstance(item, list) else kind(item)
-    return InvalidRequest(f"{at}: part {index} has {got}, and shape {list(shape)} says {dim}: ragged?")

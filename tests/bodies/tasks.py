@@ -14,6 +14,9 @@ from typing import Any
 class Toy:
     """Stands for a codec."""
 
+    def __init__(self, number: int = 0) -> None:
+        self.number = number
+
 
 def pid(codec: Any) -> int:
     return os.getpid()
