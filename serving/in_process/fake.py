@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 from serving.client.conversation import Answer
-from serving.in_process.predictor import Predictor
+from serving.in_process.predictor import Asking, Predictor
 
 
 class Asked(NamedTuple):
     """One call of a fake predictor."""
 
     rows: Any
-    version: str | None
-    label: str | None
-    timeout: float | None
-    headers: Mapping[str, str] | None
+    version: str | None = None
+    label: str | None = None
+    timeout: float | None = None
+    headers: Mapping[str, str] | None = None
 
 
 class FakePredictor(Predictor):
@@ -34,16 +34,8 @@ class FakePredictor(Predictor):
         self._answer = answer
         self._version = version
 
-    async def answer(  # noqa: D102
-        self,
-        rows: Any,
-        *,
-        version: str | None = None,
-        label: str | None = None,
-        timeout: float | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Answer:
-        self.asked.append(Asked(rows, version, label, timeout, headers))
+    async def answer(self, rows: Any, **asking: Unpack[Asking]) -> Answer:  # noqa: D102
+        self.asked.append(Asked(rows, **asking))
         if isinstance(self._answer, Exception):
             raise self._answer
         if callable(self._answer):
@@ -52,4 +44,4 @@ class FakePredictor(Predictor):
             predictions = [self._answer for _ in rows]
         else:
             predictions = self._answer
-        return Answer(predictions, self.model, version or self._version)
+        return Answer(predictions, self.model, asking.get("version") or self._version)

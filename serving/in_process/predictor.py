@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from serving.client import given as rows_given
 from serving.client.conversation import Answer, Which
-from serving.client.given import Arrays, F, Given
+from serving.client.given import Arrays, F
 from serving.errors import InvalidRequest, ServingError
 from serving.in_process.codec import PROTOCOL, Codec
-from serving.prediction.endpoint import Endpoint
 from serving.prediction.endpoints import EndpointTable
 from serving.prediction.prediction import Prediction
 from serving.prediction.request_options import RequestOptions, request_options
@@ -67,15 +66,7 @@ class Predictor:
     async def predict(self, rows: Mapping[str, Any] | Sequence[Any], **asking: Unpack[Asking]) -> Any: ...
     @overload
     async def predict(self, rows: F, **asking: Unpack[Asking]) -> F: ...
-    async def predict(
-        self,
-        rows: Any,
-        *,
-        version: str | None = None,
-        label: str | None = None,
-        timeout: float | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Any:
+    async def predict(self, rows: Any, **asking: Unpack[Asking]) -> Any:
         """Predict for rows; the answer is of their kind, as `serving.Client.predict` gives it.
 
         rows: dicts by feature name, lists by position, one dict, a DataFrame of pandas or polars, an array [rows,
@@ -86,8 +77,7 @@ class Predictor:
         Raises a ServingError: SignatureMismatch with every bad cell in `details`, InvalidRequest, ModelNotFound,
         NotReady, QueueFull, DeadlineExceeded, InferenceFailed.
         """
-        answer = await self.answer(rows, version=version, label=label, timeout=timeout, headers=headers)
-        return answer.predictions
+        return (await self.answer(rows, **asking)).predictions
 
     async def answer(
         self,
@@ -105,7 +95,7 @@ class Predictor:
         endpoint = self._endpoints.find(PROTOCOL, self.model, version, label)
         sent = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
         call = InProcessPrediction(asyncio.get_running_loop())
-        self._start(call, endpoint, sent, asked, timeout)
+        call.start(endpoint, sent, asked, _options(sent, timeout))
         try:
             response = await call.finished
         except asyncio.CancelledError:
@@ -115,18 +105,11 @@ class Predictor:
         assert isinstance(answered.codec, Codec)  # noqa: S101  the only one of this table
         return Answer(answered.codec.in_kind(asked, response), answered.model.name, answered.model.version)
 
-    def _start(
-        self,
-        call: InProcessPrediction,
-        endpoint: Endpoint,
-        headers: Headers,
-        asked: Given,
-        timeout: float | None,
-    ) -> None:
-        options = request_options(headers)
-        if timeout is not None:
-            if not timeout > 0:
-                raise InvalidRequest("timeout: should be a number of seconds above 0, such as 0.25")
-            sooner = timeout if options.timeout is None else min(timeout, options.timeout)
-            options = RequestOptions(options.priority, sooner)
-        call.start(endpoint, headers, asked, options)
+
+def _options(headers: Headers, timeout: float | None) -> RequestOptions:
+    options = request_options(headers)
+    if timeout is None:
+        return options
+    if not timeout > 0:
+        raise InvalidRequest("timeout: should be a number of seconds above 0, such as 0.25")
+    return RequestOptions(options.priority, min(timeout, options.timeout or timeout))

@@ -12,6 +12,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeAlias
 
 from serving.access.principal import ANYONE, Principal
@@ -144,7 +145,7 @@ class Prediction(Request):
                 self._decode_elsewhere(endpoint, found, then)
                 return
             if isinstance(found, Later):
-                endpoint.pool.work_later(found.size, lambda: self._decode_later(endpoint, found, then))
+                endpoint.pool.work_later(found.size, lambda: self._decode_later(endpoint, found.work, then))
                 return
         except ServingError as error:
             then(error.bare())
@@ -155,27 +156,20 @@ class Prediction(Request):
             return
         then(found)
 
-    def _decode_later(self, endpoint: Endpoint, later: Later, then: Then) -> None:
+    def _decode_later(self, endpoint: Endpoint, work: Callable[[], Any], then: Then) -> None:
         """Read the body in a turn of the event loop that has room for it."""
         if self.done:
             return
-        found: Decoded | Elsewhere | ServingError
-        try:
-            found = later.work()
-            if isinstance(found, Elsewhere):
-                self._decode_elsewhere(endpoint, found, then)
-                return
-        except ServingError as error:
-            found = error.bare()
-        except Exception:  # a fault of ours must be answered, or the caller hangs
-            log.exception("a request could not be decoded")
-            found = ServingError(FAULT)
-        then(found)
+        found = _outcome(work)
+        if isinstance(found, Elsewhere):
+            found = _outcome(partial(self._decode_elsewhere, endpoint, found, then))
+        if found is not None:
+            then(found)
 
     def _decode_elsewhere(self, endpoint: Endpoint, decoding: Elsewhere, then: Then) -> None:
         if decoding.on_thread:
             reading = endpoint.loop.run_in_executor(_raw_decoders, decoding.work, endpoint.codec, *decoding.given)
-            reading.add_done_callback(lambda done: then(_outcome(done)))
+            reading.add_done_callback(lambda done: then(_outcome(done.result)))
             return
         seconds = endpoint.deadline if self.options.timeout is None else min(endpoint.deadline, self.options.timeout)
         self.job = endpoint.pool.submit(
@@ -340,12 +334,12 @@ class Prediction(Request):
             endpoint.log.ended(self, error)
 
 
-def _outcome(decoding: asyncio.Future[Decoded]) -> Decoded | ServingError:
-    """Return what a thread read, or what is wrong with it."""
+def _outcome(decode: Callable[[], Any]) -> Any:
+    """Return what is read of a request, or what is wrong with it."""
     try:
-        return decoding.result()
+        return decode()
     except ServingError as error:
         return error.bare()  # its frames hold the request
-    except Exception:
+    except Exception:  # a fault of ours must be answered, or the caller hangs
         log.exception("a request could not be decoded")
         return ServingError(FAULT)

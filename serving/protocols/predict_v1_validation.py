@@ -73,22 +73,25 @@ class Checked:
         decoded = self._by_row(document["instances"]) if by_row else self._columns(document["inputs"])
         return decoded._replace(explain=explain)
 
-    def _by_row(self, given: Any) -> Decoded:
-        return self.feeds(self._instances(given))
-
     def feeds(self, rows: Sequence[Sequence[Any]]) -> Decoded:
         """Make the feeds of validated rows."""
-        self._check_count(len(rows), "instances")
+        return Decoded(self._feeds(self.rows.arrays, rows, len(rows), "instances"), len(rows))
+
+    def _feeds(self, make: Callable[[Any], Tensors], cells: Any, rows: int, top: str) -> Tensors:
+        if rows > 1 and self.signature.batch == "none":
+            raise SignatureMismatch(
+                f"/{top}: has {rows} rows, and this model takes one a request: send them one by one"
+            )
         try:
             with np.errstate(over="ignore"):  # what overflowed is refused below, by name
-                inputs = self.rows.arrays(rows)
+                inputs = make(cells)
         except ValueError:
-            raise SignatureMismatch("/instances: rows have different shapes: send them one request each") from None
+            raise SignatureMismatch(f"/{top}: rows have different shapes: send them one request each") from None
         if self._guard_finite:
-            self._refuse_overflow(inputs, "instances", by_row=True)
-        return Decoded(inputs, len(rows))
+            self._refuse_overflow(inputs, top)
+        return inputs
 
-    def _instances(self, rows: Any) -> list[Sequence[Any]]:
+    def _by_row(self, rows: Any) -> Decoded:
         if not isinstance(rows, list):
             raise InvalidRequest(f'"instances" is {strict_json.kind(rows)}: send an array of rows')
         if not rows:
@@ -107,7 +110,7 @@ class Checked:
                 found.cut_short = start + _TOGETHER < len(rows)
                 break
         found.refuse("the rows do not fit the model's signature")
-        return checked
+        return self.feeds(checked)
 
     def _whole_in(self, row: Any) -> Any:
         """Write 4.0 as 4 where training saw whole numbers; anything else stays as it is."""
@@ -140,7 +143,7 @@ class Checked:
             try:
                 value = self._validator(form).validate_json(_dumped(looked_at))
             except ValidationError as error:
-                details = self._explain(error, ("instances", index)) if not found.enough else []
+                details = self._details(_errors(error), ("instances", index)) if not found.enough else []
                 found.add(error.error_count() + more, details)
                 continue
             yield cells(value, form)
@@ -175,8 +178,7 @@ class Checked:
             if self._single_only and isinstance(given, list):
                 given = {self.rows.names[0]: given}
             elif isinstance(given, list) and self.signature.layout == "matrix":
-                decoded = self._by_row(given)
-                return Decoded(decoded.inputs, decoded.rows, True)
+                return self._by_row(given)._replace(context=True)
             else:
                 raise InvalidRequest(
                     f'"inputs" is {strict_json.kind(given)}: send an object of columns by feature name'
@@ -200,15 +202,7 @@ class Checked:
             )
         if not columns[0]:
             raise InvalidRequest('"inputs" has no rows: send at least one')
-        self._check_count(len(columns[0]), "inputs")
-        try:
-            with np.errstate(over="ignore"):  # what overflowed is refused below, by name
-                inputs = self.rows.feeds(columns)
-        except ValueError:
-            raise SignatureMismatch("/inputs: rows have different shapes: send them one request each") from None
-        if self._guard_finite:
-            self._refuse_overflow(inputs, "inputs", by_row=False)
-        return Decoded(inputs, len(columns[0]), True)
+        return Decoded(self._feeds(self.rows.feeds, columns, len(columns[0]), "inputs"), len(columns[0]), True)
 
     def _refuse_columns(self, given: dict[str, Any]) -> NoReturn:
         """Say what is wrong with columns, some of which does not fit."""
@@ -229,13 +223,7 @@ class Checked:
         found.refuse("the columns do not fit the model's signature")
         raise AssertionError("columns were refused, and nothing is wrong with them")
 
-    def _check_count(self, rows: int, top: str) -> None:
-        if rows > 1 and self.signature.batch == "none":
-            raise SignatureMismatch(
-                f"/{top}: has {rows} rows, and this model takes one a request: send them one by one"
-            )
-
-    def _refuse_overflow(self, inputs: Tensors, top: str, *, by_row: bool) -> None:
+    def _refuse_overflow(self, inputs: Tensors, top: str) -> None:
         """Refuse what is finite as a double and infinite as the smaller float that the model takes."""
         for position, array in enumerate(inputs):
             if array.dtype.kind not in "fV" or not np.isinf(array).any():
@@ -245,12 +233,9 @@ class Checked:
             for place in np.argwhere(np.isinf(array))[:DETAILS_SHOWN]:
                 feature = self.rows.names[place[1] if self.signature.layout == "matrix" else position]
                 row = 0 if self.signature.batch == "none" else int(place[0])
-                path = strict_json.pointer(top, *((row, feature) if by_row else (feature, row)))
+                path = strict_json.pointer(top, *((row, feature) if top == "instances" else (feature, row)))
                 details.append(Detail(path, f"is too large for {datatype}, which the model takes"))
             raise listed("the rows do not fit the model's signature", details)
-
-    def _explain(self, error: ValidationError, top: tuple[str | int, ...]) -> list[Detail]:
-        return self._details(_errors(error), top)
 
     def _details(self, errors: list[ErrorDetails], top: tuple[str | int, ...], start: int = 0) -> list[Detail]:
         """Turn Pydantic's findings into ours: a JSON pointer and a sentence that says what to do.
