@@ -53,8 +53,7 @@ class Connection(asyncio.Protocol):
         self.server = server
         self.guard = server.guard
         self.calls: dict[int, Call] = {}
-        limits = Limits(idle_frames=IDLE_FRAMES, ping_reason="too_many_pings")
-        self.http2 = Http2(server.head, limits)
+        self.http2 = Http2(server.head, Limits(idle_frames=IDLE_FRAMES))
         self.since = self.guard.now
         self._soon = asyncio.get_running_loop().call_soon
         self._most_calls = MOST_CALLS

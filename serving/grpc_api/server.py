@@ -76,12 +76,11 @@ class GrpcServer:
         self.in_progress = 0
         self.guard = ConnectionReaper(patience or Timeouts())
         self._tls = tls
+        self._ended: Cells[tuple[str, int]] | None = None
         if metrics is not None:
             self.guard.cut = metrics.cut
             metrics.follow("serving_grpc_in_flight", lambda: self.in_progress)
             metrics.follow("serving_connections", lambda: len(self.guard.connections), "grpc")
-        self._ended: Cells[tuple[str, int]] | None = None
-        if metrics is not None:
             self._ended = Cells(lambda ended: metrics.call(ended[0], Status(ended[1]).name))
         self._methods: dict[bytes, Method] = {}
         self._watching: Method | None = None  # it never ends by itself

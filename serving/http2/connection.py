@@ -38,7 +38,7 @@ class Connection(Generic[R]):
         self.draining = False
         self.settled = False
         """Whether the peer's first settings have come."""
-        self.idle = IdleFrames(limits.idle_frames, limits.ping_reason)
+        self.idle = IdleFrames(limits.idle_frames)
         self._frames = FrameReader(limits.max_frame_size)
         self._requests = RequestReader(read_request)
         self._outbox = Outbox()
@@ -321,12 +321,11 @@ class Connection(Generic[R]):
             self._write(frame(frames.HEADERS, END_HEADERS, stream_id, self._prefix + block))
             self._prefix = b""
 
-    def send_data(self, stream_id: int, parts: Sequence[bytes | memoryview]) -> bool:
-        """Send a part of a response, as the windows allow; return whether some of it waits."""
+    def send_data(self, stream_id: int, parts: Sequence[bytes | memoryview]) -> None:
+        """Send a part of a response, as the windows allow: what there is no room for waits."""
         stream = self.streams.get(stream_id)
         if stream is not None:
             self._outbox.add(stream, parts)
-        return stream is not None and stream.queue is not None
 
     def send_trailers(self, stream_id: int, block: bytes, *, discard: bool = False) -> None:
         """End a response behind what waits, or where `discard` instead of it."""

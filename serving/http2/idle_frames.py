@@ -14,9 +14,8 @@ _MAX_WINDOW_UPDATES = 2048
 class IdleFrames:
     """Counts pings, settings, resets, empty data and the like, less what is forgiven, and raises beyond `limit`."""
 
-    def __init__(self, limit: int, ping_reason: str) -> None:
+    def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._ping_reason = ping_reason
         self._count = 0
         self._window_updates = 0  # that requests have paid for
 
@@ -24,7 +23,8 @@ class IdleFrames:
         """Count. Raises ProtocolError where there are too many."""
         self._count += frames
         if self._count > self._limit:
-            reason = self._ping_reason if ping else "too many frames that bring nothing, or resets"
+            # Of who reads "too_many_pings", as all clients of gRPC do, the next connection pings half as often.
+            reason = "too_many_pings" if ping else "too many frames that bring nothing, or resets"
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, reason, "flood")
 
     def add_window_update(self) -> None:

@@ -12,8 +12,7 @@ from serving.http2.hpack import MAX_LIST_BYTES
 class Limits:
     """What one peer may take.
 
-    idle_frames: frames that bring nothing (pings, settings, resets, empty data), less those forgiven. ping_reason: what
-    a peer is told that sent one ping too many.
+    idle_frames: frames that bring nothing (pings, settings, resets, empty data), less those forgiven.
     """
 
     max_streams: int = 1024
@@ -21,7 +20,6 @@ class Limits:
     connection_window: int = 16 * 1024 * 1024
     max_frame_size: int = 1024 * 1024
     idle_frames: int = 1000
-    ping_reason: str = "too many pings"
 
     def greeting(self) -> bytes:
         """Write what a server begins with: its settings, and the connection's window, which no setting grows."""

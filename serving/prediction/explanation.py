@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from serving.engine.reference import scalar_scores
-from serving.engine.request import Outcome
 from serving.engine.rows import Rows
 from serving.engine.signature import Signature
 from serving.errors import InvalidRequest, PayloadTooLarge, ServingError
@@ -134,25 +133,21 @@ class _Pieces:
 
     async def run(self, take: Callable[[int, int], Tensors], rows: int) -> Tensors:
         """Return the outputs for all rows; take: gives the inputs from one number to another."""
+        prediction = self._prediction
         found: list[Tensors] = []
         at = 0
         while at < rows:
+            if prediction.done:
+                raise asyncio.CancelledError  # the caller has left
             end = min(rows, at + self._rows)
-            outcome = await self._outcome(take(at, end), end - at)
+            piece = _MadeUp(take(at, end), end - at, prediction.deadline, prediction.endpoint.loop)
+            prediction.endpoint.model.batcher.submit(piece)
+            outcome = await piece.outcome
             if isinstance(outcome, ServingError):
                 raise outcome
             found.append(outcome)
             at = end
+            if piece.ran is not None:
+                seconds = max(piece.ran.ended - piece.ran.started, 1e-6) / max(1, piece.ran.rows)
+                self._rows = max(1, min(self._most, 2 * self._rows, int(PIECE_S / seconds)))
         return tuple(np.concatenate(columns) for columns in zip(*found, strict=True))
-
-    async def _outcome(self, inputs: Tensors, rows: int) -> Outcome:
-        prediction = self._prediction
-        if prediction.done:
-            raise asyncio.CancelledError  # the caller has left
-        piece = _MadeUp(inputs, rows, prediction.deadline, prediction.endpoint.loop)
-        prediction.endpoint.model.batcher.submit(piece)
-        outcome = await piece.outcome
-        if piece.ran is not None:
-            seconds = max(piece.ran.ended - piece.ran.started, 1e-6) / max(1, piece.ran.rows)
-            self._rows = max(1, min(self._most, 2 * self._rows, int(PIECE_S / seconds)))
-        return outcome

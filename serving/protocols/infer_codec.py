@@ -8,6 +8,7 @@ raw contents is read once, through protobuf, and kept as a plan; answers are wri
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from serving.engine.signature import Described
@@ -183,7 +184,7 @@ class InferCodec:
                 if size > INLINE_ANSWER_BYTES or not spare(2 * size):
                     return Elsewhere(_encode_long, (outputs, context))
             elif size > _RAW_INLINE_ANSWER_BYTES and len(outputs) == len(self._binder.outputs):
-                return self._encode_in_parts(outputs, context)
+                return self._raw(outputs, context, as_it_lies)
         return self.encode(outputs, context)
 
     def read(self, request: Buffer, cut: RawRequest | None, message: Any = None) -> Decoded:
@@ -240,19 +241,21 @@ class InferCodec:
         if not context.raw or len(outputs) > len(self._binder.outputs):
             response: bytes = self._codec.encode(outputs, context).SerializeToString()
             return response
-        blobs: list[bytes] = []
+        return b"".join(self._raw(outputs, context, write))
+
+    def _raw(self, outputs: Tensors, context: Context, contents: Callable[[Array], bytes | memoryview]) -> Parts:
+        """Write a response that is raw altogether."""
+        blobs: Parts = []
         shapes: list[Any] = [context.wanted]
         for position, _, classes in context.wanted:
             array = outputs[position]
             if classes:
                 array = self._binder.classified(position, array, classes)
             shapes.append(array.shape)
-            blob = write(array)
+            blob = contents(array)
             blobs += (field_head(_RAW_OUTPUT, len(blob)), blob)
-        return b"".join((self._opened(context.identity), self._described(context.wanted, shapes), *blobs))
-
-    def _opened(self, identity: bytes) -> bytes:
-        return self._opening + field(_ID, identity) if identity else self._opening
+        opening = self._opening + field(_ID, context.identity) if context.identity else self._opening
+        return [opening, self._described(context.wanted, shapes), *blobs]
 
     def _described(self, wanted: tuple[RequestedOutput, ...], shapes: list[Any]) -> bytes:
         """Write the outputs of an answer that is raw, without contents; `shapes` stand behind what is wanted."""
@@ -272,15 +275,6 @@ class InferCodec:
             name=spec.name, datatype="BYTES" if one.classes else spec.datatype, shape=shape
         ).SerializeToString()
         return described
-
-    def _encode_in_parts(self, outputs: Tensors, context: Context) -> Parts:
-        """Write what `encode` writes, where all of it is raw numbers, which stay where they lie."""
-        chosen = [outputs[wanted.position] for wanted in context.wanted]
-        shapes = [context.wanted, *[array.shape for array in chosen]]
-        parts: Parts = [self._opened(context.identity), self._described(context.wanted, shapes)]
-        for array in chosen:
-            parts += (field_head(_RAW_OUTPUT, array.nbytes), as_it_lies(array))
-        return parts
 
 
 def _decode_long(codec: InferCodec, request: Buffer) -> Decoded:

@@ -18,7 +18,6 @@ from serving.protocols import csv_rows, predict_v1, strict_json
 from serving.protocols.codec import Decoded, Elsewhere, Later, Spare
 from serving.protocols.headers import JSON, Headers, header
 from serving.protocols.http_codec import HttpCodec
-from serving.protocols.predict_v1_response import Answers
 from serving.tensor_bytes import Buffer
 from serving.tensors import Tensors
 
@@ -48,7 +47,6 @@ class Codec(HttpCodec):
         self._made_of = model
         self._read_parquet = read_parquet
         self._v1 = predict_v1.Codec(model)
-        self._answers = Answers(model.signature, model.name, model.version)
         self._features = {feature.name: feature for feature in model.signature.features}
         self._missing = {feature.name: None for feature in model.signature.features if feature.nullable}
         self._matrix = model.signature.inputs[0].name if model.signature.layout == "matrix" else None
@@ -162,7 +160,7 @@ class Codec(HttpCodec):
 
     def encode(self, outputs: Tensors, context: Any) -> bytes:
         """Write the answer."""
-        return b'{"predictions":[%b]}' % self._answers.joined(outputs)
+        return b'{"predictions":[%b]}' % self._v1.answers.joined(outputs)
 
 
 def _kind(headers: Headers) -> Literal["json", "csv", "parquet"]:

@@ -45,7 +45,7 @@ class Codec(HttpCodec):
         self._made_of = model
         self.signature = signature
         self.rows = Rows(signature, model.name)
-        self._answers = Answers(signature, model.name, model.version)
+        self.answers = Answers(signature, model.name, model.version)
         self._single_only = len(self.rows.names) == 1
         # Its values begin with a bracket only where they are arrays themselves; a row may be one in brackets too.
         self._opens_rows = self._single_only and not any(feature.shape for feature in signature.features)
@@ -116,7 +116,7 @@ class Codec(HttpCodec):
         """Write the answer to a decoded request: rows for `instances`, columns for `inputs`."""
         contributions = outputs[len(self.signature.outputs) :]
         outputs = outputs[: len(self.signature.outputs)] if contributions else outputs
-        answer = self._answers.columns(outputs) if context else self._answers.rows(outputs)
+        answer = self.answers.columns(outputs) if context else self.answers.rows(outputs)
         if not contributions:
             return answer
         told = [

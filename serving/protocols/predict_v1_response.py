@@ -64,9 +64,7 @@ class Answers:
     def joined(self, outputs: Tensors) -> bytes:
         """Write predictions with commas between them."""
         if self._whole:
-            values = [_nested(output) for output in outputs]
-            value = values[0] if len(values) == 1 else dict(zip(self._names, values, strict=True))
-            return dumps(value)
+            return dumps(self._by_name([_nested(output) for output in outputs]))
         if (by_class := self._by_class(outputs)) is not None:
             return b",".join(by_class)
         return dumps(_plain(outputs[0]) if len(outputs) == 1 else self._records(outputs))[1:-1]
@@ -91,8 +89,7 @@ class Answers:
         """Write `{"outputs": {name: column}}`, or the column alone where there is one output."""
         value: Any
         if self._whole:
-            rows = [[_nested(output)] for output in outputs]
-            value = rows[0] if len(rows) == 1 else dict(zip(self._names, rows, strict=True))
+            value = self._by_name([[_nested(output)] for output in outputs])
         elif self._named:
             labels, scores = outputs[self._label], outputs[self._scores]  # type: ignore[index]
             by_class = lenient(dumps(scores))
@@ -100,11 +97,13 @@ class Answers:
                 "label": [lenient(text) for text in self._labels(labels)],
                 self._key: {str(c): [row[i] for row in by_class] for i, c in enumerate(self._classes or ())},
             }
-        elif len(outputs) == 1:
-            value = _plain(outputs[0])
         else:
-            value = {name: _plain(o) for name, o in zip(self._names, outputs, strict=True)}
+            value = self._by_name([_plain(output) for output in outputs])
         return b"%b%b}" % (self._head_columns, dumps(value))
+
+    def _by_name(self, values: list[Any]) -> Any:
+        """Return what each output has, by its name, or alone where there is one output."""
+        return values[0] if len(values) == 1 else dict(zip(self._names, values, strict=True))
 
     def _labels(self, labels: Array) -> list[bytes]:
         values = labels.ravel().tolist()
