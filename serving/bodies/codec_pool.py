@@ -69,7 +69,7 @@ class CodecPool:
         """Seconds in which the process was at work, added up."""
         self._idle: asyncio.TimerHandle | None = None
         self._spent = 0  # bytes worked on in this turn of the loop
-        self._deferred: deque[tuple[int, Callable[[], None]]] = deque()  # what is read in the next ones
+        self._deferred: deque[tuple[Request, Callable[[], None]]] = deque()  # who asks again in the next ones
         self._closing = False
         # One thread speaks with the process, from start to end, and alone knows the attributes below.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="codecs")
@@ -82,21 +82,22 @@ class CodecPool:
         self._spent += size
         return self._spent <= TURN_BYTES and not self._deferred
 
-    def work_later(self, size: int, work: Callable[[], None]) -> None:
-        """Have a body read in one of the next turns, for which there was no room in this: it is quick all the same.
+    def work_later(self, request: Request, work: Callable[[], None]) -> None:
+        """Have a body ask again in one of the next turns, as there was no room in this: it is quick all the same.
 
         In the process it would wait behind what is long, and many connections at once would all be sent there.
         """
-        self._deferred.append((size, work))
+        self._deferred.append((request, work))
 
     def _turned(self) -> None:
         self._spent = 0
-        while self._deferred and self._spent < TURN_BYTES:
-            size, work = self._deferred.popleft()
-            self._spent += size
-            work()
-        if self._spent:
-            asyncio.get_running_loop().call_soon(self._turned)
+        # While it is empty those in it have room, one after the other; who finds none goes back to its head.
+        waiting, self._deferred = self._deferred, deque()
+        while waiting and self._spent < TURN_BYTES:
+            request, work = waiting.popleft()
+            if not request.done:
+                work()
+        self._deferred += waiting
 
     def submit(
         self,

@@ -12,7 +12,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, TypeAlias
 
 from serving.access.principal import ANYONE, Principal
@@ -145,7 +144,7 @@ class Prediction(Request):
                 self._decode_elsewhere(endpoint, found, then)
                 return
             if isinstance(found, Later):
-                endpoint.pool.work_later(found.size, lambda: self._decode_later(endpoint, found.work, then))
+                endpoint.pool.work_later(self, lambda: self._decode(endpoint, body, then))
                 return
         except ServingError as error:
             then(error.bare())
@@ -156,20 +155,10 @@ class Prediction(Request):
             return
         then(found)
 
-    def _decode_later(self, endpoint: Endpoint, work: Callable[[], Any], then: Then) -> None:
-        """Read the body in a turn of the event loop that has room for it."""
-        if self.done:
-            return
-        found = _outcome(work)
-        if isinstance(found, Elsewhere):
-            found = _outcome(partial(self._decode_elsewhere, endpoint, found, then))
-        if found is not None:
-            then(found)
-
     def _decode_elsewhere(self, endpoint: Endpoint, decoding: Elsewhere, then: Then) -> None:
         if decoding.on_thread:
             reading = endpoint.loop.run_in_executor(_raw_decoders, decoding.work, endpoint.codec, *decoding.given)
-            reading.add_done_callback(lambda done: then(_outcome(done.result)))
+            reading.add_done_callback(lambda done: then(_outcome(done)))
             return
         seconds = endpoint.deadline if self.options.timeout is None else min(endpoint.deadline, self.options.timeout)
         self.job = endpoint.pool.submit(
@@ -265,8 +254,7 @@ class Prediction(Request):
             self.answer(made)
             self.answered(outcome)
         elif isinstance(made, Later):
-            later = made
-            endpoint.pool.work_later(later.size, lambda: self._answer_later(later, outcome))
+            endpoint.pool.work_later(self, lambda: self._encode(shown, outcome))
         elif isinstance(made, Elsewhere):
             self.job = endpoint.pool.submit(
                 self,
@@ -277,17 +265,6 @@ class Prediction(Request):
             )
         else:
             self._answer(made, outcome)
-
-    def _answer_later(self, later: Later, outputs: Tensors) -> None:
-        """Encode and send, in a turn of the event loop that has room for it."""
-        if self.done:
-            return
-        try:
-            made = later.work()
-        except Exception:
-            log.exception("an answer could not be encoded")
-            made = UNWRITABLE
-        self._answer(made, outputs)
 
     def _answer(self, response: Any, outputs: Tensors) -> None:
         if self.done:
@@ -334,12 +311,12 @@ class Prediction(Request):
             endpoint.log.ended(self, error)
 
 
-def _outcome(decode: Callable[[], Any]) -> Any:
-    """Return what is read of a request, or what is wrong with it."""
+def _outcome(decoding: asyncio.Future[Decoded]) -> Decoded | ServingError:
+    """Return what a thread read, or what is wrong with it."""
     try:
-        return decode()
+        return decoding.result()
     except ServingError as error:
         return error.bare()  # its frames hold the request
-    except Exception:  # a fault of ours must be answered, or the caller hangs
+    except Exception:
         log.exception("a request could not be decoded")
         return ServingError(FAULT)

@@ -91,11 +91,8 @@ class Elsewhere(NamedTuple):
     on_thread: bool = False
 
 
-class Later(NamedTuple):
-    """What is quick, `size` bytes, and has no room in this turn of the event loop: `work` does it in another."""
-
-    size: int
-    work: Callable[[], Any]
+class Later:
+    """Says that a body or an answer is quick, and has no room in this turn of the event loop: ask again in another."""
 
 
 class Codec(Protocol):

@@ -98,14 +98,11 @@ class HttpCodec(ABC):
             if text_body.count(b"{") + text_body.count(b"[") <= MOST_BRACKETS:
                 if length is not None:
                     return self._begin_slow(headers, text_body, spare, text, most_text)
-                if spare(size):
-                    return self._begin_quick(headers, text_body, spare, most_text)
-                return Later(size, lambda: self._begin_quick(headers, text_body, spare, most_text))
+                if not spare(size):
+                    return Later()
+                quick = self.quick(text_body)
+                return quick if quick is not None else self._begin_slow(headers, text_body, spare, size, most_text)
         return self._elsewhere(headers, body, text, most_text)
-
-    def _begin_quick(self, headers: Headers, body: bytes, spare: Spare, most_text: int) -> Decoded | Elsewhere:
-        quick = self.quick(body)
-        return quick if quick is not None else self._begin_slow(headers, body, spare, len(body), most_text)
 
     def _begin_slow(
         self, headers: Headers, body: bytes, spare: Spare, text: int, most_text: int
@@ -134,7 +131,7 @@ class HttpCodec(ABC):
                 if size > INLINE_ANSWER_BYTES:
                     return Elsewhere(_encode_long, (outputs, context, accepted))
                 if not spare(2 * size):
-                    return Later(2 * size, lambda: self.encoded(outputs, context, headers))
+                    return Later()
         made = self.encode(outputs, context)
         if isinstance(made, bytes) and len(made) < COMPRESS_FROM:
             return made, NO_HEADERS, JSON
