@@ -187,9 +187,8 @@ class Connection(Generic[R]):
         if end_stream and length:
             self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR)
             return
-        stream = Stream(stream_id, self._outbox.initial_window, self._limits.stream_window, length)
-        stream.remote_ended = end_stream
-        self.streams[stream_id] = stream
+        window = self._outbox.initial_window
+        self.streams[stream_id] = Stream(stream_id, window, self._limits.stream_window, length, end_stream)
         self.idle.pay()
         self._events.append(RequestReceived(stream_id, request, end_stream))
 

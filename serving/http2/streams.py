@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
 from serving.http2.frames import ErrorCode, ProtocolError
 
@@ -10,24 +11,22 @@ _MAX_RESETS = 1024
 _MAX_GAPS = 16
 
 
+@dataclass(slots=True, eq=False)
 class Stream:
     """One stream that is open. Windows count bytes that may still be sent and come."""
 
-    __slots__ = ("body_left", "id", "queue", "receive_window", "remote_ended", "send_window", "sent", "trailers")
-
-    def __init__(self, stream_id: int, send_window: int, receive_window: int, body_left: int | None) -> None:
-        self.id = stream_id
-        self.send_window = send_window
-        self.receive_window = receive_window
-        self.remote_ended = False
-        self.body_left = body_left
-        """Bytes that content-length still promises; None where it was not said."""
-        self.queue: deque[bytes | memoryview] | None = None
-        """Payload that waits; None: nothing does, and nothing may follow but trailers or more payload."""
-        self.trailers: bytes | None = None
-        """The frame that ends the stream behind what waits."""
-        self.sent = 0
-        """Bytes of the queue that went so far."""
+    id: int
+    send_window: int
+    receive_window: int
+    body_left: int | None
+    """Bytes that content-length still promises; None where it was not said."""
+    remote_ended: bool
+    queue: deque[bytes | memoryview] | None = None
+    """Payload that waits; None: nothing does, and nothing may follow but trailers or more payload."""
+    trailers: bytes | None = None
+    """The frame that ends the stream behind what waits."""
+    sent: int = 0
+    """Bytes of the queue that went so far."""
 
     def take(self, size: int) -> None:
         """Count bytes in that came. Raises ProtocolError where they are more than the window holds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TypeAlias
 
 from serving.access.access import Access
@@ -21,6 +22,7 @@ Routes: TypeAlias = Mapping[tuple[str, str], str]
 """Templates of what names an endpoint, by protocol and by what they name: "name", "version" or "label"."""
 
 
+@dataclass(eq=False, repr=False)
 class EndpointTable:
     """Endpoints by what a request calls them: a path, or a name.
 
@@ -29,32 +31,23 @@ class EndpointTable:
     pool, max_text_bytes, max_body_bytes, log, timing: see `Endpoint`.
     """
 
-    def __init__(
-        self,
-        routes: Routes,
-        codecs: Mapping[str, Callable[[Described], Codec]],
-        *,
-        metrics: Metrics | None,
-        access: Access | None,
-        pool: CodecPool,
-        max_text_bytes: int,
-        max_body_bytes: int,
-        log: RequestLog | None = None,
-        timing: bool = False,
-    ) -> None:
-        self.routes = self._bare = routes
-        self._codecs = codecs
-        self._metrics = metrics
-        self._access = access
-        self._pool = pool
-        self._max_text_bytes = max_text_bytes
-        self._max_body_bytes = max_body_bytes
-        self._log = log
-        self._timing = timing
-        self._get: Callable[..., Model]
-        self.paths: dict[bytes, Endpoint] = {}
-        self._bound: dict[str, tuple[Served, dict[bytes, Endpoint]]] = {}
-        """What was made of each model, by name."""
+    routes: Routes
+    codecs: Mapping[str, Callable[[Described], Codec]]
+    _: KW_ONLY
+    metrics: Metrics | None
+    access: Access | None
+    pool: CodecPool
+    max_text_bytes: int
+    max_body_bytes: int
+    log: RequestLog | None = None
+    timing: bool = False
+    paths: dict[bytes, Endpoint] = field(init=False, default_factory=dict)
+    _get: Callable[..., Model] = field(init=False)
+    _bound: dict[str, tuple[Served, dict[bytes, Endpoint]]] = field(init=False, default_factory=dict)
+    """What was made of each model, by name."""
+
+    def __post_init__(self) -> None:
+        self._bare = self.routes
 
     def below(self, prefix: str) -> None:
         """Have all paths begin with this; called before the fleet starts."""
@@ -81,13 +74,13 @@ class EndpointTable:
 
     def _prepare(self, model: Model) -> None:
         """Make the codecs of a model, which takes longer than the event loop should be held."""
-        for protocol in self._codecs:
+        for protocol in self.codecs:
             self._codec(model, protocol)
 
     def _codec(self, model: Model, protocol: str) -> Codec:
         made: Codec | None = model.codecs.get(protocol)
         if made is None:
-            made = model.codecs[protocol] = self._codecs[protocol](model.described)
+            made = model.codecs[protocol] = self.codecs[protocol](model.described)
         return made
 
     def _bind(self, fleet: Fleet, loop: asyncio.AbstractEventLoop) -> None:
@@ -120,20 +113,20 @@ class EndpointTable:
         return made
 
     def _endpoint(self, protocol: str, route: str, model: Model, loop: asyncio.AbstractEventLoop) -> Endpoint:
-        limits, access = model.limits, self._access
+        limits, access = model.limits, self.access
         return Endpoint(
             model,
             self._codec(model, protocol),
             route=route,
-            metrics=self._metrics.model(model.name, model.version) if self._metrics else None,
+            metrics=self.metrics.model(model.name, model.version) if self.metrics else None,
             access=access if access is not None and (limits.callers is not None or access.configured) else None,
             deadline=limits.deadline_s,
             loop=loop,
-            pool=self._pool,
-            max_text_bytes=self._max_text_bytes,
-            max_body_bytes=self._max_body_bytes,
-            log=self._log,
-            timing=self._timing,
+            pool=self.pool,
+            max_text_bytes=self.max_text_bytes,
+            max_body_bytes=self.max_body_bytes,
+            log=self.log,
+            timing=self.timing,
         )
 
 
