@@ -225,6 +225,7 @@ class CodecPool:
             except TimeoutError:
                 self._end()
                 return InvalidRequest(f"this took over {self._task_s:g} s to read: send less in one request")
+            # What it has read of this task, or we of its answer, can't be told from the next one's: it must end.
             except (OSError, EOFError):  # killed: perhaps by what it was given, perhaps not
                 self._end()
                 continue

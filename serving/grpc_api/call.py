@@ -106,7 +106,7 @@ class Call:
                     and method.whole is not None
                     and isinstance(piece, bytes)
                     and piece[:1] == b"\0"
-                    and int.from_bytes(piece[1:5], "big") == len(piece) - 5 <= self.connection.server.most_bytes
+                    and int.from_bytes(piece[1:5], "big") == len(piece) - 5 <= self.connection.server.max_bytes
                 ):  # the ordinary call
                     self.hold(len(piece) - 5)
                     method.whole(self, piece[5:])
@@ -246,6 +246,7 @@ class Call:
         if self._held:
             self._release_all()
         connection = self.connection
+        # Whole, in one write with others', where the windows have room: else headers, data and trailers by turns.
         if isinstance(message, bytes):
             if connection.respond(self, _ANSWER, _prefix(len(message)) + message):
                 return

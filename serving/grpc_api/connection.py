@@ -252,7 +252,7 @@ class Connection(asyncio.Protocol):
 
     def _write(self, limit: int) -> list[int]:
         """Write up to `limit` bytes of payload, and all else; return the streams of which no more waits."""
-        self._recover()
+        self._recover()  # the thread may have written half of an answer, and its rest goes before all else
         chunks, drained = self.http2.output(limit)
         if self.transport.is_closing():
             return drained

@@ -68,7 +68,7 @@ class MessageReader:
 
     def feed(self, piece: bytes | memoryview) -> None:
         """Take a piece of the messages: each stands behind a flag and its length. Raises ServingError or Aborted."""
-        most_bytes = self._call.connection.server.most_bytes
+        max_bytes = self._call.connection.server.max_bytes
         piece = memoryview(piece)  # of bytes each part would be a copy of all that follows
         while piece:
             if self._store is None:
@@ -81,8 +81,10 @@ class MessageReader:
                     return
                 self._flag, size = self._prefix[0], int.from_bytes(self._prefix[1:], "big")
                 self._prefix = b""
-                if size > most_bytes:
-                    raise PayloadTooLarge(f"the message has {size} bytes, and the limit is {most_bytes}")
+                if size > max_bytes:
+                    raise PayloadTooLarge(f"the message has {size} bytes, and the limit is {max_bytes}")
+                # Before there is a buffer: what is announced counts, not what has come, or thousands of calls that
+                # each announce 64 MB would all be let in.
                 self._call.hold(size + _EACH_BYTES if self._streaming else size)
                 if size <= min(len(piece), _SMALL_BYTES):
                     self._take(self._flag, bytes(piece[:size]))
@@ -115,7 +117,7 @@ class MessageReader:
         encoding = self._call.head.encoding
         if flag != 1 or encoding == b"identity":
             raise Aborted(Status.INTERNAL, "a message is flagged as compressed, and no grpc-encoding says how")
-        inflation = Inflation(message, encoding.decode(), self._call.connection.server.most_bytes)
+        inflation = Inflation(message, encoding.decode(), self._call.connection.server.max_bytes)
         made = inflation.at_once()
         if made is not None:
             self._inflated(len(message), made)

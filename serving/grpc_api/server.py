@@ -7,6 +7,7 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, field
 
 from serving.access.access import Access
 from serving.bodies.byte_budget import ByteBudget
@@ -33,51 +34,46 @@ from serving.tls import server_options
 _SWEEP_S = 0.25
 
 
+@dataclass(eq=False, repr=False)
 class GrpcServer:
     """`start` once models are loaded, `stop` to drain; both on the event loop.
 
-    address: "host:port", shared by all workers with SO_REUSEPORT. grace (for calls in progress when it
-    stops): seconds. max_bytes: of one message. patience: with clients. tls: what
-    connections are accepted with, None for plain ones. log: of predictions.
+    address: "host:port", shared by all workers with SO_REUSEPORT. grace (for calls in progress when it stops): seconds.
+    max_bytes: of one message. patience: with clients. tls: what connections are accepted with, None for plain ones.
+    log: of predictions. in_progress: calls that are open, on all connections together.
     """
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        metrics: Metrics | None,
-        *,
-        access: Access,
-        bodies: ByteBudget,
-        pool: CodecPool,
-        address: str,
-        grace: float,
-        max_bytes: int,
-        patience: Timeouts | None = None,
-        tls: ssl.SSLContext | None = None,
-        log: RequestLog | None = None,
-    ) -> None:
-        self._fleet = fleet
+    fleet: Fleet
+    metrics: Metrics | None
+    _: KW_ONLY
+    access: Access
+    bodies: ByteBudget
+    pool: CodecPool
+    address: str
+    grace: float
+    max_bytes: int
+    patience: Timeouts = field(default_factory=Timeouts)
+    tls: ssl.SSLContext | None = None
+    log: RequestLog | None = None
+    in_progress: int = field(init=False, default=0)
+    port: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
         endpoints = EndpointTable(
             ROUTES,
             CODECS,
-            metrics=metrics,
-            access=access,
-            pool=pool,
-            max_text_bytes=max_bytes,
-            max_body_bytes=max_bytes,
-            log=log,
+            metrics=self.metrics,
+            access=self.access,
+            pool=self.pool,
+            max_text_bytes=self.max_bytes,
+            max_body_bytes=self.max_bytes,
+            log=self.log,
         )
-        endpoints.follow(fleet)
-        self._service = Service(fleet, metrics, access, endpoints, pool)
-        self._address = address
-        self._grace = grace
-        self.most_bytes = max_bytes
-        self.bodies = bodies
-        self.in_progress = 0
-        self.guard = ConnectionReaper(patience or Timeouts())
-        self._tls = tls
+        endpoints.follow(self.fleet)
+        self._service = Service(self.fleet, self.metrics, self.access, endpoints, self.pool)
+        self.guard = ConnectionReaper(self.patience)
         self._ended: Cells[tuple[str, int]] | None = None
-        if metrics is not None:
+        if (metrics := self.metrics) is not None:
             self.guard.cut = metrics.cut
             metrics.follow("serving_grpc_in_flight", lambda: self.in_progress)
             metrics.follow("serving_connections", lambda: len(self.guard.connections), "grpc")
@@ -89,14 +85,13 @@ class GrpcServer:
         self._sweeping: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._quiet = asyncio.Event()
-        self.port = 0
 
     async def start(self) -> None:
         """Listen. Raises OSError where the address can't be had."""
         loop = asyncio.get_running_loop()
-        self._health.set(self._fleet.ready)
+        self._health.set(self.fleet.ready)
         self._methods = {b"/" + method.name.encode(): method for method in self._all_methods()}
-        host, _, port = self._address.rpartition(":")
+        host, _, port = self.address.rpartition(":")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
         # Connections that ended here keep the address for a minute, and a new server must have it at once.
@@ -108,8 +103,7 @@ class GrpcServer:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
         sock.bind((host.strip("[]"), int(port)))
         self.port = sock.getsockname()[1]
-        patience = self.guard.patience
-        options = server_options(self._tls, handshake_s=patience.head_s, end_s=patience.write_s)
+        options = server_options(self.tls, handshake_s=self.patience.head_s, end_s=self.patience.write_s)
         self._server = await loop.create_server(lambda: Connection(self), sock=sock, backlog=2048, **options)
         self._sweeping = loop.create_task(self._sweep())
 
@@ -119,7 +113,7 @@ class GrpcServer:
             await asyncio.sleep(_SWEEP_S)
             self.guard.sweep()
             if self._stopping is None:
-                self._health.set(self._fleet.ready)
+                self._health.set(self.fleet.ready)
 
     def _all_methods(self) -> Iterator[Method]:
         yield from self._service.methods()
@@ -173,7 +167,7 @@ class GrpcServer:
                 if call.head.method is self._watching:
                     call.fail(Status.UNAVAILABLE, "the server is going away")
             connection.drain()
-        if not await self._is_quiet_within(self._grace):
+        if not await self._is_quiet_within(self.grace):
             self.cut_short()
             await self._quiet.wait()
         if self._sweeping is not None:

@@ -102,6 +102,8 @@ class Connection(Generic[R]):
             self._window -= flow_length
             if self._window < 0:
                 raise ProtocolError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window holds")
+            # Given back as it comes, for all streams share it: were it held until a call has read its message, one
+            # call that is slow to read would stop all others. Each stream's own window is given back by `replenish`.
             whole = self._limits.connection_window
             if self._window < whole // 2:
                 self._write(frame(frames.WINDOW_UPDATE, 0, 0, uint32(whole - self._window)))
@@ -299,6 +301,7 @@ class Connection(Generic[R]):
         outbox = self._outbox
         if self._prefix or not outbox.fits(stream, len(data)):
             return False
+        # The stream's own window is not counted down: it ends here.
         outbox.window -= len(data)
         outbox.frames.append(template.render(stream_id, data))
         self._end(stream)

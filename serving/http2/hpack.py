@@ -169,6 +169,7 @@ class Decoder:
                 if first & 0x40:
                     self._add(pair)
             first_field = False
+            # Read on where it is too much, and keep none of it: the table must be in step for the next block.
             total += len(pair[0]) + len(pair[1]) + 32
             if total <= MAX_LIST_BYTES:
                 found.append(pair)

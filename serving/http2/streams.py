@@ -58,6 +58,7 @@ class Streams(dict[int, Stream]):
 
     def remember_reset(self, stream_id: int) -> None:
         """Take note that a stream was reset from here: what its peer sends before it reads so is harmless."""
+        # Bounded: who opens streams only to have them reset would fill it; older ones are taken for ended by then.
         self._reset_here[stream_id] = None
         if len(self._reset_here) > _MAX_RESETS:
             del self._reset_here[next(iter(self._reset_here))]

@@ -152,7 +152,7 @@ def test_many_messages_at_once_leave_others_their_turn() -> None:
                 turns += 1
                 await asyncio.sleep(0)
 
-        connection = SimpleNamespace(server=SimpleNamespace(most_bytes=100))
+        connection = SimpleNamespace(server=SimpleNamespace(max_bytes=100))
         call = SimpleNamespace(connection=connection, hold=lambda _: None, release=lambda _: None)
         reader = MessageReader(call, streaming=True)  # type: ignore[arg-type]
         reader.feed(bytes(5 * 1000))
