@@ -37,7 +37,7 @@ def main(models: str, port: str) -> None:
     CodecPool.submit = here  # type: ignore[assignment]
     sock = socket.create_server(("127.0.0.1", int(port)))
     app = create_app(Settings(models=Path(models), log_level="error"), threads=2)
-    Listener(app, app.state.serving, drain_s=5, keep_alive_s=75).listen(sock)
+    Listener(app, app.state.serving, drain_s=5).listen(sock)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,6 @@ def _serve(given: Assignment, pipe: LogPipe, *, voice: LogPipe) -> None:
         app,
         services,
         drain_s=settings.drain_s,
-        keep_alive_s=settings.keep_alive_s,
         tls=server_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca, "http/1.1"),
         parent=given.parent,
         heartbeat=given.heartbeat,

@@ -35,7 +35,7 @@ class Listener(uvicorn.Server):
     """Serves one application, with its services, from a socket that is bound already.
 
     parent: pid of the process that started this one; when it is no longer our parent, this server drains and ends.
-    drain_s, keep_alive_s: seconds. tls: what connections are accepted with, None for plain ones. heartbeat: where signs
+    drain_s: seconds. tls: what connections are accepted with, None for plain ones. heartbeat: where signs
     of life are left. announce: called once models are loaded and the socket answers.
     """
 
@@ -45,7 +45,6 @@ class Listener(uvicorn.Server):
         services: Services,
         *,
         drain_s: float,
-        keep_alive_s: float,
         tls: ssl.SSLContext | None = None,
         parent: int | None = None,
         heartbeat: Heartbeat | None = None,
@@ -72,7 +71,6 @@ class Listener(uvicorn.Server):
                 log_config=None,
                 server_header=False,
                 proxy_headers=False,  # who is at the other end decides which proxy is believed
-                timeout_keep_alive=max(1, round(keep_alive_s)),
             )
         )
 

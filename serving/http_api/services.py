@@ -117,7 +117,7 @@ def services_of(connection: HTTPConnection) -> Services:
 LiveServices = Annotated[Services, Depends(services_of)]
 
 
-def live_fleet(services: LiveServices) -> Fleet:
+async def live_fleet(services: LiveServices) -> Fleet:
     """Give the fleet of the application that got the request."""
     return services.fleet
 
