@@ -167,17 +167,21 @@ class ArrowForm(ColumnsForm):
         return sink.getvalue()[len(self.head()) :]
 
 
-def as_parquet(head: bytes, streams: Iterable[Any], good: int, bad: int) -> Iterator[bytes]:
-    """Give the bytes of one Parquet file of Arrow streams; its metadata has `good` and `bad`.
+def as_parquet(head: bytes, sources: Iterable[Any], good: int, bad: int) -> Iterator[bytes]:
+    """Give the bytes of one Parquet file of rows in `ArrowForm`; its metadata has `good` and `bad`.
 
-    head: of each stream. streams: what Arrow reads them from. No more of a stream than a row group is in memory.
+    head: of the form. sources: what Arrow reads rows from, with the head before them or without. No more than a row
+    group is in memory.
     """
     schema = ipc.read_schema(pa.py_buffer(head))
     sink = io.BytesIO()
     held, rows, size = [], 0, 0
     with parquet.ParquetWriter(pa.PythonFile(sink, mode="w"), schema) as file:
-        for stream in streams:
-            for batch in ipc.open_stream(stream):
+        for source in sources:
+            for message in ipc.MessageReader.open_stream(source):
+                if message.type == "schema":
+                    continue
+                batch = ipc.read_record_batch(message, schema)
                 held.append(batch)
                 rows, size = rows + len(batch), size + batch.nbytes
                 if rows >= GROUP_ROWS or size >= GROUP_BYTES:

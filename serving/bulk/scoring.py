@@ -232,7 +232,7 @@ class Scoring:
         if self.errors is not None:
             _beside(self.errors, "part").replace(self.errors)
         good, bad, form = self.progress.good, self.progress.bad, self.model.form
-        tail = form.tail(good, bad) if self.model.kind in ("arrow", "parquet") else b""  # a file is of rows alone
+        tail = form.tail(good, bad) if self.model.kind == "arrow" else b""  # other files are of rows alone
         if self.out is None:
             self.sink.write(tail)
             self.sink.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -40,6 +41,7 @@ PIECE_ROWS = 1 << 17
 """Of Parquet, and lines of text from which on a piece ends with the next megabyte."""
 _AT_A_TIME = 32
 """Cuts that are made before they are noted."""
+_CHUNK = 1 << 20
 _MOST_WAIT_S = 15.0
 
 
@@ -119,10 +121,9 @@ class Pieces:
         errors = [part(job.id, piece.number, piece.token, "errors") for piece in pieces if piece.bad]
         content = self._joined([_head(job), *parts])
         if job.output_format == "parquet":
-            head = await asyncio.to_thread(self._whole, _head(job))
-            content = _aside(
-                as_parquet(head, (head + self._whole(each) for each in parts), job.rows_good, job.rows_bad)
-            )
+            head = b"".join([chunk async for chunk in self.results.read(_head(job))])
+            sources = (io.BufferedReader(InputFile(self.results.open(each)), _CHUNK) for each in parts)
+            content = _aside(as_parquet(head, sources, job.rows_good, job.rows_bad))
         # The result last: it is what a job that counts as succeeded has for sure.
         await self.results.put(f"{job.id}/errors.ndjson", self._joined(errors))
         path = f"{job.id}/result.{job.output_format}"
@@ -135,10 +136,6 @@ class Pieces:
         for each in parts:
             async for chunk in self.results.read(each):
                 yield chunk
-
-    def _whole(self, part: str) -> bytes:
-        source = self.results.open(part)
-        return source.read(0, source.size)
 
     async def _while_held(self, claimed: Claim, content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Give content whose end is reached only if the piece is still this worker's then. Raises LeaseLost."""
