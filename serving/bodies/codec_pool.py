@@ -17,7 +17,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -47,6 +47,7 @@ class Job:
     timer: asyncio.TimerHandle | None = None
 
 
+@dataclass(eq=False, repr=False)
 class CodecPool:
     """The codec process of one worker, and what waits for it. All public methods belong to the event loop.
 
@@ -54,19 +55,19 @@ class CodecPool:
     idle_s: seconds without a task after which the process ends. most_waiting: bodies that wait for it.
     """
 
-    def __init__(
-        self, *, memory_bytes: int = 1 << 30, task_s: float = 30.0, idle_s: float = 60.0, most_waiting: int = 256
-    ) -> None:
-        self._memory_bytes = memory_bytes
-        self._task_s = task_s
-        self._idle_s = idle_s
-        self._most_waiting = most_waiting
+    _: KW_ONLY
+    memory_bytes: int = 1 << 30
+    task_s: float = 30.0
+    idle_s: float = 60.0
+    most_waiting: int = 256
+    busy_s: float = field(init=False, default=0.0)
+    """Seconds in which the process was at work, added up."""
+
+    def __post_init__(self) -> None:
         self._queues: OrderedDict[Hashable, deque[Job]] = OrderedDict()  # by sender, the next one first
         self._bodies = 0  # that wait
         self._busy = False
         self._began = 0.0
-        self.busy_s = 0.0
-        """Seconds in which the process was at work, added up."""
         self._idle: asyncio.TimerHandle | None = None
         self._spent = 0  # bytes worked on in this turn of the loop
         self._deferred: deque[tuple[Request, Callable[[], None]]] = deque()  # who asks again in the next ones
@@ -120,7 +121,7 @@ class CodecPool:
             loop.call_soon(self._answer, job, NotReady(_GOING))
             return job
         if deadline is not None:
-            if self._bodies >= self._most_waiting:
+            if self._bodies >= self.most_waiting:
                 raise QueueFull("too many long bodies wait to be read: come back later")
             self._bodies += 1
             job.timer = loop.call_later(max(0.0, deadline - time.monotonic()), self._expire, job)
@@ -172,7 +173,7 @@ class CodecPool:
         if self._closing:
             return
         if not self._busy:
-            self._idle = loop.call_later(self._idle_s, self._retire)
+            self._idle = loop.call_later(self.idle_s, self._retire)
             return
         sender, queue = self._queues.popitem(last=False)
         job = queue.popleft()
@@ -221,10 +222,10 @@ class CodecPool:
                 return NotReady(_GOING)
             try:
                 process = self._process or self._start()
-                result, fault = process.ask(job, self._task_s)
+                result, fault = process.ask(job, self.task_s)
             except TimeoutError:
                 self._end()
-                return InvalidRequest(f"this took over {self._task_s:g} s to read: send less in one request")
+                return InvalidRequest(f"this took over {self.task_s:g} s to read: send less in one request")
             # What it has read of this task, or we of its answer, can't be told from the next one's: it must end.
             except (OSError, EOFError):  # killed: perhaps by what it was given, perhaps not
                 self._end()
@@ -244,7 +245,7 @@ class CodecPool:
 
     def _start(self) -> _Process:
         try:
-            self._process = _Process(self._memory_bytes)
+            self._process = _Process(self.memory_bytes)
         except (OSError, EOFError) as error:
             log.error("the process for long bodies does not start: %r", error)
             raise NotReady("long bodies can't be read now: come back later") from None

@@ -40,8 +40,10 @@ class Ended(NamedTuple):
 
 
 class _Chosen(NamedTuple):
-    """A request of which something is told. now: monotonic seconds. context: of its spans. due: it gets a line."""
+    """A request of which something is told. began, now: monotonic seconds. context: of its spans. due: a line tells."""
 
+    began: float
+    headers: Headers
     now: float
     context: Any
     due: bool
@@ -75,7 +77,7 @@ class RequestLog:
         prediction.outcome = "gone" if gone else "ok" if error is None else outcome_of(error)[0]
         chosen = self._chosen(prediction.began, prediction.headers)
         if chosen is not None and (ended := prediction.ended(error, gone=gone)) is not None:
-            self._tell(ended, chosen, prediction.began, prediction.headers, prediction)
+            self._tell(ended, chosen, prediction)
 
     def asked(
         self,
@@ -93,7 +95,7 @@ class RequestLog:
         """
         chosen = self._chosen(began, headers)
         if chosen is not None:
-            self._tell(ended, chosen, began, headers, prediction, model, caller)
+            self._tell(ended, chosen, prediction, model, caller)
 
     def _chosen(self, began: float, headers: Headers) -> _Chosen | None:
         context = self._tracing.sampled(headers) if self._tracing is not None else None
@@ -101,14 +103,12 @@ class RequestLog:
             return None
         now = time.monotonic()
         due = now - began >= self._slow_s or random.random() < self._share  # noqa: S311  which ones is no secret
-        return _Chosen(now, context, due) if due or context is not None else None
+        return _Chosen(began, headers, now, context, due) if due or context is not None else None
 
-    def _tell(  # noqa: PLR0917
+    def _tell(
         self,
         ended: Ended,
         chosen: _Chosen,
-        began: float,
-        headers: Headers,
         prediction: Prediction | None,
         model: str | None = None,
         caller: str | None = None,
@@ -119,21 +119,21 @@ class RequestLog:
             model, version = prediction.endpoint.model.name, prediction.endpoint.model.version
             caller, outcome = prediction.caller.name, prediction.outcome
             stages = stages_of(prediction, chosen.now)
-        given = traceparent(headers)
+        given = traceparent(chosen.headers)
         trace_id, span_id = given.split("-")[1] if given else None, None
         if chosen.context is not None and self._tracing is not None:
             facts = {"model.name": model, "model.version": version, "outcome": outcome, "principal": caller}
             trace_id, span_id = self._tracing.record(
                 chosen.context,
                 lambda: _described(ended, facts),
-                began=began,
+                began=chosen.began,
                 ended=chosen.now,
                 stages=stages,
                 run=prediction.ran if prediction is not None else None,
             )
         if not chosen.due:
             return
-        seconds = chosen.now - began
+        seconds = chosen.now - chosen.began
         fields: dict[str, object] = {
             "request_id": ended.identity.decode("latin-1"),
             "trace_id": trace_id,

@@ -32,18 +32,13 @@ def loads(body: Buffer, *, nan_is_null: bool = False) -> Any:
     if not body:
         raise InvalidRequest("the body is empty: send a JSON object, as /docs shows")
     body = bytes(body)
-    # Ten times as fast as `parse`. Where there are as many members as colons, no key occurs twice.
+    # Ten times as fast as the standard library. Where there are as many members as colons, no key occurs twice.
     with contextlib.suppress(ValueError):
         if not _BEYOND_64_BITS.search(body):
             document = lenient(body)
             if body.count(b":") == _members(document):
                 return document
-    return parse(body, nan_is_null=nan_is_null)
-
-
-def parse(body: bytes, *, nan_is_null: bool = False) -> Any:
-    """Parse by the standard library alone, which can be told what to refuse; as `loads` does, and slower."""
-    try:
+    try:  # by what can be told what to refuse, and says where
         return json.loads(
             body.decode("utf-8"),
             object_pairs_hook=_unique,
