@@ -219,7 +219,8 @@ def _renamed(folder: Path, to: Path) -> bool:
         rename_to_free(folder, to)
     except FileExistsError:
         return False
-    sync(to.parent)
+    for home in (to.parent, to.parent.parent):  # the model's own folder may be new too
+        sync(home)
     return True
 
 
