@@ -1,6 +1,6 @@
 """Where jobs keep what is theirs: inputs that were sent, parts, results. A folder, or a bucket of an object store.
 
-    <job>/input   <job>/parts/head   <job>/parts/<piece>.<token>.rows and .errors   <job>/result.csv   <job>/errors.ndjson
+    <job>/input   <job>/parts/head   <job>/parts/<piece>.<token>.rows and .errors   <job>/result.csv   and errors.ndjson
 
 What is written is beside its name until it is whole, in folders as in buckets.
 """
