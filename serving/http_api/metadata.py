@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from serving.deploy import description
-from serving.errors import NotReady
+from serving.errors import ModelNotFound, NotReady
 from serving.http_api import asked_model
 from serving.http_api.asked_model import AskedModel, AskedNames
 from serving.http_api.compression import compressed
@@ -184,7 +184,7 @@ async def metrics(request: Request, services: LiveServices) -> Response:
     """Expose the metrics in Prometheus's text format, or in OpenMetrics with exemplars where Accept names it first."""
     registry = services.metrics
     if registry is None:
-        raise HTTPException(404, "nothing is counted here")
+        raise ModelNotFound("nothing is counted here: the server runs with --no-metrics")
     liked = weights(header(request.scope["headers"], b"accept"))
     wanted = liked.get(b"application/openmetrics-text", 0.0)
     openmetrics = wanted > 0 and wanted >= liked.get(b"text/plain", 0.0)

@@ -224,6 +224,13 @@ def test_a_misspelt_parameter_is_named(client: TestClient, folder: Path, method:
     assert client.request(method, f"{AT}/{path}", headers={"authorization": ""}).status_code == 401
 
 
+def test_each_wrong_field_of_a_body_is_named(client: TestClient) -> None:
+    """What is wrong with an order is said of each field, by its place."""
+    answer = client.post(f"{AT}/canary", content=b'{"percent": 200, "colour": 1}')
+    assert answer.status_code == 400
+    assert {detail["path"] for detail in answer.json()["details"]} == {"/percent", "/colour"}
+
+
 def test_a_body_is_bounded(client: TestClient) -> None:
     """A body that no order needs is refused by its size."""
     assert client.post(f"{AT}/promote", content=b" " * 100_000).status_code == 413

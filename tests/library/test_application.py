@@ -144,7 +144,9 @@ def test_everything_is_there_below_the_prefix(client: TestClient) -> None:
     assert "no model is called 'rose'" in missing.json()["error"]
     wrong = client.post("/ml/v1/models/iris:predict", json={"instances": [{}]})
     assert (wrong.status_code, len(wrong.json()["details"])) == (422, 4)
-    assert client.get("/ml/v1/models/iris:predict").status_code == 405
+    for path in ("/ml/v1/models/iris:predict", "/ml/v2/repository/index"):
+        refused = client.get(path)
+        assert (refused.status_code, refused.headers["allow"], list(refused.json())) == (405, "POST", ["error"])
 
 
 def test_errors_of_other_routes_stay_as_fastapi_has_them(client: TestClient, models: Path) -> None:

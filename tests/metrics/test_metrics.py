@@ -113,7 +113,8 @@ def test_metrics_can_be_switched_off(tmp_path: Path) -> None:
 
     with TestClient(create_app(Settings(models=MODELS, metrics=False))) as client:
         assert client.post("/v1/models/iris:predict", json=IRIS).status_code == 200
-        assert client.get("/metrics").status_code == 404
+        answer = client.get("/metrics")
+        assert (answer.status_code, "--no-metrics" in answer.json()["error"]) == (404, True)
 
 
 def test_the_sum_is_of_all_workers_and_survives_a_restart(tmp_path: Path) -> None:
