@@ -104,16 +104,9 @@ def _endpoint(kind: type[Order]) -> Callable[..., Awaitable[Response]]:
             if_generation=generation,
             anyway=order.anyway,
         )
-        answer = _answer(
-            after,
-            {
-                "name": model,
-                **({"notes": step.notes} if step.notes else {}),
-                **({"unknown": unknown} if unknown else {}),
-            },
-        )
-        if unknown:
-            answer.status_code = 202
+        told = {"name": model, "notes": step.notes, "unknown": unknown}
+        answer = _answer(after, {key: value for key, value in told.items() if value})
+        answer.status_code = 202 if unknown else 200
         return answer
 
     return change
