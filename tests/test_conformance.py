@@ -43,7 +43,7 @@ def test_every_point_is_kept_over_both_doors(both: Subject) -> None:
     assert failed(ask(both, POINTS)) == []
 
 
-def test_every_http_point_is_kept_without_the_lane(plain: Subject) -> None:
+def test_every_http_point_is_kept_without_the_fast_path(plain: Subject) -> None:
     """Plain ASGI keeps every HTTP point too."""
     points = [one for one in POINTS if one.group.startswith("REST")]
     assert failed(ask(plain, points)) == []

@@ -24,7 +24,9 @@ class KeyStore:
         self._path = Path(os.path.realpath(path))  # a link stays a link
 
     def read(self) -> tuple[Key, ...]:
-        """Return the keys of the file; none where there is no file yet."""
+        """Return the keys of the file."""
+        if not self._path.exists():
+            raise AccessInvalid(f"there is no keys file {self._path}: name it with --keys")
         return parse(self._text())
 
     def create(

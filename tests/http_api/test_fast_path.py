@@ -323,7 +323,7 @@ def test_a_draining_server_says_that_it_is_not_ready(eventually: Wait) -> None:
         assert connection.answer()[0] == 503
 
 
-def test_lane_and_asgi_answer_with_the_same_bytes() -> None:
+def test_fast_path_and_asgi_answer_with_the_same_bytes() -> None:
     """For the same request both paths give the same status, body and headers, but for date and id."""
     requests = [
         post(),

@@ -109,8 +109,16 @@ def test_bad_requests_change_nothing(  # noqa: PLR0917
     assert not staging.exists() or os.listdir(staging) == []
 
 
-def test_a_client_that_leaves_leaves_nothing(client: TestClient, folder: Path) -> None:
-    """Half an upload is removed when its connection ends."""
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/v1/repository/models/iris/versions/next"),
+        ("POST", "/v1/repository/models/iris/promote"),
+        ("POST", "/v2/repository/models/iris/load"),
+    ],
+)
+def test_a_client_that_leaves_leaves_nothing(client: TestClient, folder: Path, method: str, path: str) -> None:
+    """A connection that ends in the middle of a body is no fault of the server's, and half an upload is removed."""
     messages: list[dict[str, Any]] = [
         {"type": "http.request", "body": IRIS_1.read_bytes()[:1000], "more_body": True},
         {"type": "http.disconnect"},
@@ -123,9 +131,8 @@ def test_a_client_that_leaves_leaves_nothing(client: TestClient, folder: Path) -
     async def send(message: Any) -> None:
         sent.append(message)
 
-    path = "/v1/repository/models/iris/versions/next"
-    scope = {"type": "http", "method": "PUT", "path": path, "raw_path": path.encode(), "query_string": b""}
+    scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b""}
     headers = [(b"authorization", client.headers["authorization"].encode())]
     asyncio.run(client.app(scope | {"headers": headers}, receive, send))  # type: ignore[arg-type,func-returns-value]
     assert sent[0]["status"] == 499
-    assert os.listdir(state_folder(folder) / "staging") == []
+    assert not [*state_folder(folder).glob("staging/*")]
