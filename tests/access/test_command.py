@@ -38,7 +38,7 @@ def test_make_use_and_revoke_a_key(tmp_path: Path, eventually: Wait) -> None:
     rated = ["keys", "create", "--name", "rated", "--scope", "predict", "--requests-per-s", "1234.5"]
     assert CliRunner().invoke(app, [*rated, "--keys", file]).exit_code == 0
     wrong = CliRunner().invoke(app, ["keys", "list", "--keys", f"{file}.old"])
-    assert (wrong.exit_code, "there is no keys file" in wrong.stderr) == (1, True)
+    assert (wrong.exit_code, "there is no keys file" in wrong.stderr) == (2, True)
     listed = CliRunner().invoke(app, ["keys", "list", "--keys", file]).stdout
     assert "1234.5" in listed
     assert "app" in listed
