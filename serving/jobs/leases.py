@@ -2,6 +2,9 @@
 
 A lease is a row's token and a time by the database's clock. A worker that is late, or whose clock is wrong, finds that
 the token is another's, and none of its work counts; clocks only decide how soon a dead worker's piece goes on.
+
+Whoever changes pieces locks their job first. In another order two transactions of PostgreSQL would wait for each other;
+and what was read before may have been cancelled, or done by a late worker, when the lock is had.
 """
 
 from __future__ import annotations
@@ -77,13 +80,17 @@ async def claim(session: AsyncSession, *, running: int, lease_s: float = LEASE_S
     if found is None:
         return None
     job, piece = found
+    if not await _hold(session, job.id):
+        return None
     if piece.token >= MOST_ATTEMPTS:
         why = job.error.removeprefix("waits: ") or "each worker that began a certain part of it died, or stopped"
         await end(session, job.id, "failed", f"given up after {MOST_ATTEMPTS} attempts: {why}")
         return None
     token = piece.token + 1
     leased = {"token": token, "state": LEASED, "lease_until": now() + lease_s}
-    await session.execute(_PIECES.where(Piece.job_id == piece.job_id, Piece.number == piece.number).values(**leased))
+    as_read = (Piece.job_id == job.id, Piece.number == piece.number, Piece.token == piece.token, Piece.state != DONE)
+    if await session.scalar(_PIECES.where(*as_read).values(**leased).returning(Piece.number)) is None:
+        return None
     # What runs and takes no pieces now, since others come first, waits in the queue again.
     paused = ~exists().where(Piece.job_id == Job.id, Piece.state == LEASED, Piece.lease_until > now())
     await session.execute(_JOBS.where(Job.state == "running", Job.id.not_in(ids), paused).values(state="queued"))
@@ -170,9 +177,15 @@ async def end(session: AsyncSession, job_id: str, state: str, error: str = "") -
     return True
 
 
+async def _hold(session: AsyncSession, job_id: str) -> bool:
+    """Lock a job until the transaction ends; return whether it is active."""
+    active = select(Job.id).where(Job.id == job_id, Job.state.in_(ACTIVE)).with_for_update()
+    return await session.scalar(active) is not None
+
+
 async def _change(session: AsyncSession, claimed: Claim, **values: Any) -> None:
     # The token is the fence: without it a worker that was taken for dead would commit over the one in its place.
     mine = (Piece.job_id == claimed.job.id, Piece.number == claimed.piece.number, Piece.token == claimed.token)
-    changed = _PIECES.where(*mine, Piece.state == LEASED).values(**values)
-    if await session.scalar(changed.returning(Piece.number)) is None:
+    changed = _PIECES.where(*mine, Piece.state == LEASED).values(**values).returning(Piece.number)
+    if not await _hold(session, claimed.job.id) or await session.scalar(changed) is None:
         raise LeaseLost

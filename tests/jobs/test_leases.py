@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from serving.jobs import leases, retention
 from serving.jobs.database import Database
@@ -102,6 +103,61 @@ async def test_keys_take_turns(url: str) -> None:
         await database.run(partial(leases.end, job_id="b0", state="cancelled"))
         assert (next_one := await claim(database, running=2)) is not None
         assert next_one.job.id == "a1"
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+async def test_a_job_that_is_cancelled_as_it_is_claimed_stays_cancelled(url: str) -> None:
+    """A worker that has chosen a piece of a job, and waits for who cancels that, gets none."""
+    async with opened(url, ("a", "j")) as database:
+        async with database.transaction() as session:
+            assert await leases.end(session, "j", "cancelled")
+            claiming = asyncio.ensure_future(claim(database))
+            await somebody_waits(database)
+        assert await claiming is None
+        assert (await job(database)).state == "cancelled"
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+async def test_a_piece_that_is_done_as_it_is_claimed_counts_once(url: str) -> None:
+    """A worker that has chosen the piece of one taken for dead, which commits just then, does not do it again."""
+    async with opened(url, ("a", "j")) as database:
+        late = await claim(database, lease_s=0)
+        assert late is not None
+        async with database.transaction() as session:
+            await leases.commit_scored(session, late, good=5, bad=1)
+            claiming = asyncio.ensure_future(claim(database))
+            await somebody_waits(database)
+        assert await claiming is None
+        assert (next_one := await claim(database)) is not None
+        assert next_one.piece.number == 2
+        assert (await job(database)).rows_good == 5
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+async def test_a_worker_and_who_cancels_do_not_wait_for_each_other(url: str) -> None:
+    """What a worker does with a piece while its job is cancelled fails neither of them."""
+    async with opened(url, ("a", "j")) as database:
+        claimed = await claim(database)
+        assert claimed is not None
+        async with database.transaction() as session:
+            await leases.renew(session, claimed)
+            cancelling = asyncio.ensure_future(database.run(partial(leases.end, job_id="j", state="cancelled")))
+            await somebody_waits(database)
+            await leases.give_back(session, claimed, why="the store is away")
+        assert await cancelling
+        assert (await job(database)).state == "cancelled"
+
+
+async def somebody_waits(database: Database) -> None:
+    """Wait until a transaction waits for another one's lock."""
+    waiting = text(
+        "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    )
+    async with asyncio.timeout(20):
+        while True:
+            async with database.transaction() as session:
+                if await session.scalar(waiting):
+                    return
 
 
 async def test_what_ends_each_worker_ends_its_job(url: str) -> None:
