@@ -33,7 +33,7 @@ serve: $(SERVE)
 
 # Three processes on two cores, a file of tests to each: they wait for servers as long as they compute.
 test: install
-	$(BIN)/pytest -q --durations 20 --numprocesses 4 --dist loadfile
+	$(BIN)/pytest -q --durations 20 --numprocesses 3 --dist loadfile
 
 # Builds wheel and sdist, and tries the wheel where nothing else of this project is.
 dist: install
