@@ -100,6 +100,8 @@ def test_two_workers_answer_count_together_and_survive_a_kill(eventually: Wait) 
         )
         assert counted(server.url) >= 60
         ask(server.url, 20)
+        for _ in range(20):  # an answer is counted right behind it: whoever is asked something else has done so
+            assert reachable(server.url)
         for worker in children(server.process.pid):  # at once, with what neither has written down
             os.kill(worker, signal.SIGKILL)
         eventually(lambda: reachable(server.url) and counted(server.url) == 80)

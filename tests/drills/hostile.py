@@ -168,7 +168,7 @@ def run(report: Report, *, repetitions: int = 100, warm: int = 25, junk: int = 1
                 answers = {name: ask(server, piece) for name, piece in pieces.items()}
             _ask_junk(server, 300)
             _series(server)
-            before, series = resident_mib(server), _series(server)
+            before = resident_mib(server)
             _forget_peak(server)
             slow: dict[str, float] = dict.fromkeys(pieces, 99.0)
             for _ in range(repetitions):
@@ -176,6 +176,7 @@ def run(report: Report, *, repetitions: int = 100, warm: int = 25, junk: int = 1
                     answers[name] = answer = ask(server, piece)
                     slow[name] = min(slow[name], answer[1])
             worst = peak_mib(server)
+            series = _series(server)  # a busy machine may cut a piece for another reason than the last time
             _ask_junk(server, junk)
             after = settled(server, before + MEMORY_MIB / 4)
             wrong = sorted(
