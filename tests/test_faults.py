@@ -70,15 +70,15 @@ def test_a_canary_is_judged_by_what_it_did() -> None:
 def test_threads_answer_their_own_callers() -> None:
     """Answers that a model's thread writes itself are whole, once and their caller's, whatever clients do meanwhile."""
     report = Report()
-    lent_sockets(report, clients=2, rounds=30)
+    lent_sockets(report, clients=2, rounds=15)
     assert not report.broken()
 
 
 def test_a_poisoned_batch_and_departed_clients() -> None:
     """Among strangers only the culprit fails; who leaves while waiting is not run."""
     report = Report()
-    poison(report, rounds=0, requests=150)
-    departed(report, clients=120)
+    poison(report, rounds=0, requests=80)
+    departed(report, clients=60)
     assert not report.broken()
 
 

@@ -330,7 +330,7 @@ def test_many_who_send_at_once_do_not_wait_for_the_process() -> None:
     assert 256 * 1024 < 48 * len(body) < 48 * 64 * 1024
     head = f"POST {PREDICT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     with running("--max-queued-rows", "50000") as server:
-        for _ in range(3):
+        for _ in range(2):
             with ExitStack() as stack:
                 address = ("127.0.0.1", server.port)
                 clients = [stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(48)]

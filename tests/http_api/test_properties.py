@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.conftest import MODELS, Server
 
 calm = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

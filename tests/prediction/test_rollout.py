@@ -88,7 +88,7 @@ PROTOCOLS = ["fast_path", "asgi", "grpc"]
 def test_live_answers_are_right_beside_shadows() -> None:
     """At little and full load no live answer fails beside a shadow, be it large, failing or slow; some are skipped."""
     report = Report()
-    shadow_drill.run(report, spans=1, seconds=0.5, mebibytes=16, timed=False)
+    shadow_drill.run(report, spans=1, seconds=0.3, mebibytes=16, timed=False)
     assert report.kept, report.broken()
 
 
