@@ -68,9 +68,9 @@ def killed_workers(report: Report, *, times: int = 50, connections: int = 8, rea
             waits, back, before = [], 0, 0.0
             with load.running():
                 for _ in range(rounds):
-                    old = workers(server)
-                    os.kill(random.choice(sorted(old)), signal.SIGKILL)
-                    waits.append(until(lambda: ready(server, 2), 30))
+                    killed = random.choice(sorted(workers(server)))
+                    os.kill(killed, signal.SIGKILL)  # who looks at once still sees it
+                    waits.append(until(lambda killed=killed: ready(server, 2, but={killed}), 30))
                     now = counted(server)
                     back += now < before
                     before = now
