@@ -185,6 +185,15 @@ class Supervisor:
             self._due.remove(due)
             self._spawn()
         multiprocessing.connection.wait([worker.process.sentinel for worker in self._workers], timeout=0.1)
+        now = time.monotonic()
+        for (
+            worker
+        ) in self._workers:  # before the dead are counted: one may have been ready, and killed, since the last look
+            if worker.ready_at is None and worker.is_ready:
+                worker.ready_at = now
+                self._served = True
+            if worker.kill_at is not None and now > worker.kill_at:
+                worker.kill()
         for worker, code in self._reap():
             if code == REFUSED and not self._served:
                 self._drain()
@@ -192,13 +201,6 @@ class Supervisor:
             if worker.kill_at is None and not self._ends_asked:
                 self._died(worker, code)
             worker.close()
-        now = time.monotonic()
-        for worker in self._workers:
-            if worker.ready_at is None and worker.is_ready:
-                worker.ready_at = now
-                self._served = True
-            if worker.kill_at is not None and now > worker.kill_at:
-                worker.kill()
         self._watch(now)
         if self._before is None and self._reload_asked:
             self._reload_asked = False
