@@ -54,6 +54,7 @@ class Deployment:
         self._moved = threading.Event()
         self._last_error = ""
         self._summary: dict[str, Any] | None = None
+        self._saying = threading.Lock()
         self._deciding = threading.Thread(target=self._decide, name="analyses", daemon=True)
         mirror = self._mirror = Mirror.of(root, state_dir)
         elsewhere = (lambda: mirror.problems) if mirror is not None else tuple
@@ -117,10 +118,14 @@ class Deployment:
 
     def _say(self) -> None:
         """Write down what is served, how what is tried goes, and what that is."""
-        if self._summary is not None:
+        # The coordinator's thread and that of the trials both do. Unlocked, one could put back a summary that it
+        # had read before the other wrote a newer, and who waits for this server to serve a change would wait in vain.
+        with self._saying:
+            if (summary := self._summary) is None:
+                return
             lines = self._analyses.lines
-            models = {name: {**one, "trial": lines.get(name, [])} for name, one in self._summary["models"].items()}
-            self._file.write({**self._summary, "models": models, "tried": self._analyses.tried})
+            models = {name: {**one, "trial": lines.get(name, [])} for name, one in summary["models"].items()}
+            self._file.write({**summary, "models": models, "tried": self._analyses.tried})
 
     def stop(self) -> None:
         """Leave the workers as they are."""
