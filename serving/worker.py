@@ -192,7 +192,7 @@ def grpc_beside(settings: Settings, where: str) -> Callable[[Services], Companio
         address=where,
         grace=settings.drain_s,
         max_bytes=settings.max_body_bytes,
-        patience=services.shared.patience,
+        timeouts=services.shared.timeouts,
         tls=tls,
         log=services.log,
     )

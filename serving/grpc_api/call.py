@@ -173,20 +173,20 @@ class Call:
         """End with DEADLINE_EXCEEDED where the client's time is over, or its message takes too long."""
         if self.done:
             return
-        guard = self.connection.guard
+        reaper = self.connection.reaper
         timeout = self.head.timeout
         if timeout is not None and now - self.began >= timeout:
             self._cancel_prediction()
             self.end_with(DeadlineExceeded("the deadline passed"))
         elif not self.ended and self._is_late(now):
-            guard.cut["slow_body"] += 1
+            reaper.cut["slow_body"] += 1
             self.end_with(DeadlineExceeded("the message did not arrive in time, or came too slowly"))
 
     def _is_late(self, now: float) -> bool:
-        patience = self.connection.guard.patience
+        timeouts = self.connection.reaper.timeouts
         if self._reader is not None:
-            return self._reader.is_late(now, patience)
-        return now - self.began > patience.head_s
+            return self._reader.is_late(now, timeouts)
+        return now - self.began > timeouts.head_s
 
     def _drop(self) -> None:
         self._release_all()

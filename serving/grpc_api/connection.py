@@ -51,10 +51,10 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, server: GrpcServer) -> None:
         self.server = server
-        self.guard = server.guard
+        self.reaper = server.reaper
         self.calls: dict[int, Call] = {}
         self.http2 = Http2(server.head, Limits(idle_frames=IDLE_FRAMES))
-        self.since = self.guard.now
+        self.since = self.reaper.now
         self._soon = asyncio.get_running_loop().call_soon
         self._most_calls = MOST_CALLS
         self._burst = 0
@@ -80,10 +80,10 @@ class Connection(asyncio.Protocol):
         sock = transport.get_extra_info("socket")
         if sock is not None and transport.get_extra_info("sslcontext") is None:
             self._descriptor = sock.fileno()
-        room = self.guard.room()
-        self.guard.connections.add(self)
+        room = self.reaper.room()
+        self.reaper.connections.add(self)
         if room > 0:
-            if room <= self.guard.spare:
+            if room <= self.reaper.spare:
                 self._most_calls = 0
             self._flush()
         else:
@@ -93,7 +93,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
         self._recover()  # the socket is closed when this returns: no thread may be writing to it then
-        self.guard.connections.discard(self)
+        self.reaper.connections.discard(self)
         self.http2.close(ErrorCode.NO_ERROR)
         self._leave()
         self.server.gone()
@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
                     self._forget(call)
                     call.on_reset()
             else:
-                self.guard.cut[event.error.cause] += 1
+                self.reaper.cut[event.error.cause] += 1
                 self._ended()
                 return
         if self.http2.draining and not calls:
@@ -159,7 +159,7 @@ class Connection(asyncio.Protocol):
             return
         self.server.ended(call)
         if not self.calls:
-            self.since = self.guard.now
+            self.since = self.reaper.now
             if self.http2.draining:
                 self.end(ErrorCode.NO_ERROR)
 
@@ -268,7 +268,7 @@ class Connection(asyncio.Protocol):
 
     def _cut(self, reason: str, code: ErrorCode, text: str) -> None:
         if not self.http2.closed:
-            self.guard.cut[reason] += 1
+            self.reaper.cut[reason] += 1
             self.end(code, text)
 
     def end(self, code: ErrorCode, reason: str = "") -> None:
@@ -278,7 +278,7 @@ class Connection(asyncio.Protocol):
             self._ended()
 
     def _ended(self) -> None:
-        self.since = self.guard.now
+        self.since = self.reaper.now
         self._leave()
         if not self.transport.is_closing():
             self._write(0)
@@ -290,7 +290,7 @@ class Connection(asyncio.Protocol):
     def drain(self) -> None:
         """Ask for no more calls; close once those in progress, or under way, are done."""
         if not self._refuse_by:
-            self._refuse_by = self.guard.now + _GOODBYE_S
+            self._refuse_by = self.reaper.now + _GOODBYE_S
             self.http2.drain()
             self._flush_soon()
 
@@ -313,9 +313,9 @@ class Connection(asyncio.Protocol):
 
     def enforce_timeouts(self, now: float) -> None:
         """Cut the connection if its client takes too long; `now` in monotonic seconds."""
-        patience = self.guard.patience
+        timeouts = self.reaper.timeouts
         if self._is_unread(now):
-            self.guard.cut["slow_reader"] += 1
+            self.reaper.cut["slow_reader"] += 1
             reset(self.transport)
             return
         unfinished = self.http2.unfinished
@@ -325,14 +325,14 @@ class Connection(asyncio.Protocol):
             if not self._unread and now > self.since + LINGER_S:
                 close_or_reset(self.transport)
         elif not self.http2.settled:
-            if now > self.since + patience.head_s:
+            if now > self.since + timeouts.head_s:
                 self._cut("slow_head", ErrorCode.PROTOCOL_ERROR, "the preface and the settings did not arrive in time")
-        elif unfinished and now > self._unfinished_since + patience.head_s and not self._paused:
+        elif unfinished and now > self._unfinished_since + timeouts.head_s and not self._paused:
             self._cut("slow_head", ErrorCode.PROTOCOL_ERROR, "a frame, or a call's headers, did not arrive in time")
         elif self.calls:
             for call in list(self.calls.values()):
                 self._look_at(call, now)
-        elif now > self.since + patience.idle_s:
+        elif now > self.since + timeouts.idle_s:
             self.drain()
         if self._refuse_by and now > self._refuse_by and not self.http2.draining:
             self.http2.refuse_streams()
@@ -342,30 +342,30 @@ class Connection(asyncio.Protocol):
 
     def _is_unread(self, now: float) -> bool:
         """Tell whether what was written has waited too long for the client to take it."""
-        patience, unread = self.guard.patience, self.transport.get_write_buffer_size()
+        timeouts, unread = self.reaper.timeouts, self.transport.get_write_buffer_size()
         before, self._unread = self._unread, unread
         if not unread:
             self._write_by = 0.0
         elif not self._write_by:
-            self._write_by = now + patience.write_s
+            self._write_by = now + timeouts.write_s
         elif unread < before:
-            self._write_by = min(now + patience.write_s, self._write_by + (before - unread) / patience.min_rate)
+            self._write_by = min(now + timeouts.write_s, self._write_by + (before - unread) / timeouts.min_rate)
         return bool(unread) and now > self._write_by
 
     def _look_at(self, call: Call, now: float) -> None:
         """Reset a call whose client gives no room for its answer, and end one that takes too long."""
-        patience = self.guard.patience
+        timeouts = self.reaper.timeouts
         sent = self.http2.waits(call.id)
         if sent is None:
             call.write_by = 0.0
         elif not call.write_by:
-            call.write_by, call.sent = now + patience.write_s, sent
+            call.write_by, call.sent = now + timeouts.write_s, sent
         else:
             # Who takes an answer a byte at a time gains no more than that byte's time.
-            call.write_by = min(now + patience.write_s, call.write_by + (sent - call.sent) / patience.min_rate)
+            call.write_by = min(now + timeouts.write_s, call.write_by + (sent - call.sent) / timeouts.min_rate)
             call.sent = sent
             if now > call.write_by:
-                self.guard.cut["slow_reader"] += 1
+                self.reaper.cut["slow_reader"] += 1
                 self.http2.reset(call.id, ErrorCode.CANCEL)
                 self._flush_soon()
                 self._forget(call)

@@ -18,7 +18,7 @@ forgiven each second."""
 class ConnectionReaper:
     """The connections of one worker, looked at a few times a second: no timer belongs to one of them."""
 
-    patience: Timeouts = field(default_factory=Timeouts)
+    timeouts: Timeouts = field(default_factory=Timeouts)
     now: float = field(default_factory=time.monotonic)
     """A coarse clock, moved by `sweep`."""
     cut: Counter[str] = field(default_factory=Counter)
@@ -37,7 +37,7 @@ class ConnectionReaper:
 
     def room(self) -> int:
         """Return how many connections more are taken, `spare` ones counted; closes such as have long been quiet."""
-        most, here = self.patience.connections, len(self.connections)
+        most, here = self.timeouts.connections, len(self.connections)
         if here >= most:
             here -= sum(connection.transport.is_closing() for connection in self.connections)
         if here >= most:
@@ -47,7 +47,7 @@ class ConnectionReaper:
     def _make_room(self) -> int:
         """Close a sixteenth of all if they are quiet, those first that were told to go; return how many."""
         quiet = sorted((c for c in self.connections if c.is_quiet()), key=lambda c: (bool(c.calls), c.since))
-        going = quiet[: max(1, self.patience.connections // 16)]
+        going = quiet[: max(1, self.timeouts.connections // 16)]
         for connection in going:
             connection.make_room()
         return len(going)

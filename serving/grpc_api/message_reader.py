@@ -147,7 +147,7 @@ class MessageReader:
         else:
             self._call.on_inflated()
 
-    def is_late(self, now: float, patience: Timeouts) -> bool:
+    def is_late(self, now: float, timeouts: Timeouts) -> bool:
         """Tell whether the message that is being sent took too long, or comes too slowly."""
         if self._streaming and self.is_empty:
             return False
@@ -155,7 +155,7 @@ class MessageReader:
             self._since = now  # it is this side that does not take it
         seconds = now - self._since
         size = len(self._store) if self._store is not None else 0
-        return seconds > patience.body_s or seconds > patience.head_s + size / patience.min_rate
+        return seconds > timeouts.body_s or seconds > timeouts.head_s + size / timeouts.min_rate
 
     def drop(self) -> None:
         """Let go of everything."""

@@ -39,7 +39,7 @@ class GrpcServer:
     """`start` once models are loaded, `stop` to drain; both on the event loop.
 
     address: "host:port", shared by all workers with SO_REUSEPORT. grace (for calls in progress when it stops): seconds.
-    max_bytes: of one message. patience: with clients. tls: what connections are accepted with, None for plain ones.
+    max_bytes: of one message. timeouts: of clients. tls: what connections are accepted with, None for plain ones.
     log: of predictions. in_progress: calls that are open, on all connections together.
     """
 
@@ -52,7 +52,7 @@ class GrpcServer:
     address: str
     grace: float
     max_bytes: int
-    patience: Timeouts = field(default_factory=Timeouts)
+    timeouts: Timeouts = field(default_factory=Timeouts)
     tls: ssl.SSLContext | None = None
     log: RequestLog | None = None
     in_progress: int = field(init=False, default=0)
@@ -71,12 +71,12 @@ class GrpcServer:
         )
         endpoints.follow(self.fleet)
         self._service = Service(self.fleet, self.metrics, self.access, endpoints, self.pool)
-        self.guard = ConnectionReaper(self.patience)
+        self.reaper = ConnectionReaper(self.timeouts)
         self._ended: Cells[tuple[str, int]] | None = None
         if (metrics := self.metrics) is not None:
-            self.guard.cut = metrics.cut
+            self.reaper.cut = metrics.cut
             metrics.follow("serving_grpc_in_flight", lambda: self.in_progress)
-            metrics.follow("serving_connections", lambda: len(self.guard.connections), "grpc")
+            metrics.follow("serving_connections", lambda: len(self.reaper.connections), "grpc")
             self._ended = Cells(lambda ended: metrics.call(ended[0], Status(ended[1]).name))
         self._methods: dict[bytes, Method] = {}
         self._watching: Method | None = None  # it never ends by itself
@@ -103,7 +103,7 @@ class GrpcServer:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
         sock.bind((host.strip("[]"), int(port)))
         self.port = sock.getsockname()[1]
-        options = server_options(self.tls, handshake_s=self.patience.head_s, end_s=self.patience.write_s)
+        options = server_options(self.tls, handshake_s=self.timeouts.head_s, end_s=self.timeouts.write_s)
         self._server = await loop.create_server(lambda: Connection(self), sock=sock, backlog=2048, **options)
         self._sweeping = loop.create_task(self._sweep())
 
@@ -111,7 +111,7 @@ class GrpcServer:
         """Enforce time-outs, and let health say what ServerReady says: models come and go, and watchers are told."""
         while True:
             await asyncio.sleep(_SWEEP_S)
-            self.guard.sweep()
+            self.reaper.sweep()
             if self._stopping is None:
                 self._health.set(self.fleet.ready)
 
@@ -142,7 +142,7 @@ class GrpcServer:
 
     def gone(self) -> None:
         """Take note that a connection has ended."""
-        if not self.guard.connections:
+        if not self.reaper.connections:
             self._quiet.set()
 
     def head(self, headers: Headers) -> Head:
@@ -162,7 +162,7 @@ class GrpcServer:
         self._health.set(False)
         await asyncio.sleep(0)  # who watches is told before the connection goes
         self._quiet.clear()
-        for connection in list(self.guard.connections):
+        for connection in list(self.reaper.connections):
             for call in list(connection.calls.values()):
                 if call.head.method is self._watching:
                     call.fail(Status.UNAVAILABLE, "the server is going away")
@@ -175,12 +175,12 @@ class GrpcServer:
 
     def cut_short(self) -> None:
         """End all calls with UNAVAILABLE, and connections once their clients have had time to read that."""
-        for connection in list(self.guard.connections):
+        for connection in list(self.reaper.connections):
             connection.cut_short()
             asyncio.get_running_loop().call_later(LINGER_S, connection.transport.abort)
 
     async def _is_quiet_within(self, seconds: float) -> bool:
-        if self.guard.connections:
+        if self.reaper.connections:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._quiet.wait(), seconds)
-        return not self.guard.connections
+        return not self.reaper.connections

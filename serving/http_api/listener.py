@@ -56,8 +56,8 @@ class Listener(uvicorn.Server):
         self._parent = parent
         self._heartbeat = heartbeat
         self._drain_s = drain_s
-        patience = self._shared.patience
-        self._tls = server_options(tls, handshake_s=patience.head_s, end_s=patience.write_s)
+        timeouts = self._shared.timeouts
+        self._tls = server_options(tls, handshake_s=timeouts.head_s, end_s=timeouts.write_s)
         self.cut_short = False
         """Whether the drain ended before every request had its own answer."""
         super().__init__(

@@ -211,7 +211,7 @@ def make_services(
         max_body_bytes=settings.max_body_bytes,
     )
     in_process.follow(fleet)
-    shared = FastPathState(_patience(settings), bodies=bodies)
+    shared = FastPathState(_timeouts(settings), bodies=bodies)
     if metrics is not None:
         shared.cut = metrics.cut
         metrics.describe((version("serving"), python_version(), version("onnxruntime")), settings.model_dump())
@@ -302,7 +302,7 @@ def _limits(settings: Settings, threads: int, memory_bytes: int | None) -> Limit
     )
 
 
-def _patience(settings: Settings) -> Timeouts:
+def _timeouts(settings: Settings) -> Timeouts:
     return Timeouts(
         head_s=settings.head_s,
         body_s=settings.body_s,

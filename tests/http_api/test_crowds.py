@@ -18,7 +18,7 @@ async def test_what_is_refused_is_not_run(fast: bool) -> None:
     """Of a burst within one turn of the loop, so many connections are served as there may be; the rest run nothing."""
     async with both_ways() as (fast_path, _):
         shared: FastPathState = fast_path.app.state.serving.shared
-        few = replace(shared, patience=replace(shared.patience, connections=4), paths=shared.paths if fast else {})
+        few = replace(shared, timeouts=replace(shared.timeouts, connections=4), paths=shared.paths if fast else {})
         way = Way(fast_path.app, fast_path_for(few))
         wires = []
         for _ in range(120):
@@ -39,7 +39,7 @@ async def test_who_is_beyond_the_limit_may_ask_for_health() -> None:
     """Where all connections are busy, a few more are taken, and answer probes and nothing else."""
     async with both_ways() as (fast_path, _):
         shared: FastPathState = fast_path.app.state.serving.shared
-        way = Way(fast_path.app, fast_path_for(replace(shared, patience=replace(shared.patience, connections=1))))
+        way = Way(fast_path.app, fast_path_for(replace(shared, timeouts=replace(shared.timeouts, connections=1))))
         busy, probe, other = way.connect(), None, None
         busy.feed(BAITS[0])
         probe, other = way.connect(), way.connect()
@@ -56,7 +56,7 @@ async def test_the_limit_holds_within_one_turn_of_the_loop() -> None:
     """Newcomers take the places of idle connections, and no more than they need, however many come before a turn."""
     async with both_ways() as (fast_path, _):
         shared: FastPathState = fast_path.app.state.serving.shared
-        way = Way(fast_path.app, fast_path_for(replace(shared, patience=replace(shared.patience, connections=64))))
+        way = Way(fast_path.app, fast_path_for(replace(shared, timeouts=replace(shared.timeouts, connections=64))))
         wires = [way.connect() for _ in range(500)]
         assert 60 <= sum(not wire.is_closing() for wire in wires) <= 64
         wires[-1].feed(BAITS[0])

@@ -79,7 +79,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # noqa: D102
         shared = self.shared
-        crowded = len(shared.taken) >= shared.patience.connections and not shared.make_room()
+        crowded = len(shared.taken) >= shared.timeouts.connections and not shared.make_room()
         super().connection_made(transport)
         self.since = shared.now
         if not crowded:
@@ -142,7 +142,7 @@ class Connection(HttpToolsProtocol):
             # Where in a packet a head begins that follows another request is not known: it counts from the next on.
             if self._begun - begun <= (not midway):
                 self._head_bytes += len(data)
-            if self._head_bytes > self.shared.patience.head_bytes:
+            if self._head_bytes > self.shared.timeouts.head_bytes:
                 self.refuse(LARGE_HEAD)
         elif reading and self._begun == begun:
             self._overhead += len(data) - (self.body_bytes() - received)
@@ -205,7 +205,7 @@ class Connection(HttpToolsProtocol):
         if self._spare and self.url.partition(b"?")[0] not in ALWAYS:
             self._wrong(CROWDED)
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > self.shared.patience.head_bytes:
+        if size > self.shared.timeouts.head_bytes:
             self._wrong(LARGE_HEAD)
         version = self.parser.get_http_version()
         hosts = [value for name, value in self.headers if name == b"host"]
@@ -261,15 +261,15 @@ class Connection(HttpToolsProtocol):
 
     def look(self, now: float) -> None:
         """Cut the connection if its client takes too long; `now` in monotonic seconds."""
-        patience, transport = self.shared.patience, self.transport
+        timeouts, transport = self.shared.timeouts, self.transport
         unread = self.waiting_bytes()
         self._count_waiting()
         if not unread:
             self._write_by = 0.0
         elif not self._write_by:
-            self._write_by = now + patience.write_s
+            self._write_by = now + timeouts.write_s
         elif unread < self._unread:  # a byte now and then is not worth all of the time again
-            self._write_by = min(now + patience.write_s, self._write_by + (self._unread - unread) / patience.min_rate)
+            self._write_by = min(now + timeouts.write_s, self._write_by + (self._unread - unread) / timeouts.min_rate)
         elif now > self._write_by:
             self._abort("slow_reader")
             return
@@ -282,28 +282,28 @@ class Connection(HttpToolsProtocol):
         elif self._midway:
             self._look_midway(now - self.since)
         # Who connects has to send a head: the pause before the first one is as short as a head's time.
-        elif now > self.since + (patience.idle_s if self._begun else patience.head_s) and self._is_idle():
+        elif now > self.since + (timeouts.idle_s if self._begun else timeouts.head_s) and self._is_idle():
             close_or_reset(transport)
 
     def _look_midway(self, seconds: float) -> None:
-        patience = self.shared.patience
+        timeouts = self.shared.timeouts
         if self.flow.read_paused:
             self.since = self.shared.now  # it is this side that does not read
         elif self._in_head:
-            if seconds > patience.head_s:
+            if seconds > timeouts.head_s:
                 self.refuse(SLOW_HEAD)
         elif self.stream is not None:
-            if not self.stream.hungry or self._received - self._seen >= patience.min_rate * seconds:
+            if not self.stream.hungry or self._received - self._seen >= timeouts.min_rate * seconds:
                 self.since, self._seen = self.shared.now, self._received
-            elif seconds > patience.body_s:
+            elif seconds > timeouts.body_s:
                 self._abort("slow_body")
         elif not self._unanswered():
-            if seconds > patience.head_s:  # it has its answer, and does not stop to send what was not wanted
+            if seconds > timeouts.head_s:  # it has its answer, and does not stop to send what was not wanted
                 self._abort("unwanted_body")
         else:
             size = self.body_bytes()
-            late = seconds > patience.body_s and size <= patience.body_bytes
-            if late or seconds > patience.head_s + size / patience.min_rate:
+            late = seconds > timeouts.body_s and size <= timeouts.body_bytes
+            if late or seconds > timeouts.head_s + size / timeouts.min_rate:
                 self.refuse(SLOW_BODY)
 
     def body_bytes(self) -> int:

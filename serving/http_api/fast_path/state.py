@@ -21,7 +21,7 @@ from serving.timeouts import Timeouts
 class FastPathState:
     """What all connections of one worker share."""
 
-    patience: Timeouts = field(default_factory=Timeouts)
+    timeouts: Timeouts = field(default_factory=Timeouts)
     now: float = field(default_factory=time.monotonic)
     """A coarse clock, moved by `sweep`, so that an answer needs no timer of its own."""
     cut: Counter[str] = field(default_factory=Counter)
@@ -49,7 +49,7 @@ class FastPathState:
         Their places are free at once, and not when the loop turns: thousands may be accepted before that.
         """
         quiet = sorted((c for c in self.taken if c.is_quiet() and not c.transport.is_closing()), key=lambda c: c.since)
-        for connection in quiet[: max(1, self.patience.connections // 16)]:
+        for connection in quiet[: max(1, self.timeouts.connections // 16)]:
             connection.give_way()
         return bool(quiet)
 
